@@ -1,0 +1,1 @@
+"""The embedded default, `builtin:tiny`: a small world of text, its judge, and the script that makes its model."""

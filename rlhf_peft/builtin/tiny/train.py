@@ -1,0 +1,175 @@
+"""Makes the model of `builtin:tiny` from nothing: tokenizer, chat template, and a million weights.
+
+    python -m rlhf_peft.builtin.tiny.train --out rlhf_peft/assets/tiny
+
+Everything follows from the seed: on one thread and one version of torch the same files come out. The layer
+shapes are multiples of 64, so that every linear layer fits whole blocks of NF4 and of LoRA on any device.
+Left out on purpose: checkpoints, logging and devices; it is a few minutes of one CPU core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .text import Row, pretraining_texts
+
+PAD, BOS, EOS, UNK = "<|pad|>", "<|begin|>", "<|end|>", "<|unk|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    "<|assistant|>{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% elif message['role'] in ['system', 'user'] %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('Unknown role: ' + message['role']) }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""Every turn ends with the end token; the prompt is a prefix of the whole; `generation` marks what trains."""
+
+
+def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer learned from the texts; it gives back any text exactly."""
+    tokenizer = Tokenizer(models.BPE(unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, BOS, EOS, UNK, *ROLES],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_max_length=512,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return an untrained model of the Llama architecture for this tokenizer."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype="float32",
+    )
+    return LlamaForCausalLM(config)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> list[list[int]]:
+    """Return the token ids of chats, by the chat template, and of prose, between begin and end tokens."""
+    texts = [
+        tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        if "messages" in row
+        else BOS + row["text"] + EOS
+        for row in rows
+    ]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def batches(rows: list[list[int]], tokens: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield padded input ids and labels, both [B, T], of rows of like length, in a random order."""
+    rng = Random(seed)
+    order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), rng.random()))
+    groups: list[list[int]] = [[]]
+    for index in order:
+        if (len(groups[-1]) + 1) * len(rows[index]) > tokens:
+            groups.append([])
+        groups[-1].append(index)
+    rng.shuffle(groups)
+    for group in groups:
+        longest = max(len(rows[index]) for index in group)
+        ids = torch.zeros(len(group), longest, dtype=torch.long)
+        labels = torch.full_like(ids, -100)
+        for line, index in enumerate(group):
+            row = torch.tensor(rows[index])
+            ids[line, : len(row)] = row
+            labels[line, : len(row)] = row
+        yield ids, labels
+
+
+def fit(model: LlamaForCausalLM, rows: list[list[int]], tokens: int, peak: float, seed: int) -> float:
+    """Train the model once over the rows and return the mean loss of the last hundred steps."""
+    steps = list(batches(rows, tokens, seed))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
+    losses: list[float] = []
+    began = time.monotonic()
+    model.train()
+    for step, (ids, labels) in enumerate(steps):
+        warm = min(1.0, (step + 1) / 100)
+        rate = peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / len(steps))))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0:
+            mean = sum(losses[-100:]) / 100
+            print(f"step {step + 1}/{len(steps)}  loss {mean:.3f}  {time.monotonic() - began:.0f} s", flush=True)
+    return sum(losses[-100:]) / len(losses[-100:])
+
+
+def main() -> None:
+    """Make the model and write it, with its tokenizer, to a folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model and its tokenizer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--texts", type=int, default=90_000, help="number of texts, each seen once")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens in a batch, padding included")
+    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--vocabulary", type=int, default=1280, help="size of the vocabulary")
+    options = parser.parse_args()
+
+    # 1. one thread, one seed
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+
+    # 2. text and tokenizer
+    rows = pretraining_texts(options.texts, options.seed)
+    contents = [message["content"] for row in rows for message in row.get("messages", ())]
+    contents += [row["text"] for row in rows if "text" in row]
+    tokenizer = make_tokenizer(contents, options.vocabulary)
+
+    # 3. model
+    model = make_model(tokenizer)
+    print(f"{model.num_parameters():,} weights, {len(tokenizer)} tokens, {len(rows):,} texts")
+    fit(model, encode(tokenizer, rows), options.tokens, options.rate, options.seed)
+
+    # 4. save, and nothing else
+    options.out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Readers of single files: jsonl, json, csv, tsv, txt, parquet.
+
+They give each row with its number, and say file and row when something is wrong, which a general loader cannot.
+A reader yields `(number, row)`; a row that cannot be read is raised as `BadRow` through `bad`, so that the caller
+decides whether it ends the run. Left out on purpose: compressed files; pack a folder of parquet files instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+from .rows import BadRow, BadRows
+from .table import make_dataset
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger("rlhf_peft")
+
+Row = tuple[int, dict[str, Any]]
+
+SEPARATORS = {",": '","', ";": '";"', "\t": "tab"}
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+
+
+def read_file(path: Path, source: str, bad: BadRows, essential: set[str]) -> Dataset:
+    """One file as a dataset with row numbers.
+
+    Args:
+        path: an existing file.
+        source: what messages call it.
+        bad: takes rows that cannot be read.
+        essential: columns whose values must be of one type; others may be turned into text.
+
+    Raises:
+        DataError: unknown suffix, wrong encoding, malformed content.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return read_parquet(path, source)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error.strerror or error}).") from error
+    note = ""
+    if suffix in (".jsonl", ".ndjson"):
+        rows = json_lines(data, source, bad)
+    elif suffix == ".json":
+        rows = json_file(data, source, bad)
+    elif suffix in (".csv", ".tsv"):
+        text = decode_table(data, source)
+        separator = "\t" if suffix == ".tsv" else sniff_separator(text)
+        note = f"separator {SEPARATORS[separator]}"
+        rows = csv_rows(text, separator, source, bad)
+    elif suffix == ".txt":
+        rows = text_lines(data, source, bad)
+    else:
+        raise DataError(
+            f"{source}: a file ending in {suffix or 'nothing'} is not known. Expected one of {', '.join(SUFFIXES)}."
+        )
+    return make_dataset(rows, source, bad, essential, note=note)
+
+
+def read_parquet(path: Path, source: str) -> Dataset:
+    """A parquet file; row numbers are added by the caller."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return datasets.Dataset(pyarrow.parquet.read_table(path))
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{source}: not a parquet file that can be read ({first_line(error)}).") from error
+
+
+def json_lines(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
+    """One JSON object a line; the number of a row is its line."""
+    refuse_utf16(data, source)
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        with bad.row(number):
+            value = parse_json(utf8(line))
+            if value is not None:
+                yield number, expect_object(value)
+
+
+def json_file(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
+    """A JSON array of objects, or, as many `.json` files are, one object a line."""
+    refuse_utf16(data, source)
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if not data.lstrip().startswith(b"["):
+        yield from json_lines(data, source, bad)
+        return
+    try:
+        values = parse_json(utf8(data))
+    except BadRow as problem:
+        raise DataError(f"{source}: {problem}. Expected an array of objects, or one object a line.") from problem
+    for number, value in enumerate(values, start=1):
+        with bad.row(number):
+            yield number, expect_object(value)
+
+
+def parse_json(text: str) -> Any:
+    """The value, or None for a blank line; BadRow where it is not JSON."""
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise BadRow(f"malformed JSON at {place}: {error.msg}", "not JSON") from error
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"malformed JSON: {first_line(error)}", "not JSON") from error
+
+
+def expect_object(value: Any) -> dict[str, Any]:
+    """The JSON object itself, or BadRow."""
+    if not isinstance(value, dict):
+        raise BadRow(f"expected a JSON object such as {{\"prompt\": ...}}, found {type(value).__name__}", "no object")
+    return value
+
+
+def utf8(data: bytes) -> str:
+    """Text of UTF-8 bytes, or BadRow."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow(
+            f"not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start + 1}); save the file as UTF-8",
+            "not UTF-8",
+        ) from error
+
+
+def refuse_utf16(data: bytes, source: str) -> None:
+    """DataError for a UTF-16 file, which would otherwise look like many broken lines."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{source}: the file is UTF-16. Save it as UTF-8.")
+
+
+def decode_table(data: bytes, source: str) -> str:
+    """Text of a table: UTF-8 with or without a mark, UTF-16 with one, else Windows-1252."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{source}: marked as UTF-16, but it is not. Save it as UTF-8.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        try:
+            text = data.decode("cp1252")
+        except UnicodeDecodeError as again:
+            raise DataError(
+                f"{source}, line {line:,}: neither UTF-8 nor Windows-1252 "
+                f"(byte 0x{data[again.start]:02x}). Save the file as UTF-8."
+            ) from error
+        log.warning("%s, line %d: not UTF-8; read as Windows-1252", source, line)
+        return text
+
+
+def sniff_separator(text: str) -> str:
+    """The separator that cuts the first records into the most columns, all alike; `,` where none does."""
+    best, most = ",", 1
+    for separator in SEPARATORS:
+        widths = []
+        try:
+            for record, _ in zip(csv.reader(io.StringIO(text[:65536]), delimiter=separator), range(20), strict=False):
+                widths.append(len(record))
+        except csv.Error:
+            continue
+        widths = [width for width in widths if width] or [0]
+        alike = sum(width == widths[0] for width in widths) * 2 > len(widths)
+        if alike and widths[0] > most:
+            best, most = separator, widths[0]
+    return best
+
+
+def csv_rows(text: str, separator: str, source: str, bad: BadRows) -> Iterator[Row]:
+    """Records under a header; every value is text, an empty field is empty text."""
+    limit = csv.field_size_limit(sys.maxsize >> 32)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        header = csv_header(next(reader, []), source)
+        number = 0
+        for record in reader:
+            if not record:
+                continue
+            number += 1
+            with bad.row(number):
+                if len(record) != len(header):
+                    raise BadRow(
+                        f"{len(record)} fields (line {reader.line_num:,}), but the header has {len(header)}",
+                        "with a wrong number of fields",
+                    )
+                yield number, dict(zip(header, record, strict=True))
+    except csv.Error as error:
+        raise DataError(
+            f"{source}, line {reader.line_num:,}: malformed csv: {error}. A field that holds a quote, a line break or "
+            f"the separator stands in quotes, and quotes inside it are doubled."
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def csv_header(record: list[str], source: str) -> list[str]:
+    """The column names; a nameless one (an index, say) gets a name."""
+    names = [name.strip() or f"column_{place}" for place, name in enumerate(record, start=1)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{source}: the header names {', '.join(twice)} twice. Rename one of them.")
+    return names
+
+
+def text_lines(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
+    """Every line that is not blank, as column `text`."""
+    refuse_utf16(data, source)
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        with bad.row(number):
+            text = utf8(line).strip("\r")
+            if text.strip():
+                yield number, {"text": text}
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,94 @@
+"""Heads: the language model's own, read so that it can be applied in chunks, and our scalar ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import maths
+from ..errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class LmHead:
+    """logits = softcap(scale * (h W' + b)), as the model itself computes them.
+
+    Attributes:
+        weight: [V, H].
+        bias: [V] or None.
+        scale: factor on the logits (Cohere multiplies, Granite divides).
+        softcap: c in c * tanh(x / c) (Gemma 2), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    @classmethod
+    def of(cls, model: Any) -> LmHead:
+        """Read from a causal LM.
+
+        Raises:
+            ModelError: it has no output embedding, or one that carries an adapter.
+        """
+        layer = model.get_output_embeddings()
+        if not isinstance(layer, nn.Linear):
+            raise ModelError(
+                f"the output embedding of {type(model).__name__} is {type(layer).__name__}, not a plain linear layer. "
+                "lora.target_modules must not name it."
+            )
+        config = model.config.get_text_config()
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(layer.weight, layer.bias, scale, None if softcap is None else float(softcap))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] for hidden states [..., H]."""
+        out = nn.functional.linear(hidden, self.weight, self.bias) * self.scale
+        return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
+
+    def logps(
+        self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool, chunk: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities [N] of `targets` [N] after hidden states [N, H], and entropies [N] in nats if asked."""
+        return maths.token_logprobs(
+            hidden,
+            self.weight,
+            targets,
+            bias=self.bias,
+            scale=self.scale,
+            softcap=self.softcap,
+            temperature=temperature,
+            chunk=chunk,
+            entropy=entropy,
+        )
+
+
+class ScalarHead(nn.Module):
+    """r = (w . h + b - shift) / scale: a reward or a value from a hidden state, in float32.
+
+    Begins as N(0, 1/(H+1)) with bias 0 (The N implementation details of RLHF with PPO, reward model, 2). `shift` and
+    `scale` hold the normalisation that is fitted after reward modelling; they are saved with the head.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, hidden: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, hidden))
+        self.bias = nn.Parameter(torch.zeros(1))
+        nn.init.normal_(self.weight, std=1 / math.sqrt(hidden + 1), generator=generator)
+        self.register_buffer("shift", torch.zeros(1))
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[...] for hidden states [..., H]."""
+        raw = nn.functional.linear(hidden.float(), self.weight, self.bias).squeeze(-1)
+        return (raw - self.shift) / self.scale

@@ -1,0 +1,97 @@
+"""The policy with its adapter merged into dense weights, for decoding.
+
+Decoding reads every weight for every token; 4-bit weights would be dequantized each time. Here each layer stands in
+for itself with one dense matrix W + scale * B A, built once, dropped at the end. The 4-bit weights are never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+HEADROOM = 1.5
+"""Free memory must be this many times the dense weights."""
+
+
+def _stored_weight(layer: nn.Module) -> Tensor:
+    """[out, in], dense."""
+    weight = dequantize_module_weight(layer).detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def _quantized(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith("bitsandbytes")
+
+
+def _replaceable(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """(parent, name, layer) of every layer that carries adapters or is quantized."""
+    found = []
+    inside: set[int] = set()
+    for parent in model.modules():
+        if id(parent) in inside:
+            continue
+        for name, child in parent.named_children():
+            if isinstance(child, BaseTunerLayer):
+                inside.update(id(module) for module in child.modules())
+                found.append((parent, name, child))
+            elif _quantized(child):
+                found.append((parent, name, child))
+    return found
+
+
+def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype) -> nn.Linear:
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    weight = _stored_weight(base).float()
+    if adapter is not None and isinstance(layer, BaseTunerLayer) and adapter in layer.lora_A:
+        delta = layer.get_delta_weight(adapter).detach().float()
+        weight = weight + (delta.T if delta.shape != weight.shape or isinstance(base, Conv1D) else delta)
+    with torch.device("meta"):
+        dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    dense.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    bias = getattr(base, "bias", None)
+    if bias is not None:
+        dense.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+    dense.training = False
+    return dense
+
+
+def dense_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that the dense weights would take."""
+    total = 0
+    for _, _, layer in _replaceable(model):
+        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+        rows = getattr(base, "out_features", None) or base.weight.shape[1]
+        columns = getattr(base, "in_features", None) or base.weight.shape[0]
+        total += int(rows) * int(columns) * dtype.itemsize
+    return total
+
+
+def fits(model: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the dense weights fit beside what is there, with headroom."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        free = psutil.virtual_memory().available
+    return dense_bytes(model, dtype) * HEADROOM < free
+
+
+@contextmanager
+def merged(model: nn.Module, adapter: str | None, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, forwards go through dense weights with `adapter` merged in (None: the base alone)."""
+    places = _replaceable(model)
+    try:
+        with torch.no_grad():
+            for parent, name, layer in places:
+                setattr(parent, name, _dense(layer, adapter, dtype))
+        yield
+    finally:
+        for parent, name, layer in places:
+            setattr(parent, name, layer)

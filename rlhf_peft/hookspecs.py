@@ -1,0 +1,254 @@
+"""Every hook, every protocol and every view that a plugin meets, on one page.
+
+A plugin registers choices (rewards, samplers, algorithms, datasets) by name, and may listen to a run. A recipe
+chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import pluggy
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from .types import (
+    Minibatch,
+    Outputs,
+    Request,
+    RewardBatch,
+    Rollout,
+    SamplingParams,
+    Scored,
+    Scores,
+    Selection,
+    Totals,
+)
+
+HOOK_API = 1
+PROJECT = "rlhf_peft"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Options(BaseModel):
+    """Base of every plugin's options: unknown keys are refused, every field is described."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+Factory = Callable[[Any], Any]
+"""Called with a validated instance of its own `Options` attribute; returns the reward, sampler, algorithm or dataset."""
+
+Register = Callable[[str, Factory], None]
+
+
+# --- views: what plugins are given -----------------------------------------------------------------------------------
+
+
+class PolicyView(Protocol):
+    """The policy as a sampler sees it."""
+
+    device: torch.device
+    pad_id: int
+    eos_ids: frozenset[int]
+    max_length: int
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of some tokens, special tokens left out."""
+        ...
+
+    def decoder(self) -> AbstractContextManager[nn.Module]:
+        """The policy as a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask,
+        position_ids, past_key_values, use_cache)`: dense merged weights where memory allows, the 4-bit base with its
+        adapter else. Only valid inside the context."""
+        ...
+
+
+class RunView(Protocol):
+    """A run as an observer sees it."""
+
+    name: str
+    folder: Path
+    recipe: Mapping[str, Any]
+
+
+class Prompt(Protocol):
+    """One row of the prompt dataset, encoded."""
+
+    ids: Tensor
+    columns: Mapping[str, Any]
+    index: int
+
+
+class RequestContext(Protocol):
+    """What an algorithm needs to make requests."""
+
+    params: SamplingParams
+
+    def seed(self, prompt: Prompt, sample: int) -> int:
+        """The seed of the `sample`-th completion of a prompt in this iteration."""
+        ...
+
+
+# --- protocols: what plugins bring -----------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores completions.
+
+    Attributes:
+        roles: prefixes of the heads whose outputs are computed before `score` ("reward" gives every `reward-*`).
+        scope: "row" if each row is scored alone, "group" if rows of a group are compared.
+        timeout: seconds for one batch, or None.
+    """
+
+    roles: tuple[str, ...]
+    scope: Literal["row", "group"]
+    timeout: float | None
+
+    async def score(self, batch: RewardBatch) -> Scores:
+        """One score for each row; NaN abstains."""
+        ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Writes completions.
+
+    Attributes:
+        provides: of "logps" (sampler_logps are filled), "row_seeds" (a row depends on its seed alone), "multi_turn".
+    """
+
+    provides: frozenset[str]
+
+    def sync(self, policy: PolicyView, version: int) -> None:
+        """Take the policy's present weights; called before each iteration."""
+        ...
+
+    def sample(self, requests: Sequence[Request]) -> Rollout:
+        """One row for each request, in order."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held."""
+        ...
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """Turns scored rollouts into a loss; sees tensors only.
+
+    Attributes:
+        roles: of "policy", "reference", "value": what must be in memory.
+        needs: of "old_logps", "entropy".
+        epochs: passes over a rollout.
+        minibatches: updates in one pass.
+        metrics: name to formula, for every figure that `loss`, `prepare` or `step_end` log.
+    """
+
+    roles: tuple[str, ...]
+    needs: frozenset[str]
+    epochs: int
+    minibatches: int
+    metrics: ClassVar[Mapping[str, str]]
+
+    def requests(self, prompts: Sequence[Prompt], context: RequestContext) -> list[Request]:
+        """What to sample for these prompts."""
+        ...
+
+    def select(self, scored: Scored, round: int) -> Selection:
+        """Which rows to train on, and whether more prompts are wanted first."""
+        ...
+
+    def prepare(self, scored: Scored, keep: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Advantages and whatever else the loss needs, each [N] or [N, T], and figures to log."""
+        ...
+
+    def unit(self, scored: Scored, keep: Tensor) -> Tensor:
+        """[N] int64; rows with the same number are never split over minibatches."""
+        ...
+
+    def weights(self, mask: Tensor, totals: Totals) -> Tensor:
+        """[n, T] weight of each term; the loss is their weighted sum over the whole minibatch."""
+        ...
+
+    def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Terms [n, T] (or [n], one a row) and figures to log, each [n, T] or [n], averaged over what is real."""
+        ...
+
+    def step_end(self, stats: Mapping[str, float]) -> dict[str, float]:
+        """Told the step's figures; adapts coefficients; returns figures to log."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON values only."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        ...
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A registered dataset: rows in one of TRL's formats."""
+
+    def rows(self) -> Iterable[Mapping[str, Any]]:
+        """The rows, the same each time."""
+        ...
+
+
+# --- hooks: choose one by name ---------------------------------------------------------------------------------------
+
+
+class HookSpecs:
+    """The hooks; implement any of them as a module-level function marked with `hookimpl`."""
+
+    @hookspec
+    def rlhf_peft_register_rewards(self, register: Register) -> None:
+        """Offer rewards: `register(name, factory)`; the factory makes a `Reward`."""
+
+    @hookspec
+    def rlhf_peft_register_samplers(self, register: Register) -> None:
+        """Offer samplers: `register(name, factory)`; the factory makes a `Sampler`."""
+
+    @hookspec
+    def rlhf_peft_register_algorithms(self, register: Register) -> None:
+        """Offer RL algorithms: `register(name, factory)`; the factory makes an `Algorithm`."""
+
+    @hookspec
+    def rlhf_peft_register_datasets(self, register: Register) -> None:
+        """Offer datasets: `register(name, factory)`; the factory makes a `Dataset`."""
+
+    # --- told by broadcast ---
+
+    @hookspec
+    def rlhf_peft_run_start(self, run: RunView) -> None:
+        """A run begins; its folder exists."""
+
+    @hookspec
+    def rlhf_peft_rollout_end(self, run: RunView, stage: str, step: int, scored: Scored) -> None:
+        """An iteration's completions are scored, before the update."""
+
+    @hookspec
+    def rlhf_peft_step_end(self, run: RunView, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """An update of any stage is done; these figures were logged."""
+
+    @hookspec
+    def rlhf_peft_checkpoint_saved(self, run: RunView, stage: str, step: int, folder: Path) -> None:
+        """A stage's adapters or a checkpoint were written."""
+
+    @hookspec
+    def rlhf_peft_run_end(self, run: RunView, status: str, metrics: Mapping[str, float]) -> None:
+        """A run ended: `done`, `failed` or `stopped`; the last figures."""
+
+
+REGISTERS = ("rewards", "samplers", "algorithms", "datasets")
+"""What plugins register; the hook of each is `rlhf_peft_register_<kind>`."""

@@ -1,0 +1,80 @@
+"""Makes the paths of a recipe absolute: in a file they start at the file's folder, on the command line at the current one.
+
+`output_dir` is left alone: runs belong to the folder one works in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .places import at
+from .source import Loc
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst", ".arrow")
+
+Rule = Callable[[str, Path], bool]
+
+
+def resolve_paths(data: dict[str, Any], folder: Path | None, written: Sequence[Loc]) -> None:
+    """Rewrite, in place, every value that names a file or folder.
+
+    Args:
+        data: the recipe's mapping.
+        folder: of the recipe's file; None for a recipe that has none.
+        written: places given on the command line.
+    """
+    here = Path.cwd()
+    for loc, is_path in list(_slots(data)):
+        value = at(data, loc)
+        if not isinstance(value, str) or not value or value.startswith("builtin:") or "\0" in value:
+            continue
+        given_here = any(loc[: len(place)] == place for place in written)
+        base = here if given_here or folder is None else folder
+        if is_path(value, base):
+            at(data, loc[:-1])[loc[-1]] = str(_absolute(value, base))
+        elif "init" in loc and _exists(value, here):
+            at(data, loc[:-1])[loc[-1]] = str(_absolute(value, here))
+
+
+def _slots(data: dict[str, Any]) -> Iterator[tuple[Loc, Rule]]:
+    yield ("model", "path"), _is_folder
+    stages = data.get("stages")
+    for index, stage in enumerate(stages if isinstance(stages, list) else []):
+        loc: Loc = ("stages", index)
+        yield (*loc, "dataset", "path"), _is_data
+        yield (*loc, "eval", "dataset", "path"), _is_data
+        yield (*loc, "eval", "prompts"), lambda value, base: True
+        init = stage.get("init") if isinstance(stage, dict) else None
+        for role in init if isinstance(init, dict) else ():
+            yield (*loc, "init", role), _is_folder
+
+
+def _is_data(value: str, base: Path) -> bool:
+    return _looks_local(value) or value.lower().endswith(DATA_SUFFIXES) or _exists(value, base)
+
+
+def _is_folder(value: str, base: Path) -> bool:
+    return _looks_local(value) or _exists(value, base)
+
+
+def _looks_local(value: str) -> bool:
+    return value in (".", "..") or value.startswith(("./", "../", "~/", ".\\", "..\\"))
+
+
+def _exists(value: str, base: Path) -> bool:
+    if "://" in value:
+        return False
+    try:
+        return (base / Path(value).expanduser()).exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _absolute(value: str, base: Path) -> Path:
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        path = Path(value)
+    return Path(*(base / path).absolute().parts) if ".." not in path.parts else (base / path).resolve()

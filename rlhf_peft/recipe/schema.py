@@ -1,0 +1,314 @@
+"""The recipe: every key, its type, its default and what it is for.
+
+Open sections (`algorithm`, `sampler`, each of `rewards`, a registered dataset) hold a `name` and that plugin's own
+options; the registry validates those. A recipe names registered things only: no key imports code.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.)")
+WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+
+
+def check_run_name(name: str) -> str:
+    """The name itself, or ValueError: it must be safe as a folder name everywhere."""
+    if not RUN_NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot name a run: start with a letter or digit, then letters, digits, '.', '_' or '-', "
+            "no dot at the end"
+        )
+    if name.split(".")[0].lower() in WINDOWS_DEVICES:
+        raise ValueError(f"{name!r} cannot name a run: it is a device name on Windows")
+    return name
+
+
+def _number(value: Any) -> Any:
+    """YAML reads `1e-6` as text: take it as the number it means. `true` is no number."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "Input should be a valid number")
+    if isinstance(value, str):
+        for read in (int, float):
+            try:
+                return read(value)
+            except ValueError:
+                continue
+    return value
+
+
+RunName = Annotated[str, AfterValidator(check_run_name)]
+Whole = Annotated[int, BeforeValidator(_number)]
+Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
+Number = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the recipe whose keys are all known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class OpenSection(BaseModel):
+    """A registered thing by name, with that thing's own options beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    name: str = Field(description="Registered name, or `distribution:name`.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to the plugin."""
+        return dict(self.model_extra or {})
+
+
+class Model(Section):
+    """The one base model that all roles share."""
+
+    path: str = Field(description="Hub id, folder, or `builtin:tiny`.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    quantization: Literal["nf4", "fp4", "int8", "none"] = Field("nf4", description="How the base's weights are held.")
+    double_quantization: bool = Field(True, description="Quantize the 4-bit scales too (QLoRA, section 3).")
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32."
+    )
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = Field(
+        "auto", description="Attention kernel, as transformers names it."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    )
+    max_length: Count | None = Field(
+        None, description="Longest row, prompt and completion, in tokens; null: what the model allows."
+    )
+    tokens_per_forward: Count = Field(
+        16384, description="Most tokens, padding included, in one forward; micro-batches follow from it."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to the chat template, such as `enable_thinking: false`."
+    )
+
+
+class Lora(Section):
+    """The adapters (PEFT's names without the `lora_` prefix)."""
+
+    r: Count = Field(16, description="Rank.")
+    alpha: Positive = Field(32.0, description="Scale: the update is multiplied by alpha / r.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Dropout before the adapter; always off while RL compares log-probabilities."
+    )
+    target_modules: str | list[str] = Field(
+        "all-linear", description="Which layers carry an adapter: `all-linear`, names, or a regular expression."
+    )
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
+
+
+class DatasetSource(BaseModel):
+    """Where rows come from: `path` for files and the hub, or only `name` for a registered dataset."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    path: str | None = Field(None, description="Hub id, folder, or jsonl, json, csv, parquet file.")
+    name: str | None = Field(
+        None, description="With `path`: the hub's configuration name. Without: a registered dataset."
+    )
+    split: str = Field("train", description="Split, slices too: `train[:90%]`.")
+    columns: dict[str, str] = Field(default_factory=dict, description="Renaming: our column to the file's column.")
+    system: str | None = Field(None, description="System message put before conversational prompts.")
+    eval_fraction: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)] = Field(
+        0.0, description="Part of the rows held out for evaluation."
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="What to do with a row that is empty, too long or of the wrong type."
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to a registered dataset."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatasetSource:
+        if self.path is None and self.name is None:
+            raise ValueError("give `path` (hub id, folder or file) or the `name` of a registered dataset")
+        if self.path is not None and self.model_extra:
+            keys = ", ".join(sorted(self.model_extra))
+            raise PydanticCustomError("dataset_extra", "unknown key {keys}", {"keys": keys})
+        return self
+
+
+class RewardEntry(OpenSection):
+    """One reward of an RL stage."""
+
+    weight: Number = Field(1.0, description="Factor in the sum of all rewards.")
+
+
+class Eval(Section):
+    """Evaluation while a stage trains."""
+
+    every: Count | None = Field(None, description="Updates between evaluations; null: only before and after.")
+    split: str | None = Field(None, description="Held-out split, slices too: `test[:200]`.")
+    prompts: str | None = Field(None, description="Text file with one prompt a line, answered at each evaluation.")
+    dataset: DatasetSource | None = Field(None, description="Held-out rows from elsewhere.")
+    size: Count = Field(256, description="Most rows used.")
+    rewards: list[RewardEntry] = Field(
+        default_factory=list, description="Further rewards that are only measured, never trained on."
+    )
+
+
+class StageBase(Section):
+    """What every stage shares."""
+
+    name: str = Field("", description="Name of the stage in the run folder; default: its kind.")
+    dataset: DatasetSource = Field(description="The rows to train on.")
+    learning_rate: Positive = Field(1e-4, description="Peak learning rate.")
+    batch_size: Count = Field(16, description="Rows (pairs) that one update sees.")
+    num_train_epochs: Positive = Field(1.0, description="Passes over the dataset.")
+    max_steps: Count | None = Field(None, description="Updates; overrides num_train_epochs.")
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Shape after the warmup.")
+    warmup: NotNegative = Field(0.03, description="Warmup: a fraction of the steps below 1, else a number of steps.")
+    max_grad_norm: NotNegative = Field(1.0, description="Gradient clipping by global norm; 0 is off (still logged).")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field("adamw", description="Optimizer.")
+    weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay.")
+    eval: Eval = Field(default_factory=lambda: Eval(), description="Evaluation while the stage trains.")
+    init: dict[Literal["policy", "reward", "value"], str] = Field(
+        default_factory=dict, description="Role to earlier run, folder or hub id that it starts from."
+    )
+    lora: Lora | None = Field(None, description="Overrides the recipe's for the adapters this stage makes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("name") and isinstance(data.get("stage"), str):
+            return {**data, "name": data["stage"]}
+        return data
+
+
+class SftStage(StageBase):
+    """Supervised fine-tuning of the policy (TRL's SFTTrainer)."""
+
+    stage: Literal["sft"]
+    learning_rate: Positive = Field(2e-4, description="Peak learning rate.")
+    packing: bool = Field(False, description="Pack several rows into one sequence.")
+    completion_only_loss: bool | None = Field(
+        None, description="Train on completions only; null: yes for prompt-completion data, no for plain text."
+    )
+    assistant_only_loss: bool = Field(False, description="Train on assistant turns only (the template must mark them).")
+
+
+class PreferenceStage(StageBase):
+    """Preferences straight into the policy (TRL's DPOTrainer and KTOTrainer)."""
+
+    stage: Literal["preference"]
+    learning_rate: Positive = Field(1e-5, description="Peak learning rate.")
+    method: Literal["dpo", "kto"] = Field("dpo", description="DPO needs pairs; KTO needs rows with a label.")
+    beta: Positive = Field(0.1, description="Strength of the pull to the reference.")
+    label_smoothing: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=0.5)] = Field(
+        0.0, description="DPO: probability that a label is wrong."
+    )
+    desirable_weight: Positive = Field(1.0, description="KTO: weight of desirable rows.")
+    undesirable_weight: Positive = Field(1.0, description="KTO: weight of undesirable rows.")
+
+
+class RewardModelStage(StageBase):
+    """Bradley-Terry on reward adapters and heads."""
+
+    stage: Literal["reward_model"]
+    ensemble: Count = Field(1, description="Reward adapters and heads trained, each on its own data order.")
+    center_rewards_coefficient: NotNegative = Field(
+        0.0, description="Adds c * (r_chosen + r_rejected)^2 (Eisenstein et al., 2023)."
+    )
+    normalize: Literal["shift", "standardize", "none"] = Field(
+        "shift",
+        description="After training: shift rewards so that chosen rows have mean 0; standardize: unit variance too.",
+    )
+
+
+class RlStage(StageBase):
+    """Reinforcement learning of the policy."""
+
+    stage: Literal["rl"]
+    learning_rate: Positive = Field(1e-5, description="Peak learning rate of the policy.")
+    value_learning_rate: Positive | None = Field(None, description="Of the value role; null: the policy's.")
+    warmup: NotNegative = Field(0.0, description="Warmup: a fraction of the steps below 1, else a number of steps.")
+    algorithm: OpenSection = Field(description="RL algorithm and its options.")
+    sampler: OpenSection = Field(description="Sampler and its options.")
+    rewards: list[RewardEntry] = Field(min_length=1, description="Rewards; their weighted sum is maximised.")
+    prompts_per_step: Count = Field(64, description="Prompts in one rollout.")
+    missing_eos_penalty: NotNegative | None = Field(
+        None, description="Subtracted from the score of a completion that did not end."
+    )
+    missing_eos_score: Number | None = Field(
+        None, description="Replaces the score of a completion that did not end (as in Ziegler et al.: -1)."
+    )
+    importance_cap: Positive | None = Field(
+        2.0, description="Cap of the weight between trainer and sampler (truncated importance sampling); null: none."
+    )
+    kl_limit: Positive | None = Field(
+        None, description="Stop (exit 3) when the mean KL of completions, in nats, goes above it."
+    )
+
+    @model_validator(mode="after")
+    def _one_eos_rule(self) -> RlStage:
+        if self.missing_eos_penalty is not None and self.missing_eos_score is not None:
+            raise ValueError("give missing_eos_penalty or missing_eos_score, not both")
+        return self
+
+
+Stage = Annotated[SftStage | PreferenceStage | RewardModelStage | RlStage, Field(discriminator="stage")]
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    version: Literal[1] = Field(description="Of the recipe format.")
+    name: RunName = Field(description="Of the run: its folder under output_dir.")
+    seed: Whole = Field(
+        17, ge=0, lt=2**63, description="Seeds data order, sampling and initialisation, each a stream of its own."
+    )
+    output_dir: str = Field("runs", description="Where run folders go.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N, xpu, mps.")
+    plugins: list[str] = Field(default_factory=list, description="Distributions that the recipe requires.")
+    model: Model = Field(description="The base model.")
+    lora: Lora = Field(default_factory=lambda: Lora(), description="Adapters of all roles.")
+    stages: list[Stage] = Field(min_length=1, description="Done in order; each begins where the one before ended.")
+
+    @model_validator(mode="after")
+    def _inherit_lora(self) -> Recipe:
+        for index, stage in enumerate(self.stages):
+            if stage.lora is not None:
+                own = {key: getattr(stage.lora, key) for key in stage.lora.model_fields_set}
+                lora = Lora(**{**self.lora.model_dump(), **own})
+                self.stages[index] = stage.model_copy(update={"lora": lora})
+        return self
+
+    @model_validator(mode="after")
+    def _unique_stage_names(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            check_run_name(name)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two stages are called {', '.join(twice)}: give each its own `name`")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """`<output_dir>/<name>`."""
+        return Path(self.output_dir) / self.name
+
+
+RESERVED: dict[str, frozenset[str]] = {
+    "algorithms": frozenset(OpenSection.model_fields),
+    "samplers": frozenset(OpenSection.model_fields),
+    "rewards": frozenset(RewardEntry.model_fields),
+    "datasets": frozenset(DatasetSource.model_fields),
+}
+"""Kind to the keys that the recipe itself has in that plugin's section: options of these names would be hidden."""

@@ -1,0 +1,215 @@
+"""Reads YAML with `yaml.SafeLoader` and keeps the line and the place of every key.
+
+What is refused here, beyond what is not YAML: duplicate keys, keys that are not text, tags, dates and other values that
+JSON does not have, text that cannot be written as UTF-8, and files too large or too deep to be a recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import Problem, RecipeError, UsageError
+
+Loc = tuple[str | int, ...]
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 20_000
+MAX_DEPTH = 60
+_TAG = "tag:yaml.org,2002:"
+
+
+@dataclass
+class Source:
+    """A recipe as read, before anything is known about its keys.
+
+    Attributes:
+        label: what errors call it: the path or the shipped name.
+        data: the mapping, plain lists and values inside.
+        lines: place of a key or list item to its line, counted from 1.
+        spans: place of a plain value to its first and last position in the text.
+        text: the file itself.
+        folder: where relative paths start.
+    """
+
+    label: str
+    data: dict[str, Any]
+    lines: dict[Loc, int] = field(default_factory=dict)
+    spans: dict[Loc, tuple[int, int]] = field(default_factory=dict)
+    text: str = ""
+    folder: Path | None = None
+
+
+def read_text(path: Path) -> str:
+    """The text of a recipe file, or UsageError with the reason."""
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path}: a folder, not a recipe. Name the YAML file inside it.")
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path}: {path.stat().st_size:,} bytes; a recipe is a text file of a few kilobytes.")
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path}: no such recipe file. Shipped recipes: rlhf-peft recipes list."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}. Save the recipe as UTF-8 text.") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+
+
+def parse(text: str, label: str, folder: Path | None = None) -> Source:
+    """The recipe's mapping with the lines of its keys.
+
+    Raises:
+        RecipeError: not YAML, not a mapping, duplicate keys, or values that a recipe cannot hold.
+    """
+    builder = _build(text, label)
+    if builder.problems:
+        raise RecipeError(label, builder.problems)
+    data = builder.data
+    if data is None:
+        raise RecipeError(label, [Problem("recipe", "the file is empty. Start from one: rlhf-peft recipes list")])
+    if not isinstance(data, dict):
+        problem = Problem("recipe", f"expected keys such as `version: 1`, found {describe(data)}", 1)
+        raise RecipeError(label, [problem])
+    return Source(label, data, builder.lines, builder.spans, text, folder)
+
+
+def parse_value(text: str, key: str) -> Any:
+    """The value of a `K=V` override, read as YAML."""
+    builder = _build(text, key, key)
+    if builder.problems:
+        raise RecipeError(key, builder.problems)
+    return builder.data
+
+
+def describe(value: Any) -> str:
+    """A value as an error message shows it."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case dict():
+            return "a mapping" if value else "an empty mapping"
+        case list() | tuple() | set() | frozenset():
+            return "a list" if value else "an empty list"
+        case str():
+            shown = value if len(value) <= 60 else value[:57] + "..."
+            return repr(shown)
+        case _:
+            shown = repr(value)
+            return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _build(text: str, label: str, key: str | None = None) -> _Builder:
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        builder = _Builder(loader, key)
+        builder.data = None if node is None else builder.build(node, (), 0)
+    except yaml.YAMLError as error:
+        raise RecipeError(label, [_yaml_problem(error, key)]) from None
+    except RecursionError:
+        raise RecipeError(label, [Problem(key or "recipe", "nested too deeply")]) from None
+    return builder
+
+
+def _yaml_problem(error: yaml.YAMLError, key: str | None) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    context = getattr(error, "context", None)
+    where = f"{context}, " if context else ""
+    return Problem(key or "YAML", f"not valid YAML: {where}{reason}", None if key or mark is None else mark.line + 1)
+
+
+class _Builder:
+    """Turns nodes into plain values; collects problems rather than stopping at the first."""
+
+    def __init__(self, loader: yaml.SafeLoader, key: str | None) -> None:
+        self.loader = loader
+        self.key = key
+        self.data: Any = None
+        self.lines: dict[Loc, int] = {}
+        self.spans: dict[Loc, tuple[int, int]] = {}
+        self.problems: list[Problem] = []
+        self.nodes = 0
+
+    def build(self, node: yaml.Node, loc: Loc, depth: int) -> Any:
+        self.nodes += 1
+        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            if self.nodes <= MAX_NODES + 1:
+                self.refuse(node, loc, "nested too deeply, or too large, to be a recipe")
+                self.nodes = MAX_NODES + 1
+            return None
+        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+            return self.mapping(node, loc, depth)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+            for index, item in enumerate(node.value):
+                self.lines[(*loc, index)] = item.start_mark.line + 1
+            return [self.build(item, (*loc, index), depth + 1) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, loc)
+        return self.refuse(node, loc, f"the tag {node.tag} is not allowed in a recipe")
+
+    def mapping(self, node: yaml.MappingNode, loc: Loc, depth: int) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == _TAG + "merge":
+                merged |= self.merge(value_node, loc, depth)
+                continue
+            if key_node.tag != _TAG + "str" or not isinstance(key_node, yaml.ScalarNode):
+                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                self.refuse(key_node, loc, f"the key {shown} is not text to YAML. Put it in quotes.")
+                continue
+            key = str(self.scalar(key_node, loc))
+            if key in own:
+                first = self.lines.get((*loc, key))
+                self.refuse(key_node, (*loc, key), f"given twice, first on line {first}. Keep one.")
+                continue
+            self.lines[(*loc, key)] = line
+            own[key] = self.build(value_node, (*loc, key), depth + 1)
+        return {**merged, **own}
+
+    def merge(self, node: yaml.Node, loc: Loc, depth: int) -> dict[str, Any]:
+        """The keys of `<<`: earlier mappings of a list win, as YAML has it."""
+        value = self.build(node, loc, depth + 1)
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, dict) for part in parts):
+            self.refuse(node, loc, "`<<` takes a mapping or a list of mappings")
+            return {}
+        return {key: part[key] for part in reversed(parts) for key in part}
+
+    def scalar(self, node: yaml.ScalarNode, loc: Loc) -> Any:
+        try:
+            value = self.loader.construct_object(node)
+        except yaml.YAMLError:
+            return self.refuse(node, loc, f"the tag {node.tag} is not allowed in a recipe")
+        except Exception:  # PyYAML's constructors let ValueError, KeyError and others out of odd scalars
+            return self.refuse(node, loc, f"{describe(node.value)} is not a valid {node.tag.removeprefix(_TAG)}")
+        if isinstance(value, str) and not _writable(value):
+            return self.refuse(node, loc, "holds half of a surrogate pair, which is no character")
+        if value is not None and not isinstance(value, (bool, int, float, str)):
+            kind = type(value).__name__
+            return self.refuse(node, loc, f"YAML reads {node.value} as a {kind}. Put it in quotes.")
+        self.spans[loc] = (node.start_mark.index, node.end_mark.index)
+        return value
+
+    def refuse(self, node: yaml.Node, loc: Loc, message: str) -> None:
+        line = None if self.key else node.start_mark.line + 1
+        inner = ".".join(str(part) for part in loc)
+        self.problems.append(Problem(".".join(p for p in (self.key, inner) if p) or "recipe", message, line))
+
+
+def _writable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

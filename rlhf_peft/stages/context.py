@@ -1,0 +1,122 @@
+"""What every stage is given: the recipe, the shared base, the run folder, and one place to say what happens."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy
+import torch
+
+from ..data import Encoder, load_rows
+from ..engine import SharedBase
+from ..recipe.schema import DatasetSource, Recipe, StageBase
+from ..registry import Registry
+from ..runs import RunFolder
+
+
+class Reporter(Protocol):
+    """Shows a run to a person; see `progress.py`."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage of so many updates begins."""
+        ...
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """An update is done."""
+        ...
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        ...
+
+    def close(self) -> None:
+        """No more will come."""
+        ...
+
+
+@dataclass
+class Context:
+    """One run, as its stages see it."""
+
+    recipe: Recipe
+    base: SharedBase
+    registry: Registry
+    run: RunFolder
+    reporter: Reporter
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def seed(self, *stream: str | int) -> int:
+        """A seed of its own for each named stream (data, sampling, initialisation), from the recipe's."""
+        words = "/".join(str(word) for word in stream)
+        return (self.recipe.seed * 1_000_003 + zlib.crc32(words.encode())) % 2**31
+
+    def generator(self, *stream: str | int) -> torch.Generator:
+        """A generator seeded by `seed`, on the CPU."""
+        return torch.Generator().manual_seed(self.seed(*stream))
+
+    def seed_everything(self, *stream: str | int) -> None:
+        """Seed the global generators too, for libraries that draw from them."""
+        seed = self.seed(*stream)
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def rows(self, source: DatasetSource, split: str | None = None) -> Any:
+        """The rows of a recipe's dataset."""
+        loader = None
+        if source.path is None:
+            loader = self.registry.make("datasets", str(source.name), {**source.options, "split": split or source.split})
+        return load_rows(
+            path=source.path,
+            name=source.name if source.path is not None else None,
+            split=split or source.split,
+            columns=source.columns,
+            system=source.system,
+            on_bad_row=source.on_bad_row,
+            loader=loader,
+        )
+
+    def encoder(self, source: DatasetSource) -> Encoder:
+        """Turns rows of that dataset into tokens."""
+        model = self.recipe.model
+        return Encoder(
+            self.base.tokenizer,
+            chat_template_kwargs=dict(model.chat_template_kwargs),
+            system=source.system,
+            max_length=self.base.max_length,
+        )
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Write an update's figures down, show them, and tell the observers."""
+        self.run.append_metrics(stage, step, metrics)
+        self.reporter.step(stage, step, metrics)
+        self.registry.broadcast(
+            "rlhf_peft_step_end", run=self.run.view, stage=stage, step=step, metrics=dict(metrics)
+        )
+
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write completions down, with what they scored."""
+        self.run.append_samples(rows)
+
+    def save_role(self, stage: str, step: int, role: str) -> None:
+        """Write a role's adapter into the run folder and tell the observers."""
+        folder = self.run.adapter_dir(role)
+        self.base.save_role(role, folder)
+        self.registry.broadcast(
+            "rlhf_peft_checkpoint_saved", run=self.run.view, stage=stage, step=step, folder=folder
+        )
+
+
+StageRunner = Callable[[Any, Context], dict[str, Any]]
+"""Runs one stage: its part of the recipe and the context; returns the figures of its end."""
+
+
+def total_steps(stage: StageBase, rows: int) -> int:
+    """Updates of a stage over so many rows."""
+    if stage.max_steps is not None:
+        return stage.max_steps
+    return max(1, int(stage.num_train_epochs * max(1, rows // stage.batch_size)))

@@ -1,0 +1,262 @@
+"""The values that pass between the stages and the plugins.
+
+Letters: N rows of a rollout, n rows of a minibatch, T tokens of the longest row (prompt and completion), P tokens of
+one prompt. Everything is indexed by the position of a token in its row: `logps[i, t]` is the log-probability of
+token t given the tokens before it; `values[i, t]` is the value of the state before token t is taken. Rows are padded
+on the right; a mask, never a token id, says which positions are real.
+
+Left out on purpose: anything that holds a model. What a plugin may do with a model stands in `hookspecs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Finish = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one completion is drawn.
+
+    Attributes:
+        max_new_tokens: most tokens drawn, EOS included.
+        temperature: logits are divided by it; 0 takes the most likely token.
+        stop: strings that end a completion (the string is kept).
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion that an algorithm asks a sampler for.
+
+    Attributes:
+        prompt_ids: [P] int64, not padded.
+        group: rows with the same number answer the same prompt.
+        seed: of this row's own random stream.
+        params: how to draw.
+        tag: free word that the algorithm finds again in the rollout ("sample", "baseline").
+        columns: the other columns of the dataset row, given to rewards; `prompt` among them.
+        model_inputs: further inputs of the model's forward (images, later).
+    """
+
+    prompt_ids: Tensor
+    group: int
+    seed: int
+    params: SamplingParams
+    tag: str = "sample"
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    model_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Rollout:
+    """What a sampler returns: one row for each request, in the order of the requests, ragged.
+
+    Attributes:
+        input_ids: N tensors [T_i] int64, prompt and completion, EOS included where one was drawn.
+        action_mask: N tensors [T_i] bool, True where the policy wrote the token.
+        finish: N words: how the row ended.
+        group: [N] int64.
+        tag: N words, from the requests.
+        columns: name to N values, from the requests.
+        sampler_logps: N tensors [T_i] float32 as the sampler computed them, 0 where not an action; or None.
+        version: the policy version that `sync` announced.
+    """
+
+    input_ids: list[Tensor]
+    action_mask: list[Tensor]
+    finish: list[Finish]
+    group: Tensor
+    tag: list[str]
+    columns: dict[str, list[Any]]
+    sampler_logps: list[Tensor] | None = None
+    version: int = 0
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[N] int64, tokens of each row, prompt included."""
+        return torch.tensor([len(ids) for ids in self.input_ids], dtype=torch.int64)
+
+    @property
+    def completion_lengths(self) -> Tensor:
+        """[N] int64, tokens that the policy wrote."""
+        return torch.tensor([int(mask.sum()) for mask in self.action_mask], dtype=torch.int64)
+
+    def completion_ids(self, row: int) -> list[int]:
+        """The tokens that the policy wrote in one row."""
+        ids: list[int] = self.input_ids[row][self.action_mask[row]].tolist()
+        return ids
+
+    def rows(self, index: Sequence[int]) -> Rollout:
+        """The rollout of some of its rows."""
+        logps = self.sampler_logps
+        return Rollout(
+            input_ids=[self.input_ids[i] for i in index],
+            action_mask=[self.action_mask[i] for i in index],
+            finish=[self.finish[i] for i in index],
+            group=self.group[list(index)],
+            tag=[self.tag[i] for i in index],
+            columns={name: [values[i] for i in index] for name, values in self.columns.items()},
+            sampler_logps=None if logps is None else [logps[i] for i in index],
+            version=self.version,
+        )
+
+
+@dataclass(slots=True)
+class RewardBatch:
+    """What a reward sees.
+
+    Attributes:
+        prompts: N prompts, text or a list of messages, as the dataset has them.
+        completions: N completions, text, or `[{"role": "assistant", "content": ...}]` where the prompt is messages.
+        completion_ids: N lists of token ids.
+        finish: N words: how the row ended.
+        columns: the other columns of the dataset, name to N values.
+        rollout: the rollout itself.
+        heads: output of the heads that the reward's `roles` ask for: role name to [N] float32.
+        step: the update that the batch is for.
+        generator: the only source of random numbers that a reward may use.
+    """
+
+    prompts: list[Any]
+    completions: list[Any]
+    completion_ids: list[list[int]]
+    finish: list[Finish]
+    columns: dict[str, list[Any]]
+    rollout: Rollout
+    heads: Mapping[str, Tensor]
+    step: int
+    generator: torch.Generator
+
+    def __len__(self) -> int:
+        return len(self.completion_ids)
+
+    @property
+    def texts(self) -> list[str]:
+        """N completions as text."""
+        return [c if isinstance(c, str) else "".join(str(m["content"]) for m in c) for c in self.completions]
+
+
+@dataclass(slots=True)
+class Scores:
+    """What a reward returns.
+
+    Attributes:
+        row: [N] float32; NaN abstains.
+        token: [N, T] float32 or None; added to the per-token reward.
+        metrics: figures to log, under `rewards/<name>/`.
+        extra: name to N values, shown beside the samples.
+    """
+
+    row: Tensor
+    token: Tensor | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Scored:
+    """A rollout with all that the stage computed for it; what an algorithm's `select` and `prepare` see.
+
+    Quantities that the algorithm did not name in `roles` and `needs` are None.
+
+    Attributes:
+        rollout: the rows.
+        mask: [N, T] bool, actions.
+        scores: [N] float32, weighted sum of the rewards; NaN where all abstained.
+        token_scores: [N, T] float32 or None.
+        components: reward name to [N].
+        logps: [N, T] the trainer's own log-probabilities before the update ("old").
+        ref_logps: [N, T] of the reference.
+        values: [N, T] before the update.
+        entropy: [N, T] in nats.
+        eos_id: an end-of-sequence id.
+    """
+
+    rollout: Rollout
+    mask: Tensor
+    scores: Tensor
+    token_scores: Tensor | None = None
+    components: dict[str, Tensor] = field(default_factory=dict)
+    logps: Tensor | None = None
+    ref_logps: Tensor | None = None
+    values: Tensor | None = None
+    entropy: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rollout)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows go on to the update, and how many more prompts are wanted first.
+
+    Attributes:
+        keep: [N] bool.
+        want: prompts to sample in a further round; 0 is enough.
+    """
+
+    keep: Tensor
+    want: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Global counts of the minibatch that a loss is normalised by, over all micro-batches and ranks.
+
+    Attributes:
+        tokens: actions.
+        rows: rows.
+    """
+
+    tokens: int
+    rows: int
+
+
+@dataclass(slots=True)
+class Minibatch:
+    """The rows of one forward of the update.
+
+    Attributes:
+        mask: [n, T] bool, actions.
+        columns: what `prepare` returned, the rows of this minibatch: name to [n] or [n, T].
+        logps: [n, T] before the update, or None.
+        ref_logps: [n, T] or None.
+        old_values: [n, T] before the update, or None.
+        importance: [n, T] truncated weight between trainer and sampler, or None.
+    """
+
+    mask: Tensor
+    columns: dict[str, Tensor]
+    logps: Tensor | None = None
+    ref_logps: Tensor | None = None
+    old_values: Tensor | None = None
+    importance: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Outputs:
+    """What the policy and value say now, with gradients.
+
+    Attributes:
+        logps: [n, T].
+        values: [n, T] or None.
+        entropy: [n, T] or None.
+    """
+
+    logps: Tensor
+    values: Tensor | None = None
+    entropy: Tensor | None = None
