@@ -59,8 +59,8 @@ def kl_exact(logits: Tensor, ref_logits: Tensor) -> Tensor:
         [...] KL(p || q), in nats; infinite where p allows what q excludes.
     """
     logp, logq = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    possible = logp > -math.inf
-    return torch.where(possible, logp.exp() * (logp - logq), 0.0).sum(-1)
+    log_ratio = torch.where(logp > -math.inf, logp - logq, 0.0)
+    return (logp.exp() * log_ratio).sum(-1)
 
 
 def adaptive_beta(beta: float, kl: float, target: float, horizon: float, n: float) -> float:

@@ -55,7 +55,7 @@ def token_logprobs(
     logp = z_target - logsumexp(z);  H = -sum_v p_v log p_v;  dlogp/dz = onehot - p;  dH/dz = -p (log p + H)
 
     The matrix product is in the dtype of the weight, the rest in float32 (float64 for a float64 weight), with
-    autocast off. Beyond inputs and outputs the peak is two or three buffers of [chunk, V], whatever N is.
+    autocast off. Beyond inputs and outputs the peak is one to four buffers of [chunk, V], whatever N is.
     Recomputing logits in the backward pass: cut cross-entropy, Wijmans et al. 2024, arXiv:2411.09009.
 
     Args:
