@@ -1,0 +1,31 @@
+"""Datasets: found, checked, encoded and batched.
+
+A stage goes `load_rows` -> `require` -> `hold_out` -> `encode_prompts`, `encode_pairs` or `for_trl`.
+"""
+
+from .batch import length_batches, mask_from_lengths, pad_left, pad_right
+from .encode import Encoder, check_tokens
+from .formats import Format, detect, require
+from .load import hold_out, load_rows
+from .prompts import Pair, Prompt, PromptStream, encode_pairs, encode_prompts
+from .trl_rows import for_trl
+
+__all__ = [
+    "Encoder",
+    "Format",
+    "Pair",
+    "Prompt",
+    "PromptStream",
+    "check_tokens",
+    "detect",
+    "encode_pairs",
+    "encode_prompts",
+    "for_trl",
+    "hold_out",
+    "length_batches",
+    "load_rows",
+    "mask_from_lengths",
+    "pad_left",
+    "pad_right",
+    "require",
+]

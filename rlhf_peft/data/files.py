@@ -1,8 +1,8 @@
 """Readers of single files: jsonl, json, csv, tsv, txt, parquet.
 
-They give each row with its number, and say file and row when something is wrong, which a general loader cannot.
-A reader yields `(number, row)`; a row that cannot be read is raised as `BadRow` through `bad`, so that the caller
-decides whether it ends the run. Left out on purpose: compressed files; pack a folder of parquet files instead.
+They give each row with its number, and say file and row when something is wrong, which a general loader
+cannot. A reader yields `(number, row)`; a row that cannot be read goes to `bad`, which decides whether it
+ends the run. Left out on purpose: compressed files; use parquet.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def read_file(path: Path, source: str, bad: BadRows, essential: set[str]) -> Dat
         rows = text_lines(data, source, bad)
     else:
         raise DataError(
-            f"{source}: a file ending in {suffix or 'nothing'} is not known. Expected one of {', '.join(SUFFIXES)}."
+            f"{source}: a file ending in {suffix or 'nothing'} is not known. Expected one of "
+            f"{', '.join(SUFFIXES)}."
         )
     return make_dataset(rows, source, bad, essential, note=note)
 
@@ -78,7 +79,7 @@ def read_parquet(path: Path, source: str) -> Dataset:
     try:
         return datasets.Dataset(pyarrow.parquet.read_table(path))
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{source}: not a parquet file that can be read ({first_line(error)}).") from error
+        raise DataError(f"{source}: not a parquet file that can be read ({brief(error)}).") from error
 
 
 def json_lines(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
@@ -101,7 +102,9 @@ def json_file(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
     try:
         values = parse_json(utf8(data))
     except BadRow as problem:
-        raise DataError(f"{source}: {problem}. Expected an array of objects, or one object a line.") from problem
+        raise DataError(
+            f"{source}: {problem}. Expected an array of objects, or one object a line."
+        ) from problem
     for number, value in enumerate(values, start=1):
         with bad.row(number):
             yield number, expect_object(value)
@@ -117,13 +120,15 @@ def parse_json(text: str) -> Any:
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise BadRow(f"malformed JSON at {place}: {error.msg}", "not JSON") from error
     except (ValueError, RecursionError) as error:
-        raise BadRow(f"malformed JSON: {first_line(error)}", "not JSON") from error
+        raise BadRow(f"malformed JSON: {brief(error)}", "not JSON") from error
 
 
 def expect_object(value: Any) -> dict[str, Any]:
     """The JSON object itself, or BadRow."""
     if not isinstance(value, dict):
-        raise BadRow(f"expected a JSON object such as {{\"prompt\": ...}}, found {type(value).__name__}", "no object")
+        raise BadRow(
+            f'expected a JSON object such as {{"prompt": ...}}, found {type(value).__name__}', "no object"
+        )
     return value
 
 
@@ -133,8 +138,9 @@ def utf8(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadRow(
-            f"not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start + 1}); save the file as UTF-8",
+            f"not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start + 1})",
             "not UTF-8",
+            "Save the file as UTF-8",
         ) from error
 
 
@@ -172,7 +178,9 @@ def sniff_separator(text: str) -> str:
     for separator in SEPARATORS:
         widths = []
         try:
-            for record, _ in zip(csv.reader(io.StringIO(text[:65536]), delimiter=separator), range(20), strict=False):
+            for record, _ in zip(
+                csv.reader(io.StringIO(text[:65536]), delimiter=separator), range(20), strict=False
+            ):
                 widths.append(len(record))
         except csv.Error:
             continue
@@ -188,7 +196,7 @@ def csv_rows(text: str, separator: str, source: str, bad: BadRows) -> Iterator[R
     limit = csv.field_size_limit(sys.maxsize >> 32)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        header = csv_header(next(reader, []), source)
+        header = csv_header(next((record for record in reader if record), []), source)
         number = 0
         for record in reader:
             if not record:
@@ -203,8 +211,8 @@ def csv_rows(text: str, separator: str, source: str, bad: BadRows) -> Iterator[R
                 yield number, dict(zip(header, record, strict=True))
     except csv.Error as error:
         raise DataError(
-            f"{source}, line {reader.line_num:,}: malformed csv: {error}. A field that holds a quote, a line break or "
-            f"the separator stands in quotes, and quotes inside it are doubled."
+            f"{source}, line {reader.line_num:,}: malformed csv: {error}. A field that holds a quote, a line "
+            f"break or the separator stands in quotes, and quotes inside it are doubled."
         ) from error
     finally:
         csv.field_size_limit(limit)
@@ -229,7 +237,6 @@ def text_lines(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
                 yield number, {"text": text}
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, short."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]
+def brief(error: BaseException) -> str:
+    """What an error says, in one short line."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -1,7 +1,8 @@
 """Rows by number, and what happens to a row that cannot be used.
 
-Every dataset that `load_rows` returns carries the number that each row has in its file (`ROW`), so that a message
-names the right row after slices, hold-outs and left-out rows. The column never reaches a model or a reward.
+Every dataset that `load_rows` returns carries the number that each row has in its file (`ROW`), so that
+a message names the right row after slices, hold-outs and left-out rows. The column never reaches a model or a
+reward.
 """
 
 from __future__ import annotations
@@ -26,11 +27,17 @@ log = logging.getLogger("rlhf_peft")
 
 
 class BadRow(DataError):
-    """One row cannot be used; the message is the reason alone, `kind` the reason in a few words."""
+    """One row cannot be used; the message is the reason alone.
 
-    def __init__(self, reason: str, kind: str | None = None) -> None:
+    Attributes:
+        kind: the reason in a few words, for counting.
+        remedy: what to do about it, beside leaving the row out.
+    """
+
+    def __init__(self, reason: str, kind: str | None = None, remedy: str = "Mend or remove it") -> None:
         super().__init__(reason)
         self.kind = kind or reason
+        self.remedy = remedy
 
 
 class BadRows:
@@ -40,9 +47,18 @@ class BadRows:
         source: what messages call the dataset, such as its path.
         on_bad_row: "error" or "skip".
         stage: name of the stage, for the override that a message prints.
+        can_skip: whether "skip" would help, and may be proposed.
     """
 
-    def __init__(self, source: str, on_bad_row: OnBadRow = "error", stage: str | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        on_bad_row: OnBadRow = "error",
+        stage: str | None = None,
+        *,
+        can_skip: bool = True,
+    ) -> None:
+        self.can_skip = can_skip
         self.source = source
         self.on_bad_row = on_bad_row
         self.stage = stage
@@ -63,13 +79,17 @@ class BadRows:
         number, first = self.found[0]
         if self.on_bad_row == "error":
             more = f" ({len(self.found) - 1:,} more bad rows)" if len(self.found) > 1 else ""
-            raise DataError(
-                f"{self.source}, row {number:,}: {first}{more}. Mend or remove it, or leave such rows out: "
-                f"{override(self.stage, 'on_bad_row=skip')}"
+            skip = (
+                f", or leave such rows out: {override(self.stage, 'on_bad_row=skip')}"
+                if self.can_skip
+                else "."
             )
+            raise DataError(f"{self.source}, row {number:,}: {first}{more}. {first.remedy}{skip}")
         counts = Counter(bad.kind for _, bad in self.found)
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
-        message = f"{self.source}: left out {len(self.found):,} of {total:,} rows: {kinds} (first: row {number:,})"
+        message = (
+            f"{self.source}: left out {len(self.found):,} of {total:,} rows: {kinds} (first: row {number:,})"
+        )
         if len(self.found) >= total:
             raise DataError(f"{message}. No row is left to work with; row {number:,}: {first}.")
         log.warning(message)
@@ -77,7 +97,7 @@ class BadRows:
 
 def override(stage: str | None, text: str) -> str:
     """The words that set a key of a dataset on the command line: `stages.sft.dataset.on_bad_row=skip`."""
-    return f"stages.{stage or '<stage>'}.dataset.{text}"
+    return f"stages.{stage}.dataset.{text}" if stage else f"dataset.{text}"
 
 
 def number_of(row: Mapping[str, Any], position: int) -> int:

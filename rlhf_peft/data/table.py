@@ -1,7 +1,7 @@
 """Rows of Python values into a `datasets.Dataset`, tolerant where that is harmless and exact where it is not.
 
-A column missing from a row is filled with None. Values of one column must share a type: in a column that a stage
-reads, a row that differs is a bad row; any other column is kept as JSON text.
+A column missing from a row is filled with None. Values of one column must share a type: in a column that a
+stage reads, a row that differs is a bad row; any other column is kept as JSON text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def make_dataset(
     import datasets
     import pyarrow
 
-    kept = list(rows)
+    kept = [(number, {clean(name): value for name, value in row.items()}) for number, row in rows]
     total = len(kept) + len(bad.found)
     names = list(dict.fromkeys(name for _, row in kept for name in row if name != ROW))
     wrong: dict[int, BadRow] = {}
@@ -53,7 +53,12 @@ def make_dataset(
     good = [place for place in range(len(kept)) if place not in wrong]
     arrays[ROW] = pyarrow.array([number for number, _ in kept], pyarrow.int64())
     table = pyarrow.table({name: array.take(good) if wrong else array for name, array in arrays.items()})
-    dataset = datasets.Dataset(table)
+    try:
+        dataset = datasets.Dataset(table)
+    except (RecursionError, ValueError, TypeError, pyarrow.ArrowException) as error:
+        raise DataError(
+            f"{source}: the values are nested too deeply, or of a type that no table holds."
+        ) from error
     dataset.info.description = note
     return dataset
 
@@ -67,7 +72,7 @@ def column(values: list[Any], name: str, source: str, essential: bool, wrong: di
     if not essential:
         log.warning("%s: column %s holds values of several types; it is kept as JSON text", source, name)
         texts = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
-        return arrow([None if text is None else text.encode("utf-8", "replace").decode() for text in texts])
+        return arrow([None if text is None else clean(text) for text in texts])
     first: list[Any] = []
     good: list[Any] = []
     for place, value in enumerate(values):
@@ -80,7 +85,17 @@ def column(values: list[Any], name: str, source: str, essential: bool, wrong: di
         good.append(value)
         if not first and value:
             first = [value]
-    return arrow(good)
+    try:
+        return arrow(good)
+    except DataError as error:
+        raise DataError(
+            f"{source}: column {name} holds values of several types that do not go together."
+        ) from error
+
+
+def clean(text: str) -> str:
+    """Text that can be written: half of a surrogate pair becomes `?`."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def arrow(values: list[Any]) -> Any:

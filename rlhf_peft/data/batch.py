@@ -1,0 +1,100 @@
+"""Ragged rows into padded tensors, and rows into batches under a budget of tokens.
+
+Letters: B rows, T tokens of the longest row. Masks come from lengths, never from token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pad_right(rows: Sequence[Tensor], value: float) -> Tensor:
+    """Rows of [T_i] as [B, T], filled on the right.
+
+    Args:
+        rows: 1-D tensors of one dtype.
+        value: what to fill with.
+
+    Returns:
+        [B, T] of the rows' dtype and device.
+    """
+    if not rows:
+        raise ValueError("no rows to pad")
+    out = rows[0].new_full((len(rows), max(len(row) for row in rows)), value)
+    for place, row in enumerate(rows):
+        out[place, : len(row)] = row
+    return out
+
+
+def pad_left(rows: Sequence[Tensor], value: float) -> Tensor:
+    """Rows of [T_i] as [B, T], filled on the left.
+
+    Args:
+        rows: 1-D tensors of one dtype.
+        value: what to fill with.
+
+    Returns:
+        [B, T] of the rows' dtype and device.
+    """
+    if not rows:
+        raise ValueError("no rows to pad")
+    longest = max(len(row) for row in rows)
+    out = rows[0].new_full((len(rows), longest), value)
+    for place, row in enumerate(rows):
+        out[place, longest - len(row) :] = row
+    return out
+
+
+def mask_from_lengths(lengths: Tensor | Sequence[int], T: int, *, left: bool = False) -> Tensor:
+    """[B, T] bool, True at the real tokens of rows of these lengths.
+
+    Args:
+        lengths: [B] tokens of each row.
+        T: width of the padded rows.
+        left: rows are padded on the left.
+    """
+    lengths = torch.as_tensor(lengths)
+    places = torch.arange(T, device=lengths.device)
+    if left:
+        return places >= T - lengths[:, None]
+    return places < lengths[:, None]
+
+
+def length_batches(
+    lengths: Sequence[int],
+    *,
+    max_tokens: int,
+    indices: Sequence[int] | None = None,
+    unit: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Rows grouped by length so that each batch, padded, stays within a budget of tokens.
+
+    Longest first, so that a batch that does not fit in memory fails at once.
+
+    Args:
+        lengths: tokens of each row.
+        max_tokens: budget: rows of a batch times its longest row.
+        indices: rows to group; default: all.
+        unit: for each row, the number of the unit that must stay together; default: every row alone.
+
+    Returns:
+        Batches of row indices; a batch over the budget holds one unit only.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    together: dict[int, list[int]] = {}
+    for row in range(len(lengths)) if indices is None else indices:
+        together.setdefault(row if unit is None else int(unit[row]), []).append(row)
+    units = sorted(together.values(), key=lambda rows: (-max(lengths[row] for row in rows), rows))
+    batches: list[list[int]] = []
+    longest = 0
+    for rows in units:
+        if batches and (len(batches[-1]) + len(rows)) * longest <= max_tokens:
+            batches[-1].extend(rows)
+        else:
+            batches.append(list(rows))
+            longest = max(lengths[row] for row in rows)
+    return batches

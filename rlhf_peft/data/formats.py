@@ -1,0 +1,131 @@
+"""Which of TRL's dataset formats rows are in, and which of them a stage can use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ..errors import DataError
+from .columns import suggest
+from .conversation import is_messages
+from .rows import as_text, columns_of, override
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Kind = Literal["language_modeling", "prompt_only", "prompt_completion", "preference", "unpaired_preference"]
+Method = Literal["sft", "dpo", "kto", "reward_model", "rl"]
+
+# The first whose columns are all there is the format.
+SHAPES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+    ("preference", ("prompt", "chosen", "rejected")),
+    ("preference", ("chosen", "rejected")),
+    ("unpaired_preference", ("prompt", "completion", "label")),
+    ("prompt_completion", ("prompt", "completion")),
+    ("language_modeling", ("messages",)),
+    ("language_modeling", ("conversations",)),
+    ("language_modeling", ("text",)),
+    ("prompt_only", ("prompt",)),
+)
+
+# What each method reads; the first is what its message looks for first.
+ACCEPTS: dict[Method, tuple[tuple[Kind, tuple[str, ...]], ...]] = {
+    "sft": (
+        ("prompt_completion", ("prompt", "completion")),
+        ("language_modeling", ("messages",)),
+        ("language_modeling", ("conversations",)),
+        ("language_modeling", ("text",)),
+    ),
+    "dpo": (("preference", ("prompt", "chosen", "rejected")), ("preference", ("chosen", "rejected"))),
+    "reward_model": (
+        ("preference", ("prompt", "chosen", "rejected")),
+        ("preference", ("chosen", "rejected")),
+    ),
+    "kto": (
+        ("unpaired_preference", ("prompt", "completion", "label")),
+        ("preference", ("prompt", "chosen", "rejected")),
+        ("preference", ("chosen", "rejected")),
+    ),
+    "rl": (("prompt_only", ("prompt",)), ("preference", ("chosen", "rejected"))),
+}
+
+WHO: dict[Method, str] = {
+    "sft": "An sft stage",
+    "dpo": "A preference stage",
+    "kto": "A preference stage with method kto",
+    "reward_model": "A reward_model stage",
+    "rl": "An rl stage",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format of TRL's.
+
+    Attributes:
+        kind: which.
+        columns: the columns that make it.
+        conversational: messages rather than plain text.
+    """
+
+    kind: Kind
+    columns: tuple[str, ...]
+    conversational: bool
+
+    @property
+    def implicit_prompt(self) -> bool:
+        """Whether the prompt is the beginning that `chosen` and `rejected` share."""
+        return self.columns == ("chosen", "rejected")
+
+
+def detect(dataset: Dataset) -> Format | None:
+    """The format of a dataset, by its columns and its first row; None where it is none."""
+    found = set(columns_of(dataset))
+    for kind, columns in SHAPES:
+        if found.issuperset(columns):
+            return Format(kind, columns, conversational(dataset, columns))
+    return None
+
+
+def conversational(dataset: Dataset, columns: tuple[str, ...]) -> bool:
+    """Whether the first row that holds anything in these columns holds messages in one of them."""
+    for row in dataset.select_columns(list(columns)):
+        if any(row[name] for name in columns if name != "label"):
+            return columns == ("conversations",) or any(is_messages(row[name]) for name in columns)
+    return False
+
+
+def require(dataset: Dataset, method: Method, source: str, *, stage: str | None = None) -> Format:
+    """The format in which a method reads a dataset.
+
+    Args:
+        dataset: the rows.
+        method: what is to be done with them.
+        source: what messages call the dataset.
+        stage: name of the stage in the recipe, for the override that the message prints.
+
+    Raises:
+        DataError: the columns fit none of the method's formats; says which were found, and how to map them.
+    """
+    found = set(columns_of(dataset))
+    for kind, columns in ACCEPTS[method]:
+        if found.issuperset(columns):
+            return Format(kind, columns, conversational(dataset, columns))
+    raise DataError(misfit(dataset, method, source, stage))
+
+
+def misfit(dataset: Dataset, method: Method, source: str, stage: str | None) -> str:
+    """Where, what was found, what was expected, what to type."""
+    found = columns_of(dataset)
+    shapes = [columns for _, columns in ACCEPTS[method] if columns != ("conversations",)]
+    note = dataset.info.description or ""
+    note = f" ({note})" if note.startswith("separator ") else ""
+    wanted = ", or ".join("+".join(columns) for columns in shapes)
+    mapping, exact = suggest(found, shapes)
+    pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
+    lead = "Map them" if exact else "Map them, with your own column names"
+    stage = stage or {"dpo": "preference", "kto": "preference"}.get(method, method)
+    return (
+        f"{source}: found columns {as_text(found)}{note}. {WHO[method]} needs {wanted}. "
+        f"{lead}:  {override(stage, 'columns=')}'{{{pairs}}}'"
+    )

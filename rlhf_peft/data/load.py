@@ -1,0 +1,248 @@
+"""Datasets from the hub, folders, files and plugins, as rows with numbers.
+
+Single files go through our own readers (`files`), which name file and row when something is wrong; folders
+and the hub through `datasets`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+from .conversation import with_system
+from .files import SUFFIXES, brief, read_file
+from .rows import ROW, BadRows, OnBadRow, as_text, columns_of, quiet
+from .table import KNOWN, make_dataset
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_rows(
+    *,
+    path: str | Path | None = None,
+    name: str | None = None,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    system: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    loader: Any = None,
+    stage: str | None = None,
+) -> Dataset:
+    """The rows of a dataset, with their numbers in the column `ROW`.
+
+    Args:
+        path: hub id, folder (data files, `Dataset.save_to_disk`, hub layout), or jsonl, json, csv, tsv, txt
+            or parquet file.
+        name: with `path`, the hub's configuration name; without, what messages call the loader.
+        split: split, slices and sums too: `train[:90%]`, `train[:100]+test`.
+        columns: our column to the file's column.
+        system: system message put before conversations that have none.
+        on_bad_row: "error" or "skip", for rows that cannot be read.
+        loader: object with `rows()`, instead of a path.
+        stage: name of the stage, for the overrides that messages print.
+
+    Raises:
+        DataError: missing, malformed, empty, or another split or column than there is.
+    """
+    source = str(path if path is not None else name or "dataset")
+    bad = BadRows(source, on_bad_row, stage)
+    essential = KNOWN | set((columns or {}).values())
+    with quiet():
+        if loader is not None:
+            parts = {"train": make_dataset(loader_rows(loader, source), source, bad, essential)}
+        elif path is None:
+            raise DataError("a dataset needs a `path` (hub id, folder or file) or a registered `name`.")
+        else:
+            parts = read_path(str(path), name, source, bad, essential)
+        rows = take_split(parts, split, source)
+        rows = rename(rows, columns or {}, source)
+        return add_system(rows, system, source) if system is not None else rows
+
+
+def loader_rows(loader: Any, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a registered dataset, with their numbers."""
+    for number, row in enumerate(loader.rows(), start=1):
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"{source}, row {number:,}: the dataset gave {type(row).__name__}, not a mapping."
+            )
+        yield number, dict(row)
+
+
+def read_path(
+    path: str, name: str | None, source: str, bad: BadRows, essential: set[str]
+) -> dict[str, Dataset]:
+    """Every split that there is at a path, by name."""
+    place = Path(path).expanduser()
+    if place.is_file():
+        return {"train": read_file(place, source, bad, essential)}
+    if place.is_dir():
+        return read_folder(place, name, source, bad, essential)
+    if looks_local(path):
+        raise DataError(missing(place, source))
+    return read_hub(path, name, place)
+
+
+def looks_local(path: str) -> bool:
+    """Whether a path that does not exist was meant as a file or folder rather than as a hub id."""
+    return not HUB_ID.fullmatch(path) or path.startswith(".") or path.lower().endswith(SUFFIXES)
+
+
+def missing(place: Path, source: str) -> str:
+    """Message for a file that is not there, with the nearest name beside it."""
+    text = f"{source}: no such file or folder (looked at {place.absolute()})"
+    folder = place.parent
+    if not folder.is_dir():
+        return f"{text}; the folder {folder.absolute()} does not exist either."
+    near = difflib.get_close_matches(place.name, sorted(item.name for item in folder.iterdir()), n=1)
+    return f"{text}. Did you mean {folder / near[0]}?" if near else f"{text}."
+
+
+def read_folder(
+    place: Path, name: str | None, source: str, bad: BadRows, essential: set[str]
+) -> dict[str, Dataset]:
+    """A folder of data files, or one that `save_to_disk` wrote."""
+    import datasets
+
+    try:
+        if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+            return as_parts(datasets.load_from_disk(str(place)))
+        return as_parts(datasets.load_dataset(str(place), name))
+    except Exception as error:  # whatever a loader of many formats may raise
+        for file in sorted(item for item in place.rglob("*") if item.suffix.lower() in SUFFIXES):
+            read_file(file, str(file), BadRows(str(file), can_skip=False), essential)
+        raise DataError(f"{source}: the folder cannot be read as a dataset ({brief(error)}).") from error
+
+
+def read_hub(path: str, name: str | None, place: Path) -> dict[str, Dataset]:
+    """A dataset of the hub, or DataError with what to type instead."""
+    import datasets
+
+    try:
+        return as_parts(datasets.load_dataset(path, name))
+    except Exception as error:  # network, authentication, format: anything
+        offline = isinstance(error, ConnectionError | TimeoutError)
+        why = "the Hugging Face hub cannot be reached" if offline else "the hub gave no dataset"
+        raise DataError(
+            f"{path}: no such file or folder (looked at {place.absolute()}), and as a hub id: {why} "
+            f"({brief(error)}). Check the name, or give a local copy: path=./data/{place.name}.jsonl "
+            "(jsonl, json, csv, parquet, or a folder of them)."
+        ) from error
+
+
+def as_parts(loaded: Any) -> dict[str, Dataset]:
+    """Splits by name, of a dataset with or without splits."""
+    return (
+        {str(key): value for key, value in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}
+    )
+
+
+def take_split(parts: dict[str, Dataset], split: str, source: str) -> Dataset:
+    """The rows of a split, each with its number in the whole split."""
+    import datasets
+
+    sizes = {key: len(value) for key, value in parts.items()}
+    there = as_text(f"{key} ({size:,} rows)" for key, size in sizes.items())
+    pieces = []
+    for key, start, stop in split_pieces(split, sizes, source, there):
+        pieces.append(with_numbers(parts[key]).select(range(start, stop) if start < stop else []))
+    rows = pieces[0] if len(pieces) == 1 else datasets.concatenate_datasets(pieces)
+    if len(pieces) > 1:  # numbers of different splits may coincide
+        rows = with_numbers(rows.remove_columns(ROW))
+    if len(rows) == 0:
+        raise DataError(f"{source}: split {split!r} is empty. Splits: {there}.")
+    return rows
+
+
+def split_pieces(split: str, sizes: Mapping[str, int], source: str, there: str) -> list[tuple[str, int, int]]:
+    """Name, start and stop of each part that a split instruction names."""
+    import datasets
+
+    if split in sizes:
+        return [(split, 0, sizes[split])]
+    try:
+        pieces = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (ValueError, AssertionError) as error:
+        unknown = "Unknown split" in str(error)
+        what = "there is no such split" if unknown else "slices are written train[:90%] or train[:200]"
+        raise DataError(f"{source}: split {split!r}: {what}. Splits: {there}.") from error
+    return [(piece.splitname, piece.from_, piece.to) for piece in pieces]
+
+
+def with_numbers(dataset: Dataset) -> Dataset:
+    """The dataset with the column `ROW`, counted from 1 where a reader gave none."""
+    if ROW in dataset.column_names:
+        return dataset
+    return dataset.with_format(None).add_column(ROW, list(range(1, len(dataset) + 1)))
+
+
+def rename(dataset: Dataset, columns: Mapping[str, str], source: str) -> Dataset:
+    """The dataset under our column names; a column that stood under such a name gives way."""
+    import datasets
+
+    if not columns:
+        return dataset
+    found = columns_of(dataset)
+    for ours, theirs in columns.items():
+        if theirs not in found:
+            near = difflib.get_close_matches(theirs, found, n=1, cutoff=0.5)
+            hint = f" Did you mean {{{ours}: {near[0]}}}?" if near else ""
+            raise DataError(
+                f"{source}: dataset.columns maps {ours} to {theirs}, which is not among the columns found: "
+                f"{as_text(found)}.{hint}"
+            )
+    parts = []
+    for ours, theirs in columns.items():
+        part = dataset.select_columns([theirs])
+        parts.append(part if ours == theirs else part.rename_column(theirs, ours))
+    parts.append(dataset.remove_columns([name for name in found if name in {*columns, *columns.values()}]))
+    joined = datasets.concatenate_datasets(parts, axis=1)
+    joined.info.description = dataset.info.description
+    return joined
+
+
+def add_system(dataset: Dataset, system: str, source: str) -> Dataset:
+    """The dataset with a system message before every conversation that has none."""
+    first = dataset[0]
+    held = [name for name in ("prompt", "messages", "chosen", "rejected") if name in first]
+    if held and not any(isinstance(first[name], list) for name in held):
+        raise DataError(
+            f"{source}: a system message needs conversations, but column {held[0]} holds plain text. Leave "
+            'dataset.system out, or write the rows as messages: [{"role": "user", "content": ...}].'
+        )
+    names = ["prompt"] if "prompt" in held else held
+    if not names or not any(isinstance(first[name], list) for name in names):
+        return dataset  # a plain prompt beside conversations becomes one when it is encoded
+    return dataset.map(lambda row: {name: with_system(row[name], system) for name in names})
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """A dataset in two: rows to train on and rows held out; the same rows for the same seed.
+
+    Args:
+        dataset: the rows.
+        fraction: part held out, at least one row unless 0.
+        seed: of the draw.
+
+    Returns:
+        Both in the order of the dataset; None where the fraction is 0.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    if fraction <= 0:
+        return dataset, None
+    count = max(1, round(len(dataset) * fraction))
+    if count >= len(dataset):
+        raise DataError(f"eval_fraction={fraction} of {len(dataset):,} rows leaves none to train on.")
+    order = list(range(len(dataset)))
+    random.Random(f"hold out {seed}").shuffle(order)
+    return dataset.select(sorted(order[count:])), dataset.select(sorted(order[:count]))
