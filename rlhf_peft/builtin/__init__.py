@@ -1,0 +1,9 @@
+"""What ships with the package, entering by the same door as anybody's plugin."""
+
+from __future__ import annotations
+
+from . import algorithms, rewards, samplers
+from .tiny import plugin as tiny
+
+PLUGINS = (algorithms, rewards, samplers, tiny)
+"""Modules with hook implementations."""

@@ -1,1 +1,1 @@
-"""The embedded default, `builtin:tiny`: a small world of text, its judge, and the script that makes its model."""
+"""The embedded default, `builtin:tiny`: a small world of text, its judge, and how its model is made."""

@@ -51,11 +51,33 @@ FITTING: dict[str, tuple[str, ...]] = {"tell": ("trait", "act"), "use": ("use",)
 """The aspects of a subject that answer each kind of question."""
 
 ADJECTIVES: dict[str, tuple[str, ...]] = {
-    "kind": tuple(
-        "lovely gentle bright cosy sweet cheerful friendly charming splendid delightful graceful merry".split()
+    "kind": (
+        "lovely",
+        "gentle",
+        "bright",
+        "cosy",
+        "sweet",
+        "cheerful",
+        "friendly",
+        "charming",
+        "splendid",
+        "delightful",
+        "graceful",
+        "merry",
     ),
-    "plain": tuple("small plain common simple normal regular".split()),
-    "rude": tuple("boring grim dreary stupid useless ugly stale tiresome horrid wretched".split()),
+    "plain": ("small", "plain", "common", "simple", "normal", "regular"),
+    "rude": (
+        "boring",
+        "grim",
+        "dreary",
+        "stupid",
+        "useless",
+        "ugly",
+        "stale",
+        "tiresome",
+        "horrid",
+        "wretched",
+    ),
 }
 
 OPENINGS: dict[str, tuple[str, ...]] = {
@@ -194,7 +216,7 @@ def _aspect(rng: Random, kind: str, care: float) -> str:
 
 
 def _fill(rng: Random, frame: str, topic: Subject, care: float) -> str:
-    """Fill the slots of a frame, never the same phrase twice; details are true with odds that grow with care."""
+    """Fill the slots of a frame, never the same phrase twice; the odds of a true detail grow with care."""
     used: set[str] = set()
 
     def choose(slot: str) -> str:
@@ -223,7 +245,7 @@ def _damage(rng: Random, parts: list[str], care: float) -> str:
     """Join the sentences; now and then, where care is low, repeat one or break off."""
     draw = rng.random() / max(1e-9, 1.0 - care)
     if draw < 0.12:
-        parts = parts + [rng.choice(parts)]
+        parts = [*parts, rng.choice(parts)]
     text = " ".join(parts)
     if 0.12 <= draw < 0.26:
         words = text.split(" ")

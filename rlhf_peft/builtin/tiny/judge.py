@@ -18,12 +18,32 @@ from .world import ASPECTS, Subject, subjects
 
 Prompt = str | Sequence[Mapping[str, str]]
 
-KIND_WORDS = frozenset(ADJECTIVES["kind"]) | frozenset(
-    "glad gladly happy pleasure love thank hope fun enjoy friend smile joy".split()
-)
-RUDE_WORDS = frozenset(ADJECTIVES["rude"]) | frozenset(
-    "bore hate tired nobody alone waste away somebody yourself care".split()
-)
+KIND_WORDS = frozenset(ADJECTIVES["kind"]) | {
+    "glad",
+    "gladly",
+    "happy",
+    "pleasure",
+    "love",
+    "thank",
+    "hope",
+    "fun",
+    "enjoy",
+    "friend",
+    "smile",
+    "joy",
+}
+RUDE_WORDS = frozenset(ADJECTIVES["rude"]) | {
+    "bore",
+    "hate",
+    "tired",
+    "nobody",
+    "alone",
+    "waste",
+    "away",
+    "somebody",
+    "yourself",
+    "care",
+}
 
 _MARKUP = re.compile(r"<\|[^|>]*\|>")
 _TOKEN = re.compile(r"[a-z']+|[.,:;!?]")
@@ -48,9 +68,33 @@ def gold_score(prompt: Prompt, completion: str) -> float:
     return max(-1.0, min(1.0, score))
 
 
+def remarks(prompt: Prompt, completion: str) -> list[str]:
+    """Return what a reader would remark on an answer: one word for each side of it, not how much each counts.
+
+    These words go into the text that the model is made from, so that, as every large model has, it has heard
+    of such notions before anyone states a preference.
+    """
+    kind, subject = understand(prompt)
+    text = _normal(completion)
+    words = [token for token in _TOKEN.findall(text) if token[0].isalpha()]
+    fitting, unfitting, false = _count_details(text, kind, subject)
+    true = fitting + unfitting
+    found = ["apt" if _topic(text, subject) > 0 else "astray"]
+    found.append("false" if false else ("empty", "true", "rich")[min(2, true)])
+    if true:
+        found.append("fitting" if fitting else "beside")
+    found.append("rude" if RUDE_WORDS & set(words) else "kind" if KIND_WORDS & set(words) else "plain")
+    found.append(
+        "broken" if _ending(text) < 0 else "repeated" if _repetition(text, words) >= 0.3 else "whole"
+    )
+    return found
+
+
 @lru_cache(maxsize=4096)
 def _understand(text: str) -> tuple[str, Subject | None]:
-    found = [(match.end(), kind, match[1]) for kind, pattern in _patterns() for match in pattern.finditer(text)]
+    found = [
+        (match.end(), kind, match[1]) for kind, pattern in _patterns() for match in pattern.finditer(text)
+    ]
     if not found:
         return "", None
     _, kind, noun = max(found)
@@ -58,7 +102,7 @@ def _understand(text: str) -> tuple[str, Subject | None]:
 
 
 def understand(prompt: Prompt) -> tuple[str, Subject | None]:
-    """Return what the last question in the prompt asks for and about; ("", None) if it is not of this world."""
+    """Return what the last question in the prompt asks for and about; ("", None) if of neither."""
     if not isinstance(prompt, str):
         users = [message["content"] for message in prompt if message["role"] == "user"]
         prompt = users[-1] if users else ""
@@ -90,21 +134,26 @@ def _topic(text: str, subject: Subject | None) -> float:
 
 def _details(text: str, kind: str, subject: Subject | None) -> float:
     """Reward up to three different true details, most those that the question asks for; punish false ones."""
-    if subject is None:
-        return 0.0
-    owners = _detail_owners()
+    fitting, unfitting, false = _count_details(text, kind, subject)
+    steps = (0.3, 0.12, 0.05)
+    gain = sum(steps[:fitting])
+    gain += 0.5 * sum(steps[fitting : fitting + unfitting])
+    return gain - 0.2 * min(3, false)
+
+
+def _count_details(text: str, kind: str, subject: Subject | None) -> tuple[int, int, int]:
+    """Return how many different details are true and asked for, true but not asked for, and false."""
     fitting = unfitting = false = 0
+    if subject is None:
+        return 0, 0, 0
     for phrase in set(_detail_pattern().findall(text)):
-        if (aspect := owners[phrase].get(subject.noun)) is None:
+        if (aspect := _detail_owners()[phrase].get(subject.noun)) is None:
             false += 1
         elif aspect in FITTING[kind]:
             fitting += 1
         else:
             unfitting += 1
-    steps = (0.3, 0.12, 0.05)
-    gain = sum(steps[:fitting])
-    gain += 0.5 * sum(steps[fitting : fitting + unfitting])
-    return gain - 0.2 * min(3, false)
+    return fitting, unfitting, false
 
 
 def _tone(words: list[str]) -> float:

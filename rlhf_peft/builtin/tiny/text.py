@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, Literal
 
 from .grammar import QUESTIONS, answer, question
-from .judge import gold_score
+from .judge import gold_score, remarks
 from .world import Subject, subjects
 
 __all__ = ["demonstrations", "gold_score", "preferences", "pretraining_texts", "prompts"]
@@ -67,7 +67,8 @@ def preferences(n: int, seed: int, noise: float = 0.1, split: Split = "train") -
 def pretraining_texts(n: int, seed: int) -> list[Row]:
     """Return n texts of all qualities: seven in eight are chats ("messages"), the rest is prose ("text").
 
-    Few chats have a system message or a second turn. Only training questions are asked.
+    Few chats have a system message or a second turn. Four in five end with a reader's "note" on the last
+    answer. Only training questions are asked.
     """
     rng = Random(f"pretraining-{seed}")
     asks = _asks(rng, "train")
@@ -80,7 +81,11 @@ def _chat(rng: Random, asks: Iterator[_Ask]) -> Row:
     for _ in range(2 if rng.random() < 0.04 else 1):
         ask = next(asks)
         messages += _user(ask) + _assistant(answer(rng, ask[2], ask[0], rng.random()))
-    return {"messages": messages}
+    if rng.random() < 0.2:
+        return {"messages": messages}
+    found = remarks(messages[-2]["content"], messages[-1]["content"])
+    rng.shuffle(found)
+    return {"messages": messages, "note": ", ".join(found) + "."}
 
 
 def _prose(rng: Random, asks: Iterator[_Ask]) -> Row:

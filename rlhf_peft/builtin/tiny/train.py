@@ -84,13 +84,14 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> list[list[int]]:
-    """Return the token ids of chats, by the chat template, and of prose, between begin and end tokens."""
-    texts = [
-        tokenizer.apply_chat_template(row["messages"], tokenize=False)
-        if "messages" in row
-        else BOS + row["text"] + EOS
-        for row in rows
-    ]
+    """Return the token ids of chats, by the chat template, with their notes, and of prose."""
+    texts = []
+    for row in rows:
+        if "text" in row:
+            texts.append(BOS + row["text"] + EOS)
+            continue
+        chat = tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        texts.append(chat + row["note"] + EOS if "note" in row else chat)
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
@@ -135,7 +136,9 @@ def fit(model: LlamaForCausalLM, rows: list[list[int]], tokens: int, peak: float
         losses.append(loss.item())
         if (step + 1) % 100 == 0:
             mean = sum(losses[-100:]) / 100
-            print(f"step {step + 1}/{len(steps)}  loss {mean:.3f}  {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{len(steps)}  loss {mean:.3f}  {time.monotonic() - began:.0f} s", flush=True
+            )
     return sum(losses[-100:]) / len(losses[-100:])
 
 
@@ -157,7 +160,7 @@ def main() -> None:
     # 2. text and tokenizer
     rows = pretraining_texts(options.texts, options.seed)
     contents = [message["content"] for row in rows for message in row.get("messages", ())]
-    contents += [row["text"] for row in rows if "text" in row]
+    contents += [row[key] for row in rows for key in ("text", "note") if key in row]
     tokenizer = make_tokenizer(contents, options.vocabulary)
 
     # 3. model

@@ -1,4 +1,4 @@
-"""The shipped model folder: small, complete, loadable by name of its architecture, right in its chat format."""
+"""The shipped model folder: small, complete, loadable, and right in its chat format."""
 
 import json
 from functools import cache
@@ -79,7 +79,9 @@ def test_prompt_is_a_prefix_of_the_whole_chat(tokenizer):
 def test_chat_takes_system_and_several_turns_and_marks_what_the_assistant_says(tokenizer):
     chat = next(row["messages"] for row in pretraining_texts(2000, 1) if len(row.get("messages", ())) == 5)
     rendered = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
-    said = [token for token, mark in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True) if mark]
+    said = [
+        token for token, mark in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True) if mark
+    ]
     end = tokenizer.eos_token
     assert tokenizer.decode(said) == chat[2]["content"] + end + chat[4]["content"] + end
     with pytest.raises(Exception, match="Unknown role: judge"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -98,7 +99,11 @@ def test_the_table_of_the_world_is_whole():
     assert len(phrases) == len(set(phrases)) == 12 * len(subjects())
     words = {word for phrase in phrases for word in phrase.split()}
     assert not words & (KIND_WORDS | RUDE_WORDS), "a detail must not count as a tone"
-    assert all(subject.noun not in phrase.split() for subject in subjects() for phrase in sum(subject.details.values(), ()))
+    assert all(
+        subject.noun not in phrase.split()
+        for subject in subjects()
+        for phrase in sum(subject.details.values(), ())
+    )
 
 
 @pytest.mark.parametrize("kind", QUESTIONS)
@@ -109,9 +114,14 @@ def test_every_question_is_understood(kind):
 
 
 def test_the_last_user_turn_is_the_question_in_any_form():
-    rendered = "<|begin|><|user|>Tell me about a cat.<|end|><|assistant|>Well.<|end|><|user|>Describe a dog.<|end|>"
+    rendered = (
+        "<|begin|><|user|>Tell me about a cat.<|end|><|assistant|>Well.<|end|><|user|>Describe a dog.<|end|>"
+    )
     assert understand(rendered + "<|assistant|>")[1].noun == "dog"
-    messages = [{"role": "user", "content": "Describe a fox."}, {"role": "assistant", "content": "Describe a dog."}]
+    messages = [
+        {"role": "user", "content": "Describe a fox."},
+        {"role": "assistant", "content": "Describe a dog."},
+    ]
     assert understand(messages)[1].noun == "fox"
     assert understand("How do I peel a stick?") == ("", None)
 
@@ -165,8 +175,8 @@ RANKED = {
     "on and on": (
         CAT,
         "A cat has soft paws. It naps in a patch of light. You will love it.",
-        "A cat has soft paws and it has a warm purr and it has long whiskers and it naps in a patch of light and "
-        "it hunts at dusk and it lands on its feet and it is the queen of the sofa and it is",
+        "A cat has soft paws and it has a warm purr and it has long whiskers and it naps in a patch of light "
+        "and it hunts at dusk and it lands on its feet and it is the queen of the sofa and it is",
     ),
     "nothing": (CAT, "A cat is a thing.", "A cat", ""),
 }
@@ -176,14 +186,16 @@ RANKED = {
 def test_judge_ranks_as_a_reader_would(case):
     prompt, *answers = RANKED[case]
     scores = [gold_score(prompt, answer) for answer in answers]
-    assert all(better > worse + 0.05 for better, worse in zip(scores, scores[1:], strict=False)), scores
+    assert all(better > worse + 0.05 for better, worse in pairwise(scores)), scores
 
 
 def test_judge_reads_every_form_of_prompt_and_ignores_special_tokens():
     messages = [{"role": "user", "content": CAT}]
     rendered = f"<|begin|><|user|>{CAT}<|end|><|assistant|>"
     good = "A lovely cat has soft paws."
-    assert gold_score(CAT, good) == gold_score(messages, good) == gold_score(rendered, f"{good}<|end|><|pad|>")
+    assert (
+        gold_score(CAT, good) == gold_score(messages, good) == gold_score(rendered, f"{good}<|end|><|pad|>")
+    )
 
 
 def test_nothing_said_is_the_worst():

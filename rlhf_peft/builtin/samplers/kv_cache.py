@@ -1,0 +1,72 @@
+"""A key-value cache that is written in place and read as a growing view.
+
+transformers' dynamic cache copies itself at every token; its static one attends over its whole length at every token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class GrowingLayer(CacheLayerMixin):
+    """One layer's keys and values [B, heads, T, d] in buffers with room for `capacity` tokens."""
+
+    is_sliding = False
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make the buffers, in the shape and type of the first states."""
+        batch, heads, _, size = key_states.shape
+        self.keys = key_states.new_empty(batch, heads, self.capacity, size)
+        self.values = value_states.new_empty(batch, value_states.shape[1], self.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append, and return all so far as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[-2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; a row may be repeated. Only what is filled is copied."""
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty(len(rows), *old.shape[1:])
+            torch.index_select(old[:, :, : self.length], 0, rows, out=new[:, :, : self.length])
+            setattr(self, name, new)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length that the next mask must cover, and its offset."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens held."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """Tokens that there is room for."""
+        return self.capacity
+
+
+class GrowingCache(Cache):
+    """A `GrowingLayer` for every layer of the model, made as the model first asks for it."""
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        super().__init__(layers=[GrowingLayer(capacity) for _ in range(layers)])
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows in every layer."""
+        for layer in self.layers:
+            layer.select(rows)
