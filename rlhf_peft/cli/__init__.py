@@ -1,0 +1,126 @@
+"""The command line: one file a verb, and here what all of them share: exit codes and how errors are told.
+
+Results go to stdout, everything else to stderr. Nothing heavy is imported until a verb needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+
+from ..errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, RlhfPeftError
+from .app import PROGRAM, Settings, app
+
+__all__ = ["execute", "main"]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; whoever tidies up after Ctrl-C tidies up after this."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the program and exit."""
+    sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run the program; returns the exit code, see `rlhf_peft.errors`."""
+    settings = Settings()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with _sigterm_raises():
+            _invoke(arguments, settings)
+            sys.stdout.flush()
+        return EXIT_DONE
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except BaseException as error:
+        return _told(error, settings)
+
+
+def _invoke(arguments: Sequence[str], settings: Settings) -> None:
+    command = typer.main.get_command(app)
+    with command.make_context(PROGRAM, list(arguments), obj=settings) as context:
+        command.invoke(context)
+
+
+def _told(error: BaseException, settings: Settings) -> int:
+    """Tell an error in one paragraph; returns the exit code."""
+    if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+        return EXIT_DONE
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else EXIT_FAILED
+    if settings.traceback:
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        terminated = isinstance(error, Terminated)
+        _say("terminated" if terminated else "interrupted")
+        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+    if isinstance(error, RlhfPeftError):
+        _say(f"{'stopped (exit 3)' if error.exit_code == 3 else 'error'}: {error}")
+        return error.exit_code
+    if hasattr(error, "format_message"):
+        _say(f"error: {_usage(error)}")
+        return EXIT_USAGE
+    message = " ".join(str(error).split())
+    _say(
+        f"error: unexpected {type(error).__name__}{': ' if message else ''}{message}. "
+        f"For the whole story: {PROGRAM} --traceback ..."
+    )
+    return EXIT_FAILED
+
+
+def _usage(error: Any) -> str:
+    """A usage error of typer's with the command whose help to read."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else PROGRAM
+    message = error.format_message()
+    return f"{message}{'' if message.endswith(('.', '?', '!')) else '.'} See {path} --help."
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        return
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of our output went away, as `head` does; if so, say no more."""
+    try:
+        handle = sys.stdout.fileno()
+        poll = select.poll()
+    except (AttributeError, OSError):  # no such handle, or Windows
+        return False
+    poll.register(handle, select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
+    return True
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

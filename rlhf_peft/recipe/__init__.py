@@ -1,0 +1,46 @@
+"""Recipes: the schema, loading and checking, printing, and those that are shipped."""
+
+from . import shipped
+from .document import document
+from .dump import dump, json_schema
+from .edit import edited
+from .load import Plugins, is_path, load
+from .schema import (
+    RESERVED,
+    DatasetSource,
+    Eval,
+    Lora,
+    Model,
+    OpenSection,
+    PreferenceStage,
+    Recipe,
+    RewardEntry,
+    RewardModelStage,
+    RlStage,
+    SftStage,
+    StageBase,
+)
+
+__all__ = [
+    "RESERVED",
+    "DatasetSource",
+    "Eval",
+    "Lora",
+    "Model",
+    "OpenSection",
+    "Plugins",
+    "PreferenceStage",
+    "Recipe",
+    "RewardEntry",
+    "RewardModelStage",
+    "RlStage",
+    "SftStage",
+    "StageBase",
+    "document",
+    "dump",
+    "edited",
+    "is_path",
+    "json_schema",
+    "load",
+    "shipped",
+]

@@ -1,10 +1,12 @@
-"""Makes the paths of a recipe absolute: in a file they start at the file's folder, on the command line at the current one.
+"""Makes the paths of a recipe absolute.
 
+In a file they start at the file's folder, on the command line at the current one.
 `output_dir` is left alone: runs belong to the folder one works in.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,25 +19,32 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", "
 Rule = Callable[[str, Path], bool]
 
 
-def resolve_paths(data: dict[str, Any], folder: Path | None, written: Sequence[Loc]) -> None:
+def resolve_paths(data: dict[str, Any], folder: Path | None, written: Sequence[Loc]) -> list[Loc]:
     """Rewrite, in place, every value that names a file or folder.
 
     Args:
         data: the recipe's mapping.
         folder: of the recipe's file; None for a recipe that has none.
         written: places given on the command line.
+
+    Returns:
+        The places that were rewritten.
     """
     here = Path.cwd()
+    changed: list[Loc] = []
     for loc, is_path in list(_slots(data)):
         value = at(data, loc)
-        if not isinstance(value, str) or not value or value.startswith("builtin:") or "\0" in value:
+        if not isinstance(value, str) or not _may_be_path(value):
             continue
         given_here = any(loc[: len(place)] == place for place in written)
         base = here if given_here or folder is None else folder
-        if is_path(value, base):
-            at(data, loc[:-1])[loc[-1]] = str(_absolute(value, base))
-        elif "init" in loc and _exists(value, here):
-            at(data, loc[:-1])[loc[-1]] = str(_absolute(value, here))
+        if not is_path(value, base):
+            if "init" not in loc or not _exists(value, here):
+                continue
+            base = here
+        at(data, loc[:-1])[loc[-1]] = _absolute(value, base)
+        changed.append(loc)
+    return changed
 
 
 def _slots(data: dict[str, Any]) -> Iterator[tuple[Loc, Rule]]:
@@ -51,6 +60,10 @@ def _slots(data: dict[str, Any]) -> Iterator[tuple[Loc, Rule]]:
             yield (*loc, "init", role), _is_folder
 
 
+def _may_be_path(value: str) -> bool:
+    return bool(value) and not value.startswith("builtin:") and "://" not in value and "\0" not in value
+
+
 def _is_data(value: str, base: Path) -> bool:
     return _looks_local(value) or value.lower().endswith(DATA_SUFFIXES) or _exists(value, base)
 
@@ -64,17 +77,14 @@ def _looks_local(value: str) -> bool:
 
 
 def _exists(value: str, base: Path) -> bool:
-    if "://" in value:
-        return False
     try:
         return (base / Path(value).expanduser()).exists()
     except (OSError, ValueError, RuntimeError):
         return False
 
 
-def _absolute(value: str, base: Path) -> Path:
+def _absolute(value: str, base: Path) -> str:
     try:
-        path = Path(value).expanduser()
+        return os.path.abspath(base / Path(value).expanduser())
     except RuntimeError:
-        path = Path(value)
-    return Path(*(base / path).absolute().parts) if ".." not in path.parts else (base / path).resolve()
+        return os.path.abspath(base / value)

@@ -64,16 +64,16 @@ def section_at(model: Model, data: Any, loc: Loc) -> Model | None:
     for part in loc:
         if isinstance(part, str):
             section = _choose(models, data)
-            found = section and section.model_fields.get(part)
+            found = section.model_fields.get(part) if section else None
             models = _models(found.annotation) if found else []
         data = _inside(data, part)
-    return _choose(models, at(data, ()))
+    return _choose(models, data)
 
 
 def description(model: Model, data: Any, loc: Loc) -> str:
     """What the schema says about the key at a place, or nothing."""
     section = section_at(model, data, loc[:-1])
-    found = section and section.model_fields.get(str(loc[-1]))
+    found = section.model_fields.get(str(loc[-1])) if section else None
     return (found.description or "") if found else ""
 
 

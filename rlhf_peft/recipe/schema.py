@@ -1,7 +1,7 @@
 """The recipe: every key, its type, its default and what it is for.
 
-Open sections (`algorithm`, `sampler`, each of `rewards`, a registered dataset) hold a `name` and that plugin's own
-options; the registry validates those. A recipe names registered things only: no key imports code.
+Open sections (`algorithm`, `sampler`, each of `rewards`, a registered dataset) hold a `name` and that
+plugin's own options; the registry validates those. A recipe names registered things: no key imports code.
 """
 
 from __future__ import annotations
@@ -14,15 +14,22 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.)")
-WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+WINDOWS_DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"com{i}" for i in range(1, 10)),
+    *(f"lpt{i}" for i in range(1, 10)),
+}
 
 
 def check_run_name(name: str) -> str:
     """The name itself, or ValueError: it must be safe as a folder name everywhere."""
     if not RUN_NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} cannot name a run: start with a letter or digit, then letters, digits, '.', '_' or '-', "
-            "no dot at the end"
+            f"{name!r} cannot name a run: start with a letter or digit, then letters, digits, '.', '_' or "
+            "'-', no dot at the end"
         )
     if name.split(".")[0].lower() in WINDOWS_DEVICES:
         raise ValueError(f"{name!r} cannot name a run: it is a device name on Windows")
@@ -43,11 +50,11 @@ def _number(value: Any) -> Any:
 
 
 RunName = Annotated[str, AfterValidator(check_run_name)]
-Whole = Annotated[int, BeforeValidator(_number)]
-Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_number)]
+Count = Annotated[int, Field(gt=0), BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
-NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 
 
 class Section(BaseModel):
@@ -74,7 +81,9 @@ class Model(Section):
 
     path: str = Field(description="Hub id, folder, or `builtin:tiny`.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    quantization: Literal["nf4", "fp4", "int8", "none"] = Field("nf4", description="How the base's weights are held.")
+    quantization: Literal["nf4", "fp4", "int8", "none"] = Field(
+        "nf4", description="How the base's weights are held."
+    )
     double_quantization: bool = Field(True, description="Quantize the 4-bit scales too (QLoRA, section 3).")
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32."
@@ -101,11 +110,12 @@ class Lora(Section):
 
     r: Count = Field(16, description="Rank.")
     alpha: Positive = Field(32.0, description="Scale: the update is multiplied by alpha / r.")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+    dropout: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = Field(
         0.0, description="Dropout before the adapter; always off while RL compares log-probabilities."
     )
     target_modules: str | list[str] = Field(
-        "all-linear", description="Which layers carry an adapter: `all-linear`, names, or a regular expression."
+        "all-linear",
+        description="Which layers carry an adapter: `all-linear`, names, or a regular expression.",
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
 
@@ -120,9 +130,11 @@ class DatasetSource(BaseModel):
         None, description="With `path`: the hub's configuration name. Without: a registered dataset."
     )
     split: str = Field("train", description="Split, slices too: `train[:90%]`.")
-    columns: dict[str, str] = Field(default_factory=dict, description="Renaming: our column to the file's column.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Renaming: our column to the file's column."
+    )
     system: str | None = Field(None, description="System message put before conversational prompts.")
-    eval_fraction: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)] = Field(
+    eval_fraction: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = Field(
         0.0, description="Part of the rows held out for evaluation."
     )
     on_bad_row: Literal["error", "skip"] = Field(
@@ -155,7 +167,9 @@ class Eval(Section):
 
     every: Count | None = Field(None, description="Updates between evaluations; null: only before and after.")
     split: str | None = Field(None, description="Held-out split, slices too: `test[:200]`.")
-    prompts: str | None = Field(None, description="Text file with one prompt a line, answered at each evaluation.")
+    prompts: str | None = Field(
+        None, description="Text file with one prompt a line, answered at each evaluation."
+    )
     dataset: DatasetSource | None = Field(None, description="Held-out rows from elsewhere.")
     size: Count = Field(256, description="Most rows used.")
     rewards: list[RewardEntry] = Field(
@@ -172,9 +186,15 @@ class StageBase(Section):
     batch_size: Count = Field(16, description="Rows (pairs) that one update sees.")
     num_train_epochs: Positive = Field(1.0, description="Passes over the dataset.")
     max_steps: Count | None = Field(None, description="Updates; overrides num_train_epochs.")
-    lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Shape after the warmup.")
-    warmup: NotNegative = Field(0.03, description="Warmup: a fraction of the steps below 1, else a number of steps.")
-    max_grad_norm: NotNegative = Field(1.0, description="Gradient clipping by global norm; 0 is off (still logged).")
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Shape after the warmup."
+    )
+    warmup: NotNegative = Field(
+        0.03, description="Warmup: a fraction of the steps below 1, else a number of steps."
+    )
+    max_grad_norm: NotNegative = Field(
+        1.0, description="Gradient clipping by global norm; 0 is off (still logged)."
+    )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field("adamw", description="Optimizer.")
     weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay.")
     eval: Eval = Field(default_factory=lambda: Eval(), description="Evaluation while the stage trains.")
@@ -198,9 +218,12 @@ class SftStage(StageBase):
     learning_rate: Positive = Field(2e-4, description="Peak learning rate.")
     packing: bool = Field(False, description="Pack several rows into one sequence.")
     completion_only_loss: bool | None = Field(
-        None, description="Train on completions only; null: yes for prompt-completion data, no for plain text."
+        None,
+        description="Train on completions only; null: yes for prompt-completion data, no for plain text.",
     )
-    assistant_only_loss: bool = Field(False, description="Train on assistant turns only (the template must mark them).")
+    assistant_only_loss: bool = Field(
+        False, description="Train on assistant turns only (the template must mark them)."
+    )
 
 
 class PreferenceStage(StageBase):
@@ -210,7 +233,7 @@ class PreferenceStage(StageBase):
     learning_rate: Positive = Field(1e-5, description="Peak learning rate.")
     method: Literal["dpo", "kto"] = Field("dpo", description="DPO needs pairs; KTO needs rows with a label.")
     beta: Positive = Field(0.1, description="Strength of the pull to the reference.")
-    label_smoothing: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=0.5)] = Field(
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5), BeforeValidator(_number)] = Field(
         0.0, description="DPO: probability that a label is wrong."
     )
     desirable_weight: Positive = Field(1.0, description="KTO: weight of desirable rows.")
@@ -227,7 +250,7 @@ class RewardModelStage(StageBase):
     )
     normalize: Literal["shift", "standardize", "none"] = Field(
         "shift",
-        description="After training: shift rewards so that chosen rows have mean 0; standardize: unit variance too.",
+        description="After training: shift so that chosen rows have mean 0; standardize: unit variance too.",
     )
 
 
@@ -237,7 +260,9 @@ class RlStage(StageBase):
     stage: Literal["rl"]
     learning_rate: Positive = Field(1e-5, description="Peak learning rate of the policy.")
     value_learning_rate: Positive | None = Field(None, description="Of the value role; null: the policy's.")
-    warmup: NotNegative = Field(0.0, description="Warmup: a fraction of the steps below 1, else a number of steps.")
+    warmup: NotNegative = Field(
+        0.0, description="Warmup: a fraction of the steps below 1, else a number of steps."
+    )
     algorithm: OpenSection = Field(description="RL algorithm and its options.")
     sampler: OpenSection = Field(description="Sampler and its options.")
     rewards: list[RewardEntry] = Field(min_length=1, description="Rewards; their weighted sum is maximised.")
@@ -249,7 +274,8 @@ class RlStage(StageBase):
         None, description="Replaces the score of a completion that did not end (as in Ziegler et al.: -1)."
     )
     importance_cap: Positive | None = Field(
-        2.0, description="Cap of the weight between trainer and sampler (truncated importance sampling); null: none."
+        2.0,
+        description="Cap of the weight between trainer and sampler (truncated importance); null: none.",
     )
     kl_limit: Positive | None = Field(
         None, description="Stop (exit 3) when the mean KL of completions, in nats, goes above it."
@@ -270,15 +296,17 @@ class Recipe(Section):
 
     version: Literal[1] = Field(description="Of the recipe format.")
     name: RunName = Field(description="Of the run: its folder under output_dir.")
-    seed: Whole = Field(
-        17, ge=0, lt=2**63, description="Seeds data order, sampling and initialisation, each a stream of its own."
+    seed: Seed = Field(
+        17, description="Seeds data order, sampling and initialisation, each a stream of its own."
     )
     output_dir: str = Field("runs", description="Where run folders go.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N, xpu, mps.")
     plugins: list[str] = Field(default_factory=list, description="Distributions that the recipe requires.")
     model: Model = Field(description="The base model.")
     lora: Lora = Field(default_factory=lambda: Lora(), description="Adapters of all roles.")
-    stages: list[Stage] = Field(min_length=1, description="Done in order; each begins where the one before ended.")
+    stages: list[Stage] = Field(
+        min_length=1, description="Done in order; each begins where the one before ended."
+    )
 
     @model_validator(mode="after")
     def _inherit_lora(self) -> Recipe:
@@ -311,4 +339,4 @@ RESERVED: dict[str, frozenset[str]] = {
     "rewards": frozenset(RewardEntry.model_fields),
     "datasets": frozenset(DatasetSource.model_fields),
 }
-"""Kind to the keys that the recipe itself has in that plugin's section: options of these names would be hidden."""
+"""Kind to the keys that the recipe itself has in a plugin's section; options so named would be hidden."""

@@ -1,7 +1,7 @@
 """Reads YAML with `yaml.SafeLoader` and keeps the line and the place of every key.
 
-What is refused here, beyond what is not YAML: duplicate keys, keys that are not text, tags, dates and other values that
-JSON does not have, text that cannot be written as UTF-8, and files too large or too deep to be a recipe.
+What is refused here, beyond what is not YAML: duplicate keys, keys that are not text, tags, dates and other
+values that JSON does not have, text that UTF-8 cannot hold, files too large or too deep for a recipe.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def read_text(path: Path) -> str:
         if path.is_dir():
             raise UsageError(f"{path}: a folder, not a recipe. Name the YAML file inside it.")
         if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: {path.stat().st_size:,} bytes; a recipe is a text file of a few kilobytes.")
+            raise UsageError(
+                f"{path}: {path.stat().st_size:,} bytes; a recipe is a text file of a few kilobytes."
+            )
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise UsageError(
-            f"{path}: no such recipe file. Shipped recipes: rlhf-peft recipes list."
-        ) from None
+        raise UsageError(f"{path}: no such recipe file. Shipped recipes: rlhf-peft recipes list.") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}. Save the recipe as UTF-8 text.") from None
     except (OSError, ValueError) as error:
@@ -72,7 +72,9 @@ def parse(text: str, label: str, folder: Path | None = None) -> Source:
         raise RecipeError(label, builder.problems)
     data = builder.data
     if data is None:
-        raise RecipeError(label, [Problem("recipe", "the file is empty. Start from one: rlhf-peft recipes list")])
+        raise RecipeError(
+            label, [Problem("recipe", "the file is empty. Start from one: rlhf-peft recipes list")]
+        )
     if not isinstance(data, dict):
         problem = Problem("recipe", f"expected keys such as `version: 1`, found {describe(data)}", 1)
         raise RecipeError(label, [problem])
@@ -124,7 +126,9 @@ def _yaml_problem(error: yaml.YAMLError, key: str | None) -> Problem:
     reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     context = getattr(error, "context", None)
     where = f"{context}, " if context else ""
-    return Problem(key or "YAML", f"not valid YAML: {where}{reason}", None if key or mark is None else mark.line + 1)
+    return Problem(
+        key or "YAML", f"not valid YAML: {where}{reason}", None if key or mark is None else mark.line + 1
+    )
 
 
 class _Builder:
@@ -192,7 +196,9 @@ class _Builder:
         except yaml.YAMLError:
             return self.refuse(node, loc, f"the tag {node.tag} is not allowed in a recipe")
         except Exception:  # PyYAML's constructors let ValueError, KeyError and others out of odd scalars
-            return self.refuse(node, loc, f"{describe(node.value)} is not a valid {node.tag.removeprefix(_TAG)}")
+            return self.refuse(
+                node, loc, f"{describe(node.value)} is not a valid {node.tag.removeprefix(_TAG)}"
+            )
         if isinstance(value, str) and not _writable(value):
             return self.refuse(node, loc, "holds half of a surrogate pair, which is no character")
         if value is not None and not isinstance(value, (bool, int, float, str)):

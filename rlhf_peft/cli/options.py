@@ -1,0 +1,95 @@
+"""Arguments that several verbs take, and what they turn into."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..registry import Registry
+    from .app import Settings
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A path (with a / or ending in .yaml), or a shipped recipe's name."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[K=V]...", help="Override a value: stages.rl.rewards.length.weight=0.2"),
+]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", metavar="F.py", help="A plugin in one file.")]
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option("--reward", metavar="F.py:FUNC", help="A function of a file as a reward, by the name FUNC."),
+]
+
+
+def open_registry(
+    settings: Settings, plugins: Sequence[Path] | None = None, *, strict: bool = False, quiet: bool = False
+) -> Registry:
+    """Built-ins and plugins; those left out are told as warnings."""
+    from ..registry import Registry
+
+    log_to_stderr(quiet)
+    registry = Registry.load(plugins or (), settings.no_plugins, strict_plugins=strict)
+    for broken in registry.broken:
+        logging.getLogger("rlhf_peft").warning("%s", broken)
+    return registry
+
+
+def add_rewards(registry: Registry, rewards: Sequence[str] | None) -> list[str]:
+    """Register the functions of `--reward`; returns their names."""
+    from ..builtin.rewards.function import FunctionReward
+
+    names = []
+    for spec in rewards or ():
+        path, colon, function = spec.rpartition(":")
+        if not colon or not path or not function.isidentifier():
+            raise UsageError(f"--reward {spec}: expected FILE.py:FUNCTION, such as rewards.py:answer_reward")
+        names.append(registry.add_reward_function(path, function, FunctionReward))
+    return names
+
+
+def open_recipe(
+    settings: Settings,
+    recipe: str,
+    overrides: Sequence[str] | None,
+    plugins: Sequence[Path] | None,
+    rewards: Sequence[str] | None,
+    *,
+    strict: bool = False,
+    quiet: bool = False,
+) -> tuple[Recipe, Registry]:
+    """A checked recipe and the registry it was checked against."""
+    from ..recipe import load
+
+    registry = open_registry(settings, plugins, strict=strict, quiet=quiet)
+    names = add_rewards(registry, rewards)
+    return load(recipe, overrides or (), plugins=registry, rewards=names), registry
+
+
+def log_to_stderr(quiet: bool) -> None:
+    """Send our log to stderr: warnings only if quiet."""
+    logger = logging.getLogger("rlhf_peft")
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    for handler in [*logger.handlers]:
+        if isinstance(handler, _ToStderr):
+            logger.removeHandler(handler)
+    logger.addHandler(_ToStderr())
+    logger.propagate = False
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        print(f"{level}{record.getMessage()}", file=sys.stderr)

@@ -1,0 +1,107 @@
+"""What a person sees while a run goes on: a live line a stage on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+FIGURES = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "eval/accuracy": "held-out accuracy",
+    "rewards/accuracies": "accuracy",
+    "reward": "reward",
+    "kl": "KL",
+    "entropy": "entropy",
+    "completions/mean_length": "length",
+    "eval/reward": "held-out reward",
+    "tokens_per_second/rollout": "tok/s",
+}
+"""The figures that matter, in this order, and what they are called."""
+
+LINES_PER_STAGE = 10
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """The figures that matter, in one line."""
+    shown = [(name, metrics[key]) for key, name in FIGURES.items() if metrics.get(key) is not None]
+    return "  ".join(f"{name} {value:.0f}" if abs(value) >= 100 else f"{name} {value:.3g}" for name, value in shown)
+
+
+class Plain:
+    """Plain lines on stderr, about ten a stage, so that a log file stays readable."""
+
+    def __init__(self) -> None:
+        self._total, self._begun, self._last = 1, time.monotonic(), 0
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage of so many updates begins."""
+        self._total, self._begun, self._last = total, time.monotonic(), 0
+        self.say(f"{name}: {total} updates")
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """An update is done; every tenth of the stage is told."""
+        tenth = step * LINES_PER_STAGE // max(1, self._total)
+        if tenth <= self._last and step not in (0, 1):
+            return
+        self._last = tenth
+        seconds = time.monotonic() - self._begun
+        self.say(f"  {stage} {step}/{self._total}  {seconds:4.0f} s  {describe(metrics)}")
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Live:
+    """A progress bar a stage, with the figures that matter and the time left."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(stderr=True),
+        )
+        self._task: TaskID | None = None
+        self._progress.start()
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage of so many updates begins."""
+        self._task = self._progress.add_task(name, total=total, figures="")
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """An update is done."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=step, figures=describe(metrics))
+
+    def say(self, text: str) -> None:
+        """One line of news, above the bars."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
+
+
+class Quiet(Plain):
+    """Says nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+def reporter(*, quiet: bool = False) -> Plain | Live:
+    """The reporter that fits where stderr goes."""
+    if quiet:
+        return Quiet()
+    return Live() if sys.stderr.isatty() else Plain()

@@ -1,0 +1,84 @@
+"""`rlhf-peft recipes`: those that are shipped, to look at and to start from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+
+app = typer.Typer(help="List, show and copy the recipes that are shipped.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe.")]
+
+
+@app.callback(invoke_without_command=True)
+def _group(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command("list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """List the shipped recipes."""
+    from ..recipe import shipped
+
+    found = [(name, shipped.summary(name), shipped.path(name)) for name in shipped.names()]
+    if as_json:
+        rows = [{"name": name, "summary": summary, "path": str(path)} for name, summary, path in found]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    width = max((len(name) for name, _, _ in found), default=0)
+    for name, summary, _ in found:
+        print(f"{name:<{width}}  {summary}".rstrip())
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Print a shipped recipe."""
+    from ..recipe import shipped
+
+    print(shipped.text(name), end="")
+
+
+@app.command()
+def copy(
+    name: Name,
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="A file, or a folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[K=V]...", help="Values to write in.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Copy a shipped recipe to start from, with K=V written in; prints where it went."""
+    from ..recipe import edited, shipped
+
+    shipped.path(name)
+    text = edited(name, overrides or ())
+    target = _target(dest, name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("w" if force else "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{target}: there already. Replace it with --force, or name another file.") from None
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written: {error}") from None
+    print(target)
+    print(f"next: rlhf-peft run {_argument(target)}", file=sys.stderr)
+
+
+def _target(dest: str, name: str) -> Path:
+    path = Path(dest)
+    if dest.endswith(("/", "\\")) or path.is_dir():
+        return path / f"{name}.yaml"
+    return path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
+
+
+def _argument(path: Path) -> str:
+    text = str(path)
+    return f"'{text}'" if " " in text else text

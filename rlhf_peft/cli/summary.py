@@ -1,0 +1,103 @@
+"""The table that a run ends with, a few completions side by side, and what to type next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..api import Result
+    from ..recipe import Recipe
+
+SHOWN = 3
+Row = tuple[str, str, str]
+
+
+def show(result: Result, recipe: Recipe, console: Console | None = None) -> None:
+    """Print what a run came to, on stdout."""
+    console = console or Console(soft_wrap=False)
+    table = Table(box=SIMPLE, title=f"{recipe.name}: done in {result.seconds:.0f} s", title_justify="left")
+    for column in ("stage", "figure", "value"):
+        table.add_column(column)
+    for stage in recipe.stages:
+        for row in rows(stage.stage, stage.name, result.stages.get(stage.name, {})):
+            table.add_row(*row)
+    console.print(table)
+    for outcome in result.stages.values():
+        _samples(console, outcome.get("samples", []))
+    for line in next_lines(result, recipe):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def rows(kind: str, name: str, outcome: dict[str, Any]) -> list[Row]:
+    """The figures of one stage."""
+    metrics = outcome.get("metrics", outcome)
+    seconds = [(name, "seconds", f"{outcome['seconds']:.0f}")] if "seconds" in outcome else []
+    if kind == "reward_model" and metrics:
+        return [
+            (name, "held-out accuracy", f"{metrics['eval/accuracy']:.3f} over {outcome['held_out']} pairs"),
+            (name, "held-out margin", f"{metrics['eval/margin']:.3f}"),
+            (name, "calibration error (ECE)", f"{metrics['eval/ece']:.3f}"),
+            *seconds,
+        ]
+    if kind == "rl" and "before" in outcome:
+        return [*_before_after(name, outcome["before"], outcome["after"]), *seconds]
+    known = {
+        "loss": "loss",
+        "train_loss": "loss",
+        "eval_loss": "held-out loss",
+        "eval/loss": "held-out loss",
+        "rewards/accuracies": "accuracy",
+        "eval/rewards/accuracies": "held-out accuracy",
+    }
+    shown = [(name, label, f"{metrics[key]:.3f}") for key, label in known.items() if metrics.get(key) is not None]
+    return [*shown, *seconds]
+
+
+def _before_after(name: str, before: dict[str, float], after: dict[str, float]) -> list[Row]:
+    out = []
+    for key in after:
+        words = key.split("/")
+        if words[1] == "rewards" and words[-1] == "mean":
+            out.append((name, f"held-out {words[2]}", f"{before[key]:.3f} -> {after[key]:.3f}"))
+    out.append((name, "KL to the reference, nats a completion", f"{after['eval/kl']:.2f}"))
+    for key, label in (("completions/mean_length", "length, tokens"), ("completions/eos_rate", "EOS rate")):
+        out.append((name, label, f"{before[f'eval/{key}']:.2f} -> {after[f'eval/{key}']:.2f}"))
+    out.append((name, "distinct-2", f"{before['eval/distinct_2']:.3f} -> {after['eval/distinct_2']:.3f}"))
+    return out
+
+
+def _samples(console: Console, samples: list[dict[str, Any]]) -> None:
+    if not samples:
+        return
+    table = Table(box=SIMPLE, title="the same held-out prompts, before and after", title_justify="left")
+    for column in ("prompt", "before", "after"):
+        table.add_column(column, ratio=1, overflow="fold")
+    for sample in samples[:SHOWN]:
+        prompt = sample["prompt"]
+        text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+        table.add_row(text.strip(), sample["before"].strip(), sample["after"].strip())
+    console.print(table)
+
+
+def next_lines(result: Result, recipe: Recipe) -> list[str]:
+    """Commands to paste."""
+    folder = _short(result.folder)
+    lines = [f"next: the adapter is {folder}/adapters/policy; it loads with peft:"]
+    lines.append(f'  PeftModel.from_pretrained(base_model, "{folder}/adapters/policy")')
+    lines.append(f"next: read what it wrote:  tail -n 5 {folder}/samples.jsonl")
+    if recipe.model.path.startswith("builtin:"):
+        lines.append("next: your own model:  rlhf-peft recipes copy quickstart my.yaml model.path=Qwen/Qwen3-0.6B")
+    lines.append(f"next: go on from it:  rlhf-peft run RECIPE stages.rl.init.policy={folder}")
+    return lines
+
+
+def _short(path: Path) -> str:
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return str(path)

@@ -1,0 +1,30 @@
+"""`rlhf-peft validate`: the recipe as resolved, or all that is wrong with it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .options import Overrides, Plugins, RecipeName, Rewards, open_recipe
+
+
+def validate(
+    context: typer.Context,
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    data: Annotated[bool, typer.Option("--data", help="Read every dataset too.")] = False,
+    plugin: Plugins = None,
+    reward: Rewards = None,
+) -> None:
+    """Check a recipe and print it with every default, without loading a model."""
+    loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward)
+    from ..recipe import dump
+
+    if data:
+        from .. import api
+
+        for line in api.check_data(loaded, registry=registry):
+            print(line, file=sys.stderr)
+    print(dump(loaded), end="")

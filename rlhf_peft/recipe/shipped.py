@@ -1,0 +1,60 @@
+"""The recipes that come with the package: beside it in a source tree, inside it in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import UsageError
+from .messages import did_you_mean
+from .source import read_text
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def folder() -> Path:
+    """Where the shipped recipes are."""
+    installed = _PACKAGE / "assets" / "recipes"
+    return installed if installed.is_dir() else _PACKAGE.parent / "recipes"
+
+
+def names() -> list[str]:
+    """The names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in folder().glob("*.yaml"))
+
+
+def path(name: str) -> Path:
+    """The file of a shipped recipe.
+
+    Raises:
+        UsageError: no such recipe; lists those there are.
+    """
+    known = names()
+    if name in known:
+        return folder() / f"{name}.yaml"
+    here = Path(f"{name}.yaml")
+    hint = f" The file here is ./{here}." if _is_file(here) else ""
+    listed = ", ".join(known) or "none"
+    raise UsageError(
+        f"no shipped recipe is called {name!r}.{did_you_mean(name, known)}{hint} Shipped: {listed}. "
+        "A path holds a / or ends in .yaml."
+    )
+
+
+def text(name: str) -> str:
+    """The text of a shipped recipe."""
+    return read_text(path(name))
+
+
+def summary(name: str) -> str:
+    """The first line of a shipped recipe's opening comment."""
+    for line in text(name).splitlines():
+        if line.startswith("#") and line.strip("# "):
+            return line.strip("# ").strip()
+    return ""
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

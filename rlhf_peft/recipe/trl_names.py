@@ -1,0 +1,80 @@
+"""What TRL, transformers, PEFT and bitsandbytes call things, and where a recipe has them.
+
+`*` stands for a stage. A name that this package uses for the same thing is not listed.
+"""
+
+from __future__ import annotations
+
+_ALGORITHM = "stages.*.algorithm"
+_SAMPLER = "stages.*.sampler"
+
+OURS: dict[str, str] = {
+    # what is drawn
+    "max_completion_length": f"{_SAMPLER}.max_new_tokens",
+    "response_length": f"{_SAMPLER}.max_new_tokens",
+    "max_tokens": f"{_SAMPLER}.max_new_tokens",
+    "generation_batch_size": "stages.*.prompts_per_step",
+    "rollout_batch_size": "stages.*.prompts_per_step",
+    "vllm_importance_sampling_cap": "stages.*.importance_cap",
+    # the algorithm
+    "num_ppo_epochs": f"{_ALGORITHM}.num_epochs",
+    "ppo_epochs": f"{_ALGORITHM}.num_epochs",
+    "num_iterations": f"{_ALGORITHM}.num_epochs",
+    "num_mini_batches": f"{_ALGORITHM}.num_minibatches",
+    "kl_coef": f"{_ALGORITHM}.beta",
+    "init_kl_coef": f"{_ALGORITHM}.beta",
+    "kl_coeff": f"{_ALGORITHM}.beta",
+    "epsilon": f"{_ALGORITHM}.cliprange",
+    "epsilon_high": f"{_ALGORITHM}.cliprange_high",
+    # rewards
+    "reward_funcs": "stages.*.rewards",
+    "reward_weights": "stages.*.rewards.<name>.weight",
+    "reward_model_path": "stages.*.init.reward",
+    "sft_model_path": "stages.*.init.policy",
+    # sizes and schedule
+    "per_device_train_batch_size": "stages.*.batch_size",
+    "gradient_accumulation_steps": "stages.*.batch_size",
+    "train_batch_size": "stages.*.batch_size",
+    "local_mini_batch_size": "stages.*.batch_size",
+    "per_device_eval_batch_size": "stages.*.eval.size",
+    "lr": "stages.*.learning_rate",
+    "epochs": "stages.*.num_train_epochs",
+    "total_episodes": "stages.*.max_steps",
+    "lr_scheduler_type": "stages.*.lr_scheduler",
+    "warmup_steps": "stages.*.warmup",
+    "warmup_ratio": "stages.*.warmup",
+    "optim": "stages.*.optimizer",
+    "eval_steps": "stages.*.eval.every",
+    "eval_on_start": "stages.*.eval.every",
+    # the model
+    "model_name_or_path": "model.path",
+    "model_name": "model.path",
+    "model_revision": "model.revision",
+    "dtype": "model.compute_dtype",
+    "torch_dtype": "model.compute_dtype",
+    "bf16": "model.compute_dtype",
+    "fp16": "model.compute_dtype",
+    "bnb_4bit_compute_dtype": "model.compute_dtype",
+    "load_in_4bit": "model.quantization",
+    "load_in_8bit": "model.quantization",
+    "bnb_4bit_quant_type": "model.quantization",
+    "use_bnb_nested_quant": "model.double_quantization",
+    "bnb_4bit_use_double_quant": "model.double_quantization",
+    "max_seq_length": "model.max_length",
+    "max_prompt_length": "model.max_length",
+    # adapters
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_target_modules": "lora.target_modules",
+    # data
+    "dataset_name": "stages.*.dataset.path",
+    "dataset_config": "stages.*.dataset.name",
+    "dataset_train_split": "stages.*.dataset.split",
+    "dataset_test_split": "stages.*.eval.split",
+    # the run
+    "run_name": "name",
+    "data_seed": "seed",
+}
+"""Their name to our place."""

@@ -1,0 +1,12 @@
+"""Finds built-ins and plugins, makes what a recipe names, and tells observers.
+
+A plugin is tried alone first: its import, its hook signatures and everything it registers. Only when all
+of it is in order does it join; else `broken` has it with the reason and nothing of it stays. Built-ins
+enter by the same door. Plugins named on the command line must work; one that is merely installed may not.
+"""
+
+from .core import Registry
+from .entries import Broken, Entry, Loaded
+from .trial import load_file
+
+__all__ = ["Broken", "Entry", "Loaded", "Registry", "load_file"]

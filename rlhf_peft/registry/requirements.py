@@ -1,0 +1,48 @@
+"""Whether the plugins that a recipe requires are there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from ..hookspecs import PROJECT
+from .entries import Broken
+
+
+def check_requirement(
+    requirement: str, loaded: Iterable[str], broken: Iterable[Broken], no_plugins: bool
+) -> str | None:
+    """What is wrong with one requirement, and what to type; None where it is met.
+
+    Args:
+        requirement: such as `rlhf-peft-length-shaping>=0.1`.
+        loaded: distributions of the plugins that work.
+        broken: plugins that do not.
+        no_plugins: installed plugins were left out on purpose.
+    """
+    try:
+        wanted = Requirement(requirement)
+    except InvalidRequirement:
+        return (
+            f"{requirement!r} is no requirement. Write a name, and a version if it matters: rlhf-peft-x>=0.1."
+        )
+    if wanted.url:
+        return f"{requirement!r}: a recipe names a distribution and its version, never a URL."
+    try:
+        version = importlib.metadata.version(wanted.name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{wanted.name} is not installed. Install it: pip install '{requirement}'"
+    if not wanted.specifier.contains(version, prereleases=True):
+        return f"{wanted.name} {version} is installed. Change it: pip install '{requirement}'"
+    name = canonicalize_name(wanted.name)
+    reasons = [plugin.reason for plugin in broken if plugin.distribution == name]
+    if reasons:
+        return f"{wanted.name} {version} is installed but was left out: {'; '.join(reasons)}"
+    if no_plugins:
+        return f"{wanted.name} is needed, but --no-plugins leaves installed plugins out."
+    if name not in loaded:
+        return f"{wanted.name} {version} is no plugin: it has no entry point of group {PROJECT}."
+    return None

@@ -1,0 +1,258 @@
+"""A run's folder while it is written: created once, never over somebody's files, every line whole.
+
+    <output_dir>/<name>/
+      recipe.yaml  manifest.json  metrics.jsonl  samples.jsonl  report.html
+      adapters/<role>/  code/  checkpoints/
+
+Left out on purpose: what adapters and heads look like (the engine writes them), and reading (`read`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import RunFolderError
+from .manifest import (
+    FILE,
+    FORMAT,
+    STATUSES,
+    VERSION,
+    is_run,
+    read_manifest,
+    scrub,
+    sha256,
+    versions,
+    write_manifest,
+    write_whole,
+)
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+ADAPTERS = "adapters"
+CODE = "code"
+OURS = (RECIPE, METRICS, SAMPLES, "report.html", ADAPTERS, CODE, "checkpoints", FILE)
+"""What a run makes, the manifest last: until it is gone the folder is known as a run's."""
+
+_HASHED = (RECIPE, METRICS, SAMPLES, ADAPTERS, CODE)
+_ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.)")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run as observers see it: its name, its folder, its recipe as written."""
+
+    name: str
+    folder: Path
+    recipe: Mapping[str, Any]
+
+
+class RunFolder:
+    """One run's folder.
+
+    Attributes:
+        path: the folder.
+        name: of the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self._manifest: dict[str, Any] = read_manifest(path)
+        self._recipe: Mapping[str, Any] = {}
+
+    @classmethod
+    def create(cls, output_dir: str | Path, name: str, *, overwrite: bool = False) -> RunFolder:
+        """A new folder `<output_dir>/<name>`, its manifest saying `running`.
+
+        Args:
+            output_dir: where run folders go; made if it is missing.
+            name: of the run.
+            overwrite: replace a run of that name. Only what a run makes is deleted, other files stay.
+
+        Raises:
+            RunFolderError: a run is there, or files that are not a run's, or the folder would be elsewhere.
+        """
+        parent = Path(output_dir)
+        path = parent / name
+        _check_inside(parent, path, name)
+        try:
+            if path.exists():
+                _clear(path, overwrite)
+            path.mkdir(parents=True, exist_ok=True)
+            now = time.time()
+            manifest = {
+                "format": FORMAT,
+                "version": VERSION,
+                "name": name,
+                "status": "running",
+                "started": now,
+            }
+            write_manifest(path, {**manifest, "stages_done": [], "versions": versions()})
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be made: {error}") from None
+        return cls(path)
+
+    # --- writing ---
+
+    def write_recipe(self, text: str) -> None:
+        """Write recipe.yaml, without credentials."""
+        clean = scrub(text)
+        write_whole(self.path / RECIPE, clean)
+        self._recipe = yaml.safe_load(clean)
+
+    @property
+    def view(self) -> RunInfo:
+        """What observers are told."""
+        return RunInfo(self.name, self.path, self._recipe)
+
+    def append_metrics(self, stage: str, step: int, figures: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl; a figure that is not finite becomes null.
+
+        Raises:
+            ValueError: a figure is called `stage`, `step` or `time`.
+        """
+        head = {"stage": stage, "step": step, "time": time.time()}
+        taken = sorted(head.keys() & figures.keys())
+        if taken:
+            raise ValueError(f"figures cannot be called {', '.join(taken)}")
+        self._append(METRICS, [{**head, **{name: _figure(value) for name, value in figures.items()}}])
+
+    def append_samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Lines of samples.jsonl."""
+        self._append(SAMPLES, samples)
+
+    def _append(self, file: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        lines = [json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+        with (self.path / file).open("a", encoding="utf-8", newline="\n", errors="backslashreplace") as out:
+            out.write("".join(lines))
+
+    def adapter_dir(self, role: str) -> Path:
+        """The folder of a role's adapter, made if it is missing."""
+        if not _ROLE.fullmatch(role):
+            raise ValueError(f"{role!r} cannot name a role")
+        folder = self.path / ADAPTERS / role
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def copy_code(self, path: str | Path) -> Path:
+        """Copy a file of `--plugin` or `--reward` into the run and note its hash in the manifest."""
+        source = Path(path)
+        folder = self.path / CODE
+        folder.mkdir(exist_ok=True)
+        target = folder / source.name
+        digest = sha256(source)
+        if target.exists() and sha256(target) != digest:
+            target = folder / f"{source.stem}-{digest[:8]}{source.suffix}"
+        shutil.copyfile(source, target)
+        code = {**self._manifest.get("code", {}), target.name: digest}
+        self.update_manifest(code=code)
+        return target
+
+    # --- the manifest ---
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as last written."""
+        return dict(self._manifest)
+
+    def update_manifest(self, **entries: Any) -> None:
+        """Set entries of the manifest and write it whole."""
+        manifest = {**self._manifest, **_plain(entries)}
+        write_manifest(self.path, manifest)
+        self._manifest = manifest
+
+    def stage_done(self, stage: str) -> None:
+        """Note that a stage is done."""
+        done = [*self._manifest.get("stages_done", [])]
+        if stage not in done:
+            self.update_manifest(stages_done=[*done, stage])
+
+    def finish(self, status: str, **entries: Any) -> None:
+        """Close the run: its status, the hash of every artifact, and further entries.
+
+        Args:
+            status: `done`, `failed` or `stopped`.
+            entries: for the manifest.
+        """
+        if status not in STATUSES[1:]:
+            raise ValueError(f"unknown status {status!r}; known: {', '.join(STATUSES[1:])}")
+        self.update_manifest(status=status, finished=time.time(), artifacts=self.hashes(), **entries)
+
+    def hashes(self) -> dict[str, str]:
+        """Path inside the folder to sha256, of every artifact."""
+        files: list[Path] = []
+        for name in _HASHED:
+            path = self.path / name
+            files += [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        return {file.relative_to(self.path).as_posix(): sha256(file) for file in files}
+
+
+def _check_inside(parent: Path, path: Path, name: str) -> None:
+    """Refuse a name that is a path, and a link that leads out of the output folder."""
+    if not _NAME.fullmatch(name):
+        raise RunFolderError(f"{name!r} cannot name a run: it would not be a folder inside {parent}")
+    if path.is_symlink() or path.resolve() != parent.resolve() / name:
+        raise RunFolderError(f"{path}: a link that leads out of {parent}. Remove it or set another name=...")
+
+
+def _clear(path: Path, overwrite: bool) -> None:
+    """Make room for a new run, or say why there is none."""
+    if not path.is_dir():
+        raise RunFolderError(f"{path}: a file is in the way. Move it or set another name=...")
+    if not any(path.iterdir()):
+        return
+    if not is_run(path):
+        raise RunFolderError(
+            f"{path}: holds files that are not a run's, so nothing was touched. Move them or set name=..."
+        )
+    if not overwrite:
+        status = read_manifest(path).get("status")
+        holds = "a finished run" if status == "done" else f"a run that is not finished (status {status})"
+        raise RunFolderError(f"{path}: holds {holds}. Replace it with --overwrite, or set another name=...")
+    for name in OURS:
+        _remove(path / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def _figure(value: Any) -> float | int | None:
+    """A number as JSON has it; anything with `item()` (tensors, NumPy) counts."""
+    number = value.item() if hasattr(value, "item") else value
+    if number is None:
+        return None
+    if not isinstance(number, (int, float)):
+        raise TypeError(f"a figure must be a number, found {type(value).__name__}")
+    if isinstance(number, bool):
+        return int(number)
+    return number if math.isfinite(number) else None
+
+
+def _plain(value: Any) -> Any:
+    """Any value as JSON has it: tensors become numbers and lists, paths text, not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)

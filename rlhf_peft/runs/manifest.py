@@ -1,0 +1,129 @@
+"""manifest.json: what made a run. Versions, plugins, seeds, hashes; never the environment or a credential."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunFolderError
+
+FILE = "manifest.json"
+FORMAT = "rlhf-peft run"
+VERSION = 1
+STATUSES = ("running", "done", "failed", "stopped")
+PACKAGES = (
+    "rlhf-peft",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "trl",
+    "accelerate",
+    "datasets",
+    "safetensors",
+)
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
+_SECRET_QUERY = re.compile(
+    r"(?P<key>[?&](?:[A-Za-z0-9_-]*(?:token|key|secret|password|signature|sig)))=[^&\s'\"]+", re.IGNORECASE
+)
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that results depend on; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def scrub(value: Any) -> Any:
+    """The value without credentials: user names and passwords in URLs, tokens in queries, hub tokens."""
+    if isinstance(value, str):
+        value = _USERINFO.sub(r"\g<scheme>***@", value)
+        return _HUB_TOKEN.sub("hf_***", _SECRET_QUERY.sub(r"\g<key>=***", value))
+    if isinstance(value, Mapping):
+        return {str(key): scrub(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [scrub(item) for item in value]
+    return value
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, finds the old one or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last; Windows has no such call."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a run folder."""
+    text = json.dumps(scrub(manifest), indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(folder / FILE, text + "\n")
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a run folder.
+
+    Raises:
+        RunFolderError: there is none, or it is not one of ours.
+    """
+    path = Path(folder) / FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder}: not a run folder, it has no {FILE}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise RunFolderError(f"{path}: not the manifest of a run of rlhf-peft")
+    found = manifest.get("version")
+    if type(found) is not int or found > VERSION:
+        raise RunFolderError(
+            f"{path}: manifest version {found}; this rlhf-peft reads {VERSION}. Upgrade rlhf-peft."
+        )
+    return manifest
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run of ours."""
+    try:
+        read_manifest(folder)
+    except RunFolderError:
+        return False
+    return True

@@ -1,0 +1,49 @@
+"""Reads what a run wrote, also while it is still writing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunFolderError
+from .folder import METRICS, SAMPLES
+
+
+def read_metrics(run: str | Path, stage: str | None = None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a figure that was not finite is NaN.
+
+    Args:
+        run: the run folder.
+        stage: only this stage's.
+
+    Raises:
+        RunFolderError: a line, other than a last one that is half written, is not JSON.
+    """
+    rows = list(_lines(Path(run) / METRICS))
+    wanted = rows if stage is None else [row for row in rows if row.get("stage") == stage]
+    return [{key: math.nan if value is None else value for key, value in row.items()} for row in wanted]
+
+
+def read_samples(run: str | Path) -> list[dict[str, Any]]:
+    """The lines of samples.jsonl."""
+    return list(_lines(Path(run) / SAMPLES))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        half_written = number == len(lines)
+        if half_written or not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise RunFolderError(f"{path}, line {number}: not JSON") from None
+        if not isinstance(row, dict):
+            raise RunFolderError(f"{path}, line {number}: not an object")
+        yield row

@@ -1,0 +1,320 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+import rlhf_peft
+from rlhf_peft import __version__, cli
+from rlhf_peft.errors import GuardError, RlhfPeftError
+from rlhf_peft.recipe import document, shipped
+
+ROOT = Path(rlhf_peft.__file__).parent.parent
+RECIPE = """\
+version: 1
+name: small
+model:
+  path: builtin:tiny
+stages:
+  - stage: sft
+    dataset:
+      path: rows.jsonl
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.fixture
+def api(monkeypatch):
+    """A run that trains nothing and remembers how it was called."""
+    calls = []
+
+    def run(recipe, **options):
+        calls.append((recipe, options))
+
+    fake = SimpleNamespace(run=run, calls=calls, check_data=lambda recipe, registry: ["sft: 3 rows"])
+    monkeypatch.setitem(sys.modules, "rlhf_peft.api", fake)
+    monkeypatch.setattr(rlhf_peft, "api", fake, raising=False)
+    return fake
+
+
+def program(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "rlhf_peft", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def test_help_and_version_import_nothing_heavy():
+    code = (
+        "import sys\nfrom rlhf_peft.cli import execute\n"
+        "for verbs in (['--help'], ['run', '--help'], ['--version'], ['recipes', 'list', '--json']):\n"
+        "    assert execute(verbs) == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'bitsandbytes', 'numpy'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
+    )
+    assert done.stdout.endswith("heavy: []\n")
+    assert f"rlhf-peft {__version__}\n" in done.stdout
+    for verb in ("run", "validate", "schema", "recipes"):
+        assert f" {verb} " in done.stdout
+
+
+def test_the_module_is_the_program(tmp_path):
+    done = program("recipes", "list", cwd=tmp_path)
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == shipped.names()
+    assert done.stderr == ""
+    assert program("recipes", "nonsense", cwd=tmp_path).returncode == 2
+
+
+def test_no_arguments_print_the_help(capsys):
+    assert cli.execute([]) == 0
+    assert "Usage" in capsys.readouterr().out
+    assert cli.execute(["recipes"]) == 0
+    assert "copy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run"], "error: Missing argument 'RECIPE'. See rlhf-peft run --help."),
+        (["nonsense"], "error: No such command 'nonsense'"),
+        (["run", "--nonsense", "x"], "error: No such option"),
+        (["run", "nowhere"], "error: no shipped recipe is called 'nowhere'."),
+        (["run", "./nowhere.yaml"], "error: nowhere.yaml: no such recipe file."),
+        (["validate", "r"], "The file here is ./r.yaml."),
+        (
+            ["validate", "r.yaml", "sed=3"],
+            "error: r.yaml: 1 problem, nothing was loaded.\n  sed: unknown key. Did you",
+        ),
+        (["validate", "r.yaml", "--reward", "x.py"], "expected FILE.py:FUNCTION"),
+        (["validate", "r.yaml", "--reward", "x.py:f"], "x.py: no such file"),
+        (["validate", "r.yaml", "--plugin", "x.py"], "error: --plugin x.py: x.py: no such file"),
+        (["recipes", "show", "nowhere"], "error: no shipped recipe is called 'nowhere'."),
+        (["schema", "nowhere"], "error: nothing is registered as 'nowhere'. Known rewards: "),
+        (["schema", "--markdown", "ppo"], "leave out the name"),
+    ],
+)
+def test_usage_errors_are_one_paragraph_and_exit_2(here, api, capsys, arguments, expected):
+    assert cli.execute(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert expected in err
+    assert "Traceback" not in err
+    assert api.calls == []
+
+
+def test_validate_prints_the_resolved_recipe(here, capsys):
+    assert cli.execute(["validate", "r.yaml", "seed=5", "stages.sft.max_steps=2"]) == 0
+    out, err = capsys.readouterr()
+    resolved = yaml.safe_load(out)
+    assert resolved["seed"] == 5
+    assert resolved["stages"][0]["max_steps"] == 2
+    assert resolved["stages"][0]["dataset"]["path"] == str(here / "rows.jsonl")
+    assert resolved["lora"]["r"] == 16
+    assert err == ""
+
+
+def test_validate_reads_the_data_when_asked(here, api, capsys):
+    assert cli.execute(["validate", "r.yaml", "--data"]) == 0
+    out, err = capsys.readouterr()
+    assert yaml.safe_load(out)["name"] == "small"
+    assert err == "sft: 3 rows\n"
+
+
+def test_run_hands_all_it_was_given_to_the_api(here, api, capsys):
+    (here / "mine.py").write_text("def short(completions, **columns):\n    return [0.0]\n")
+    rl = {
+        "stage": "rl",
+        "dataset": {"path": "p.jsonl"},
+        "algorithm": {"name": "ppo"},
+        "sampler": {"name": "cached"},
+    }
+    arguments = [
+        "run",
+        "r.yaml",
+        f"stages=[{json.dumps(rl)}]",
+        "--reward",
+        "mine.py:short",
+        "--overwrite",
+        "-q",
+    ]
+    assert cli.execute([*arguments, "--trust-remote-code", "--strict-plugins"]) == 0, capsys.readouterr().err
+    ((recipe, options),) = api.calls
+    assert [(entry.name, entry.weight) for entry in recipe.stages[0].rewards] == [("short", 1.0)]
+    assert recipe.stages[0].algorithm.options["beta"] == 0.05
+    registry = options.pop("registry")
+    assert registry.strict_plugins
+    assert registry.make("rewards", "short").name == "short"
+    assert type(options.pop("reporter")).__name__ == "Quiet"
+    assert options == {"overwrite": True, "code_files": [Path("mine.py")], "trust_remote_code": True}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (RlhfPeftError("the reward broke"), 1, "error: the reward broke\n"),
+        (GuardError("loss is NaN at step 3"), 3, "stopped (exit 3): loss is NaN at step 3\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            ZeroDivisionError("division\nby zero"),
+            1,
+            "error: unexpected ZeroDivisionError: division by zero. "
+            "For the whole story: rlhf-peft --traceback ...\n",
+        ),
+        (BrokenPipeError("a worker is gone"), 1, "error: unexpected BrokenPipeError: a worker is gone."),
+    ],
+)
+def test_how_a_run_can_end(here, api, capsys, error, code, told):
+    def run(recipe, **options):
+        raise error
+
+    api.run = run
+    assert cli.execute(["run", "r.yaml"]) == code
+    assert told in capsys.readouterr().err
+    assert cli.execute(["--traceback", "run", "r.yaml"]) == code
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_sigterm_exits_143(here, api, capsys):
+    def run(recipe, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    api.run = run
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.execute(["run", "r.yaml"]) == 143
+    assert capsys.readouterr().err == "terminated\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = (
+        f"{sys.executable} -m rlhf_peft recipes show {shipped.names()[0]} | true; echo ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "0"
+    assert done.stderr == ""
+
+
+def test_installed_plugins_that_are_broken_are_told_as_warnings(here, tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken_module.py").write_text("raise RuntimeError('no luck')\n")
+    info = tmp_path / "dist_broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dist-broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[rlhf_peft]\nbroken = broken_module\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert cli.execute(["validate", "r.yaml"]) == 0
+    assert "warning: plugin broken (dist-broken) was left out: its import failed" in capsys.readouterr().err
+    assert cli.execute(["--no-plugins", "validate", "r.yaml"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_schema_of_the_recipe_and_of_one_plugin(capsys):
+    assert cli.execute(["schema"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert "algorithms.ppo" in whole["$defs"]
+    for name in ("ppo", "algorithms.ppo", "rlhf-peft:ppo"):
+        assert cli.execute(["schema", name]) == 0
+        assert "beta" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_recipes_show_prints_the_file(capsys):
+    for name in shipped.names():
+        assert cli.execute(["recipes", "show", name]) == 0
+        assert capsys.readouterr().out == shipped.path(name).read_text()
+
+
+def test_recipes_list_as_json(capsys):
+    assert cli.execute(["recipes", "list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == shipped.names()
+    assert all(row["summary"] and Path(row["path"]).is_file() for row in rows)
+
+
+def test_recipes_copy_never_overwrites_unasked(here, capsys):
+    name = shipped.names()[0]
+    assert cli.execute(["recipes", "copy", name, "new/mine", "seed=99"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "new/mine.yaml\n"
+    assert err == "next: rlhf-peft run new/mine.yaml\n"
+    copied = here / "new" / "mine.yaml"
+    assert yaml.safe_load(copied.read_text())["seed"] == 99
+    assert copied.read_text().startswith("#")
+    assert cli.execute(["recipes", "copy", name, "new/mine.yaml"]) == 2
+    assert "Replace it with --force" in capsys.readouterr().err
+    assert yaml.safe_load(copied.read_text())["seed"] == 99
+    assert cli.execute(["recipes", "copy", name, "new/mine.yaml", "--force"]) == 0
+    assert copied.read_text() == shipped.text(name)
+    assert cli.execute(["recipes", "copy", name, "new"]) == 0
+    assert (here / "new" / f"{name}.yaml").exists()
+    assert cli.execute(["recipes", "copy", name, "other.yaml", "sed=1"]) == 2
+    assert not (here / "other.yaml").exists()
+
+
+def test_the_page_of_all_keys_is_up_to_date():
+    from rlhf_peft.registry import Registry
+
+    page = document(Registry.load(no_plugins=True).options())
+    written = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    assert written == page, "run: rlhf-peft --no-plugins schema --markdown > recipes/README.md"
+
+
+def test_progress_in_a_log_file_is_whole_lines():
+    from rlhf_peft.cli.progress import Lines, Quiet, reporter
+
+    stream = io.StringIO()
+    shown = reporter(quiet=False, stream=stream)
+    assert isinstance(shown, Lines)
+    shown.stage("rl", 3)
+    for step in (1, 2, 3):
+        shown.step("rl", step, {"reward": 0.123456, "kl": 2.0, "loss": float("nan"), "other": 1.0})
+    shown.say("done")
+    shown.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "rl: 3 updates"
+    assert lines[1].startswith("rl 1/3  reward 0.123, KL 2  (")
+    assert [line.split()[1] for line in lines[1:-1]] == ["1/3", "3/3"]
+    assert isinstance(reporter(quiet=True), Quiet)
+
+
+def test_progress_on_a_terminal_is_a_bar():
+    from rlhf_peft.cli.progress import Bar, reporter
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    shown = reporter(quiet=False, stream=stream)
+    assert isinstance(shown, Bar)
+    shown.stage("sft", 2)
+    shown.step("sft", 2, {"loss": 1.5})
+    shown.say("[not markup]")
+    shown.close()
+    assert "loss 1.5" in stream.getvalue()
+    assert "[not markup]" in stream.getvalue()

@@ -1,0 +1,113 @@
+import json
+
+import pytest
+import yaml
+
+from rlhf_peft.recipe import Recipe, document, dump, edited, json_schema, load, shipped
+from rlhf_peft.recipe.messages import STAGES, keys_of
+from rlhf_peft.recipe.places import section_at
+from rlhf_peft.recipe.trl_names import OURS
+
+from .conftest import GRPO, OPTIONS
+
+
+def test_every_key_is_described():
+    schema = Recipe.model_json_schema()
+    for name, section in {"Recipe": schema, **schema["$defs"]}.items():
+        for key, about in section.get("properties", {}).items():
+            if "const" not in about:
+                assert "description" in about, f"{name}.{key}"
+
+
+def test_every_trl_name_leads_to_a_key_that_exists():
+    examples = {kind: {"stage": kind} for kind in STAGES}
+    for theirs, ours in OURS.items():
+        if ours.split(".")[-2:-1] in (["algorithm"], ["sampler"]) or "<name>" in ours:
+            continue
+        *parents, last = ours.split(".")
+        found = False
+        for kind, stage in examples.items():
+            data = {"stages": [stage]}
+            loc = tuple(0 if part == "*" else part for part in parents)
+            section = section_at(Recipe, data, loc)
+            if ours == "stages.*.init.policy" or ours == "stages.*.init.reward":
+                section = STAGES[kind]
+                last = "init"
+            found = found or (section is not None and last in keys_of(section))
+        assert found, f"{theirs} -> {ours}"
+        assert theirs not in Recipe.model_fields
+
+
+def test_json_schema_holds_the_options_of_plugins():
+    schema = json_schema(OPTIONS)
+    json.dumps(schema)
+    rl = schema["$defs"]["RlStage"]["properties"]
+    assert rl["algorithm"] == {"oneOf": [{"$ref": "#/$defs/algorithms.ppo"}]}
+    ppo = schema["$defs"]["algorithms.ppo"]
+    assert ppo["properties"]["name"] == {"const": "ppo"}
+    assert ppo["properties"]["beta"]["description"] == "Strength of the KL penalty."
+    assert ppo["additionalProperties"] is False
+    assert schema["$defs"]["rewards.length"]["required"] == ["name", "target"]
+    for name in _references(schema):
+        assert name in schema["$defs"], name
+
+
+def _references(value):
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"].removeprefix("#/$defs/")
+        for inner in value.values():
+            yield from _references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _references(inner)
+
+
+def test_the_page_has_every_key():
+    page = document(OPTIONS)
+    for model in [Recipe, *STAGES.values(), *(m for kind in OPTIONS.values() for m in kind.values())]:
+        for name, field in model.model_fields.items():
+            if name != "stage":
+                assert f"| `{name}` |" in page
+                assert field.description
+
+
+def test_shipped_recipes():
+    names = shipped.names()
+    assert len(names) > 0
+    assert len(names) == len(list(shipped.folder().glob("*.yaml")))
+    for name in names:
+        text = shipped.text(name)
+        assert text.startswith("#"), f"{name}: opens with a comment"
+        assert shipped.summary(name)
+        assert load(name).name
+        assert yaml.safe_load(text)["version"] == 1
+
+
+def test_editing_keeps_the_comments_where_values_are_replaced(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(GRPO.replace("seed", "seed").replace("name: grpo", "name: grpo  # mine"))
+    assert edited(str(path)) == path.read_text()
+    text = edited(str(path), ["name=other", "stages.rl.algorithm.beta=0.2"])
+    assert "name: other  # mine\n" in text
+    assert "beta: 0.2\n" in text
+    assert text.count("\n") == GRPO.count("\n")
+
+
+def test_editing_with_a_new_key_writes_the_recipe_afresh_under_its_comment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "r.yaml"
+    path.write_text(GRPO)
+    text = edited(str(path), ["seed=5", "stages.sft.dataset.path=here.csv"])
+    assert text.startswith("# A test recipe.\nversion: 1\n")
+    path.write_text(text)
+    assert load(path).seed == 5
+    assert load(path).stages[0].dataset.path == str(tmp_path / "here.csv")
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_a_shipped_recipe_survives_its_own_dump(name, tmp_path):
+    recipe = load(name)
+    path = tmp_path / "r.yaml"
+    path.write_text(dump(recipe))
+    assert load(path) == recipe
