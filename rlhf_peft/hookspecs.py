@@ -91,8 +91,8 @@ class RequestContext(Protocol):
 
     params: SamplingParams
 
-    def seed(self, prompt: Prompt, sample: int) -> int:
-        """The seed of the `sample`-th completion of a prompt in this iteration."""
+    def seed(self, group: int, sample: int) -> int:
+        """The seed of the `sample`-th completion of the `group`-th prompt of this iteration."""
         ...
 
 
@@ -124,9 +124,11 @@ class Sampler(Protocol):
 
     Attributes:
         provides: of "logps" (sampler_logps are filled), "row_seeds" (a row depends on its seed alone), "multi_turn".
+        params: what a request asks for where the algorithm does not say otherwise.
     """
 
     provides: frozenset[str]
+    params: SamplingParams
 
     def sync(self, policy: PolicyView, version: int) -> None:
         """Take the policy's present weights; called before each iteration."""
@@ -148,6 +150,7 @@ class Algorithm(Protocol):
     Attributes:
         roles: of "policy", "reference", "value": what must be in memory.
         needs: of "old_logps", "entropy".
+        value: trunk of the value head: "own", "policy" or "reward"; None where there is no value role.
         epochs: passes over a rollout.
         minibatches: updates in one pass.
         metrics: name to formula, for every figure that `loss`, `prepare` or `step_end` log.
@@ -155,6 +158,7 @@ class Algorithm(Protocol):
 
     roles: tuple[str, ...]
     needs: frozenset[str]
+    value: Literal["own", "policy", "reward"] | None
     epochs: int
     minibatches: int
     metrics: ClassVar[Mapping[str, str]]

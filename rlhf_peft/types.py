@@ -183,7 +183,6 @@ class Scored:
         ref_logps: [N, T] of the reference.
         values: [N, T] before the update.
         entropy: [N, T] in nats.
-        eos_id: an end-of-sequence id.
     """
 
     rollout: Rollout

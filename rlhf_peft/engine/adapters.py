@@ -1,29 +1,26 @@
-"""Adapters and heads: made, copied, saved in PEFT's own format, and taken in from runs, folders and the hub.
+"""Adapters: their shape, and how they are put on the model, copied, filled and taken off.
 
-A role's folder holds `adapter_model.safetensors` and `adapter_config.json`, and `head.safetensors` where the role has
-a scalar head.
+Everything here leaves the active adapter and every `requires_grad` as they were, which PEFT's own methods do
+not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
-from .head import ScalarHead
 
-ADAPTER_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-HEAD_FILE = "head.safetensors"
-SCORE_KEYS = ("score.weight", "v_head.summary.weight", "classifier.weight")
-"""Where other tools keep a scalar head inside the adapter's own file."""
+ALL_LINEAR = "all-linear"
+PLAIN_INITS = (True, False, "gaussian", "orthogonal")
+"""Initialisations that leave the base's weights alone; others (pissa, olora, loftq, ...) subtract from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +30,7 @@ class LoraSpec:
     r: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
+    target_modules: str | tuple[str, ...] = ALL_LINEAR
     use_rslora: bool = False
 
     def config(self, base: str) -> LoraConfig:
@@ -51,36 +48,133 @@ class LoraSpec:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An adapter read from a folder.
+def linear_names(model: Any) -> list[str]:
+    """Every linear layer but the output embedding: what `all-linear` means (of experts, only layers that are modules)."""
+    head = model.get_output_embeddings()
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
 
-    Attributes:
-        config: PEFT's.
-        weights: PEFT's state dict.
-        head: tensors of a scalar head, or None.
-        folder: where it was.
+
+def fitted(config: LoraConfig, linear: Collection[str], conv1d: bool, base: str) -> LoraConfig:
+    """A copy of a configuration for this base.
+
+    Args:
+        config: of a recipe, of another role, or as it was stored.
+        linear: what `all-linear` stands for.
+        conv1d: whether the base has GPT-2's transposed layers, unquantized.
+        base: the hub id or path of the base.
     """
+    changed: dict[str, Any] = {
+        "inference_mode": False,
+        "task_type": "CAUSAL_LM",
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "fan_in_fan_out": conv1d,
+        "base_model_name_or_path": base,
+    }
+    if config.target_modules == ALL_LINEAR:
+        changed["target_modules"] = set(linear)
+    made = copy.deepcopy(config)
+    for key, value in changed.items():
+        setattr(made, key, value)
+    return made
 
-    config: LoraConfig
-    weights: dict[str, Tensor]
-    head: dict[str, Tensor] | None
-    folder: Path
+
+def unsupported(config: LoraConfig) -> str | None:
+    """What a stored adapter does that roles cannot: mixed batches and merging know plain LoRA alone."""
+    found = [
+        key
+        for key in ("use_dora", "use_qalora", "lora_bias", "target_parameters")
+        if getattr(config, key, None)
+    ]
+    found += [
+        key for key in ("trainable_token_indices", "alora_invocation_tokens") if getattr(config, key, None)
+    ]
+    if getattr(config, "bias", "none") != "none":
+        found.append(f"bias={config.bias}")
+    if config.init_lora_weights not in PLAIN_INITS:
+        found.append(f"init_lora_weights={config.init_lora_weights}")
+    return ", ".join(found) or None
+
+
+def layers(model: nn.Module) -> list[BaseTunerLayer]:
+    """Every layer that carries adapters."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def parameters(model: nn.Module, adapter: str) -> list[nn.Parameter]:
+    """The adapter's parameters, found by their place in each layer (a model may have a module of the same name)."""
+    found: list[nn.Parameter] = []
+    for layer in layers(model):
+        for name in layer.adapter_layer_names:
+            container = getattr(layer, name)
+            if adapter in container and isinstance(container, nn.ModuleDict):
+                found.extend(container[adapter].parameters())
+    return found
+
+
+def add(model: Any, name: str, config: LoraConfig) -> None:
+    """Put a new adapter on the model, without gradients.
+
+    Raises:
+        ModelError: it names no layer of the model, or one that is not linear, or the output embedding.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = model.training
+    try:
+        model.add_adapter(name, config)
+    except ValueError as error:
+        raise ModelError(f"lora.target_modules: {error}") from error
+    finally:
+        model.requires_grad_(False)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+    for layer in layers(model):
+        layer.train(training)
+    wrong = misplaced(model, name)
+    if wrong:
+        remove(model, name)
+        raise ModelError(wrong)
+
+
+def remove(model: Any, name: str) -> None:
+    """Take an adapter off the model; if it was active, none is."""
+    for layer in layers(model):
+        layer._active_adapter = [other for other in layer.active_adapters if other != name]
+    model.delete_adapter(name)
+
+
+def misplaced(model: Any, name: str) -> str | None:
+    """What is wrong with the places of an adapter: heads are frozen and shared, and only linear layers can be merged."""
+    head = model.get_base_model().get_output_embeddings()
+    for path, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and any(
+            name in getattr(module, a) for a in module.adapter_layer_names
+        ):
+            base = module.get_base_layer()
+            if module is head or not isinstance(base, nn.Linear | Conv1D):
+                what = "the output embedding" if module is head else f"a {type(base).__name__}"
+                return (
+                    f"lora.target_modules: {path.removeprefix('base_model.model.')} is {what}; adapters go "
+                    f"on linear layers inside the model. Use lora.target_modules={ALL_LINEAR} or name other "
+                    "layers."
+                )
+    return None
 
 
 def state(model: Any, adapter: str) -> dict[str, Tensor]:
     """The adapter's tensors under PEFT's names."""
-    found: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    found: dict[str, Tensor] = get_peft_model_state_dict(
+        model, adapter_name=adapter, save_embedding_layers=False
+    )
     return found
 
 
-def copy(model: Any, source: str, target: str) -> None:
-    """Give one adapter the weights of another of the same shape."""
-    weights = {key: value.detach().clone() for key, value in state(model, source).items()}
-    load_state(model, target, weights, f"a copy of {source}")
+def snapshot(model: Any, adapter: str) -> dict[str, Tensor]:
+    """A copy of the adapter's tensors under PEFT's names."""
+    return {key: value.detach().clone() for key, value in state(model, adapter).items()}
 
 
-def load_state(model: Any, adapter: str, weights: Mapping[str, Tensor], where: str) -> None:
+def fill(model: Any, adapter: str, weights: Mapping[str, Tensor], where: str) -> None:
     """Load an adapter's tensors; every key must fit.
 
     Raises:
@@ -93,97 +187,7 @@ def load_state(model: Any, adapter: str, weights: Mapping[str, Tensor], where: s
     for keys, what in ((missing, "lacks"), (extra, "has no place for"), (misshapen, "has other shapes for")):
         if keys:
             raise ModelError(
-                f"{where}: the adapter {what} {len(keys)} tensors, the first {keys[0]}. It was made for another base "
-                "or with another lora.target_modules or lora.r."
+                f"{where}: the adapter {what} {len(keys)} tensors, the first {keys[0]}. It was made for "
+                "another base or with another lora.target_modules or lora.r."
             )
     set_peft_model_state_dict(model, dict(weights), adapter_name=adapter)
-
-
-def save(model: Any, adapter: str, folder: Path, base: str, head: ScalarHead | None = None) -> None:
-    """Write a role's folder; loads with `PeftModel.from_pretrained`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().contiguous() for key, value in state(model, adapter).items()}
-    save_file(weights, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    config = LoraConfig(**{**model.peft_config[adapter].to_dict(), "inference_mode": True})
-    config.base_model_name_or_path = base
-    config.save_pretrained(str(folder))
-    if head is not None:
-        tensors = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
-        save_file(tensors, folder / HEAD_FILE, metadata={"format": "pt"})
-
-
-def resolve(reference: str, role: str) -> Path:
-    """The folder of an adapter that a recipe's `init` names: a run, a folder, or a hub id.
-
-    Raises:
-        ModelError: nothing is there.
-    """
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        for folder in (path, path / "adapters" / role, path / "adapters" / f"{role}-0", path / role):
-            if (folder / CONFIG_FILE).is_file():
-                return folder
-        raise ModelError(
-            f"init.{role}: {reference} is neither an adapter ({CONFIG_FILE}) nor a run that has trained a {role} "
-            f"(adapters/{role}/)."
-        )
-    if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
-        raise ModelError(f"init.{role}: {reference} does not exist. Expected a run folder, an adapter or a hub id.")
-    return _from_hub(reference, role)
-
-
-def _from_hub(reference: str, role: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(reference, allow_patterns=["*.safetensors", "*.json"]))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"init.{role}: {reference} is no folder here and cannot be fetched from the hub ({first})."
-        ) from error
-
-
-def read(folder: Path) -> Stored:
-    """Read a role's folder.
-
-    Raises:
-        ModelError: a file is missing or is not what it should be.
-    """
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        weights = load_file(folder / ADAPTER_FILE)
-        head = load_file(folder / HEAD_FILE) if (folder / HEAD_FILE).is_file() else None
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder}: no {ADAPTER_FILE} beside {CONFIG_FILE} (pickled .bin files are not read).") from error
-    except Exception as error:
-        raise ModelError(f"{folder}: cannot be read as an adapter ({error}).") from error
-    if not isinstance(config, LoraConfig):
-        raise ModelError(f"{folder}: a {config.peft_type} adapter; only LoRA adapters can be roles.")
-    weights, scores = _split_head(weights)
-    return Stored(config, weights, head or scores, folder)
-
-
-def _split_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    for key in list(weights):
-        if key.endswith(SCORE_KEYS):
-            rest = {k: v for k, v in weights.items() if k.rsplit(".", 1)[0] != key.rsplit(".", 1)[0]}
-            head = {"weight": weights[key].float()}
-            bias = weights.get(key.rsplit(".", 1)[0] + ".bias")
-            head["bias"] = torch.zeros(1) if bias is None else bias.float()
-            return rest, {**head, "shift": torch.zeros(1), "scale": torch.ones(1)}
-    return weights, None
-
-
-def load_head(head: ScalarHead, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Load a scalar head; every key must fit.
-
-    Raises:
-        ModelError: a key is missing, unexpected or misshapen.
-    """
-    expected = {key: tuple(value.shape) for key, value in head.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in tensors.items()}
-    if expected != given:
-        raise ModelError(f"{where}: the head holds {given}, this base needs {expected}.")
-    head.load_state_dict(dict(tensors))

@@ -37,10 +37,10 @@ class LmHead:
             ModelError: it has no output embedding, or one that carries an adapter.
         """
         layer = model.get_output_embeddings()
-        if not isinstance(layer, nn.Linear):
+        if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
             raise ModelError(
-                f"the output embedding of {type(model).__name__} is {type(layer).__name__}, not a plain linear layer. "
-                "lora.target_modules must not name it."
+                f"the output embedding of {type(model).__name__} is {type(layer).__name__}, not a plain "
+                "linear layer. lora.target_modules must not name it, nor may it be quantized."
             )
         config = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)
@@ -73,8 +73,9 @@ class LmHead:
 class ScalarHead(nn.Module):
     """r = (w . h + b - shift) / scale: a reward or a value from a hidden state, in float32.
 
-    Begins as N(0, 1/(H+1)) with bias 0 (The N implementation details of RLHF with PPO, reward model, 2). `shift` and
-    `scale` hold the normalisation that is fitted after reward modelling; they are saved with the head.
+    Begins as N(0, 1/(H+1)) with bias 0 (The N implementation details of RLHF with PPO, reward model, 2).
+    `shift` and `scale` hold the normalisation that is fitted after reward modelling; they are saved with the
+    head.
     """
 
     shift: Tensor

@@ -1,67 +1,112 @@
-"""Lends the model to a trainer that does as it likes with it, and takes it back as it was."""
+"""Lends the model to a trainer that does as it likes with it, and takes it back as it was.
+
+Trainers patch `forward`, switch checkpointing off and on again with other settings, turn the cache off, cast
+adapters to bf16, zero dropout, align special tokens in the configurations, leave tags and wrappers behind.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-_CONFIG_KEYS = ("use_cache", "output_hidden_states", "output_attentions", "output_router_logits")
+HIDDEN = (
+    "is_loaded_in_4bit",
+    "is_loaded_in_8bit",
+    "is_gradient_checkpointing",
+    "is_activation_checkpointing",
+)
+"""What a trainer is told is not so: it would cast adapters to bf16, or switch our checkpointing off and on
+again without the role that the recomputation must enter."""
+
+_VALUES = frozenset({"_parameters", "_buffers"})
 _MISSING = object()
 
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """On exit, modules have the methods, flags, dropout, hooks, dtypes, mode and `requires_grad` that they had.
+    """On exit everything but the values of parameters and buffers is as it was.
 
-    Trainers patch `forward`, switch on checkpointing, turn the cache off, cast adapters to bf16, zero dropout.
-    Values of parameters are theirs to change.
+    That is: of each module its methods, flags, mode, hooks, submodules and whatever else it carries; the
+    configurations; of each parameter its dtype and `requires_grad`; gradients are dropped.
     """
-    modules = list(model.modules())
-    attributes = [{k: v for k, v in vars(m).items() if not isinstance(v, dict)} for m in modules]
-    hooks = [{k: dict(v) for k, v in vars(m).items() if k.endswith("_hooks") and isinstance(v, dict)} for m in modules]
+    modules = [_Kept.of(module, skip=_VALUES) for module in model.modules()]
+    configs = [_Kept.of(config) for config in configurations(model)]
     parameters = [(p, p.dtype, p.requires_grad) for p in model.parameters()]
-    configs = {id(m.config): m.config for m in modules if hasattr(m, "config")}
-    before = [(c, {k: getattr(c, k, _MISSING) for k in _CONFIG_KEYS}) for c in configs.values()]
+    for key in HIDDEN:
+        model.__dict__[key] = False
     try:
         yield
     finally:
-        for module, own, hooked in zip(modules, attributes, hooks, strict=True):
-            _restore(module, own, hooked)
+        for kept in [*modules, *configs]:
+            kept.restore()
         for parameter, dtype, flag in parameters:
             if parameter.dtype != dtype:
                 parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(flag)
             parameter.grad = None
-        for config, values in before:
-            for key, value in values.items():
-                if value is not _MISSING:
-                    setattr(config, key, value)
 
 
-def _restore(module: nn.Module, own: dict[str, Any], hooked: dict[str, dict[int, Any]]) -> None:
-    mine = vars(module)
-    for key in [k for k, v in mine.items() if not isinstance(v, dict) and k not in own]:
-        del mine[key]
-    mine.update(own)
-    for key, hooks in hooked.items():
-        mine[key].clear()
-        mine[key].update(hooks)
+def configurations(model: nn.Module) -> list[Any]:
+    """Every configuration that the modules carry: of the model and its parts, of generation, of adapters."""
+    found: dict[int, Any] = {}
+    queue: list[Any] = list(model.modules())
+    while queue:
+        for value in vars(queue.pop()).values():
+            for item in value.values() if isinstance(value, dict) else (value,):
+                if _is_config(item) and id(item) not in found:
+                    found[id(item)] = item
+                    queue.append(item)
+    return list(found.values())
+
+
+def _is_config(value: Any) -> bool:
+    return type(value).__name__.endswith("Config") and hasattr(value, "__dict__")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An object's attributes at one time; containers with what they held."""
+
+    owner: Any
+    attributes: dict[str, Any]
+    contents: dict[str, Any]
+
+    @classmethod
+    def of(cls, owner: Any, skip: frozenset[str] = frozenset()) -> _Kept:
+        attributes = {key: value for key, value in vars(owner).items() if key not in skip}
+        containers = (dict, list, set)
+        contents = {k: v.copy() for k, v in attributes.items() if isinstance(v, containers)}
+        return cls(owner, attributes, contents)
+
+    def restore(self) -> None:
+        mine = vars(self.owner)
+        for key in [key for key in mine if key not in self.attributes and key not in _VALUES]:
+            del mine[key]
+        for key, content in self.contents.items():
+            container = self.attributes[key]
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
+        for key, value in self.attributes.items():
+            if mine.get(key, _MISSING) is not value:
+                mine[key] = value
 
 
 class RoleView(nn.Module):
     """A role as a module without parameters, to be given to a trainer as its reference model.
 
-    Its forward enters the role, without gradients and in eval mode, and leaves everything as it was.
+    Its forwards enter the role, without gradients and in eval mode, and leave everything as it was. TRL
+    computes log-probabilities from the trunk and the output embedding: these are here by transformers' names.
     """
 
     def __init__(self, enter: Callable[[], AbstractContextManager[Any]], model: Any) -> None:
         super().__init__()
         self._enter = enter
-        self._model = (model,)
+        self._model = (model,)  # In a tuple, so that it is no submodule.
 
     @property
     def config(self) -> Any:
@@ -80,7 +125,20 @@ class RoleView(nn.Module):
         dtype: torch.dtype = self._model[0].dtype
         return dtype
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def base_model(self) -> Callable[..., Any]:
+        """The trunk, as this role."""
+        return self._trunk
+
+    def get_output_embeddings(self) -> Any:
+        """The language-model head, which all roles share."""
+        return self._model[0].get_output_embeddings()
+
+    def _trunk(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad(), self._enter():
+            return self._model[0].base_model(*args, **kwargs)
+
+    def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward, as this role."""
         with torch.no_grad(), self._enter():
-            return self._model[0](*args, **kwargs)
+            return self._model[0](input_ids, *args, **kwargs)

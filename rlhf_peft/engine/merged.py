@@ -1,14 +1,17 @@
 """The policy with its adapter merged into dense weights, for decoding.
 
-Decoding reads every weight for every token; 4-bit weights would be dequantized each time. Here each layer stands in
-for itself with one dense matrix W + scale * B A, built once, dropped at the end. The 4-bit weights are never touched.
+Decoding reads every weight for every token; 4-bit weights would be dequantized each time. Here each layer
+stands in for itself with one dense matrix W + scale * B A, built once, dropped at the end. The 4-bit weights
+are never touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import bitsandbytes.functional as bnb
 import psutil
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -20,10 +23,18 @@ HEADROOM = 1.5
 """Free memory must be this many times the dense weights."""
 
 
-def _stored_weight(layer: nn.Module) -> Tensor:
-    """[out, in], dense."""
-    weight = dequantize_module_weight(layer).detach()
-    return weight.T if isinstance(layer, Conv1D) else weight
+def dense_weight(layer: Any) -> Tensor:
+    """[out, in]: a layer's frozen weight, dequantized; the layer stays as it is."""
+    weight = layer.weight
+    kind = type(weight).__name__
+    if kind == "Params4bit":
+        return bnb.dequantize_4bit(weight.data, weight.quant_state)
+    if kind == "Int8Params":
+        # Not by PEFT's helper: on CPUs it puts a new parameter into the layer, which has lost its scales.
+        scales = weight.SCB if layer.state.SCB is None else layer.state.SCB
+        return bnb.int8_vectorwise_dequant(weight.data, scales)
+    dense = dequantize_module_weight(layer).detach()
+    return dense.T if isinstance(layer, Conv1D) else dense
 
 
 def _quantized(layer: nn.Module) -> bool:
@@ -48,7 +59,7 @@ def _replaceable(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 
 def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype) -> nn.Linear:
     base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-    weight = _stored_weight(base).float()
+    weight = dense_weight(base).float()
     if adapter is not None and isinstance(layer, BaseTunerLayer) and adapter in layer.lora_A:
         delta = layer.get_delta_weight(adapter).detach().float()
         weight = weight + (delta.T if delta.shape != weight.shape or isinstance(base, Conv1D) else delta)
@@ -66,9 +77,10 @@ def dense_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Bytes that the dense weights would take."""
     total = 0
     for _, _, layer in _replaceable(model):
-        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-        rows = getattr(base, "out_features", None) or base.weight.shape[1]
-        columns = getattr(base, "in_features", None) or base.weight.shape[0]
+        base: Any = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+        rows, columns = (
+            base.weight.shape if isinstance(base, Conv1D) else (base.out_features, base.in_features)
+        )
         total += int(rows) * int(columns) * dtype.itemsize
     return total
 

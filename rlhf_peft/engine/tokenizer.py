@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import ModelError
-from .quantize import Source
+from .source import Source
 
 
 def load_tokenizer(source: Source, config: PretrainedConfig) -> PreTrainedTokenizerBase:
@@ -25,8 +25,8 @@ def load_tokenizer(source: Source, config: PretrainedConfig) -> PreTrainedTokeni
         raise ModelError(f"model.path: {source.path} has no usable tokenizer ({first}).") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            f"model.path: the tokenizer of {source.path} has no EOS token, so no completion could ever end. Set "
-            "`eos_token` in its tokenizer_config.json."
+            f"model.path: the tokenizer of {source.path} has no EOS token, so no completion could ever end. "
+            "Set `eos_token` in its tokenizer_config.json."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -41,9 +41,9 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, path: str)
     if beyond:
         token, index = min(beyond.items(), key=lambda item: item[1])
         raise ModelError(
-            f"model.path: the tokenizer of {path} has {len(beyond)} tokens that the model's embedding of {size} rows "
-            f"does not have, the first {token!r} = {index}. Remove them from the tokenizer, or resize the model's "
-            "embedding and save it before it is quantized."
+            f"model.path: the tokenizer of {path} has {len(beyond)} tokens that the model's embedding of "
+            f"{size} rows does not have, the first {token!r} = {index}. Remove them from the tokenizer, or "
+            "resize the model's embedding and save it before it is quantized."
         )
 
 

@@ -1,0 +1,20 @@
+"""The stages of a run, one room each: sft, preference, reward_model, rl."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from .context import Context, Reporter, StageRunner, lora_spec
+
+_KINDS = ("sft", "preference", "reward_model", "rl")
+
+
+def runner(kind: str) -> StageRunner:
+    """The function that runs a kind of stage; imported when it is needed, for TRL is slow to import."""
+    if kind not in _KINDS:
+        raise KeyError(kind)
+    found: StageRunner = import_module(f".{kind}", __name__).run
+    return found
+
+
+__all__ = ["Context", "Reporter", "StageRunner", "lora_spec", "runner"]

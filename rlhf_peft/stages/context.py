@@ -6,14 +6,15 @@ import random
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy
 import torch
 
-from ..data import Encoder, load_rows
-from ..engine import SharedBase
-from ..recipe.schema import DatasetSource, Recipe, StageBase
+from ..data import Encoder, hold_out, load_rows
+from ..engine import LoraSpec, SharedBase
+from ..recipe.schema import DatasetSource, Lora, Recipe, StageBase
 from ..registry import Registry
 from ..runs import RunFolder
 
@@ -38,6 +39,15 @@ class Reporter(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """`RunView`: a run as observers see it."""
+
+    name: str
+    folder: Path
+    recipe: Mapping[str, Any]
+
+
 @dataclass
 class Context:
     """One run, as its stages see it."""
@@ -48,6 +58,11 @@ class Context:
     run: RunFolder
     reporter: Reporter
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def view(self) -> View:
+        """What observers are given."""
+        return View(self.run.name, self.run.path, self.recipe.model_dump(mode="json"))
 
     def seed(self, *stream: str | int) -> int:
         """A seed of its own for each named stream (data, sampling, initialisation), from the recipe's."""
@@ -65,20 +80,31 @@ class Context:
         numpy.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
-    def rows(self, source: DatasetSource, split: str | None = None) -> Any:
+    def rows(self, source: DatasetSource, split: str | None = None, *, stage: str | None = None) -> Any:
         """The rows of a recipe's dataset."""
         loader = None
         if source.path is None:
-            loader = self.registry.make("datasets", str(source.name), {**source.options, "split": split or source.split})
+            loader = self.registry.make("datasets", str(source.name), source.options)
         return load_rows(
             path=source.path,
-            name=source.name if source.path is not None else None,
+            name=source.name,
             split=split or source.split,
             columns=source.columns,
             system=source.system,
             on_bad_row=source.on_bad_row,
             loader=loader,
+            stage=stage,
         )
+
+    def train_and_held_out(self, stage: StageBase) -> tuple[Any, Any]:
+        """The rows of a stage, and those held out for its evaluation (None where the recipe holds out none)."""
+        rows = self.rows(stage.dataset, stage=stage.name)
+        rows, held_out = hold_out(rows, stage.dataset.eval_fraction, self.seed(stage.name, "hold-out"))
+        if stage.eval.dataset is not None:
+            held_out = self.rows(stage.eval.dataset, stage.eval.split, stage=stage.name)
+        elif stage.eval.split is not None:
+            held_out = self.rows(stage.dataset, stage.eval.split, stage=stage.name)
+        return rows, held_out
 
     def encoder(self, source: DatasetSource) -> Encoder:
         """Turns rows of that dataset into tokens."""
@@ -95,7 +121,7 @@ class Context:
         self.run.append_metrics(stage, step, metrics)
         self.reporter.step(stage, step, metrics)
         self.registry.broadcast(
-            "rlhf_peft_step_end", run=self.run.view, stage=stage, step=step, metrics=dict(metrics)
+            "rlhf_peft_step_end", run=self.view, stage=stage, step=step, metrics=dict(metrics)
         )
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -107,8 +133,14 @@ class Context:
         folder = self.run.adapter_dir(role)
         self.base.save_role(role, folder)
         self.registry.broadcast(
-            "rlhf_peft_checkpoint_saved", run=self.run.view, stage=stage, step=step, folder=folder
+            "rlhf_peft_checkpoint_saved", run=self.view, stage=stage, step=step, folder=folder
         )
+
+
+def lora_spec(lora: Lora) -> LoraSpec:
+    """The engine's form of a recipe's `lora`."""
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else tuple(lora.target_modules)
+    return LoraSpec(lora.r, lora.alpha, lora.dropout, targets, lora.use_rslora)
 
 
 StageRunner = Callable[[Any, Context], dict[str, Any]]

@@ -224,7 +224,7 @@ def _fill(rng: Random, frame: str, topic: Subject, care: float) -> str:
             return _named(rng, topic, care)
         if slot == "noun":
             return topic.noun
-        owner = topic if rng.random() < 0.55 + 0.45 * care else rng.choice(subjects())
+        owner = topic if rng.random() < 0.7 + 0.3 * care else rng.choice(subjects())
         options = ADJECTIVES[slot] if slot in ADJECTIVES else owner.details[slot]
         phrase = rng.choice([option for option in options if option not in used])
         used.add(phrase)

@@ -94,12 +94,12 @@ def _prose(rng: Random, asks: Iterator[_Ask]) -> Row:
 
 
 def _pair(rng: Random, ask: _Ask) -> tuple[str, str]:
-    """Return two answers to a question, the better one first; they differ by more than a hair."""
+    """Return two answers to a question, the better one first; no one could rank closer ones."""
     prompt = question(*ask)
     while True:
         pair = [answer(rng, ask[2], ask[0], rng.uniform(0.1, 1.0)) for _ in range(2)]
         scores = [gold_score(prompt, text) for text in pair]
-        if abs(scores[0] - scores[1]) > 0.05:
+        if abs(scores[0] - scores[1]) > 0.15:
             return (pair[0], pair[1]) if scores[0] > scores[1] else (pair[1], pair[0])
 
 

@@ -24,6 +24,11 @@ from .text import Row, pretraining_texts
 
 PAD, BOS, EOS, UNK = "<|pad|>", "<|begin|>", "<|end|>", "<|unk|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+NOTE_WEIGHT = 3.0
+"""How much a token of a reader's note counts in the loss, against 1 for any other: notes are short."""
+
+Encoded = tuple[list[int], int]
+"""Token ids, and the position where the note begins."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -83,63 +88,72 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> list[list[int]]:
-    """Return the token ids of chats, by the chat template, with their notes, and of prose."""
-    texts = []
-    for row in rows:
-        if "text" in row:
-            texts.append(BOS + row["text"] + EOS)
-            continue
-        chat = tokenizer.apply_chat_template(row["messages"], tokenize=False)
-        texts.append(chat + row["note"] + EOS if "note" in row else chat)
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+def encode(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> list[Encoded]:
+    """Return the token ids of prose and of chats, by the chat template, and where in them the note begins."""
+    texts = [
+        BOS + row["text"] + EOS
+        if "text" in row
+        else tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        for row in rows
+    ]
+    notes = [row["note"] + EOS if "note" in row else "" for row in rows]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    note_ids = tokenizer(notes, add_special_tokens=False)["input_ids"]
+    return [(text + note, len(text)) for text, note in zip(ids, note_ids, strict=True)]
 
 
-def batches(rows: list[list[int]], tokens: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield padded input ids and labels, both [B, T], of rows of like length, in a random order."""
+def batches(rows: list[Encoded], tokens: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield padded input ids and loss weights, both [B, T], of rows of like length, in a random order."""
     rng = Random(seed)
-    order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), rng.random()))
+    order = sorted(range(len(rows)), key=lambda index: (len(rows[index][0]), rng.random()))
     groups: list[list[int]] = [[]]
     for index in order:
-        if (len(groups[-1]) + 1) * len(rows[index]) > tokens:
+        if (len(groups[-1]) + 1) * len(rows[index][0]) > tokens:
             groups.append([])
         groups[-1].append(index)
     rng.shuffle(groups)
     for group in groups:
-        longest = max(len(rows[index]) for index in group)
+        longest = max(len(rows[index][0]) for index in group)
         ids = torch.zeros(len(group), longest, dtype=torch.long)
-        labels = torch.full_like(ids, -100)
-        for line, index in enumerate(group):
-            row = torch.tensor(rows[index])
-            ids[line, : len(row)] = row
-            labels[line, : len(row)] = row
-        yield ids, labels
+        weights = torch.zeros(len(group), longest)
+        for line, (row, note) in enumerate(rows[index] for index in group):
+            ids[line, : len(row)] = torch.tensor(row)
+            weights[line, : len(row)] = 1.0
+            weights[line, note : len(row)] = NOTE_WEIGHT
+        yield ids, weights
 
 
-def fit(model: LlamaForCausalLM, rows: list[list[int]], tokens: int, peak: float, seed: int) -> float:
-    """Train the model once over the rows and return the mean loss of the last hundred steps."""
+def mean_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the weighted mean cross-entropy of each token given those before it."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    weight = weights[:, 1:].flatten()
+    return (losses * weight).sum() / weight.sum()
+
+
+def fit(model: LlamaForCausalLM, rows: list[Encoded], tokens: int, peak: float, seed: int) -> None:
+    """Train the model once over the rows, with a short warm-up and a cosine decay of the learning rate."""
     steps = list(batches(rows, tokens, seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
     losses: list[float] = []
     began = time.monotonic()
     model.train()
-    for step, (ids, labels) in enumerate(steps):
+    for step, (ids, weights) in enumerate(steps):
         warm = min(1.0, (step + 1) / 100)
         rate = peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / len(steps))))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss = mean_loss(model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
-        if (step + 1) % 100 == 0:
-            mean = sum(losses[-100:]) / 100
+        if (step + 1) % 200 == 0:
+            mean = sum(losses[-200:]) / 200
             print(
                 f"step {step + 1}/{len(steps)}  loss {mean:.3f}  {time.monotonic() - began:.0f} s", flush=True
             )
-    return sum(losses[-100:]) / len(losses[-100:])
 
 
 def main() -> None:
@@ -147,9 +161,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--texts", type=int, default=90_000, help="number of texts, each seen once")
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens in a batch, padding included")
-    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--texts", type=int, default=120_000, help="number of texts, each seen once")
+    parser.add_argument("--tokens", type=int, default=1280, help="tokens in a batch, padding included")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--vocabulary", type=int, default=1280, help="size of the vocabulary")
     options = parser.parse_args()
 

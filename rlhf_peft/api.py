@@ -1,0 +1,153 @@
+"""The Python API: what the command line does, in a few lines.
+
+    import rlhf_peft
+    recipe = rlhf_peft.load_recipe("quickstart", ["seed=3"])
+    result = rlhf_peft.run(recipe)
+    print(result.folder, result.stages["rl"]["after"])
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .engine import SharedBase, Source
+from .recipe import dump, load
+from .recipe.schema import Recipe
+from .registry import Registry
+from .runs import RunFolder
+from .stages import Context, Reporter, lora_spec, runner
+
+log = logging.getLogger("rlhf_peft")
+
+
+@dataclass(slots=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        folder: where it is.
+        stages: stage name to what the stage returned.
+        seconds: of the whole run.
+    """
+
+    folder: Path
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Nothing."""
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, registry: Registry | None = None) -> Recipe:
+    """A validated recipe: a path, or the name of a shipped one, with `K=V` overrides.
+
+    Raises:
+        RecipeError: with every problem in it.
+    """
+    registry = registry or Registry.load()
+    return load(source, overrides, plugins=registry)
+
+
+def load_base(recipe: Recipe, *, trust_remote_code: bool = False) -> SharedBase:
+    """The shared base that a recipe asks for.
+
+    Raises:
+        ModelError: the model, its tokenizer or its quantization cannot be used here.
+    """
+    model = recipe.model
+    source = Source(
+        path=model.path,
+        revision=model.revision,
+        quantization=model.quantization,
+        double_quantization=model.double_quantization,
+        compute_dtype=model.compute_dtype,
+        attn_implementation=model.attn_implementation,
+        device=recipe.device,
+        trust_remote_code=trust_remote_code,
+    )
+    return SharedBase(
+        source,
+        lora_spec(recipe.lora),
+        seed=recipe.seed,
+        max_length=model.max_length,
+        gradient_checkpointing=model.gradient_checkpointing,
+    )
+
+
+def run(
+    recipe: Recipe,
+    *,
+    registry: Registry | None = None,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    code_files: Sequence[Path] = (),
+    trust_remote_code: bool = False,
+) -> Result:
+    """Run all stages of a recipe.
+
+    Args:
+        recipe: from `load_recipe`.
+        registry: with the plugins; default: built-ins and installed ones.
+        overwrite: replace a run of the same name.
+        reporter: is told what happens; default: nobody.
+        code_files: plugin and reward files, copied into the run folder.
+        trust_remote_code: run code from the model's repository.
+
+    Raises:
+        UsageError: the recipe, the data, the model or the folder cannot be used; nothing was trained.
+        RlhfPeftError: the run failed or was stopped by a guard.
+    """
+    begun = time.perf_counter()
+    registry = registry or Registry.load()
+    reporter = reporter or Silent()
+    folder = RunFolder.create(recipe.output_dir, recipe.name, overwrite=overwrite)
+    result = Result(folder.path)
+    status = "failed"
+    last: dict[str, float] = {}
+    view = None
+    try:
+        folder.write_recipe(dump(recipe))
+        folder.update_manifest(seed=recipe.seed, plugins=registry.versions())
+        for file in code_files:
+            folder.copy_code(file)
+        base = load_base(recipe, trust_remote_code=trust_remote_code)
+        ctx = Context(recipe, base, registry, folder, reporter, result.stages)
+        view = ctx.view
+        registry.broadcast("rlhf_peft_run_start", run=view)
+        for stage in recipe.stages:
+            ctx.seed_everything(stage.name)
+            began = time.perf_counter()
+            outcome = runner(stage.stage)(stage, ctx)
+            outcome["seconds"] = time.perf_counter() - began
+            result.stages[stage.name] = outcome
+            last = outcome.get("metrics", {})
+            folder.stage_done(stage.name)
+        status = "done"
+    except BaseException as error:
+        status = "stopped" if getattr(error, "exit_code", 1) == 3 or isinstance(error, KeyboardInterrupt) else "failed"
+        raise
+    finally:
+        reporter.close()
+        folder.finish(status)
+        if view is not None:
+            registry.broadcast("rlhf_peft_run_end", run=view, status=status, metrics=last)
+    result.seconds = time.perf_counter() - begun
+    return result

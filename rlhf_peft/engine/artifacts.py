@@ -1,0 +1,186 @@
+"""Adapters and heads on disk: saved in PEFT's own format, and taken in from runs, folders and the hub.
+
+A role's folder holds `adapter_model.safetensors` and `adapter_config.json`, and `head.safetensors` where the
+role has a scalar head. Pickled files are not read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import ModelError
+from . import adapters
+from .head import ScalarHead
+
+ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+HEAD_FILE = "head.safetensors"
+SCORE_KEYS = ("score.weight", "v_head.summary.weight", "classifier.weight")
+"""Where other tools keep a scalar head inside the adapter's own file."""
+SCORE_MODULES = frozenset(key.split(".")[0] for key in SCORE_KEYS)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An adapter read from a folder.
+
+    Attributes:
+        config: PEFT's.
+        weights: PEFT's state dict.
+        head: tensors of a scalar head, or None.
+        folder: where it was.
+    """
+
+    config: LoraConfig
+    weights: dict[str, Tensor]
+    head: dict[str, Tensor] | None
+    folder: Path
+
+
+def save(model: Any, adapter: str, folder: Path, base: str, head: ScalarHead | None = None) -> None:
+    """Write a role's folder; loads with `PeftModel.from_pretrained`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(adapters.state(model, adapter), folder / ADAPTER_FILE)
+    config = copy.deepcopy(model.peft_config[adapter])
+    config.inference_mode = True
+    config.base_model_name_or_path = base
+    config.save_pretrained(str(folder))
+    if head is None:
+        (folder / HEAD_FILE).unlink(missing_ok=True)
+    else:
+        _write(head.state_dict(), folder / HEAD_FILE)
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    own = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    save_file(own, path, metadata={"format": "pt"})
+
+
+def resolve(reference: str, role: str) -> Path:
+    """The folder of an adapter that a recipe's `init` names: a run, a folder, or a hub id.
+
+    The first reward is `reward-0` or simply `reward`, whichever a run has.
+
+    Raises:
+        ModelError: nothing is there.
+    """
+    key = role.rsplit("-", 1)[0]
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        names = [role] + ([f"{role}-0"] if role == key else [key] if role == f"{key}-0" else [])
+        for folder in (path, *(path / "adapters" / n for n in names), *(path / n for n in names)):
+            if (folder / CONFIG_FILE).is_file():
+                return folder
+        raise ModelError(
+            f"init.{key}: {reference} is neither an adapter ({CONFIG_FILE}) nor a run that has trained a "
+            f"{role} (adapters/{role}/)."
+        )
+    if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
+        raise ModelError(
+            f"init.{key}: {reference} does not exist. Expected a run folder, an adapter or a hub id."
+        )
+    return _from_hub(reference, key)
+
+
+def _from_hub(reference: str, key: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(reference, allow_patterns=["*.safetensors", "*.json"]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"init.{key}: {reference} is no folder here and cannot be fetched from the hub ({first})."
+        ) from error
+
+
+def read(folder: Path) -> Stored:
+    """Read a role's folder.
+
+    Raises:
+        ModelError: a file is missing or is not what it should be, or the adapter is of a kind that roles
+        cannot be.
+    """
+    config = _config(folder)
+    tensors = _tensors(folder / ADAPTER_FILE)
+    if tensors is None:
+        raise ModelError(
+            f"{folder}: no {ADAPTER_FILE} beside {CONFIG_FILE} (pickled .bin files are not read)."
+        )
+    weights, scores = _split_head(tensors)
+    return Stored(config, weights, _tensors(folder / HEAD_FILE) or scores, folder)
+
+
+def _config(folder: Path) -> LoraConfig:
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder / CONFIG_FILE}: cannot be read as an adapter's configuration ({error})."
+        ) from error
+    if not isinstance(config, LoraConfig):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ModelError(f"{folder}: a {kind} adapter; only LoRA adapters can be roles.")
+    wrong = adapters.unsupported(config)
+    if wrong:
+        raise ModelError(
+            f"{folder}: the adapter has {wrong}; roles are plain LoRA. Merge it into the base instead."
+        )
+    whole = set(config.modules_to_save or ()) - SCORE_MODULES
+    if whole:
+        raise ModelError(
+            f"{folder}: the adapter replaces whole modules of the base ({', '.join(sorted(whole))}), which "
+            "all roles share. Merge it into the base instead."
+        )
+    return config
+
+
+def _tensors(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file; None where there is none."""
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own and the operating system's
+        raise ModelError(f"{path}: cannot be read ({error}); it is damaged or cut short.") from error
+
+
+def _split_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """An adapter's tensors without a scalar head that is among them, and that head in our own form."""
+    key = next((key for key in weights if key.endswith(SCORE_KEYS)), None)
+    if key is None:
+        return weights, None
+    place = key.removesuffix("weight")
+    bias = weights.get(f"{place}bias")
+    head = {
+        "weight": weights[key].float(),
+        "bias": torch.zeros(1) if bias is None else bias.float(),
+        "shift": torch.zeros(1),
+        "scale": torch.ones(1),
+    }
+    return {k: v for k, v in weights.items() if not k.startswith(place)}, head
+
+
+def load_head(hidden: int, tensors: Mapping[str, Tensor], where: str) -> ScalarHead:
+    """A scalar head from stored tensors; every key must fit.
+
+    Raises:
+        ModelError: a key is missing, unexpected or misshapen.
+    """
+    head = ScalarHead(hidden)
+    expected = {key: list(value.shape) for key, value in head.state_dict().items()}
+    given = {key: list(value.shape) for key, value in tensors.items()}
+    if expected != given:
+        raise ModelError(f"{where}: the head holds {given}, this base needs {expected}: one score a row.")
+    head.load_state_dict(dict(tensors))
+    return head

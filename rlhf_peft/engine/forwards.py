@@ -1,0 +1,200 @@
+"""What the base computes: hidden states of roles, and log-probabilities, values and rewards from hidden states."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .head import LmHead
+from .roles import Switch, mode
+
+VALUE = "value"
+
+
+class Forwards:
+    """Forwards of one language model that carries adapters.
+
+    Attributes:
+        lm: the causal language model.
+        heads: scalar heads by role.
+        lm_head: the language model's own head.
+    """
+
+    lm: Any
+    device: torch.device
+    dtype: torch.dtype
+    heads: nn.ModuleDict
+    lm_head: LmHead
+    _switch: Switch
+    _probed: tuple[Any, bool] | None = None
+
+    def adapter_of(self, role: str) -> str | None:
+        """The adapter that a role goes through; None is the raw base."""
+        raise NotImplementedError
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its language-model head."""
+        trunk: nn.Module = self.lm.base_model
+        return trunk
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state."""
+        return int(self.lm_head.weight.shape[1])
+
+    # --- hidden states --------------------------------------------------------------------------------------
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Last hidden states of the active role.
+
+        Args:
+            input_ids: [B, T] int64. Without a mask, padding must be on the right: a causal model's real
+                tokens then never see it.
+            attention_mask: [B, T], 1 where real; needed for padding on the left.
+
+        Returns:
+            [B, T, H]; garbage where padded.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+            if "position_ids" in inspect.signature(self.trunk.forward).parameters:
+                inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        out: Tensor = self.trunk(**inputs).last_hidden_state
+        return out
+
+    def hidden_of(self, roles: Sequence[str], input_ids: Tensor) -> dict[str, Tensor]:
+        """Last hidden states of several roles, without gradients, from one forward of mixed rows where possible.
+
+        Args:
+            roles: names; roles that share an adapter share the result.
+            input_ids: [B, T], padded on the right.
+
+        Returns:
+            Role to [B, T, H].
+        """
+        names = list(dict.fromkeys(self.adapter_of(role) for role in roles))
+        with torch.no_grad(), mode(self.lm, False), self._switch.restored():
+            if len(names) > 1 and self._mixes_rows():
+                rows = [name or "__base__" for name in names for _ in range(len(input_ids))]
+                self._switch.to(next(name for name in names if name is not None))
+                with self._named(rows):
+                    out = self.hidden(input_ids.repeat(len(names), 1))
+                each = dict(zip(names, out.chunk(len(names)), strict=True))
+            else:
+                each = {}
+                for name in names:
+                    self._switch.to(name)
+                    each[name] = self.hidden(input_ids)
+        return {role: each[self.adapter_of(role)] for role in roles}
+
+    @contextmanager
+    def _named(self, rows: list[str]) -> Iterator[None]:
+        """PEFT's mixed-adapter batches for forwards of the trunk (PEFT itself offers them at the top only)."""
+
+        def inject(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            return args, {**kwargs, "adapter_names": rows}
+
+        with self._before_layers(inject):
+            yield
+
+    @contextmanager
+    def _before_layers(self, hook: Any) -> Iterator[None]:
+        handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in self._switch.layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _mixes_rows(self) -> bool:
+        """Whether every layer with adapters sees one row of input per row of the batch (experts reorder tokens)."""
+        layers = self._switch.layers
+        if self._probed is None or self._probed[0] is not layers:
+            seen: dict[int, int] = {}
+
+            def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+                seen[id(module)] = len(args[0]) if args and isinstance(args[0], Tensor) else 0
+
+            with torch.no_grad(), self._before_layers(note):
+                self.hidden(self._sample())
+            self._probed = layers, [seen.get(id(layer)) for layer in layers] == [3] * len(layers)
+        return self._probed[1]
+
+    def _sample(self) -> Tensor:
+        """[3, 4] token ids, to try a forward with."""
+        ids = torch.arange(12, device=self.device) % self.lm.config.get_text_config().vocab_size
+        return ids.view(3, 4)
+
+    # --- from hidden states ---------------------------------------------------------------------------------
+
+    def logps(
+        self,
+        hidden: Tensor,
+        input_ids: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        chunk: int = 1024,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the masked tokens given those before them; no [B, T, V] tensor is held.
+
+        Args:
+            hidden: [B, T, H] of the role.
+            input_ids: [B, T].
+            mask: [B, T] bool; position 0 is never scored, for nothing is before it.
+            temperature: of the distribution that the tokens were drawn from.
+            entropy: also the entropy of each distribution.
+            chunk: tokens whose logits are held at once.
+
+        Returns:
+            [B, T] float32, 0 where the mask is False; entropies in nats likewise, or None.
+        """
+        scored = mask.clone()
+        scored[:, 0] = False
+        before = hidden[:, :-1][scored[:, 1:]]
+        logps, entropies = self.lm_head.logps(before, input_ids[scored], temperature, entropy, chunk)
+        zeros = torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device)
+        out = zeros.masked_scatter(scored, logps)
+        return out, None if entropies is None else zeros.masked_scatter(scored, entropies)
+
+    def values(self, hidden: Tensor, role: str = VALUE) -> Tensor:
+        """[B, T]: the value of the state before each token, from hidden states [B, T, H]; 0 at position 0."""
+        return nn.functional.pad(self.heads[role](hidden[:, :-1]), (1, 0))
+
+    def rewards(self, hidden: Tensor, lengths: Tensor, role: str) -> Tensor:
+        """[B]: the head's output at the last real token.
+
+        Args:
+            hidden: [B, T, H] of the role.
+            lengths: [B], columns up to and with the last real token: the row's length where padding is on the
+                right, T where it is on the left.
+            role: whose head.
+        """
+        rows = torch.arange(len(hidden), device=hidden.device)
+        out: Tensor = self.heads[role](hidden[rows, lengths.to(hidden.device) - 1])
+        return out
+
+    def _check_head(self) -> None:
+        """Chunked log-probabilities must come from the very logits that the model computes."""
+        ids = self._sample()
+        with torch.no_grad(), mode(self.lm, False):
+            theirs = self.lm(input_ids=ids, use_cache=False).logits.float()
+            hidden = self.hidden(ids)
+            ours = self.lm_head.logits(hidden).float() if hidden.shape[-1] == self.width else theirs[..., :0]
+        near = 1e-4 if self.dtype == torch.float32 else 2e-2
+        if theirs.shape != ours.shape or not torch.allclose(
+            theirs, ours, atol=near * float(theirs.abs().max())
+        ):
+            raise ModelError(
+                f"model.path: {type(self.lm).__name__} computes its logits in a way that is not known here "
+                "(more than a matrix, bias, scale and soft cap), so its log-probabilities would be wrong."
+            )

@@ -1,0 +1,211 @@
+"""Which roles there are: made, copied, loaded, saved and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from ..errors import ModelError
+from . import adapters, artifacts
+from .adapters import LoraSpec
+from .forwards import Forwards
+from .head import ScalarHead
+from .source import Source
+
+POLICY = "policy"
+REFERENCE = "reference"
+INCOMING = "incoming"
+"""Name of an adapter while it is tried and before it takes its role's place."""
+
+
+class Roster(Forwards):
+    """The roles on one base model: names that stand for an adapter, or for none, and maybe a head.
+
+    Attributes:
+        model: PEFT's model around the causal language model.
+        source: where the base comes from.
+        lora: shape of adapters that are given none.
+    """
+
+    model: Any
+    source: Source
+    lora: LoraSpec
+    _adapter_of: dict[str, str | None]
+    _generator: torch.Generator
+    _linear: list[str]
+    _conv1d: bool
+
+    @property
+    def roles(self) -> list[str]:
+        """Names of all roles there are."""
+        return list(self._adapter_of)
+
+    def adapter_of(self, role: str) -> str | None:
+        """The adapter that a role goes through; None is the raw base.
+
+        Raises:
+            ModelError: there is no such role.
+        """
+        if role not in self._adapter_of:
+            raise ModelError(f"there is no role {role!r} on this base; there are {', '.join(self.roles)}.")
+        return self._adapter_of[role]
+
+    def add_role(
+        self,
+        role: str,
+        *,
+        like: str | None = None,
+        lora: LoraSpec | None = None,
+        trunk: str | None = None,
+        head: bool = False,
+    ) -> None:
+        """Make a role.
+
+        Args:
+            role: its name; a role of that name is replaced.
+            like: role whose adapter (and head, if both have one) it begins as a copy of; None: zero.
+            lora: shape of its adapter; None: the base's. A copy has the shape of what it copies.
+            trunk: role whose adapter it shares instead of having its own; it follows that role.
+            head: give it a scalar head.
+        """
+        source = None if like is None else self.adapter_of(like)
+        fresh = self._head(like) if head else None
+        if trunk is not None:
+            shared = self.adapter_of(trunk)
+            self.remove_role(role)
+            self._adapter_of[role] = shared
+        elif source is not None:
+            weights = adapters.snapshot(self.model, source)
+            self._put(role, self.model.peft_config[source], weights, f"a copy of {like}")
+        else:
+            self._put(role, lora or self.lora)
+        self._set_head(role, fresh)
+
+    def _head(self, like: str | None) -> ScalarHead:
+        fresh = ScalarHead(self.width, self._generator)
+        if like is not None and like in self.heads:
+            fresh.load_state_dict(self.heads[like].state_dict())
+        return fresh
+
+    def _set_head(self, role: str, head: ScalarHead | None) -> None:
+        if head is not None:
+            self.heads[role] = head.to(self.device).requires_grad_(False)
+        elif role in self.heads:
+            del self.heads[role]
+
+    def _put(
+        self,
+        role: str,
+        shape: LoraSpec | LoraConfig,
+        weights: Mapping[str, Tensor] | None = None,
+        where: str = "",
+    ) -> None:
+        """Give a role an adapter of its own; what was there is left alone if this one does not fit."""
+        config = self._fitted(shape)
+        with self._changing(), self._seeded():
+            adapters.add(self.model, INCOMING, config)
+            try:
+                if weights is not None:
+                    adapters.fill(self.model, INCOMING, weights, where)
+                incoming = adapters.snapshot(self.model, INCOMING)
+            except ModelError:
+                adapters.remove(self.model, INCOMING)
+                raise
+            if role in self.model.peft_config:
+                adapters.remove(self.model, role)
+            adapters.add(self.model, role, config)
+            adapters.fill(self.model, role, incoming, role)
+            adapters.remove(self.model, INCOMING)
+        self._adapter_of[role] = role
+
+    def _fitted(self, shape: LoraSpec | LoraConfig) -> LoraConfig:
+        config = shape.config(self.source.path) if isinstance(shape, LoraSpec) else shape
+        return adapters.fitted(config, self._linear, self._conv1d, self.source.path)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        seed = int(torch.randint(2**31, (1,), generator=self._generator))
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Adapters may come and go; the same one is active on exit, in layers that are new as well."""
+        with self._switch.restored():
+            try:
+                yield
+            finally:
+                self._switch.refresh()
+
+    def remove_role(self, role: str) -> None:
+        """Forget a role and free its head, and its adapter unless another role shares it; nothing happens without one.
+
+        Raises:
+            ModelError: it is the policy, or it is entered.
+        """
+        adapter = self._adapter_of.get(role)
+        if role == POLICY:
+            raise ModelError("the policy cannot be removed from a base; it can be replaced.")
+        sharers = [other for other, name in self._adapter_of.items() if name == adapter and other != role]
+        if adapter is not None and not sharers:
+            if self._switch.active.adapters == (adapter,):
+                raise ModelError(f"{role} is entered and cannot be removed; leave its context first.")
+            with self._changing():
+                adapters.remove(self.model, adapter)
+        self._adapter_of.pop(role, None)
+        self._set_head(role, None)
+
+    def load_role(self, role: str, reference: str, *, head: bool = False) -> Path:
+        """Make a role from something saved: a run, a folder or a hub id; returns the folder it was read from.
+
+        Raises:
+            ModelError: nothing is there, it does not fit this base, or a head is wanted and there is none.
+        """
+        stored = artifacts.read(artifacts.resolve(reference, role))
+        if head and stored.head is None:
+            raise ModelError(
+                f"init: {stored.folder} has no scalar head ({artifacts.HEAD_FILE}, or one inside the "
+                f"adapter), so it cannot be a {role}."
+            )
+        where = str(stored.folder)
+        fresh = (
+            artifacts.load_head(self.width, stored.head, where) if head and stored.head is not None else None
+        )
+        self._put(role, stored.config, stored.weights, where)
+        self._set_head(role, fresh)
+        return stored.folder
+
+    def save_role(self, role: str, folder: Path) -> None:
+        """Write a role's adapter and head in PEFT's format.
+
+        Raises:
+            ModelError: the role has no adapter of its own.
+        """
+        adapter = self.adapter_of(role)
+        if adapter is None:
+            raise ModelError(f"{role} is the raw base; there is nothing to save.")
+        head: Any = self.heads[role] if role in self.heads else None  # noqa: SIM401 (ModuleDict has no get)
+        artifacts.save(self.model, adapter, folder, self.source.path, head)
+
+    def is_zero(self, role: str) -> bool:
+        """Whether the role's adapter changes nothing: it is None, or every B is zero."""
+        adapter = self.adapter_of(role)
+        if adapter is None:
+            return True
+        weights = adapters.state(self.model, adapter)
+        return all(not bool(value.any()) for key, value in weights.items() if "lora_B" in key)
+
+    def fix_reference(self) -> None:
+        """Make the reference what the policy is now: the raw base if it is that, else a frozen copy."""
+        if self.is_zero(POLICY):
+            self.remove_role(REFERENCE)
+            self._adapter_of[REFERENCE] = None
+        else:
+            self.add_role(REFERENCE, like=POLICY)

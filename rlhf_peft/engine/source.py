@@ -1,0 +1,142 @@
+"""Where a base model comes from: its path, its device, its dtype, its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from ..errors import ModelError
+
+NOISE = ("dropout", "_pdrop", "dropout_prob", "_drop", "layerdrop", "jitter_noise")
+"""Endings of the configuration keys that make a forward in train mode random."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a base model comes from and how it is to be held.
+
+    Attributes:
+        path: hub id, folder, or `builtin:<name>` for a model shipped with this package.
+        revision: branch, tag or commit on the hub.
+        quantization: nf4, fp4, int8 or none.
+        double_quantization: quantize the 4-bit scales too.
+        compute_dtype: auto, float32, bfloat16 or float16.
+        attn_implementation: auto, or a name of transformers.
+        device: auto or a torch device.
+        trust_remote_code: run code from the model's repository.
+    """
+
+    path: str
+    revision: str | None = None
+    quantization: str = "nf4"
+    double_quantization: bool = True
+    compute_dtype: str = "auto"
+    attn_implementation: str = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+    @property
+    def location(self) -> str:
+        """What transformers is given: `path`, or the folder of a shipped model."""
+        if not self.path.startswith("builtin:"):
+            return self.path
+        assets = Path(__file__).parent.parent / "assets"
+        folder = assets / self.path.removeprefix("builtin:")
+        if not (folder / "config.json").is_file():
+            known = ", ".join(sorted(f"builtin:{f.parent.name}" for f in assets.glob("*/config.json")))
+            raise ModelError(f"model.path: {self.path} is not shipped with this package. Shipped: {known}.")
+        return str(folder)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that a recipe's `device` means.
+
+    Raises:
+        ModelError: the device is unknown or not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+        if resolved.type == "meta":
+            raise RuntimeError("it holds no data")
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"device: {device} cannot be used here ({reason}). Use `device: auto` or `cpu`."
+        ) from error
+    return resolved
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype that a recipe means on a device."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_config(source: Source) -> PretrainedConfig:
+    """The model's configuration, with dropout and other noise off.
+
+    Raises:
+        ModelError: nothing is found, or it is no language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(
+            source.location, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(not_loaded(source, error)) from error
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        for key, value in list(vars(part).items()):
+            if isinstance(value, float) and key.endswith(NOISE):
+                setattr(part, key, 0.0)
+    return config
+
+
+def not_loaded(source: Source, error: Exception) -> str:
+    """What to tell a person when transformers could not load from a source."""
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0]
+    if "trust_remote_code" in text:
+        return (
+            f"model.path: {source.path} brings code of its own. If you trust it, add --trust-remote-code to "
+            "the command line (a recipe cannot ask for it)."
+        )
+    if "attn_implementation" in text or "attention implementation" in text:
+        return (
+            f"model.attn_implementation: {source.attn_implementation} cannot be used with {source.path} "
+            f"({first}). Use model.attn_implementation=auto."
+        )
+    looks_local = source.path.startswith((".", "/", "~")) or Path(source.path).exists()
+    what = (
+        "a folder with config.json and weights"
+        if looks_local
+        else "a hub id that can be reached, or a folder"
+    )
+    return f"model.path: {source.path} cannot be loaded ({first}). Expected {what} (safetensors), or builtin:tiny."
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers; as before on exit."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

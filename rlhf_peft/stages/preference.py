@@ -1,0 +1,168 @@
+"""Preferences straight into the policy: DPO and KTO through TRL, on the shared base.
+
+The reference is a view of the shared base that enters its role. TRL's own ways assume an adapter named
+`default`, or use the raw base without a word, which after SFT is the wrong model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+from ..data import length_batches, pad_right
+from ..engine import POLICY, REFERENCE, SharedBase
+from ..errors import GuardError, Problem, RecipeError
+from ..recipe.schema import PreferenceStage
+from .context import Context
+from .trl_bridge import arguments, quietly, settle, train
+from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
+
+METRICS: dict[str, str] = {
+    "loss": "s is the sigmoid. DPO: mean over pairs of -(1-e) log s(d) - e log s(-d), d = r_chosen - "
+    "r_rejected, e label_smoothing. KTO: mean of weight * (1 - s(r - beta kl)) for desirable rows and of "
+    "weight * (1 - s(beta kl - r)) for undesirable ones",
+    "rewards/chosen": "mean of r = beta * (log p_policy - log p_reference) of chosen (desirable) completions",
+    "rewards/rejected": "the same of rejected (undesirable) completions",
+    "rewards/margins": "rewards/chosen - rewards/rejected",
+    "rewards/accuracies": "share of pairs with r_chosen > r_rejected; KTO, at the end only: of all held-out "
+    "pairs of a desirable and an undesirable row",
+    "logps/chosen": "mean log-probability, in nats a completion, of chosen completions under the policy",
+    "logps/rejected": "the same of rejected completions",
+    "logits/chosen": "mean of all logits at the tokens of chosen completions",
+    "logits/rejected": "the same of rejected completions",
+    "kl": "KTO: KL to the reference, in nats a completion, from answers paired with other prompts; 0 or more",
+    "entropy": "mean entropy of the next token at completion tokens, in nats",
+    "mean_token_accuracy": "DPO: share of chosen completion tokens that are the policy's likeliest",
+    "grad_norm": "norm of the gradient before clipping",
+    "learning_rate": "of this update",
+    "num_tokens": "tokens read so far",
+    "epoch": "passes over the rows so far",
+    "eval_<name>": "the same over held-out rows",
+}
+
+SAME_POLICY = 1e-4
+"""Most nats a token by which policy and reference may differ before the first update."""
+
+
+def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
+    """Train the policy on preferences; its adapter goes into the run folder.
+
+    Returns:
+        Figures of the end, by TRL's names: `rewards/accuracies`, `rewards/margins`, and after `eval_` the
+        same over held-out rows.
+
+    Raises:
+        DataError: the dataset cannot be used.
+        RecipeError: KTO with one row in a forward.
+        GuardError: policy and reference differ before the first update, or the loss is not finite.
+    """
+    # 1. The policy begins as the stage before left it, or as `init` says; the reference is what it is now.
+    if "policy" in stage.init:
+        ctx.base.load_role(POLICY, stage.init["policy"])
+    ctx.base.fix_reference()
+
+    # 2. Rows, and how many of them one forward can take. A DPO pair is two rows.
+    rows, held_out = rows_for(stage, ctx, stage.method)
+    encoder, budget = ctx.encoder(stage.dataset), ctx.recipe.model.tokens_per_forward
+    tokens = longest_row(rows, encoder) * (2 if stage.method == "dpo" else 1)
+    micro = micro_batch(rows_a_process(stage), tokens, budget, at_least=2 if stage.method == "kto" else 1)
+    if stage.method == "kto":
+        _check_kto(stage, micro)
+        rows, held_out = (_mixed(part, micro, ctx, stage.name) for part in (rows, held_out))
+    _check_reference(
+        ctx, [encoder.pair(r)[0] if "chosen" in r else encoder.completion(r) for r in rows.take(8)]
+    )
+
+    # 3. TRL trains.
+    made: list[Any] = []
+
+    def build(model: Any, folder: str, tokenizer: Any) -> Any:
+        evaluated = 0 if held_out is None else len(held_out)
+        trainer, args = _method(stage, arguments(stage, ctx, folder=folder, micro=micro, evaluated=evaluated))
+        trainer = quietly(trainer)(
+            model=model,
+            ref_model=ctx.base.view(REFERENCE),
+            args=settle(args, stage, ctx.base),
+            train_dataset=rows,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+        )
+        made.append(trainer.eval_dataset)
+        return trainer
+
+    ctx.seed_everything(stage.name, "train")
+    figures = train(stage, ctx, rows, held_out, build)
+
+    # 4. KTO has no pairs, so the accuracy of its rewards is over all pairs of a good and a bad row.
+    if stage.method == "kto" and held_out is not None:
+        figures["eval_rewards/accuracies"] = _order_accuracy(ctx, made[0])
+    return figures
+
+
+def _method(stage: PreferenceStage, common: dict[str, Any]) -> tuple[Any, Any]:
+    if stage.method == "dpo":
+        return DPOTrainer, DPOConfig(**common, beta=stage.beta, label_smoothing=stage.label_smoothing)
+    # KTO's KL term pairs each prompt with its neighbour's answer, in batches that are fixed beforehand.
+    common["per_device_eval_batch_size"] = common["per_device_train_batch_size"]
+    weights = {"desirable_weight": stage.desirable_weight, "undesirable_weight": stage.undesirable_weight}
+    return KTOTrainer, KTOConfig(**common, beta=stage.beta, **weights)
+
+
+def _check_kto(stage: PreferenceStage, micro: int) -> None:
+    if micro < 2:
+        problem = Problem(
+            f"stages.{stage.name}.batch_size",
+            f"KTO compares rows of one forward and needs at least 2 on each process, {stage.batch_size} "
+            f"gives {micro}. Set a larger batch_size.",
+        )
+        raise RecipeError("the recipe", [problem])
+
+
+def _mixed(rows: Any, micro: int, ctx: Context, name: str) -> Any:
+    """Rows shuffled once, for KTO takes them in order; no last batch of one row, which has no neighbour."""
+    if rows is None:
+        return None
+    rows = rows.shuffle(seed=ctx.seed(name, "order"))
+    return rows.select(range(len(rows) - 1)) if len(rows) > 1 and len(rows) % micro == 1 else rows
+
+
+def _check_reference(ctx: Context, rows: Sequence[list[int]]) -> None:
+    """Policy and reference must say the same of real rows before the first update."""
+    parts = [(0, ids) for ids in rows]
+    budget = ctx.recipe.model.tokens_per_forward
+    policy, reference = (_logps(ctx.base, role, parts, budget) for role in (POLICY, REFERENCE))
+    difference = float(((policy - reference).abs() / torch.tensor([len(ids) for ids in rows])).max())
+    if difference > SAME_POLICY:
+        raise GuardError(
+            f"before the first update the policy and its reference differ by {difference:.2g} nats a token "
+            f"(at most {SAME_POLICY:g}): preferences would be measured against the wrong model."
+        )
+
+
+def _order_accuracy(ctx: Context, rows: Any) -> float:
+    """Share of pairs of a desirable and an undesirable row that the implicit rewards order rightly."""
+    parts = [(len(row["prompt_ids"]), row["prompt_ids"] + row["completion_ids"]) for row in rows]
+    budget = ctx.recipe.model.tokens_per_forward
+    rewards = _logps(ctx.base, POLICY, parts, budget) - _logps(ctx.base, REFERENCE, parts, budget)
+    good = torch.tensor(rows["label"], dtype=torch.bool)
+    return float((rewards[good][:, None] > rewards[~good][None, :]).float().mean())
+
+
+@torch.no_grad()
+def _logps(base: SharedBase, role: str, parts: Sequence[tuple[int, list[int]]], budget: int) -> Tensor:
+    """[N]: log-probability of each row's tokens, given those before them, from a position on."""
+    out = torch.zeros(len(parts))
+    with base.role(role, train=False):
+        for batch in length_batches([len(ids) for _, ids in parts], max_tokens=budget):
+            ids = pad_right([torch.tensor(parts[i][1]) for i in batch], base.tokenizer.pad_token_id)
+            starts = torch.tensor([[parts[i][0]] for i in batch])
+            ends = torch.tensor([[len(parts[i][1])] for i in batch])
+            place = torch.arange(ids.shape[1])[None]
+            mask = ((place >= starts) & (place < ends)).to(base.device)
+            ids = ids.to(base.device)
+            out[batch] = base.logps(base.hidden(ids), ids, mask)[0].sum(-1).cpu()
+    return out

@@ -1,0 +1,233 @@
+"""Reward modelling: Bradley-Terry on one or several small adapters with scalar heads.
+
+TRL's RewardTrainer would need a model of its own for each head and would save the whole base; the loop here is short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from .. import maths
+from ..data import Pair, encode_pairs, length_batches, pad_right, require
+from ..engine import POLICY, SharedBase
+from ..errors import DataError, GuardError
+from ..recipe.schema import RewardModelStage
+from .context import Context, lora_spec, total_steps
+from .optimizer import make_optimizer, warmup_steps
+
+METRICS: dict[str, str] = {
+    "loss": "mean over pairs of -p log s(d) - (1 - p) log s(-d), d = r_chosen - r_rejected - margin, s the sigmoid",
+    "accuracy": "share of the update's pairs with r_chosen > r_rejected",
+    "margin": "mean over the update's pairs of r_chosen - r_rejected",
+    "grad_norm": "norm of the gradient before clipping",
+    "learning_rate": "of the adapter and its head, in this update",
+    "num_tokens": "tokens read so far",
+    "epoch": "passes over the pairs so far",
+    "eval/accuracy": "share of held-out pairs with r_chosen > r_rejected; of an ensemble, by the mean of its heads",
+    "eval/margin": "mean over held-out pairs of r_chosen - r_rejected",
+    "eval/loss": "Bradley-Terry loss on held-out pairs",
+    "eval/ece": "expected calibration error: mean over 10 bins of |s(|d|) - share where the higher-scored is better|",
+    "eval/<name>/accuracy": "accuracy of one head of an ensemble",
+    "eval/<name>/margin": "margin of one head of an ensemble",
+    "eval/<name>/loss": "loss of one head of an ensemble",
+    "eval/<name>/ece": "expected calibration error of one head of an ensemble",
+}
+
+
+def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
+    """Train the reward roles; returns held-out accuracy, margin and calibration."""
+    # 1. Pairs, and those held out.
+    pairs, held_out = _pairs(stage, ctx)
+    steps = total_steps(stage, len(pairs))
+    ctx.reporter.stage(stage.name, steps * stage.ensemble)
+    # 2. One adapter and head after the other, each with its own initialisation and data order.
+    roles = [f"reward-{i}" for i in range(stage.ensemble)]
+    for extra in [role for role in ctx.base.roles if role.startswith("reward-") and role not in roles]:
+        ctx.base.remove_role(extra)
+    for number, role in enumerate(roles):
+        _begin(stage, ctx, role)
+        Trainer(stage, ctx, role, pairs, held_out, steps).train(number * steps)
+        _normalise(stage, ctx.base, role, pairs, ctx.recipe.model.tokens_per_forward)
+        ctx.save_role(stage.name, steps * (number + 1), role)
+    # 3. What the ensemble as a whole knows.
+    metrics = _evaluate_all(ctx, roles, held_out)
+    if metrics:
+        ctx.log(stage.name, steps * stage.ensemble, metrics)
+    return {"metrics": metrics, "pairs": len(pairs), "held_out": len(held_out)}
+
+
+def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[list[Pair], list[Pair]]:
+    rows, kept = ctx.train_and_held_out(stage)
+    encoder = ctx.encoder(stage.dataset)
+
+    def encode(dataset: Any, source: str) -> list[Pair]:
+        require(dataset, "reward_model", source, stage=stage.name)
+        return encode_pairs(dataset, encoder, on_bad_row=stage.dataset.on_bad_row, source=source, stage=stage.name)
+
+    source = stage.dataset.path or str(stage.dataset.name)
+    pairs = encode(rows, source)
+    if len(pairs) < 2:
+        raise DataError(f"{source}: {len(pairs)} usable pairs are too few for a reward model.")
+    return pairs, [] if kept is None else encode(kept, source)
+
+
+def _begin(stage: RewardModelStage, ctx: Context, role: str) -> None:
+    """Start a role from what `init` names, else from the policy's adapter if it was trained, else from zero."""
+    base = ctx.base
+    if "reward" in stage.init:
+        base.load_role(role, stage.init["reward"], head=True)
+        return
+    from_policy = stage.lora is None and not base.is_zero(POLICY)
+    lora = None if stage.lora is None else lora_spec(stage.lora)
+    base.add_role(role, like=POLICY if from_policy else None, lora=lora, head=True)
+
+
+def _normalise(stage: RewardModelStage, base: SharedBase, role: str, pairs: Sequence[Pair], budget: int) -> None:
+    """Shift the head so that chosen answers have mean 0, and scale it if asked, once it is trained."""
+    if stage.normalize == "none":
+        return
+    rewards = score(base, role, [pair.chosen_ids for pair in pairs[:512]], budget)
+    head = base.heads[role]
+    with torch.no_grad():
+        head.shift += head.scale * rewards.mean().to(head.shift.device)
+        if stage.normalize == "standardize":
+            head.scale *= rewards.std().clamp(min=1e-6).to(head.scale.device)
+
+
+@torch.no_grad()
+def score(base: SharedBase, role: str, rows: Sequence[Tensor], max_tokens: int) -> Tensor:
+    """[N] rewards of rows of tokens."""
+    out = torch.zeros(len(rows))
+    with base.role(role, train=False):
+        for batch in length_batches([len(row) for row in rows], max_tokens=max_tokens):
+            out[batch] = _rewards(base, role, [rows[i] for i in batch]).float().cpu()
+    return out
+
+
+def _rewards(base: SharedBase, role: str, rows: Sequence[Tensor]) -> Tensor:
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = pad_right(list(rows), base.tokenizer.pad_token_id).to(base.device)
+    return base.rewards(base.hidden(ids), lengths, role)
+
+
+class Trainer:
+    """Trains one reward role on pairs."""
+
+    def __init__(
+        self,
+        stage: RewardModelStage,
+        ctx: Context,
+        role: str,
+        pairs: Sequence[Pair],
+        held_out: Sequence[Pair],
+        steps: int,
+    ) -> None:
+        self.stage, self.ctx, self.role = stage, ctx, role
+        self.pairs, self.held_out, self.steps = pairs, held_out, steps
+        self.tokens = 0
+        self.budget = ctx.recipe.model.tokens_per_forward
+
+    def train(self, offset: int) -> None:
+        """All updates; `offset` is added to the step in the log."""
+        stage, base = self.stage, self.ctx.base
+        ctx_seed = self.ctx.generator(stage.name, "data", self.role)
+        order = _order(len(self.pairs), self.steps * stage.batch_size, ctx_seed)
+        with base.training([self.role]) as parameters, base.role(self.role, train=True):
+            optimizer = make_optimizer(
+                stage.optimizer, [{"params": parameters, "lr": stage.learning_rate}], stage.weight_decay, eps=1e-8
+            )
+            shape = "constant_with_warmup" if stage.lr_scheduler == "constant" else stage.lr_scheduler
+            warmup = warmup_steps(stage.warmup, self.steps)
+            scheduler = get_scheduler(shape, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps)
+            for step in range(1, self.steps + 1):
+                rows = order[(step - 1) * stage.batch_size : step * stage.batch_size]
+                rate = scheduler.get_last_lr()[0]
+                figures = self._step([self.pairs[i] for i in rows], optimizer, parameters)
+                scheduler.step()
+                figures |= {"learning_rate": rate, "epoch": step * stage.batch_size / len(self.pairs)}
+                if self._due(step):
+                    held = evaluate(base, self.role, self.held_out, self.budget)
+                    figures |= {f"eval/{self.role}/{key}": value for key, value in held.items()}
+                self.ctx.log(stage.name, offset + step, figures)
+
+    def _due(self, step: int) -> bool:
+        every = self.stage.eval.every
+        return bool(self.held_out) and (step == self.steps or (every is not None and step % every == 0))
+
+    def _step(self, pairs: list[Pair], optimizer: torch.optim.Optimizer, parameters: list[Any]) -> dict[str, float]:
+        """One update; micro-batches are pairs within the token budget, the loss is the mean over all pairs."""
+        base, totals = self.ctx.base, {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}
+        lengths = [2 * max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+        for micro in length_batches(lengths, max_tokens=self.budget):
+            batch = [pairs[i] for i in micro]
+            rows = [pair.chosen_ids for pair in batch] + [pair.rejected_ids for pair in batch]
+            chosen, rejected = _rewards(base, self.role, rows).chunk(2)
+            loss = self._loss(chosen, rejected, batch).sum() / len(pairs)
+            loss.backward()  # type: ignore[no-untyped-call]
+            margin = (chosen - rejected).detach()
+            totals["loss"] += float(loss.detach())
+            totals["accuracy"] += float((margin > 0).sum()) / len(pairs)
+            totals["margin"] += float(margin.sum()) / len(pairs)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.stage.max_grad_norm or math.inf))
+        if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
+            raise GuardError(
+                f"{self.stage.name}: the update is not finite (loss {totals['loss']}, gradient norm {norm}). Lower "
+                "learning_rate."
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.tokens += sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
+        return {**totals, "grad_norm": norm, "num_tokens": float(self.tokens)}
+
+    def _loss(self, chosen: Tensor, rejected: Tensor, batch: list[Pair]) -> Tensor:
+        label = torch.tensor([pair.label for pair in batch], device=chosen.device)
+        margin = torch.tensor([pair.margin for pair in batch], device=chosen.device)
+        center = self.stage.center_rewards_coefficient or None
+        return maths.bradley_terry(chosen, rejected, label=label, margin=margin, center=center)
+
+
+def _order(count: int, wanted: int, generator: torch.Generator) -> list[int]:
+    """Row numbers for all updates: a fresh permutation for each pass."""
+    order: list[int] = []
+    while len(order) < wanted:
+        order += torch.randperm(count, generator=generator).tolist()
+    return order[:wanted]
+
+
+def describe(chosen: Tensor, rejected: Tensor, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Accuracy, margin, loss and calibration of rewards [N] of pairs."""
+    difference = chosen - rejected
+    label = torch.tensor([pair.label for pair in pairs])
+    better = torch.where(label >= 0.5, difference, -difference)
+    return {
+        "accuracy": float((better > 0).float().mean()),
+        "margin": float(difference.mean()),
+        "loss": float(maths.bradley_terry(chosen, rejected, label=label).mean()),
+        # Which answer is listed first is a convention, so confidence is in the answer that scores higher.
+        "ece": maths.expected_calibration_error(
+            torch.sigmoid(difference.abs()), torch.where(difference > 0, label, 1.0 - label)
+        ),
+    }
+
+
+def evaluate(base: SharedBase, role: str, pairs: Sequence[Pair], max_tokens: int) -> dict[str, float]:
+    """Accuracy, margin, loss and calibration of one head."""
+    rewards = score(base, role, [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs], max_tokens)
+    chosen, rejected = rewards.chunk(2)
+    return describe(chosen, rejected, pairs)
+
+
+def _evaluate_all(ctx: Context, roles: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
+    if not pairs:
+        return {}
+    rows = [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]
+    budget = ctx.recipe.model.tokens_per_forward
+    each = torch.stack([score(ctx.base, role, rows, budget) for role in roles])
+    chosen, rejected = each.mean(0).chunk(2)
+    return {f"eval/{key}": value for key, value in describe(chosen, rejected, pairs).items()}

@@ -1,0 +1,143 @@
+"""The forwards of the RL stage: one pass that scores a rollout under every role, and the module that is updated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...data import length_batches, pad_right
+from ...engine import POLICY, REFERENCE, VALUE, SharedBase
+from ...types import Rollout
+
+ValueTrunk = Literal["own", "policy", "reward"] | None
+
+
+@dataclass(slots=True)
+class Quantities:
+    """What the roles say of a rollout, on the CPU, in float32; None where it was not asked for.
+
+    Attributes:
+        logps: [N, T] of the policy.
+        ref_logps: [N, T] of the reference.
+        values: [N, T].
+        entropy: [N, T] in nats.
+        heads: reward role to [N].
+        value_hidden: N tensors [T_i, H] of the frozen reward trunk, where the value head stands on it.
+    """
+
+    logps: Tensor | None = None
+    ref_logps: Tensor | None = None
+    values: Tensor | None = None
+    entropy: Tensor | None = None
+    heads: dict[str, Tensor] = field(default_factory=dict)
+    value_hidden: list[Tensor] | None = None
+
+
+class UpdateModule(nn.Module):
+    """Policy and value in one forward, as data parallelism demands."""
+
+    def __init__(self, base: SharedBase, value: ValueTrunk, temperature: float, entropy: bool) -> None:
+        super().__init__()
+        self.model, self.heads = base.model, base.heads
+        self._base = (base,)
+        self._value, self._temperature, self._entropy = value, temperature, entropy
+
+    def forward(
+        self, input_ids: Tensor, mask: Tensor, value_hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probabilities, values and entropies, each [n, T], of rows padded on the right.
+
+        Args:
+            input_ids: [n, T].
+            mask: [n, T] bool, actions.
+            value_hidden: [n, T, H] of the frozen reward trunk, where the value head stands on it.
+        """
+        base = self._base[0]
+        with base.role(POLICY):
+            hidden = base.hidden(input_ids)
+            logps, entropy = base.logps(
+                hidden, input_ids, mask, temperature=self._temperature, entropy=self._entropy
+            )
+        values = None
+        if self._value == "policy":
+            values = base.values(hidden)
+        elif self._value == "reward" and value_hidden is not None:
+            values = base.values(value_hidden)
+        elif self._value == "own":
+            with base.role(VALUE):
+                values = base.values(base.hidden(input_ids))
+        return logps, values, entropy
+
+
+class Scorer:
+    """Runs every role over a rollout, without gradients.
+
+    Args:
+        base: the shared base.
+        value: trunk of the value head, or None.
+        temperature: of the sampling distribution.
+        max_tokens: most tokens, padding included, in one forward.
+    """
+
+    def __init__(self, base: SharedBase, value: ValueTrunk, temperature: float, max_tokens: int) -> None:
+        self.base, self.value, self.temperature, self.max_tokens = base, value, temperature, max_tokens
+
+    def __call__(
+        self,
+        rollout: Rollout,
+        *,
+        logps: bool = True,
+        reference: bool = True,
+        values: bool = True,
+        heads: tuple[str, ...] = (),
+    ) -> Quantities:
+        """All that is asked for, of every row."""
+        shape = (len(rollout), int(rollout.lengths.max()))
+        with_values = values and self.value is not None
+        out = Quantities(
+            logps=torch.zeros(shape) if logps else None,
+            ref_logps=torch.zeros(shape) if reference else None,
+            values=torch.zeros(shape) if with_values else None,
+            entropy=torch.zeros(shape) if logps else None,
+            heads={role: torch.zeros(len(rollout)) for role in heads},
+            value_hidden=[torch.empty(0)] * len(rollout) if with_values and self.value == "reward" else None,
+        )
+        frozen = self._frozen(reference, with_values, heads)
+        distinct = max(1, len({self.base.adapter_of(role) for role in frozen}))
+        for rows in length_batches(rollout.lengths.tolist(), max_tokens=max(1, self.max_tokens // distinct)):
+            self._batch(rollout, rows, frozen, out)
+        return out
+
+    def _frozen(self, reference: bool, values: bool, heads: tuple[str, ...]) -> list[str]:
+        """The roles whose forwards may share a batch."""
+        own = [VALUE] if values and self.value in ("own", "reward") else []
+        return ([REFERENCE] if reference else []) + list(heads) + own
+
+    @torch.no_grad()
+    def _batch(self, rollout: Rollout, rows: list[int], frozen: list[str], out: Quantities) -> None:
+        base, lengths = self.base, rollout.lengths[rows]
+        ids = pad_right([rollout.input_ids[i] for i in rows], base.tokenizer.pad_token_id).to(base.device)
+        mask = pad_right([rollout.action_mask[i] for i in rows], False).to(base.device)
+        width = ids.shape[1]
+        hidden = base.hidden_of(frozen, ids) if frozen else {}
+        if out.logps is not None and out.entropy is not None:
+            with base.role(POLICY, train=False):
+                hidden[POLICY] = base.hidden(ids)
+            logps, entropy = base.logps(hidden[POLICY], ids, mask, temperature=self.temperature, entropy=True)
+            out.logps[rows, :width] = logps.float().cpu()
+            if entropy is not None:
+                out.entropy[rows, :width] = entropy.float().cpu()
+        if out.ref_logps is not None:
+            reference, _ = base.logps(hidden[REFERENCE], ids, mask, temperature=self.temperature)
+            out.ref_logps[rows, :width] = reference.float().cpu()
+        for role in out.heads:
+            out.heads[role][rows] = base.rewards(hidden[role], lengths, role).float().cpu()
+        if out.values is not None:
+            on = hidden[POLICY] if self.value == "policy" else hidden[VALUE]
+            out.values[rows, :width] = torch.where(mask, base.values(on), 0.0).float().cpu()
+        if out.value_hidden is not None:
+            for row, length, states in zip(rows, lengths.tolist(), hidden[VALUE], strict=True):
+                out.value_hidden[row] = states[:length].cpu()

@@ -1,0 +1,141 @@
+"""Every figure that the RL stage writes, with its formula; algorithms and rewards add their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ... import maths
+from ...types import Rollout, Scored
+
+METRICS: dict[str, str] = {
+    "reward": "mean over rows of the score: weighted sum of the rewards, after the rule for missing EOS",
+    "reward_std": "standard deviation of the score over rows",
+    "rewards/<name>/mean": "mean over rows of one reward, unweighted, rows that abstained left out",
+    "rewards/<name>/std": "standard deviation of one reward over rows",
+    "rewards/learned/disagreement": "mean over rows of the standard deviation over the heads of an ensemble",
+    "kl": "mean over completions of sum over tokens of logp - ref_logp (k1), in nats: the objective's KL",
+    "kl_k3": "mean over completions of sum over tokens of exp(-d) - 1 + d, d = logp - ref_logp (k3), in nats",
+    "approx_kl": "mean over tokens and updates of 0.5 (logp - old_logp)^2 (k2): how far an update moves",
+    "entropy": "mean over tokens of the entropy of the policy's distribution at the rollout, in nats",
+    "clip_ratio/region_mean": "share of tokens whose gradient the policy clip silences",
+    "ratio/min": "smallest exp(logp - old_logp) of a token in all updates of the step",
+    "ratio/mean": "mean over tokens and updates of exp(logp - old_logp)",
+    "ratio/max": "largest exp(logp - old_logp) of a token in all updates of the step",
+    "loss": "mean over updates of the loss",
+    "completions/mean_length": "mean tokens of a completion, EOS included",
+    "completions/min_length": "fewest tokens of a completion",
+    "completions/max_length": "most tokens of a completion",
+    "completions/clipped_ratio": "share of completions that did not end by EOS or a stop string",
+    "completions/eos_rate": "share of completions that ended by EOS",
+    "frac_reward_zero_std": "share of groups of two or more rows whose scores are all equal",
+    "grad_norm": "mean over updates of the norm of the gradient before clipping",
+    "learning_rate": "of the policy, in this step",
+    "sampling/sampling_logp_difference/mean": "mean over tokens of |logp - sampler's logp|",
+    "sampling/sampling_logp_difference/max": "largest |logp - sampler's logp| of a token",
+    "sampling/importance_sampling_ratio/mean": "mean over tokens of min(exp(logp - sampler's logp), importance_cap)",
+    "num_tokens": "tokens sampled and read so far, prompts included",
+    "rows": "rows that the step trained on",
+    "step_time": "seconds of the step",
+    "time/rollout": "seconds of sampling",
+    "time/scoring": "seconds of the roles' forwards and the rewards",
+    "time/update": "seconds of the updates",
+    "tokens_per_second/rollout": "completion tokens per second of sampling",
+    "tokens_per_second/scoring": "tokens per second of scoring",
+    "tokens_per_second/update": "tokens per second of updating, all epochs counted",
+}
+
+
+def describe_scores(scored: Scored, components: Mapping[str, Tensor]) -> dict[str, float]:
+    """Figures of the rewards."""
+    scores = scored.scores[~scored.scores.isnan()]
+    out = {"reward": _mean(scores), "reward_std": _std(scores)}
+    for name, values in components.items():
+        given = values[~values.isnan()]
+        out[f"rewards/{name}/mean"], out[f"rewards/{name}/std"] = _mean(given), _std(given)
+    groups = [scored.scores[scored.rollout.group == g] for g in scored.rollout.group.unique()]
+    several = [group for group in groups if len(group) > 1]
+    out["frac_reward_zero_std"] = _mean(torch.tensor([float(bool((g == g[0]).all())) for g in several]))
+    return out
+
+
+def describe_rollout(rollout: Rollout) -> dict[str, float]:
+    """Figures of the completions."""
+    lengths = rollout.completion_lengths.float()
+    ended = torch.tensor([float(word != "length") for word in rollout.finish])
+    eos = torch.tensor([float(word == "eos") for word in rollout.finish])
+    return {
+        "completions/mean_length": _mean(lengths),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": 1.0 - _mean(ended),
+        "completions/eos_rate": _mean(eos),
+    }
+
+
+def describe_kl(logps: Tensor, ref_logps: Tensor, mask: Tensor) -> dict[str, float]:
+    """The KL to the reference, a completion."""
+    k1 = maths.masked_sum(maths.kl_estimate(logps, ref_logps, "k1"), mask, dim=-1)
+    k3 = maths.masked_sum(maths.kl_estimate(logps, ref_logps, "k3"), mask, dim=-1)
+    return {"kl": float(k1.mean()), "kl_k3": float(k3.mean())}
+
+
+def describe_sampler(rollout: Rollout, logps: Tensor, sampler_logps: Tensor | None, mask: Tensor) -> dict[str, float]:
+    """How far the sampler's log-probabilities are from the trainer's."""
+    if sampler_logps is None:
+        return {}
+    difference = (logps - sampler_logps).abs()[mask]
+    return {
+        "sampling/sampling_logp_difference/mean": float(difference.mean()),
+        "sampling/sampling_logp_difference/max": float(difference.max()),
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _std(values: Tensor) -> float:
+    return float(values.std()) if len(values) > 1 else 0.0
+
+
+class Averages:
+    """Sums of per-token figures over micro-batches, and their means over what is real.
+
+    A figure [n, T] is averaged over tokens, one [n] over rows.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, name: str, values: Tensor, mask: Tensor) -> None:
+        """Take in a figure of some rows."""
+        values = values.detach()
+        if values.dim() == 1:
+            total, count = float(values.sum()), len(values)
+        else:
+            total, count = float(maths.masked_sum(values, mask)), int(mask.sum())
+        self._sums[name] = self._sums.get(name, 0.0) + total
+        self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def add_value(self, name: str, value: float) -> None:
+        """Take in a figure that counts once."""
+        self._sums[name] = self._sums.get(name, 0.0) + value
+        self._counts[name] = self._counts.get(name, 0.0) + 1
+
+    def means(self) -> dict[str, float]:
+        """The mean of each figure."""
+        return {name: total / max(1.0, self._counts[name]) for name, total in self._sums.items()}
+
+
+def undocumented(names: Iterable[str], *documented: Mapping[str, str]) -> list[str]:
+    """Names of figures that no table explains (`<name>` in a table stands for one word)."""
+    import re
+
+    patterns = [
+        re.compile(re.escape(key).replace("<name>", "[^/]+")) for table in (METRICS, *documented) for key in table
+    ]
+    return [name for name in names if not any(pattern.fullmatch(name) for pattern in patterns)]

@@ -1,0 +1,406 @@
+"""The RL loop: sample, score, prepare, update.
+
+One iteration reads top to bottom in `_iteration`. The stage owns forwards, importance correction and the optimizer; the
+algorithm sees tensors only.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import get_scheduler
+
+from ... import maths
+from ...data import PromptStream, encode_prompts, require
+from ...engine import POLICY, REFERENCE, VALUE, SharedBase
+from ...errors import GuardError, UsageError
+from ...hookspecs import Algorithm, Sampler
+from ...recipe.schema import RlStage
+from ...types import Rollout, Scored
+from ..context import Context
+from ..optimizer import make_optimizer, warmup_steps
+from .evaluate import Answers, Evaluator
+from .forwards import Quantities, Scorer, UpdateModule
+from .metrics import describe_kl, describe_rollout, describe_sampler, describe_scores
+from .rewarding import Rewards, Scoring, reward_batch
+from .update import Batch, Updater
+from .view import BaseView, SeededContext
+
+SAME_POLICY = 1e-4
+"""Largest difference of log-probabilities between policy and reference before the first update."""
+
+SAMPLES_PER_STEP = 4
+
+
+def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
+    """Train the policy; returns the figures of the last step and of the evaluations before and after."""
+    base = ctx.base
+    _load_roles(stage, base)
+    base.fix_reference()
+    loop = Loop(stage, ctx)
+    ctx.reporter.stage(stage.name, loop.steps)
+    with base.without_dropout(), base.training([POLICY, *loop.value_roles]) as parameters:
+        loop.prepare(parameters)
+        loop.check_reference()
+        before = loop.evaluate(0)
+        last: dict[str, float] = {}
+        answers = before
+        for step in range(1, loop.steps + 1):
+            last = loop.iteration(step)
+            due = stage.eval.every is not None and step % stage.eval.every == 0
+            if loop.evaluator is not None and (due or step == loop.steps):
+                answers = loop.evaluate(step)
+                last |= answers.metrics if answers else {}
+            ctx.log(stage.name, step, last)
+            loop.check_kl(step, last)
+    loop.sampler.close()
+    for role in [POLICY, *loop.value_roles]:
+        if base.adapter_of(role) == role:
+            ctx.save_role(stage.name, loop.steps, role)
+    return _result(last, before, answers)
+
+
+def _load_roles(stage: RlStage, base: SharedBase) -> None:
+    for role, reference in stage.init.items():
+        base.load_role("reward-0" if role == "reward" else role, reference, head=role != "policy")
+
+
+def _result(last: dict[str, float], before: Answers | None, after: Answers | None) -> dict[str, Any]:
+    out: dict[str, Any] = {"metrics": {key: value for key, value in last.items() if not key.startswith("eval/")}}
+    if before is not None and after is not None:
+        out |= {"before": before.metrics, "after": after.metrics}
+        out["samples"] = [
+            {
+                "prompt": prompt,
+                "before": first,
+                "after": second,
+                "scores": {
+                    name: (float(before.scoring.components[name][i]), float(after.scoring.components[name][i]))
+                    for name in after.scoring.components
+                },
+            }
+            for i, (prompt, first, second) in enumerate(
+                zip(after.rollout.columns["prompt"], before.texts, after.texts, strict=True)
+            )
+        ]
+    return out
+
+
+class Loop:
+    """The state of one RL stage."""
+
+    def __init__(self, stage: RlStage, ctx: Context) -> None:
+        self.stage, self.ctx, self.base = stage, ctx, ctx.base
+        self.algorithm: Algorithm = ctx.registry.make("algorithms", stage.algorithm.name, stage.algorithm.options)
+        self.sampler: Sampler = ctx.registry.make("samplers", stage.sampler.name, stage.sampler.options)
+        if self.sampler.params.temperature <= 0:
+            raise UsageError(
+                f"stages.{stage.name}.sampler.temperature: 0 draws nothing, so there is no distribution to learn from. "
+                "Use 1.0."
+            )
+        self.rewards = Rewards(ctx.registry, stage.rewards, self.base)
+        self.value_roles = self._make_value()
+        self.view = BaseView(self.base)
+        tokens = ctx.recipe.model.tokens_per_forward
+        self.scorer = Scorer(self.base, self.algorithm.value, self.sampler.params.temperature, tokens)
+        self.stream, self.evaluator = self._data()
+        epochs = max(1, int(stage.num_train_epochs * max(1, self.prompts // stage.prompts_per_step)))
+        self.steps = stage.max_steps or epochs
+        self.tokens = 0
+
+    def _make_value(self) -> list[str]:
+        """The value role on the trunk that the algorithm asks for; begins as the reward model where there is one."""
+        trunk = self.algorithm.value
+        if trunk is None or "value" in self.stage.init:
+            return [] if trunk is None else [VALUE]
+        first = next((role for role in self.base.roles if role.startswith("reward")), None)
+        if trunk == "reward" and first is None:
+            raise UsageError(
+                f"stages.{self.stage.name}.algorithm.value: `reward` stands on a reward model's trunk and there is none. "
+                "Use `own` or `policy`, or train a reward model first."
+            )
+        if trunk == "own":
+            self.base.add_role(VALUE, like=first or POLICY, head=True)
+        else:
+            on = POLICY if trunk == "policy" else first
+            self.base.add_role(VALUE, like=first if trunk == "reward" else None, trunk=on, head=True)
+        return [VALUE]
+
+    def _data(self) -> tuple[PromptStream, Evaluator | None]:
+        stage, ctx = self.stage, self.ctx
+        rows, held_out = ctx.train_and_held_out(stage)
+        encoder = ctx.encoder(stage.dataset)
+
+        def encode(dataset: Any, source: str) -> list[Any]:
+            require(dataset, "rl", source, stage=stage.name)
+            new = self.sampler.params.max_new_tokens
+            return encode_prompts(
+                dataset,
+                encoder,
+                max_new_tokens=new,
+                on_bad_row=stage.dataset.on_bad_row,
+                source=source,
+                stage=stage.name,
+            )
+
+        prompts = encode(rows, stage.dataset.path or str(stage.dataset.name))
+        self.prompts = len(prompts)
+        stream = PromptStream(prompts, ctx.seed(stage.name, "data"), min(stage.prompts_per_step, len(prompts)))
+        evaluator = None
+        if held_out is not None:
+            source = stage.eval.dataset or stage.dataset
+            asked = encode(held_out, source.path or str(source.name))[: stage.eval.size]
+            only_measured = [entry.model_copy(update={"weight": 0.0}) for entry in stage.eval.rewards]
+            rewards = Rewards(ctx.registry, [*stage.rewards, *only_measured], self.base)
+            seed = lambda *stream: ctx.seed(stage.name, *stream)  # noqa: E731
+            evaluator = Evaluator(asked, self.sampler, rewards, self.scorer, seed)
+        return stream, evaluator
+
+    def prepare(self, parameters: list[nn.Parameter]) -> None:
+        """Optimizer, schedule and the wrapped module."""
+        from accelerate import Accelerator
+
+        stage, base = self.stage, self.base
+        # The trunk computes in the base's dtype already; adapters and heads stay float32.
+        accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision="no")
+        if accelerator.num_processes > 1:
+            raise UsageError("the rl stage runs in one process; start it without accelerate launch.")
+        module = UpdateModule(base, self.algorithm.value, self.scorer.temperature, "entropy" in self.algorithm.needs)
+        value = [p for role in self.value_roles for p in base.parameters(role)]
+        rate = stage.value_learning_rate or stage.learning_rate
+        groups = [
+            {"params": base.parameters(POLICY), "lr": stage.learning_rate},
+            {"params": value, "lr": rate},
+        ]
+        optimizer = make_optimizer(stage.optimizer, [g for g in groups if g["params"]], stage.weight_decay, eps=1e-5)
+        self.module, self.optimizer = accelerator.prepare(module, optimizer, device_placement=[False, False])
+        self.scheduler = get_scheduler(
+            stage.lr_scheduler if stage.lr_scheduler != "constant" else "constant_with_warmup",
+            optimizer,
+            num_warmup_steps=warmup_steps(stage.warmup, self.steps),
+            num_training_steps=self.steps,
+        )
+        self.updater = Updater(
+            self.module,
+            self.algorithm,
+            accelerator,
+            self.optimizer,
+            parameters,
+            max_grad_norm=stage.max_grad_norm,
+            max_tokens=self.ctx.recipe.model.tokens_per_forward,
+            pad_id=self.view.pad_id,
+        )
+
+    def check_reference(self) -> None:
+        """Policy and reference must say the same of real text before the first update.
+
+        Raises:
+            GuardError: they do not: the KL would be measured against the wrong model.
+        """
+        ids = torch.stack([max((p.ids for p in self.stream.prompts[:8]), key=len)]).to(self.base.device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        said = []
+        for role in (POLICY, REFERENCE):
+            with torch.no_grad(), self.base.role(role, train=False):
+                said.append(self.base.logps(self.base.hidden(ids), ids, mask)[0])
+        difference = float((said[0] - said[1]).abs().max())
+        if difference > SAME_POLICY:
+            raise GuardError(
+                f"before the first update the policy and its reference differ by {difference:.2g} nats a token (at most "
+                f"{SAME_POLICY:g}): the KL would be measured against the wrong model."
+            )
+
+    def iteration(self, step: int) -> dict[str, float]:
+        """One rollout and its updates; returns the step's figures."""
+        clock = Clock()
+        # 1. Prompts, and what the algorithm wants written for them.
+        rollout = self._sample(step)
+        clock.lap("rollout")
+        # 2. All roles over the completions, and the rewards.
+        scored, quantities, scoring = self._score(rollout, step)
+        # 3. Rows to train on.
+        selection = self.algorithm.select(scored, 0)
+        if not bool(selection.keep.any()):
+            raise GuardError(f"no completion of {self.stage.name} step {step} has a score: every reward abstained.")
+        self.ctx.registry.broadcast(
+            "rlhf_peft_rollout_end", run=self.ctx.view, stage=self.stage.name, step=step, scored=scored
+        )
+        # 4. Advantages.
+        columns, prepared = self.algorithm.prepare(scored, selection.keep)
+        importance, sampling = self._importance(rollout, scored)
+        clock.lap("scoring")
+        # 5. Updates.
+        batch = Batch(
+            scored=scored,
+            columns=columns,
+            keep=selection.keep,
+            unit=self.algorithm.unit(scored, selection.keep),
+            importance=importance,
+            value_hidden=quantities.value_hidden,
+        )
+        rate = self.scheduler.get_last_lr()[0]
+        updates = self.updater(batch, self.ctx.generator(self.stage.name, "permutation", step))
+        self.scheduler.step()
+        clock.lap("update")
+        # 6. Figures and samples.
+        self.tokens += int(rollout.lengths.sum())
+        stats = {
+            **describe_scores(scored, scoring.components),
+            **self._describe(scored),
+            **scoring.metrics,
+            **sampling,
+            **prepared,
+            **updates,
+            "learning_rate": rate,
+            "rows": float(selection.keep.sum()),
+            "num_tokens": float(self.tokens),
+            **clock.figures(rollout, self.algorithm.epochs),
+        }
+        self._write_samples(step, scored, scoring)
+        return {**stats, **self.algorithm.step_end(stats)}
+
+    def _sample(self, step: int) -> Rollout:
+        prompts = self.stream.next(min(self.stage.prompts_per_step, self.prompts))
+        context = SeededContext(self.sampler.params, lambda *s: self.ctx.seed(self.stage.name, *s), step)
+        requests = self.algorithm.requests(prompts, context)
+        self.sampler.sync(self.view, step)
+        return self.sampler.sample(requests)
+
+    def _score(self, rollout: Rollout, step: int) -> tuple[Scored, Quantities, Scoring]:
+        quantities = self.scorer(
+            rollout,
+            reference="reference" in self.algorithm.roles,
+            values=bool(self.value_roles),
+            heads=self.rewards.heads,
+        )
+        generator = self.ctx.generator(self.stage.name, "rewards", step)
+        given = reward_batch(rollout, quantities.heads, step, generator, self.view.decode)
+        scoring = self.rewards.score(given, self.stage)
+        scored = Scored(
+            rollout=rollout,
+            mask=pad_sequence(rollout.action_mask, batch_first=True, padding_value=False),
+            scores=scoring.scores,
+            token_scores=scoring.token_scores,
+            components=scoring.components,
+            logps=quantities.logps,
+            ref_logps=quantities.ref_logps,
+            values=quantities.values,
+            entropy=quantities.entropy,
+        )
+        return scored, quantities, scoring
+
+    def _importance(self, rollout: Rollout, scored: Scored) -> tuple[Tensor | None, dict[str, float]]:
+        """Truncated weights between trainer and sampler, and how far they are apart."""
+        if rollout.sampler_logps is None or scored.logps is None:
+            return None, {}
+        theirs = pad_sequence(rollout.sampler_logps, batch_first=True)
+        figures = describe_sampler(rollout, scored.logps, theirs, scored.mask)
+        cap = self.stage.importance_cap
+        if cap is None:
+            return None, figures
+        weights = torch.where(scored.mask, maths.truncated_importance(scored.logps, theirs, cap), 0.0)
+        figures["sampling/importance_sampling_ratio/mean"] = float(maths.masked_mean(weights, scored.mask))
+        return weights, figures
+
+    def _describe(self, scored: Scored) -> dict[str, float]:
+        out = describe_rollout(scored.rollout)
+        if scored.logps is not None and scored.ref_logps is not None:
+            out |= describe_kl(scored.logps, scored.ref_logps, scored.mask)
+        if scored.entropy is not None:
+            out["entropy"] = float(maths.masked_mean(scored.entropy, scored.mask))
+        return out
+
+    def _write_samples(self, step: int, scored: Scored, scoring: Scoring) -> None:
+        rollout = scored.rollout
+        kl = _row_kl(scored)
+        self.ctx.samples(
+            [
+                {
+                    "stage": self.stage.name,
+                    "step": step,
+                    "prompt": rollout.columns["prompt"][i],
+                    "completion": self.view.decode(rollout.completion_ids(i)),
+                    "score": float(scored.scores[i]),
+                    "rewards": {name: float(values[i]) for name, values in scoring.components.items()},
+                    "kl": kl[i],
+                    "finish": rollout.finish[i],
+                }
+                for i in range(min(SAMPLES_PER_STEP, len(rollout)))
+            ]
+        )
+
+    def evaluate(self, step: int) -> Answers | None:
+        """Answer the held-out prompts; logs at step 0, where there is no update to log with."""
+        if self.evaluator is None:
+            return None
+        answers = self.evaluator(self.view, step)
+        self.ctx.samples(
+            [
+                {
+                    "stage": self.stage.name,
+                    "step": step,
+                    "split": "eval",
+                    "prompt": prompt,
+                    "completion": text,
+                    "rewards": {name: float(v[i]) for name, v in answers.scoring.components.items()},
+                    "kl": answers.kl[i],
+                    "finish": answers.rollout.finish[i],
+                }
+                for i, (prompt, text) in enumerate(
+                    zip(answers.rollout.columns["prompt"], answers.texts, strict=True)
+                )
+            ]
+        )
+        if step == 0:
+            self.ctx.log(self.stage.name, 0, answers.metrics)
+        return answers
+
+    def check_kl(self, step: int, figures: dict[str, float]) -> None:
+        """Stop where the KL went above the recipe's limit.
+
+        Raises:
+            GuardError: it did.
+        """
+        limit = self.stage.kl_limit
+        if limit is not None and figures.get("kl", 0.0) > limit:
+            raise GuardError(
+                f"at {self.stage.name} step {step} the KL is {figures['kl']:.1f} nats a completion, above kl_limit "
+                f"{limit:g}. Raise algorithm.beta, or lower learning_rate."
+            )
+
+
+def _row_kl(scored: Scored) -> list[float]:
+    if scored.logps is None or scored.ref_logps is None:
+        return [float("nan")] * len(scored)
+    out: list[float] = maths.masked_sum(scored.logps - scored.ref_logps, scored.mask, dim=-1).tolist()
+    return out
+
+
+class Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """The phase that ends now."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self._laps[phase] = now - self._last
+        self._last = now
+
+    def figures(self, rollout: Rollout, epochs: int) -> dict[str, float]:
+        """Seconds and tokens per second."""
+        written, read = int(rollout.completion_lengths.sum()), int(rollout.lengths.sum())
+        done = {"rollout": written, "scoring": read, "update": read * epochs}
+        out = {"step_time": sum(self._laps.values())}
+        for phase, seconds in self._laps.items():
+            out[f"time/{phase}"] = seconds
+            out[f"tokens_per_second/{phase}"] = done[phase] / max(seconds, 1e-9)
+        return out

@@ -1,0 +1,169 @@
+"""The update: minibatches over a rollout, exact under any split into micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ... import maths
+from ...data import length_batches, pad_right
+from ...errors import GuardError
+from ...hookspecs import Algorithm
+from ...types import Minibatch, Outputs, Scored, Totals
+from .metrics import Averages
+
+
+@dataclass
+class Batch:
+    """A scored rollout that is ready to be trained on.
+
+    Attributes:
+        scored: the rollout and all quantities, [N, T].
+        columns: what the algorithm prepared, name to [N] or [N, T].
+        keep: [N] bool, rows to train on.
+        unit: [N] rows with the same number stay together.
+        importance: [N, T] weight between trainer and sampler, or None.
+        value_hidden: N tensors [T_i, H] of the frozen reward trunk, or None.
+    """
+
+    scored: Scored
+    columns: dict[str, Tensor]
+    keep: Tensor
+    unit: Tensor
+    importance: Tensor | None
+    value_hidden: list[Tensor] | None
+
+
+class Updater:
+    """Takes optimizer steps on batches.
+
+    Args:
+        module: the wrapped policy and value (`UpdateModule`).
+        algorithm: gives the loss.
+        accelerator: backward, clipping, and what is global.
+        optimizer: over the module's trainable parameters.
+        parameters: those parameters.
+        max_grad_norm: clipping; 0 is off.
+        max_tokens: most tokens, padding included, in one forward.
+        pad_id: what padding holds; any id, for masks come from lengths.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        algorithm: Algorithm,
+        accelerator: Any,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        *,
+        max_grad_norm: float,
+        max_tokens: int,
+        pad_id: int,
+    ) -> None:
+        self.module, self.algorithm, self.accelerator = module, algorithm, accelerator
+        self.optimizer, self.parameters = optimizer, parameters
+        self.max_grad_norm, self.max_tokens, self.pad_id = max_grad_norm, max_tokens, pad_id
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> dict[str, float]:
+        """All epochs over one batch; returns the figures of the updates."""
+        averages = Averages()
+        extremes = [math.inf, -math.inf]
+        for _ in range(self.algorithm.epochs):
+            for rows in minibatches(batch.unit, batch.keep, self.algorithm.minibatches, generator):
+                self._step(batch, rows, averages, extremes)
+        return {**averages.means(), "ratio/min": extremes[0], "ratio/max": extremes[1]}
+
+    def _step(self, batch: Batch, rows: list[int], averages: Averages, extremes: list[float]) -> None:
+        """One optimizer step on one minibatch, in micro-batches."""
+        totals = self._totals(batch, rows)
+        loss = 0.0
+        lengths = batch.scored.rollout.lengths[rows].tolist()
+        units = batch.unit[rows].tolist()
+        for micro in length_batches(lengths, max_tokens=self.max_tokens, unit=units):
+            loss += self.micro_step(batch, [rows[i] for i in micro], totals, averages, extremes)
+        norm = float(
+            self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)
+            if self.parameters
+            else 0.0
+        )
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise GuardError(
+                f"the update is not finite (loss {loss}, gradient norm {norm}). Lower the learning rate, or look for "
+                "infinite rewards in samples.jsonl."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        averages.add_value("loss", loss)
+        averages.add_value("grad_norm", norm)
+
+    def micro_step(
+        self, batch: Batch, rows: list[int], totals: Totals, averages: Averages, extremes: list[float]
+    ) -> float:
+        """Forward and backward of some rows; returns their part of the minibatch's loss."""
+        ids, minibatch, hidden = self._pad(batch, rows)
+        logps, values, entropy = self.module(ids, minibatch.mask, hidden)
+        terms, figures = self.algorithm.loss(Outputs(logps, values, entropy), minibatch)
+        if terms.dim() == 1:
+            loss = terms.sum() / totals.rows
+        else:
+            loss = maths.weighted_sum(terms, self.algorithm.weights(minibatch.mask, totals))
+        # Data parallelism averages gradients; the weights are global, so their sum is what is wanted.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+        for name, figure in figures.items():
+            averages.add(name, figure, minibatch.mask)
+        if minibatch.logps is not None:
+            log_ratio = torch.where(minibatch.mask, logps.detach() - minibatch.logps, 0.0)
+            ratio = log_ratio.exp()
+            averages.add("approx_kl", 0.5 * log_ratio.square(), minibatch.mask)
+            averages.add("ratio/mean", ratio, minibatch.mask)
+            real = ratio[minibatch.mask]
+            extremes[0], extremes[1] = min(extremes[0], float(real.min())), max(extremes[1], float(real.max()))
+        return float(loss.detach())
+
+    def _totals(self, batch: Batch, rows: list[int]) -> Totals:
+        counts = torch.tensor([int(batch.scored.mask[rows].sum()), len(rows)], device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        return Totals(tokens=int(counts[0]), rows=int(counts[1]))
+
+    def _pad(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Minibatch, Tensor | None]:
+        """Rows on the device, cut to the longest of them."""
+        scored, device = batch.scored, self.accelerator.device
+        ids = pad_right([scored.rollout.input_ids[i] for i in rows], self.pad_id).to(device)
+        width = ids.shape[1]
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            return (values[rows] if values.dim() == 1 else values[rows, :width]).to(device)
+
+        mask = cut(scored.mask)
+        assert mask is not None
+        minibatch = Minibatch(
+            mask=mask,
+            columns={name: column for name, c in batch.columns.items() if (column := cut(c)) is not None},
+            logps=cut(scored.logps),
+            ref_logps=cut(scored.ref_logps),
+            old_values=cut(scored.values),
+            importance=cut(batch.importance),
+        )
+        hidden = None
+        if batch.value_hidden is not None:
+            hidden = pad_sequence([batch.value_hidden[i] for i in rows], batch_first=True).to(device)
+        return ids, minibatch, hidden
+
+
+def minibatches(unit: Tensor, keep: Tensor, count: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Kept rows in a fresh permutation of their units, in `count` parts as equal as can be; empty parts are left out."""
+    units = torch.unique(unit[keep])
+    order = units[torch.randperm(len(units), generator=generator)]
+    for part in order.tensor_split(count):
+        rows = [i for u in part.tolist() for i in ((unit == u) & keep).nonzero().flatten().tolist()]
+        if rows:
+            yield rows

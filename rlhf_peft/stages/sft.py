@@ -1,0 +1,75 @@
+"""Supervised fine-tuning of the policy: TRL's SFTTrainer on the shared base.
+
+Left out on purpose: a loop of our own. Rows that do not fit the model are refused (or skipped, if the recipe
+says so) before the trainer would cut them silently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl import SFTConfig, SFTTrainer
+
+from ..engine import POLICY
+from ..recipe.schema import SftStage
+from .context import Context
+from .trl_bridge import arguments, quietly, settle, train
+from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
+
+METRICS: dict[str, str] = {
+    "loss": "mean of -log p over the update's trained tokens, in nats",
+    "entropy": "mean entropy of the next token at trained tokens, in nats",
+    "mean_token_accuracy": "share of trained tokens that are the policy's likeliest",
+    "grad_norm": "norm of the gradient before clipping",
+    "learning_rate": "of this update",
+    "num_tokens": "tokens read so far",
+    "epoch": "passes over the rows so far",
+    "eval_<name>": "the same over held-out rows",
+}
+
+
+def run(stage: SftStage, ctx: Context) -> dict[str, float]:
+    """Train the policy on demonstrations; its adapter goes into the run folder.
+
+    Returns:
+        Figures of the end: `loss_first`, `loss_last`, `eval_loss` where rows are held out, `num_tokens`,
+        `steps`, `seconds`, and TRL's others.
+
+    Raises:
+        DataError: the dataset cannot be used.
+    """
+    # 1. The policy begins as the stage before left it, or as `init` says.
+    if "policy" in stage.init:
+        ctx.base.load_role(POLICY, stage.init["policy"])
+
+    # 2. Rows, and how many of them one forward can take.
+    rows, held_out = rows_for(stage, ctx, "sft")
+    budget = ctx.recipe.model.tokens_per_forward
+    longest = (
+        min(ctx.base.max_length, budget) if stage.packing else longest_row(rows, ctx.encoder(stage.dataset))
+    )
+    micro = micro_batch(rows_a_process(stage), longest, budget)
+
+    # 3. TRL trains.
+    def build(model: Any, folder: str, tokenizer: Any) -> Any:
+        evaluated = 0 if held_out is None else len(held_out)
+        args = SFTConfig(
+            **{
+                **arguments(stage, ctx, folder=folder, micro=micro, evaluated=evaluated),
+                "max_length": longest if stage.packing else ctx.base.max_length,
+                "packing": stage.packing,
+                "eval_packing": False,
+                "completion_only_loss": stage.completion_only_loss,
+                "assistant_only_loss": stage.assistant_only_loss,
+            }
+        )
+        return quietly(SFTTrainer)(
+            model=model,
+            args=settle(args, stage, ctx.base),
+            train_dataset=rows,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+        )
+
+    ctx.seed_everything(stage.name, "train")
+    return train(stage, ctx, rows, held_out, build)

@@ -1,0 +1,245 @@
+"""What the stages share that leave their training loop to TRL.
+
+The trainer is given the model on loan and rows it can train on; it prints nothing, sends nothing and writes
+nothing. Its figures go to the run through a callback. accelerate's global state is put back afterwards, and so
+a later stage can have an Accelerator of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from ..data.rows import quiet
+from ..engine import POLICY, SharedBase
+from ..errors import DataError, GuardError, UsageError
+from ..recipe.schema import StageBase
+from .context import Context
+from .optimizer import warmup_steps
+from .trl_rows import eval_batch, rows_a_process
+
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
+SILENT = ("_runtime", "_per_second", "eval_num_tokens", "total_flos", "train_loss")
+"""Endings of figures that are not written down: times of parts, and sums of what is there already."""
+
+_STATES = (PartialState, AcceleratorState, GradientState)
+_NEW, _OLD = "activation_checkpointing", "gradient_checkpointing"
+_CHECKPOINTING = _NEW if _NEW in TrainingArguments.__dataclass_fields__ else _OLD
+
+
+class Figures(TrainerCallback):
+    """Hands a trainer's figures to the run: one record an update, evaluations merged into it."""
+
+    def __init__(self, stage: str, ctx: Context, evaluate: bool) -> None:
+        self.stage = stage
+        self.ctx = ctx
+        self.evaluate = evaluate
+        self.steps: list[dict[str, float]] = []
+        self.eval: dict[str, float] = {}
+        self._waiting: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The number of updates is known."""
+        if state.is_world_process_zero:
+            self.ctx.reporter.stage(self.stage, int(state.max_steps))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the last update there is always an evaluation."""
+        if self.evaluate and state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **kwargs: Any) -> None:
+        """Figures of an update, or of an evaluation after it."""
+        figures = {
+            k: float(v) for k, v in logs.items() if isinstance(v, int | float) and not k.endswith(SILENT)
+        }
+        evaluated = any(key.startswith("eval_") for key in figures)
+        if evaluated:
+            self.eval = figures
+        elif "loss" not in figures:
+            return
+        else:
+            self.steps.append(figures)
+        self._waiting.update(figures)
+        if evaluated or not control.should_evaluate:
+            if state.is_world_process_zero:
+                self.ctx.log(self.stage, int(state.global_step), self._waiting)
+            self._waiting = {}
+        self._check(figures, int(state.global_step))
+
+    def _check(self, figures: Mapping[str, float], step: int) -> None:
+        if not math.isfinite(figures.get("loss", 0.0)):
+            raise GuardError(
+                f"{self.stage}: the loss of update {step} is not finite ({figures['loss']}). Lower "
+                "learning_rate."
+            )
+
+
+def arguments(stage: StageBase, ctx: Context, *, folder: str, micro: int, evaluated: int) -> dict[str, Any]:
+    """What every trainer is told, as keyword arguments of its configuration.
+
+    Args:
+        stage: part of the recipe.
+        ctx: the run.
+        folder: an empty folder that is thrown away.
+        micro: rows of one forward.
+        evaluated: held-out rows; 0: none.
+
+    Raises:
+        UsageError: the optimizer needs a GPU and there is none.
+    """
+    base = ctx.base
+    if stage.optimizer != "adamw" and base.device.type != "cuda":
+        raise UsageError(
+            f"optimizer: {stage.optimizer} needs a CUDA GPU. Use stages.{stage.name}.optimizer=adamw."
+        )
+    constant = "constant_with_warmup" if stage.warmup else "constant"
+    gpu = base.device.type != "cpu"
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": eval_batch(evaluated, micro) if evaluated else micro,
+        "gradient_accumulation_steps": rows_a_process(stage) // micro,
+        "num_train_epochs": stage.num_train_epochs,
+        "max_steps": stage.max_steps or -1,
+        "learning_rate": stage.learning_rate,
+        "lr_scheduler_type": constant if stage.lr_scheduler == "constant" else stage.lr_scheduler,
+        "warmup_steps": stage.warmup,
+        "max_grad_norm": stage.max_grad_norm,
+        "optim": OPTIMIZERS[stage.optimizer],
+        "weight_decay": stage.weight_decay,
+        "seed": ctx.seed(stage.name, "train"),
+        "data_seed": ctx.seed(stage.name, "order"),
+        "max_length": base.max_length,
+        "bf16": gpu and base.dtype == torch.bfloat16,
+        "fp16": gpu and base.dtype == torch.float16,
+        "use_cpu": not gpu,
+        _CHECKPOINTING: False,  # The base has its own, which knows about roles.
+        "eval_strategy": "steps" if evaluated and stage.eval.every else "no",
+        "eval_steps": stage.eval.every,
+        "eval_on_start": evaluated > 0,
+        "prediction_loss_only": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": gpu,
+        "ddp_find_unused_parameters": False,
+    }
+
+
+def settle(args: Any, stage: StageBase, base: SharedBase) -> Any:
+    """The arguments, with the base's own device and our warmup.
+
+    A trainer would take the first GPU, or all. It would round a warmup up, and so do nothing in the first
+    update of every short run.
+    """
+    args.get_warmup_steps = lambda total: warmup_steps(stage.warmup, total)
+    if args.distributed_state.num_processes == 1:
+        args._setup_devices = base.device
+        args._n_gpu = 0 if base.device.type == "cpu" else 1
+        args.distributed_state.device = base.device
+        if base.device.type == "cuda":
+            torch.cuda.set_device(base.device)
+    return args
+
+
+def quietly(trainer: type) -> Any:
+    """A trainer class that sends no telemetry."""
+    return type(
+        trainer.__name__, (trainer,), {"_send_telemetry": lambda self: None, "__doc__": trainer.__doc__}
+    )
+
+
+@contextmanager
+def own_accelerate() -> Iterator[None]:
+    """On exit accelerate's global state and the environment it reads are as they were."""
+    states = [(state._shared_state, dict(state._shared_state)) for state in _STATES]
+    environment = {key: value for key, value in os.environ.items() if key.startswith("ACCELERATE_")}
+    try:
+        yield
+    finally:
+        for shared, before in states:
+            shared.clear()
+            shared.update(before)
+        for key in [key for key in os.environ if key.startswith("ACCELERATE_") and key not in environment]:
+            del os.environ[key]
+        os.environ.update(environment)
+
+
+def train(
+    stage: StageBase, ctx: Context, rows: Any, held_out: Any, build: Callable[[Any, str, Any], Any]
+) -> dict[str, float]:
+    """Train the policy with a trainer of TRL's, and save it.
+
+    Args:
+        stage: part of the recipe.
+        ctx: the run.
+        rows: to train on.
+        held_out: to evaluate on, or None.
+        build: makes the trainer from the lent model, a folder that is thrown away, and a tokenizer to spoil.
+
+    Returns:
+        The figures of the end.
+    """
+    began = time.monotonic()
+    figures = Figures(stage.name, ctx, held_out is not None)
+    with own_accelerate(), tempfile.TemporaryDirectory() as folder, ctx.base.lend(POLICY) as model, quiet():
+        trainer = build(model, folder, deepcopy(ctx.base.tokenizer))
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(figures)
+        _check_rows(stage, trainer.train_dataset)
+        trainer.train()
+        step = int(trainer.state.global_step)
+        main = trainer.is_world_process_zero()
+        _release(trainer, ctx.base)
+    if main:
+        ctx.save_role(stage.name, step, POLICY)
+    return {
+        **_summary(figures.steps),
+        **figures.eval,
+        "steps": float(step),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def _check_rows(stage: StageBase, rows: Any) -> None:
+    if len(rows) == 0:
+        raise DataError(
+            f"{stage.dataset.path or stage.dataset.name}: no row is left to train on after tokenization."
+        )
+
+
+def _summary(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    if not steps:
+        return {}
+    first, last = steps[0], steps[-1]
+    rest = {
+        key: value
+        for key, value in last.items()
+        if key not in ("loss", "epoch", "grad_norm", "learning_rate")
+    }
+    return {"loss_first": first["loss"], "loss_last": last["loss"], **rest}
+
+
+def _release(trainer: Any, base: SharedBase) -> None:
+    """Free the optimizer's memory now: trainer and model refer to each other."""
+    trainer.accelerator.free_memory()
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
+    gc.collect()
+    if base.device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,145 @@
+"""Every architecture, quantized and not: our forwards give what the model itself gives."""
+
+import pytest
+import torch
+
+from rlhf_peft.engine import POLICY, REFERENCE
+
+from .support import ARCHITECTURES, EOS, PAD, everything, load, stir, tokens
+
+NAMES = [name for name in ARCHITECTURES if name not in ("falcon", "wide")]
+
+
+@pytest.fixture(scope="module", params=[(n, q) for n in NAMES for q in ("nf4", "none")], ids="-".join)
+def base(request, folder_of):
+    """A base whose policy changes nothing, and whose reward role does."""
+    name, quantization = request.param
+    base = load(folder_of(name), quantization)
+    base.fix_reference()
+    for index in range(2):
+        base.add_role(f"reward-{index}", head=True)
+        stir(base, f"reward-{index}", seed=index)
+    return base
+
+
+def logits(base, role, ids):
+    with base.role(role, train=False), torch.no_grad():
+        return base.lm(input_ids=ids, use_cache=False).logits.float()
+
+
+def test_the_policy_begins_as_the_base(base):
+    ids = tokens(3, 9)
+    assert torch.equal(logits(base, POLICY, ids), logits(base, REFERENCE, ids))
+    assert not torch.allclose(logits(base, "reward-0", ids), logits(base, REFERENCE, ids), atol=1e-2)
+
+
+def gradients(base, loss):
+    parameters = base.parameters("reward-0")[:-2]
+    return torch.autograd.grad(loss, parameters)
+
+
+def test_log_probabilities_are_those_of_the_models_own_logits(base):
+    ids, temperature = tokens(3, 9), 0.7
+    mask = torch.rand(3, 9, generator=torch.Generator().manual_seed(3)) < 0.7
+    with base.training(["reward-0"]), base.role("reward-0"):
+        logps, entropy = base.logps(
+            base.hidden(ids), ids, mask, temperature=temperature, entropy=True, chunk=4
+        )
+        ours = gradients(base, logps.sum() - 0.3 * entropy.sum())
+        whole = (
+            base.lm(input_ids=ids, use_cache=False).logits.float().div(temperature).log_softmax(-1)[:, :-1]
+        )
+        picked = whole.gather(-1, ids[:, 1:, None])[..., 0] * mask[:, 1:]
+        spread = -(whole.exp() * whole).sum(-1) * mask[:, 1:]
+        theirs = gradients(base, picked.sum() - 0.3 * spread.sum())
+    assert torch.allclose(logps[:, 1:], picked, atol=2e-5) and not logps[:, 0].any()
+    assert torch.allclose(entropy[:, 1:], spread, atol=2e-5) and not entropy[:, 0].any()
+    assert all(g.abs().max() > 0 for g in ours)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, atol=1e-4 * float(other.abs().max()))
+
+
+def test_several_roles_in_one_forward_equal_one_forward_each(base):
+    roles, ids = [REFERENCE, "reward-0", POLICY, "reward-1"], tokens(3, 9)
+    before = everything(base)
+    together = base.hidden_of(roles, ids)
+    assert everything(base) == before
+    for role in roles:
+        with base.role(role, train=False), torch.no_grad():
+            assert torch.allclose(together[role], base.hidden(ids), atol=1e-5), role
+    assert not torch.allclose(together["reward-0"], together["reward-1"], atol=1e-2)
+
+
+def test_layers_that_fold_rows_together_get_a_forward_for_each_role(base):
+    folds = base.lm.config.model_type in ("opt", "qwen2_moe")
+    assert base._mixes_rows() is not folds
+
+
+def test_the_decoder_with_merged_weights_is_the_role(base):
+    ids = tokens(2, 9)
+    before = everything(base)
+    expected = logits(base, "reward-0", ids)
+    with base.decoder("reward-0", merge=True) as model:
+        merged = model(input_ids=ids, use_cache=False).logits.float()
+        assert not any("lora" in type(module).__module__ for module in model.modules())
+    with base.decoder("reward-0", merge=False) as model:
+        assert torch.equal(model(input_ids=ids, use_cache=False).logits.float(), expected)
+    assert torch.allclose(merged, expected, atol=1e-4)
+    assert everything(base) == before
+    assert torch.equal(logits(base, "reward-0", ids), expected)
+
+
+def rows_of(base, rows, side, pad):
+    """Log-probabilities, values and the reward of each row, when they are padded together on a side."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    ids = torch.full((len(rows), width), pad)
+    real = torch.zeros(ids.shape, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[i, place], real[i, place] = row, True
+    actions = real & (real.long().cumsum(-1) > 2)
+    with base.role("reward-0", train=False), torch.no_grad():
+        hidden = base.hidden(ids, real.long() if side == "left" else None)
+        logps, _ = base.logps(hidden, ids, actions)
+        values = base.values(hidden, "reward-0")
+        ends = lengths if side == "right" else torch.full_like(lengths, width)
+        rewards = base.rewards(hidden, ends, "reward-0")
+    return [(logps[i][actions[i]], values[i][actions[i]], rewards[i]) for i in range(len(rows))]
+
+
+def test_padding_and_company_change_nothing(base):
+    long, short = tokens(1, 11, seed=1)[0], tokens(1, 6, seed=2)[0]
+    short[3] = EOS
+    alone = [rows_of(base, [row], "right", PAD)[0] for row in (long, short)]
+    for side, pad in (("right", PAD), ("right", EOS), ("left", PAD), ("left", EOS)):
+        for found, expected in zip(rows_of(base, [long, short], side, pad), alone, strict=True):
+            for mine, other in zip(found, expected, strict=True):
+                assert torch.allclose(mine, other, atol=1e-5), (side, pad)
+
+
+@pytest.mark.parametrize("quantization", ["fp4", "int8"])
+def test_other_quantizations(folder_of, quantization):
+    base = load(folder_of("llama"), quantization)
+    base.fix_reference()
+    base.add_role("reward-0", head=True)
+    stir(base, "reward-0")
+    test_the_policy_begins_as_the_base(base)
+    test_log_probabilities_are_those_of_the_models_own_logits(base)
+    ids = tokens(2, 9)
+    before, expected = everything(base), logits(base, "reward-0", ids)
+    with base.decoder("reward-0", merge=True) as model:
+        merged = model(input_ids=ids, use_cache=False).logits.float()
+    near = 1e-4 if quantization == "fp4" else 0.2  # int8 rounds activations too
+    assert torch.allclose(merged, expected, atol=near)
+    assert everything(base) == before
+    assert torch.equal(logits(base, "reward-0", ids), expected)
+
+
+def test_quantized_logits_are_near_the_originals(folder_of):
+    """Also of GPT-2, whose weights are stored the other way round."""
+    for name in ("llama", "gpt2"):
+        ids = tokens(2, 9)
+        exact = logits(load(folder_of(name), "none"), POLICY, ids)
+        near = logits(load(folder_of(name), "nf4"), POLICY, ids)
+        assert torch.corrcoef(torch.stack([exact.flatten(), near.flatten()]))[0, 1] > 0.9

@@ -1,0 +1,197 @@
+"""What cannot be loaded is refused in one paragraph that names the key and the remedy."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
+
+from rlhf_peft.engine import LoraSpec, SharedBase, Source
+from rlhf_peft.errors import ModelError
+
+from .support import edit_json, load, save_model, tokenizer
+
+
+@pytest.fixture
+def spoiled(folder_of, tmp_path):
+    """A copy of a model's folder, to be spoiled."""
+    return shutil.copytree(folder_of("llama"), tmp_path / "model")
+
+
+def refused(folder, *parts, **options):
+    with pytest.raises(ModelError) as caught:
+        load(folder, **options)
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    refused(tmp_path / "nowhere", "model.path", "nowhere", "a folder with config.json and weights")
+    refused(tmp_path, "model.path", "config.json")
+    refused("nobody/no-such-model", "model.path", "nobody/no-such-model", "a hub id that can be reached")
+    refused("builtin:huge", "model.path", "builtin:huge", "builtin:tiny")
+
+
+def test_a_tokenizer_is_needed(folder_of, tmp_path):
+    refused(save_model(tmp_path / "bare", "llama", with_tokenizer=False), "model.path", "tokenizer")
+
+
+def test_a_tokenizer_needs_an_end(spoiled):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (spoiled / name).unlink(missing_ok=True)
+    tokenizer(unk_token="<unk>").save_pretrained(spoiled)
+    refused(spoiled, "model.path", "no EOS token", "eos_token")
+
+
+def test_a_tokenizer_without_padding_pads_with_the_end(spoiled):
+    tokenizer(unk_token="<unk>", eos_token="</s>").save_pretrained(spoiled)
+    base = load(spoiled)
+    assert base.tokenizer.pad_token_id == base.tokenizer.eos_token_id == 2
+
+
+def test_a_token_beyond_the_embedding(spoiled):
+    tokenizer(extra=2).save_pretrained(spoiled)
+    refused(spoiled, "model.path", "2 tokens", "'w300' = 300", "resize")
+
+
+def test_all_ends_are_known(spoiled):
+    edit_json(spoiled / "generation_config.json", eos_token_id=[2, 7])
+    assert load(spoiled).eos_ids == {2, 7}
+
+
+def test_rows_longer_than_the_model_allows(folder_of):
+    refused(folder_of("llama"), "model.max_length", "65", "64 positions", max_length=65)
+    assert load(folder_of("llama"), max_length=32).max_length == 32
+    assert load(folder_of("llama")).max_length == 64
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "cuda:99", "toaster"])
+def test_devices_that_are_not_here(folder_of, device):
+    refused(folder_of("llama"), "device", device, "auto", device=device)
+
+
+def test_devices_without_kernels(folder_of, monkeypatch):
+    monkeypatch.setattr("rlhf_peft.engine.quantize.BACKENDS", ("cuda",))
+    refused(folder_of("llama"), "model.quantization", "nf4", "no kernels for cpu", "model.quantization=none")
+
+
+def test_models_that_are_quantized_already(spoiled):
+    edit_json(
+        spoiled / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
+    )
+    refused(spoiled, "model.path", "quantized already", "model.quantization=none")
+
+
+def test_models_of_which_nothing_can_be_quantized(folder_of):
+    refused(folder_of("falcon"), "model.quantization", "FalconForCausalLM", "model.quantization=none")
+
+
+def test_layers_that_stay_unquantized_are_named(folder_of, caplog):
+    with caplog.at_level(logging.WARNING, logger="rlhf_peft"):
+        base = load(folder_of("llama"))
+    assert [r.getMessage() for r in caplog.records if r.name == "rlhf_peft"] == [
+        "2 layers stay unquantized (down_proj): 172 inputs are not a whole number of blocks of 64"
+    ]
+    kinds = {
+        n.rsplit(".", 1)[-1]
+        for n, m in base.lm.named_modules()
+        if type(m).__module__.startswith("bitsandbytes")
+    }
+    assert type(base.trunk.layers[0].mlp.down_proj.base_layer) is torch.nn.Linear
+    assert kinds == {"base_layer"} and type(base.lm.lm_head) is torch.nn.Linear
+
+
+def test_experts_that_stay_unquantized_are_told(folder_of, caplog):
+    load(folder_of("mixtral"))
+    assert "4 stacks of expert weights stay unquantized" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("targets", "parts"),
+    [
+        (("no_such_proj",), ["no_such_proj", "not found"]),
+        (("lm_head",), ["lm_head is the output embedding", "all-linear"]),
+        (("q_proj", "lm_head"), ["lm_head is the output embedding"]),
+        (("embed_tokens",), ["embed_tokens is a Embedding", "all-linear"]),
+    ],
+    ids=str,
+)
+def test_adapters_on_layers_that_cannot_have_them(folder_of, llama, targets, parts):
+    lora = LoraSpec(r=4, target_modules=targets)
+    refused(folder_of("llama"), "lora.target_modules", *parts, lora=lora)
+    with pytest.raises(ModelError, match="lora.target_modules"):
+        llama.add_role("reward-0", lora=lora)
+    assert llama.roles == ["policy"] and list(llama.model.peft_config) == ["policy"]
+
+
+def test_weights_that_are_damaged_or_not_all_there(spoiled):
+    path = spoiled / "model.safetensors"
+    weights = load_file(path)
+    save_file({k: v for k, v in weights.items() if "lm_head" not in k}, path, metadata={"format": "pt"})
+    refused(spoiled, "model.path", "lack 1 tensors", "lm_head.weight")
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(spoiled, "model.path", str(spoiled))
+    path.unlink()
+    refused(spoiled, "model.path", "safetensors")
+    torch.save(weights, spoiled / "pytorch_model.bin")
+    refused(spoiled, "model.path", "safetensors")
+
+
+def test_configurations_that_are_damaged_or_of_another_kind(spoiled):
+    edit_json(spoiled / "config.json", hidden_size=128)
+    refused(spoiled, "model.path", "safetensors")
+    (spoiled / "config.json").write_text("{")
+    refused(spoiled, "model.path")
+    (spoiled / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    refused(spoiled, "model.path", "no-such-model")
+    (spoiled / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    refused(spoiled, "model.path")
+
+
+def test_code_from_a_model_folder_is_not_run(spoiled):
+    edit_json(
+        spoiled / "config.json",
+        model_type="own",
+        auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.O"},
+    )
+    (spoiled / "own.py").write_text("raise SystemExit('run')")
+    refused(spoiled, "model.path", "code of its own", "--trust-remote-code")
+
+
+def test_attention_that_the_model_does_not_have(folder_of):
+    refused(folder_of("llama"), "model.attn_implementation", "magic", "auto", attn_implementation="magic")
+
+
+def test_logits_that_are_more_than_a_head(folder_of, monkeypatch):
+    """A model that scales its logits in a way of its own would get wrong log-probabilities."""
+    from transformers import LlamaForCausalLM
+
+    whole = LlamaForCausalLM.forward
+
+    def scaled(self, *args, **kwargs):
+        out = whole(self, *args, **kwargs)
+        out.logits = out.logits * 1.01
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
+    refused(folder_of("llama"), "model.path", "LlamaForCausalLM", "log-probabilities would be wrong")
+
+
+def test_loading_shows_no_progress_bars(folder_of, capsys):
+    shown = transformers_logging.is_progress_bar_enabled()
+    load(folder_of("llama"))
+    captured = capsys.readouterr()
+    assert "Loading weights" not in captured.err + captured.out
+    assert transformers_logging.is_progress_bar_enabled() is shown
+
+
+def test_the_shipped_model_loads():
+    base = SharedBase(Source(path="builtin:tiny"), LoraSpec(r=4))
+    assert base.tokenizer.eos_token_id in base.eos_ids
+    assert all("Linear4bit" in type(layer).__name__ for layer in base._switch.layers)
+    config = base.model.peft_config["policy"]
+    assert config.base_model_name_or_path == "builtin:tiny"

@@ -1,0 +1,159 @@
+"""The update is exact under any split, and its first ratios are one."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_peft.engine import LoraSpec, SharedBase, Source
+from rlhf_peft.stages.rl.forwards import Scorer, UpdateModule
+from rlhf_peft.stages.rl.metrics import Averages
+from rlhf_peft.stages.rl.update import Batch, Updater, minibatches
+from rlhf_peft.builtin.algorithms.ppo import Ppo, PpoOptions
+from rlhf_peft.types import Rollout, Scored, Totals
+
+
+class OneProcess:
+    """As much of an Accelerator as one micro-step needs."""
+
+    num_processes = 1
+    device = torch.device("cpu")
+
+    def backward(self, loss):
+        loss.backward()
+
+
+@pytest.fixture(scope="module", params=["own", "policy", "reward"])
+def setting(request):
+    """A base with a trained-looking policy, a reward model and a value on each trunk."""
+    trunk = request.param
+    base = SharedBase(Source("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    noise(base, "policy", 1)
+    base.fix_reference()
+    base.add_role("reward-0", like="policy", head=True)
+    noise(base, "reward-0", 2)
+    if trunk == "own":
+        base.add_role("value", like="reward-0", head=True)
+    else:
+        base.add_role("value", trunk="policy" if trunk == "policy" else "reward-0", head=True)
+    return base, trunk
+
+
+def noise(base, adapter, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in base.model.named_parameters():
+            if "lora_B" in name and f".{adapter}." in name:
+                parameter.normal_(std=0.02, generator=generator)
+
+
+def rollout(lengths=((5, 7), (3, 12), (8, 2), (4, 9), (6, 1)), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(5, 900, (p + c,), generator=generator) for p, c in lengths]
+    masks = [torch.arange(p + c) >= p for p, c in lengths]
+    n = len(lengths)
+    return Rollout(ids, masks, ["eos"] * n, torch.arange(n), ["sample"] * n, {"prompt": ["x"] * n})
+
+
+def ready(base, trunk, data, max_tokens=10_000):
+    scorer = Scorer(base, trunk, 1.0, max_tokens)
+    quantities = scorer(data, heads=("reward-0",))
+    mask = torch.nn.utils.rnn.pad_sequence(data.action_mask, batch_first=True)
+    scored = Scored(
+        rollout=data,
+        mask=mask,
+        scores=quantities.heads["reward-0"],
+        logps=quantities.logps,
+        ref_logps=quantities.ref_logps,
+        values=quantities.values,
+    )
+    algorithm = Ppo(PpoOptions(value=trunk, beta=0.1))
+    keep = torch.ones(len(data), dtype=torch.bool)
+    columns, _ = algorithm.prepare(scored, keep)
+    batch = Batch(scored, columns, keep, torch.arange(len(data)), None, quantities.value_hidden)
+    return algorithm, batch, quantities
+
+
+def gradient(base, trunk, algorithm, batch, split, pad_id=0):
+    module = UpdateModule(base, trunk, 1.0, False)
+    with base.training(["policy", "value"]) as parameters, base.without_dropout():
+        updater = Updater(
+            module, algorithm, OneProcess(), None, parameters, max_grad_norm=0, max_tokens=10_000, pad_id=pad_id
+        )
+        rows = [i for part in split for i in part]
+        totals = Totals(tokens=int(batch.scored.mask[rows].sum()), rows=len(rows))
+        averages, extremes = Averages(), [float("inf"), -float("inf")]
+        loss = sum(updater.micro_step(batch, part, totals, averages, extremes) for part in split)
+        found = torch.cat([p.grad.flatten() for p in parameters])
+        for parameter in parameters:
+            parameter.grad = None
+    return loss, found, extremes, averages.means()
+
+
+def test_the_first_ratios_are_one(setting):
+    base, trunk = setting
+    algorithm, batch, _ = ready(base, trunk, rollout())
+    for split in ([[0, 1, 2, 3, 4]], [[0], [1], [2], [3], [4]], [[4, 0], [2, 3, 1]]):
+        _, _, extremes, figures = gradient(base, trunk, algorithm, batch, split)
+        assert extremes[0] == pytest.approx(1.0, abs=1e-3) and extremes[1] == pytest.approx(1.0, abs=1e-3)
+        assert figures["approx_kl"] < 1e-6
+
+
+def test_gradients_are_those_of_the_whole_under_any_split(setting):
+    base, trunk = setting
+    algorithm, batch, _ = ready(base, trunk, rollout())
+    loss, whole, _, _ = gradient(base, trunk, algorithm, batch, [[0, 1, 2, 3, 4]])
+    assert float(whole.norm()) > 0
+    for split in ([[0], [1], [2], [3], [4]], [[3, 1], [0, 2, 4]]):
+        other, parts, _, _ = gradient(base, trunk, algorithm, batch, split)
+        assert other == pytest.approx(loss, abs=1e-5)
+        assert torch.allclose(parts, whole, atol=1e-5 * float(whole.abs().max()) + 1e-7)
+
+
+def test_the_pad_token_does_not_matter(setting):
+    base, trunk = setting
+    algorithm, batch, _ = ready(base, trunk, rollout())
+    _, zero, _, _ = gradient(base, trunk, algorithm, batch, [[0, 1, 2, 3, 4]], pad_id=0)
+    _, eos, _, _ = gradient(base, trunk, algorithm, batch, [[0, 1, 2, 3, 4]], pad_id=base.tokenizer.eos_token_id)
+    assert torch.allclose(zero, eos, atol=1e-6)
+
+
+def test_scores_do_not_depend_on_the_batch(setting):
+    base, trunk = setting
+    data = rollout()
+    _, _, wide = ready(base, trunk, data)
+    _, _, narrow = ready(base, trunk, data, max_tokens=1)
+    for name in ("logps", "ref_logps", "values", "entropy"):
+        assert torch.allclose(getattr(wide, name), getattr(narrow, name), atol=2e-4), name
+    assert torch.allclose(wide.heads["reward-0"], narrow.heads["reward-0"], atol=2e-4)
+
+
+def test_policy_and_reference_agree_after_an_adapter_was_trained(setting):
+    base, trunk = setting
+    _, _, quantities = ready(base, trunk, rollout())
+    assert base.adapter_of("reference") == "reference"
+    assert float((quantities.logps - quantities.ref_logps).abs().max()) < 1e-4
+
+
+def test_policy_and_reference_agree_from_the_raw_base():
+    base = SharedBase(Source("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    base.fix_reference()
+    quantities = Scorer(base, None, 1.0, 10_000)(rollout())
+    assert base.adapter_of("reference") is None
+    assert float((quantities.logps - quantities.ref_logps).abs().max()) < 1e-4
+
+
+@given(
+    units=st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    count=st.integers(1, 5),
+    seed=st.integers(0, 100),
+    data=st.data(),
+)
+def test_minibatches_part_the_kept_rows_and_keep_units_whole(units, count, seed, data):
+    keep = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(units), max_size=len(units))))
+    unit = torch.tensor(units)
+    parts = list(minibatches(unit, keep, count, torch.Generator().manual_seed(seed)))
+    rows = sorted(i for part in parts for i in part)
+    assert rows == keep.nonzero().flatten().tolist()
+    for u in set(units):
+        assert len({n for n, part in enumerate(parts) if any(units[i] == u for i in part)}) <= 1
