@@ -1,8 +1,8 @@
 """Align an open language model with human feedback on one consumer GPU.
 
-    import rlhf_peft
-    recipe = rlhf_peft.load_recipe("quickstart")
-    result = rlhf_peft.run(recipe)
+import rlhf_peft
+recipe = rlhf_peft.load_recipe("quickstart")
+result = rlhf_peft.run(recipe)
 """
 
 from __future__ import annotations

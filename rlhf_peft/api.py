@@ -1,26 +1,26 @@
 """The Python API: what the command line does, in a few lines.
 
-    import rlhf_peft
-    recipe = rlhf_peft.load_recipe("quickstart", ["seed=3"])
-    result = rlhf_peft.run(recipe)
-    print(result.folder, result.stages["rl"]["after"])
+import rlhf_peft
+recipe = rlhf_peft.load_recipe("quickstart", ["seed=3"])
+result = rlhf_peft.run(recipe)
+print(result.folder, result.stages["rl"]["after"])
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .data import require
 from .engine import SharedBase, Source
-from .recipe import dump, load
-from .recipe.schema import Recipe
+from .recipe import PreferenceStage, Recipe, dump, load
 from .registry import Registry
 from .runs import RunFolder
-from .stages import Context, Reporter, lora_spec, runner
+from .stages import Context, Reporter, lora_spec, read_source, runner
 
 log = logging.getLogger("rlhf_peft")
 
@@ -56,7 +56,9 @@ class Silent:
         """Nothing."""
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, registry: Registry | None = None) -> Recipe:
+def load_recipe(
+    source: str | Path, overrides: Sequence[str] = (), *, registry: Registry | None = None
+) -> Recipe:
     """A validated recipe: a path, or the name of a shipped one, with `K=V` overrides.
 
     Raises:
@@ -90,6 +92,28 @@ def load_base(recipe: Recipe, *, trust_remote_code: bool = False) -> SharedBase:
         max_length=model.max_length,
         gradient_checkpointing=model.gradient_checkpointing,
     )
+
+
+def check_data(recipe: Recipe, *, registry: Registry | None = None) -> Iterator[str]:
+    """Read every dataset of a recipe and see whether its stage can use it; one line each.
+
+    Raises:
+        DataError: one is missing, malformed, empty, or in another format than its stage needs.
+    """
+    registry = registry or Registry.load()
+    for stage in recipe.stages:
+        method = stage.method if isinstance(stage, PreferenceStage) else stage.stage
+        sources = [(stage.dataset, None)]
+        if stage.eval.dataset is not None:
+            sources.append((stage.eval.dataset, stage.eval.split))
+        elif stage.eval.split is not None:
+            sources.append((stage.dataset, stage.eval.split))
+        for source, split in sources:
+            rows = read_source(source, registry, split, stage=stage.name)
+            called = source.path or str(source.name)
+            found = require(rows, method, called, stage=stage.name)
+            kind = f"{'conversational ' if found.conversational else ''}{found.kind}"
+            yield f"{stage.name}: {called} {split or source.split}: {len(rows):,} rows, {kind}"
 
 
 def run(
@@ -142,7 +166,11 @@ def run(
             folder.stage_done(stage.name)
         status = "done"
     except BaseException as error:
-        status = "stopped" if getattr(error, "exit_code", 1) == 3 or isinstance(error, KeyboardInterrupt) else "failed"
+        status = (
+            "stopped"
+            if getattr(error, "exit_code", 1) == 3 or isinstance(error, KeyboardInterrupt)
+            else "failed"
+        )
         raise
     finally:
         reporter.close()

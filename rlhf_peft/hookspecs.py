@@ -43,7 +43,7 @@ class Options(BaseModel):
 
 
 Factory = Callable[[Any], Any]
-"""Called with a validated instance of its own `Options` attribute; returns the reward, sampler, algorithm or dataset."""
+"""Called with a validated instance of its own `Options`; returns the reward, sampler, algorithm or dataset."""
 
 Register = Callable[[str, Factory], None]
 
@@ -66,7 +66,8 @@ class PolicyView(Protocol):
     def decoder(self) -> AbstractContextManager[nn.Module]:
         """The policy as a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask,
         position_ids, past_key_values, use_cache)`: dense merged weights where memory allows, the 4-bit base with its
-        adapter else. Only valid inside the context."""
+        adapter else. Only valid inside the context.
+        """
         ...
 
 

@@ -29,7 +29,9 @@ LINES_PER_STAGE = 10
 def describe(metrics: Mapping[str, float]) -> str:
     """The figures that matter, in one line."""
     shown = [(name, metrics[key]) for key, name in FIGURES.items() if metrics.get(key) is not None]
-    return "  ".join(f"{name} {value:.0f}" if abs(value) >= 100 else f"{name} {value:.3g}" for name, value in shown)
+    return "  ".join(
+        f"{name} {value:.0f}" if abs(value) >= 100 else f"{name} {value:.3g}" for name, value in shown
+    )
 
 
 class Plain:

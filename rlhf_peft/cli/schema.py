@@ -20,7 +20,7 @@ def schema(
         str | None, typer.Argument(metavar="[NAME]", help="Something registered: ppo, or algorithms.ppo.")
     ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Every key as a Markdown page instead.")
+        bool, typer.Option("--markdown", help="Every key and every figure as a Markdown page instead.")
     ] = False,
     plugin: Plugins = None,
 ) -> None:
@@ -31,7 +31,9 @@ def schema(
     if markdown:
         if name:
             raise UsageError("--markdown documents the whole recipe; leave out the name")
-        print(document(registry.options()), end="")
+        from ..stages import documentation
+
+        print(document(registry.options()), documentation.document(registry), sep="\n", end="")
         return
     shown = json_schema(registry.options()) if name is None else _of_one(registry, name)
     print(json.dumps(shown, indent=2))

@@ -54,7 +54,9 @@ def rows(kind: str, name: str, outcome: dict[str, Any]) -> list[Row]:
         "rewards/accuracies": "accuracy",
         "eval/rewards/accuracies": "held-out accuracy",
     }
-    shown = [(name, label, f"{metrics[key]:.3f}") for key, label in known.items() if metrics.get(key) is not None]
+    shown = [
+        (name, label, f"{metrics[key]:.3f}") for key, label in known.items() if metrics.get(key) is not None
+    ]
     return [*shown, *seconds]
 
 
@@ -91,7 +93,9 @@ def next_lines(result: Result, recipe: Recipe) -> list[str]:
     lines.append(f'  PeftModel.from_pretrained(base_model, "{folder}/adapters/policy")')
     lines.append(f"next: read what it wrote:  tail -n 5 {folder}/samples.jsonl")
     if recipe.model.path.startswith("builtin:"):
-        lines.append("next: your own model:  rlhf-peft recipes copy quickstart my.yaml model.path=Qwen/Qwen3-0.6B")
+        lines.append(
+            "next: your own model:  rlhf-peft recipes copy quickstart my.yaml model.path=Qwen/Qwen3-0.6B"
+        )
     lines.append(f"next: go on from it:  rlhf-peft run RECIPE stages.rl.init.policy={folder}")
     return lines
 

@@ -20,7 +20,7 @@ from ..errors import ModelError
 
 ALL_LINEAR = "all-linear"
 PLAIN_INITS = (True, False, "gaussian", "orthogonal")
-"""Initialisations that leave the base's weights alone; others (pissa, olora, loftq, ...) subtract from them."""
+"""Initialisations that leave the base's weights alone; others (pissa, olora, ...) subtract from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class LoraSpec:
 
 
 def linear_names(model: Any) -> list[str]:
-    """Every linear layer but the output embedding: what `all-linear` means (of experts, only layers that are modules)."""
+    """Every linear layer but the output embedding: what `all-linear` means. Stacked experts are no layers."""
     head = model.get_output_embeddings()
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
 
@@ -102,7 +102,7 @@ def layers(model: nn.Module) -> list[BaseTunerLayer]:
 
 
 def parameters(model: nn.Module, adapter: str) -> list[nn.Parameter]:
-    """The adapter's parameters, found by their place in each layer (a model may have a module of the same name)."""
+    """The adapter's parameters, found by place, for a model may have a module of the same name."""
     found: list[nn.Parameter] = []
     for layer in layers(model):
         for name in layer.adapter_layer_names:
@@ -112,28 +112,34 @@ def parameters(model: nn.Module, adapter: str) -> list[nn.Parameter]:
     return found
 
 
-def add(model: Any, name: str, config: LoraConfig) -> None:
-    """Put a new adapter on the model, without gradients.
+def add(
+    model: Any, name: str, config: LoraConfig, weights: Mapping[str, Tensor] | None = None, where: str = ""
+) -> None:
+    """Put a new adapter on the model, without gradients, with these weights or fresh ones.
 
     Raises:
-        ModelError: it names no layer of the model, or one that is not linear, or the output embedding.
+        ModelError: it names no layer of the model, or one that cannot have it, or the weights do not fit.
     """
+    check_targets(model.base_model.model, config, where)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = model.training
     try:
         model.add_adapter(name, config)
     except ValueError as error:
-        raise ModelError(f"lora.target_modules: {error}") from error
+        raise ModelError(f"{where}lora.target_modules: {error}") from error
     finally:
         model.requires_grad_(False)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
     for layer in layers(model):
         layer.train(training)
-    wrong = misplaced(model, name)
-    if wrong:
+    try:
+        check_places(model, name)
+        if weights is not None:
+            fill(model, name, weights, where)
+    except ModelError:
         remove(model, name)
-        raise ModelError(wrong)
+        raise
 
 
 def remove(model: Any, name: str) -> None:
@@ -143,22 +149,36 @@ def remove(model: Any, name: str) -> None:
     model.delete_adapter(name)
 
 
-def misplaced(model: Any, name: str) -> str | None:
-    """What is wrong with the places of an adapter: heads are frozen and shared, and only linear layers can be merged."""
-    head = model.get_base_model().get_output_embeddings()
-    for path, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and any(
-            name in getattr(module, a) for a in module.adapter_layer_names
-        ):
-            base = module.get_base_layer()
-            if module is head or not isinstance(base, nn.Linear | Conv1D):
-                what = "the output embedding" if module is head else f"a {type(base).__name__}"
-                return (
-                    f"lora.target_modules: {path.removeprefix('base_model.model.')} is {what}; adapters go "
-                    f"on linear layers inside the model. Use lora.target_modules={ALL_LINEAR} or name other "
-                    "layers."
-                )
-    return None
+def check_targets(model: nn.Module, config: LoraConfig, where: str = "") -> None:
+    """Raise ModelError if a listed target is no module of the model; PEFT minds only if all are not."""
+    if isinstance(config.target_modules, str):
+        return
+    paths = [name.split(".") for name, _ in model.named_modules()]
+    known = {".".join(path[start:]) for path in paths for start in range(len(path))}
+    unknown = sorted(set(config.target_modules or ()) - known)
+    if unknown:
+        linear = [name.removesuffix(".base_layer") for name in linear_names(model) if ".lora_" not in name]
+        kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+        raise ModelError(
+            f"{where}lora.target_modules: {unknown[0]} is not in this base. Its linear layers are {kinds}; "
+            f"{ALL_LINEAR} means all of them."
+        )
+
+
+def check_places(model: Any, name: str) -> None:
+    """Raise ModelError if an adapter is on the shared head, or where it cannot be merged."""
+    head = model.base_model.model.get_output_embeddings()
+    for path, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        here = any(name in getattr(layer, kind) for kind in layer.adapter_layer_names)
+        base = layer.get_base_layer()
+        if here and (layer is head or not isinstance(base, nn.Linear | Conv1D)):
+            what = "the output embedding" if layer is head else f"of type {type(base).__name__}"
+            raise ModelError(
+                f"lora.target_modules: {path.removeprefix('base_model.model.')} is {what}; adapters go on "
+                f"linear layers inside the model. Use lora.target_modules={ALL_LINEAR} or name other layers."
+            )
 
 
 def state(model: Any, adapter: str) -> dict[str, Tensor]:
@@ -175,7 +195,7 @@ def snapshot(model: Any, adapter: str) -> dict[str, Tensor]:
 
 
 def fill(model: Any, adapter: str, weights: Mapping[str, Tensor], where: str) -> None:
-    """Load an adapter's tensors; every key must fit.
+    """Load an adapter's tensors; every key must fit. `where` begins the message if one does not.
 
     Raises:
         ModelError: a key is missing, unexpected or misshapen.
@@ -187,7 +207,7 @@ def fill(model: Any, adapter: str, weights: Mapping[str, Tensor], where: str) ->
     for keys, what in ((missing, "lacks"), (extra, "has no place for"), (misshapen, "has other shapes for")):
         if keys:
             raise ModelError(
-                f"{where}: the adapter {what} {len(keys)} tensors, the first {keys[0]}. It was made for "
+                f"{where}the adapter {what} {len(keys)} tensors, the first {keys[0]}. It was made for "
                 "another base or with another lora.target_modules or lora.r."
             )
     set_peft_model_state_dict(model, dict(weights), adapter_name=adapter)

@@ -130,7 +130,7 @@ def _config(folder: Path) -> LoraConfig:
         ) from error
     if not isinstance(config, LoraConfig):
         kind = getattr(config.peft_type, "value", config.peft_type)
-        raise ModelError(f"{folder}: a {kind} adapter; only LoRA adapters can be roles.")
+        raise ModelError(f"{folder}: an adapter of type {kind}; only LoRA adapters can be roles.")
     wrong = adapters.unsupported(config)
     if wrong:
         raise ModelError(

@@ -82,6 +82,7 @@ class SharedBase(Roster):
         return asked or allowed
 
     def _first_adapter(self) -> Any:
+        adapters.check_targets(self.lm, self._fitted(self.lora))
         try:
             with self._seeded(), warnings.catch_warnings():
                 # PEFT reads a property that transformers renames.
@@ -92,9 +93,7 @@ class SharedBase(Roster):
                 config.base_model_name_or_path = self.source.path
         except ValueError as error:
             raise ModelError(f"lora.target_modules: {error}") from error
-        wrong = adapters.misplaced(model, POLICY)
-        if wrong:
-            raise ModelError(wrong)
+        adapters.check_places(model, POLICY)
         model.requires_grad_(False)
         model.eval()
         return model
@@ -140,7 +139,7 @@ class SharedBase(Roster):
 
     @contextmanager
     def lend(self, role: str) -> Iterator[Any]:
-        """The PEFT model with this role active and its adapter alone trainable; everything is restored after."""
+        """The PEFT model with this role active and its adapter alone trainable; all is restored after."""
         with borrowed(self.model), self._switch.restored():
             self._switch.to(self.adapter_of(role))
             chosen = {id(p) for p in self.parameters(role)}

@@ -1,4 +1,4 @@
-"""What the base computes: hidden states of roles, and log-probabilities, values and rewards from hidden states."""
+"""What the base computes: hidden states of roles; from them log-probabilities, values and rewards."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Forwards:
         return out
 
     def hidden_of(self, roles: Sequence[str], input_ids: Tensor) -> dict[str, Tensor]:
-        """Last hidden states of several roles, without gradients, from one forward of mixed rows where possible.
+        """Last hidden states of several roles, without gradients, from one forward where possible.
 
         Args:
             roles: names; roles that share an adapter share the result.
@@ -97,7 +97,7 @@ class Forwards:
 
     @contextmanager
     def _named(self, rows: list[str]) -> Iterator[None]:
-        """PEFT's mixed-adapter batches for forwards of the trunk (PEFT itself offers them at the top only)."""
+        """PEFT's mixed-adapter batches, for forwards of the trunk; PEFT has them at the top only."""
 
         def inject(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             return args, {**kwargs, "adapter_names": rows}
@@ -115,7 +115,7 @@ class Forwards:
                 handle.remove()
 
     def _mixes_rows(self) -> bool:
-        """Whether every layer with adapters sees one row of input per row of the batch (experts reorder tokens)."""
+        """Whether every layer with adapters sees the rows of the batch; some fold or reorder them."""
         layers = self._switch.layers
         if self._probed is None or self._probed[0] is not layers:
             seen: dict[int, int] = {}

@@ -56,7 +56,7 @@ class LmHead:
     def logps(
         self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool, chunk: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities [N] of `targets` [N] after hidden states [N, H], and entropies [N] in nats if asked."""
+        """Log-probabilities [N] of `targets` [N] after states [N, H], and entropies [N] in nats if asked."""
         return maths.token_logprobs(
             hidden,
             self.weight,

@@ -170,7 +170,7 @@ def _from_pretrained(
 
 
 def _check_quantized(model: PreTrainedModel, source: Source) -> None:
-    """Raise ModelError if nothing was quantized; tell of experts, whose stacked weights bitsandbytes leaves alone."""
+    """Raise ModelError if nothing was quantized; tell of stacked experts, which bitsandbytes leaves alone."""
     if not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
         raise ModelError(
             f"model.quantization: no layer of {source.path} ({type(model).__name__}) can be held as "

@@ -82,7 +82,7 @@ class Roster(Forwards):
             self._adapter_of[role] = shared
         elif source is not None:
             weights = adapters.snapshot(self.model, source)
-            self._put(role, self.model.peft_config[source], weights, f"a copy of {like}")
+            self._put(role, self.model.peft_config[source], weights)
         else:
             self._put(role, lora or self.lora)
         self._set_head(role, fresh)
@@ -107,21 +107,14 @@ class Roster(Forwards):
         where: str = "",
     ) -> None:
         """Give a role an adapter of its own; what was there is left alone if this one does not fit."""
-        config = self._fitted(shape)
+        config, taken = self._fitted(shape), role in self.model.peft_config
         with self._changing(), self._seeded():
-            adapters.add(self.model, INCOMING, config)
-            try:
-                if weights is not None:
-                    adapters.fill(self.model, INCOMING, weights, where)
+            adapters.add(self.model, INCOMING if taken else role, config, weights, where)
+            if taken:
                 incoming = adapters.snapshot(self.model, INCOMING)
-            except ModelError:
-                adapters.remove(self.model, INCOMING)
-                raise
-            if role in self.model.peft_config:
                 adapters.remove(self.model, role)
-            adapters.add(self.model, role, config)
-            adapters.fill(self.model, role, incoming, role)
-            adapters.remove(self.model, INCOMING)
+                adapters.add(self.model, role, config, incoming)
+                adapters.remove(self.model, INCOMING)
         self._adapter_of[role] = role
 
     def _fitted(self, shape: LoraSpec | LoraConfig) -> LoraConfig:
@@ -145,7 +138,7 @@ class Roster(Forwards):
                 self._switch.refresh()
 
     def remove_role(self, role: str) -> None:
-        """Forget a role and free its head, and its adapter unless another role shares it; nothing happens without one.
+        """Forget a role, if there is one; free its head, and its adapter unless another role shares it.
 
         Raises:
             ModelError: it is the policy, or it is entered.
@@ -170,15 +163,16 @@ class Roster(Forwards):
         """
         stored = artifacts.read(artifacts.resolve(reference, role))
         if head and stored.head is None:
+            key = role.rsplit("-", 1)[0]
             raise ModelError(
-                f"init: {stored.folder} has no scalar head ({artifacts.HEAD_FILE}, or one inside the "
+                f"init.{key}: {stored.folder} has no scalar head ({artifacts.HEAD_FILE}, or one inside the "
                 f"adapter), so it cannot be a {role}."
             )
         where = str(stored.folder)
         fresh = (
             artifacts.load_head(self.width, stored.head, where) if head and stored.head is not None else None
         )
-        self._put(role, stored.config, stored.weights, where)
+        self._put(role, stored.config, stored.weights, f"{where}: ")
         self._set_head(role, fresh)
         return stored.folder
 

@@ -72,7 +72,7 @@ def resolve_device(device: str) -> torch.device:
         if resolved.type == "meta":
             raise RuntimeError("it holds no data")
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).split(". ")[0].splitlines()[0]
         raise ModelError(
             f"device: {device} cannot be used here ({reason}). Use `device: auto` or `cpu`."
         ) from error
@@ -110,7 +110,9 @@ def load_config(source: Source) -> PretrainedConfig:
 def not_loaded(source: Source, error: Exception) -> str:
     """What to tell a person when transformers could not load from a source."""
     text = str(error).strip() or type(error).__name__
-    first = text.splitlines()[0]
+    first = text.splitlines()[0].rstrip(".")
+    if "ignore_mismatched_sizes" in text:
+        first = "its weights have other shapes than its config.json gives"
     if "trust_remote_code" in text:
         return (
             f"model.path: {source.path} brings code of its own. If you trust it, add --trust-remote-code to "
@@ -122,12 +124,15 @@ def not_loaded(source: Source, error: Exception) -> str:
             f"({first}). Use model.attn_implementation=auto."
         )
     looks_local = source.path.startswith((".", "/", "~")) or Path(source.path).exists()
+    if looks_local and not Path(source.path).exists():
+        first = "there is no such folder"
     what = (
         "a folder with config.json and weights"
         if looks_local
         else "a hub id that can be reached, or a folder"
     )
-    return f"model.path: {source.path} cannot be loaded ({first}). Expected {what} (safetensors), or builtin:tiny."
+    expected = f"Expected {what} (safetensors), or builtin:tiny."
+    return f"model.path: {source.path} cannot be loaded ({first}). {expected}"
 
 
 @contextmanager

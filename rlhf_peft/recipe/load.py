@@ -194,7 +194,7 @@ def _add_rewards(data: dict[str, Any], rewards: Sequence[str]) -> None:
             continue
         entries = stage.get("rewards") or []
         if isinstance(entries, list):
-            named = {entry.get("name") for entry in entries if isinstance(entry, dict)}
+            named = [entry.get("name") for entry in entries if isinstance(entry, dict)]
             stage["rewards"] = [*entries, *({"name": name} for name in rewards if name not in named)]
 
 

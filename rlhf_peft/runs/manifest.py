@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..errors import RunFolderError
 
 FILE = "manifest.json"
@@ -19,7 +20,6 @@ FORMAT = "rlhf-peft run"
 VERSION = 1
 STATUSES = ("running", "done", "failed", "stopped")
 PACKAGES = (
-    "rlhf-peft",
     "torch",
     "transformers",
     "peft",
@@ -38,7 +38,7 @@ _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that results depend on; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version(), "rlhf-peft": __version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .context import Context, Reporter, StageRunner, lora_spec
+from .context import Context, Reporter, StageRunner, lora_spec, read_source
 
 _KINDS = ("sft", "preference", "reward_model", "rl")
 
@@ -17,4 +17,4 @@ def runner(kind: str) -> StageRunner:
     return found
 
 
-__all__ = ["Context", "Reporter", "StageRunner", "lora_spec", "runner"]
+__all__ = ["Context", "Reporter", "StageRunner", "lora_spec", "read_source", "runner"]

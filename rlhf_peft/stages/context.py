@@ -82,19 +82,7 @@ class Context:
 
     def rows(self, source: DatasetSource, split: str | None = None, *, stage: str | None = None) -> Any:
         """The rows of a recipe's dataset."""
-        loader = None
-        if source.path is None:
-            loader = self.registry.make("datasets", str(source.name), source.options)
-        return load_rows(
-            path=source.path,
-            name=source.name,
-            split=split or source.split,
-            columns=source.columns,
-            system=source.system,
-            on_bad_row=source.on_bad_row,
-            loader=loader,
-            stage=stage,
-        )
+        return read_source(source, self.registry, split, stage=stage)
 
     def train_and_held_out(self, stage: StageBase) -> tuple[Any, Any]:
         """The rows of a stage, and those held out for its evaluation (None where the recipe holds out none)."""
@@ -135,6 +123,27 @@ class Context:
         self.registry.broadcast(
             "rlhf_peft_checkpoint_saved", run=self.view, stage=stage, step=step, folder=folder
         )
+
+
+def read_source(
+    source: DatasetSource, registry: Registry, split: str | None = None, *, stage: str | None = None
+) -> Any:
+    """The rows of a recipe's dataset: of a file, the hub, or something registered.
+
+    Raises:
+        DataError: missing, malformed or empty.
+    """
+    loader = None if source.path is not None else registry.make("datasets", str(source.name), source.options)
+    return load_rows(
+        path=source.path,
+        name=source.name,
+        split=split or source.split,
+        columns=source.columns,
+        system=source.system,
+        on_bad_row=source.on_bad_row,
+        loader=loader,
+        stage=stage,
+    )
 
 
 def lora_spec(lora: Lora) -> LoraSpec:

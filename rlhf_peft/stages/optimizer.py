@@ -9,7 +9,9 @@ import torch
 from ..errors import UsageError
 
 
-def make_optimizer(name: str, groups: list[dict[str, Any]], weight_decay: float, eps: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, groups: list[dict[str, Any]], weight_decay: float, eps: float
+) -> torch.optim.Optimizer:
     """AdamW in the kind that the recipe names.
 
     Raises:
@@ -22,7 +24,9 @@ def make_optimizer(name: str, groups: list[dict[str, Any]], weight_decay: float,
     import bitsandbytes
 
     kind = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}[name]
-    made: torch.optim.Optimizer = getattr(bitsandbytes.optim, kind)(groups, weight_decay=weight_decay, eps=eps)
+    made: torch.optim.Optimizer = getattr(bitsandbytes.optim, kind)(
+        groups, weight_decay=weight_decay, eps=eps
+    )
     return made
 
 

@@ -22,9 +22,9 @@ from .trl_bridge import arguments, quietly, settle, train
 from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
 
 METRICS: dict[str, str] = {
-    "loss": "s is the sigmoid. DPO: mean over pairs of -(1-e) log s(d) - e log s(-d), d = r_chosen - "
-    "r_rejected, e label_smoothing. KTO: mean of weight * (1 - s(r - beta kl)) for desirable rows and of "
-    "weight * (1 - s(beta kl - r)) for undesirable ones",
+    "loss": "s is the sigmoid. DPO: mean over pairs of (-(1-e) log s(d) + e log s(-d)) / (1 - 2e), "
+    "d = r_chosen - r_rejected, e label_smoothing. KTO: mean of weight * (1 - s(r - beta kl)) for desirable "
+    "rows and of weight * (1 - s(beta kl - r)) for undesirable ones",
     "rewards/chosen": "mean of r = beta * (log p_policy - log p_reference) of chosen (desirable) completions",
     "rewards/rejected": "the same of rejected (undesirable) completions",
     "rewards/margins": "rewards/chosen - rewards/rejected",
@@ -105,7 +105,13 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
 
 def _method(stage: PreferenceStage, common: dict[str, Any]) -> tuple[Any, Any]:
     if stage.method == "dpo":
-        return DPOTrainer, DPOConfig(**common, beta=stage.beta, label_smoothing=stage.label_smoothing)
+        # TRL's usual loss ignores label_smoothing; `robust` (Chowdhury et al., 2024) is unbiased under flips.
+        loss = (
+            {"loss_type": ["robust"], "label_smoothing": stage.label_smoothing}
+            if stage.label_smoothing
+            else {}
+        )
+        return DPOTrainer, DPOConfig(**common, beta=stage.beta, **loss)
     # KTO's KL term pairs each prompt with its neighbour's answer, in batches that are fixed beforehand.
     common["per_device_eval_batch_size"] = common["per_device_train_batch_size"]
     weights = {"desirable_weight": stage.desirable_weight, "undesirable_weight": stage.undesirable_weight}

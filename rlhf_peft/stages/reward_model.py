@@ -68,7 +68,9 @@ def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[list[Pair], list[Pair
 
     def encode(dataset: Any, source: str) -> list[Pair]:
         require(dataset, "reward_model", source, stage=stage.name)
-        return encode_pairs(dataset, encoder, on_bad_row=stage.dataset.on_bad_row, source=source, stage=stage.name)
+        return encode_pairs(
+            dataset, encoder, on_bad_row=stage.dataset.on_bad_row, source=source, stage=stage.name
+        )
 
     source = stage.dataset.path or str(stage.dataset.name)
     pairs = encode(rows, source)
@@ -88,7 +90,9 @@ def _begin(stage: RewardModelStage, ctx: Context, role: str) -> None:
     base.add_role(role, like=POLICY if from_policy else None, lora=lora, head=True)
 
 
-def _normalise(stage: RewardModelStage, base: SharedBase, role: str, pairs: Sequence[Pair], budget: int) -> None:
+def _normalise(
+    stage: RewardModelStage, base: SharedBase, role: str, pairs: Sequence[Pair], budget: int
+) -> None:
     """Shift the head so that chosen answers have mean 0, and scale it if asked, once it is trained."""
     if stage.normalize == "none":
         return
@@ -140,11 +144,16 @@ class Trainer:
         order = _order(len(self.pairs), self.steps * stage.batch_size, ctx_seed)
         with base.training([self.role]) as parameters, base.role(self.role, train=True):
             optimizer = make_optimizer(
-                stage.optimizer, [{"params": parameters, "lr": stage.learning_rate}], stage.weight_decay, eps=1e-8
+                stage.optimizer,
+                [{"params": parameters, "lr": stage.learning_rate}],
+                stage.weight_decay,
+                eps=1e-8,
             )
             shape = "constant_with_warmup" if stage.lr_scheduler == "constant" else stage.lr_scheduler
             warmup = warmup_steps(stage.warmup, self.steps)
-            scheduler = get_scheduler(shape, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps)
+            scheduler = get_scheduler(
+                shape, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps
+            )
             for step in range(1, self.steps + 1):
                 rows = order[(step - 1) * stage.batch_size : step * stage.batch_size]
                 rate = scheduler.get_last_lr()[0]
@@ -160,7 +169,9 @@ class Trainer:
         every = self.stage.eval.every
         return bool(self.held_out) and (step == self.steps or (every is not None and step % every == 0))
 
-    def _step(self, pairs: list[Pair], optimizer: torch.optim.Optimizer, parameters: list[Any]) -> dict[str, float]:
+    def _step(
+        self, pairs: list[Pair], optimizer: torch.optim.Optimizer, parameters: list[Any]
+    ) -> dict[str, float]:
         """One update; micro-batches are pairs within the token budget, the loss is the mean over all pairs."""
         base, totals = self.ctx.base, {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}
         lengths = [2 * max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]

@@ -1,13 +1,12 @@
 """What the stages share that leave their training loop to TRL.
 
 The trainer is given the model on loan and rows it can train on; it prints nothing, sends nothing and writes
-nothing. Its figures go to the run through a callback. accelerate's global state is put back afterwards, and so
-a later stage can have an Accelerator of its own.
+nothing. Its figures go to the run through a callback. accelerate's global state is put back afterwards: a
+later stage has an Accelerator of its own.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import tempfile
@@ -205,7 +204,7 @@ def train(
         trainer.train()
         step = int(trainer.state.global_step)
         main = trainer.is_world_process_zero()
-        _release(trainer, ctx.base)
+        _release(trainer)
     if main:
         ctx.save_role(stage.name, step, POLICY)
     return {
@@ -235,11 +234,8 @@ def _summary(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {"loss_first": first["loss"], "loss_last": last["loss"], **rest}
 
 
-def _release(trainer: Any, base: SharedBase) -> None:
+def _release(trainer: Any) -> None:
     """Free the optimizer's memory now: trainer and model refer to each other."""
-    trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
-    gc.collect()
-    if base.device.type == "cuda":
-        torch.cuda.empty_cache()
+    trainer.accelerator.free_memory()

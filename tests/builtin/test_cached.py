@@ -6,7 +6,12 @@ import torch
 from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler, draw
 from rlhf_peft.plugin import Request, SamplerError, SamplingParams
 
-PROMPTS = ["Tell me about a fox.", "Who is it?", "Please tell me something nice about the old lighthouse.", "Hello"]
+PROMPTS = [
+    "Tell me about a fox.",
+    "Who is it?",
+    "Please tell me something nice about the old lighthouse.",
+    "Hello",
+]
 
 
 @pytest.fixture
@@ -21,7 +26,9 @@ def requests(tiny_base, count=8, temperature=1.0, new=24, stop=()):
     out = []
     for i in range(count):
         ids = torch.tensor(tiny_base.tokenizer(PROMPTS[i % len(PROMPTS)]).input_ids)
-        out.append(Request(ids, i % len(PROMPTS), 100 + i, params, columns={"prompt": PROMPTS[i % len(PROMPTS)]}))
+        out.append(
+            Request(ids, i % len(PROMPTS), 100 + i, params, columns={"prompt": PROMPTS[i % len(PROMPTS)]})
+        )
     return out
 
 

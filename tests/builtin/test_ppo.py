@@ -47,7 +47,9 @@ def test_k3_in_the_reward_is_warned_of(caplog):
 
 def test_advantages_are_gae_of_scores_and_kl():
     data = scored([1.0, -2.0, 0.5])
-    columns, figures = ppo(beta=0.1, lam=0.9, whiten_advantages=False).prepare(data, torch.ones(3, dtype=torch.bool))
+    columns, figures = ppo(beta=0.1, lam=0.9, whiten_advantages=False).prepare(
+        data, torch.ones(3, dtype=torch.bool)
+    )
     row, tokens = 1, [2, 3]
     rewards = [-0.1 * float(data.logps[row, t] - data.ref_logps[row, t]) for t in tokens]
     rewards[-1] += -2.0
@@ -55,7 +57,9 @@ def test_advantages_are_gae_of_scores_and_kl():
     delta = [rewards[i] + v[i + 1] - v[i] for i in range(2)]
     assert float(columns["advantages"][row, 3]) == pytest.approx(delta[1], abs=1e-5)
     assert float(columns["advantages"][row, 2]) == pytest.approx(delta[0] + 0.9 * delta[1], abs=1e-5)
-    assert torch.allclose((columns["advantages"] + data.values)[data.mask], columns["returns"][data.mask], atol=1e-6)
+    assert torch.allclose(
+        (columns["advantages"] + data.values)[data.mask], columns["returns"][data.mask], atol=1e-6
+    )
     assert figures["beta"] == 0.1
 
 

@@ -9,7 +9,14 @@ from rlhf_peft.plugin import RewardBatch, RewardError, Rollout
 
 
 def batch(n=3, heads=None, columns=None, step=4):
-    rollout = Rollout([torch.arange(3)] * n, [torch.tensor([False, True, True])] * n, ["eos"] * n, torch.arange(n), ["sample"] * n, {})
+    rollout = Rollout(
+        [torch.arange(3)] * n,
+        [torch.tensor([False, True, True])] * n,
+        ["eos"] * n,
+        torch.arange(n),
+        ["sample"] * n,
+        {},
+    )
     return RewardBatch(
         prompts=["p"] * n,
         completions=[f"c{i}" for i in range(n)],

@@ -13,6 +13,7 @@ import yaml
 
 import rlhf_peft
 from rlhf_peft import __version__, cli
+from rlhf_peft.cli.progress import reporter
 from rlhf_peft.errors import GuardError, RlhfPeftError
 from rlhf_peft.recipe import document, shipped
 
@@ -43,6 +44,7 @@ def api(monkeypatch):
 
     def run(recipe, **options):
         calls.append((recipe, options))
+        return SimpleNamespace(folder=Path("runs/small"), stages={}, seconds=1.0)
 
     fake = SimpleNamespace(run=run, calls=calls, check_data=lambda recipe, registry: ["sft: 3 rows"])
     monkeypatch.setitem(sys.modules, "rlhf_peft.api", fake)
@@ -279,42 +281,48 @@ def test_recipes_copy_never_overwrites_unasked(here, capsys):
 def test_the_page_of_all_keys_is_up_to_date():
     from rlhf_peft.registry import Registry
 
-    page = document(Registry.load(no_plugins=True).options())
+    from rlhf_peft.stages import documentation
+
+    registry = Registry.load(no_plugins=True)
+    page = document(registry.options()) + "\n" + documentation.document(registry)
     written = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     assert written == page, "run: rlhf-peft --no-plugins schema --markdown > recipes/README.md"
 
 
-def test_progress_in_a_log_file_is_whole_lines():
-    from rlhf_peft.cli.progress import Lines, Quiet, reporter
-
-    stream = io.StringIO()
-    shown = reporter(quiet=False, stream=stream)
-    assert isinstance(shown, Lines)
-    shown.stage("rl", 3)
-    for step in (1, 2, 3):
-        shown.step("rl", step, {"reward": 0.123456, "kl": 2.0, "loss": float("nan"), "other": 1.0})
-    shown.say("done")
+def tell(shown):
+    shown.stage("rl", 30)
+    for step in range(1, 31):
+        shown.step("rl", step, {"reward": 0.123456, "kl": 2.0, "other": 1.0})
+    shown.say("[news]")
     shown.close()
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "rl: 3 updates"
-    assert lines[1].startswith("rl 1/3  reward 0.123, KL 2  (")
-    assert [line.split()[1] for line in lines[1:-1]] == ["1/3", "3/3"]
-    assert isinstance(reporter(quiet=True), Quiet)
 
 
-def test_progress_on_a_terminal_is_a_bar():
-    from rlhf_peft.cli.progress import Bar, reporter
+def test_progress_in_a_log_file_is_a_few_whole_lines(capsys):
+    tell(reporter())
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert lines[0] == "rl: 30 updates"
+    assert lines[1].split()[:2] == ["rl", "1/30"]
+    assert lines[1].endswith("reward 0.123  KL 2")
+    assert lines[-2].split()[1] == "30/30"
+    assert lines[-1] == "[news]"
+    assert len(lines) <= 14
 
+
+def test_quiet_says_nothing(capsys):
+    tell(reporter(quiet=True))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     stream = Terminal()
-    shown = reporter(quiet=False, stream=stream)
-    assert isinstance(shown, Bar)
-    shown.stage("sft", 2)
-    shown.step("sft", 2, {"loss": 1.5})
-    shown.say("[not markup]")
-    shown.close()
-    assert "loss 1.5" in stream.getvalue()
-    assert "[not markup]" in stream.getvalue()
+    monkeypatch.setattr(sys, "stderr", stream)
+    tell(reporter())
+    assert "reward 0.123" in stream.getvalue()
+    assert "30/30" in stream.getvalue()
+    assert "[news]" in stream.getvalue()

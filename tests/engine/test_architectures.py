@@ -143,3 +143,24 @@ def test_quantized_logits_are_near_the_originals(folder_of):
         exact = logits(load(folder_of(name), "none"), POLICY, ids)
         near = logits(load(folder_of(name), "nf4"), POLICY, ids)
         assert torch.corrcoef(torch.stack([exact.flatten(), near.flatten()]))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_half_precision_keeps_what_trains_in_full(folder_of, name):
+    base = load(folder_of(name), "nf4", compute_dtype="bfloat16")
+    base.add_role("reward-0", head=True)
+    stir(base, "reward-0")
+    ids = tokens(3, 9)
+    mask = torch.ones(ids.shape, dtype=torch.bool)
+    assert base.dtype == torch.bfloat16 == base.lm_head.weight.dtype
+    assert {p.dtype for p in [*base.parameters(POLICY), *base.parameters("reward-0")]} == {torch.float32}
+    found = base.hidden_of([POLICY, "reward-0"], ids)
+    with base.role("reward-0", train=False), torch.no_grad():
+        assert torch.allclose(base.hidden(ids), found["reward-0"], atol=0.05)
+    logps, _ = base.logps(found["reward-0"], ids, mask)
+    assert logps.dtype == torch.float32
+    assert base.values(found["reward-0"], "reward-0").dtype == torch.float32
+    with base.decoder("reward-0", merge=True) as model:
+        merged = model(input_ids=ids, use_cache=False).logits.float()
+    expected = logits(base, "reward-0", ids)
+    assert float((merged - expected).abs().mean() / expected.abs().mean()) < 0.03

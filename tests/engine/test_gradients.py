@@ -1,14 +1,13 @@
 """Gradients over quantized weights, under checkpointing, and what memory they take."""
 
-import copy
 from functools import partial
 
 import bitsandbytes
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 from torch.utils._pytree import tree_iter
+from torch.utils.checkpoint import checkpoint
 
 from rlhf_peft.engine import POLICY, VALUE, LoraSpec
 from rlhf_peft.engine.merged import dense_weight

@@ -116,7 +116,7 @@ def test_no_other_role_inside_merged_weights(full):
 
 
 def test_an_unknown_role_lists_the_known(full):
-    with pytest.raises(ModelError, match="'judge'.*policy, reference, reward-0, value"), full.role("judge"):
+    with pytest.raises(ModelError, match=r"'judge'.*policy, reference, reward-0, value"), full.role("judge"):
         pass
 
 
@@ -169,7 +169,7 @@ def test_a_copy_has_the_adapter_and_the_head(llama):
 
 def test_heads_of_an_ensemble_differ_and_score_apart(llama):
     for i in range(12):
-        llama.add_role(f"reward-{i}", head=True, lora=LoraSpec(r=2))
+        llama.add_role(f"reward-{i}", head=True, lora=LoraSpec(r=2, target_modules=("q_proj",)))
     stir(llama, "reward-1")
     assert llama.is_zero("reward-10") and llama.is_zero("reward-11") and not llama.is_zero("reward-1")
     roles = [f"reward-{i}" for i in range(12)]
@@ -242,7 +242,7 @@ def test_layers_that_only_a_later_role_adapts_are_switched_too(folder_of):
 
 
 def test_parameters_are_found_by_place_not_by_name(folder_of):
-    """Some models have modules named `value`; a role of that name must not take their adapters for its own."""
+    """Some models have modules named `value`; a role of that name must not take their adapters."""
     base = load(folder_of("llama"), "none")
     base.add_role(VALUE, head=True)
     attention = base.trunk.layers[0].self_attn

@@ -133,6 +133,11 @@ def test_the_example_of_the_command_lines_contract(tmp_path, monkeypatch, plugin
         ),
         ("beta: 0.1", "num_ppo_epochs: 1", "TRL's name; here: num_epochs."),
         ("name: cached", "name: cache", "stages.rl.sampler.name (line 19): unknown samplers 'cache'"),
+        (
+            "name: length",
+            "name: [length]",
+            "stages.rl.rewards[0].name (line 22): expected text, found a list",
+        ),
         ("name: cached", "name: [cached]", "stages.rl.sampler.name (line 19): expected text, found a list"),
         (
             "weight: 0.5",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,15 @@ class Remembering:
     def say(self, text: str) -> None: ...
 
     def close(self) -> None: ...
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cheap_collections() -> Any:
+    """Trainers collect garbage often; what was imported need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -45,12 +45,18 @@ class PpoOptions(Options):
     num_generations: int = Field(1, gt=0, description="Completions of each prompt.")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount a token.")
     lam: float = Field(0.95, ge=0, le=1, description="Lambda of GAE.")
-    cliprange: float = Field(0.2, ge=0, description="Ratio is not pushed below 1 - cliprange (nor above 1 + it).")
+    cliprange: float = Field(
+        0.2, ge=0, description="Ratio is not pushed below 1 - cliprange (nor above 1 + it)."
+    )
     cliprange_high: float | None = Field(None, ge=0, description="Upper bound's own width; null: cliprange.")
-    cliprange_value: float | None = Field(0.2, ge=0, description="How far a value may move for gain; null: no clip.")
+    cliprange_value: float | None = Field(
+        0.2, ge=0, description="How far a value may move for gain; null: no clip."
+    )
     vf_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
-    whiten_advantages: bool = Field(True, description="Advantages get mean 0 and variance 1 over all real tokens.")
+    whiten_advantages: bool = Field(
+        True, description="Advantages get mean 0 and variance 1 over all real tokens."
+    )
     whiten_rewards: bool = Field(False, description="Per-token rewards get variance 1 and keep their mean.")
     value: Literal["own", "policy", "reward"] = Field(
         "own",
@@ -87,7 +93,9 @@ class Ppo:
         self.epochs = options.num_epochs
         self.minibatches = options.num_minibatches
         self.needs = frozenset({"old_logps"} | ({"entropy"} if options.entropy_coef else set()))
-        warning = maths.check_kl_placement(options.kl_estimator, options.kl_placement) if options.beta else None
+        warning = (
+            maths.check_kl_placement(options.kl_estimator, options.kl_placement) if options.beta else None
+        )
         if warning:
             log.warning("algorithm ppo: %s", warning)
 
@@ -110,7 +118,9 @@ class Ppo:
         in_reward = options.kl_placement == "reward"
         kl = maths.kl_estimate(scored.logps, scored.ref_logps, options.kl_estimator)
         scores = torch.where(keep, scored.scores, 0.0)
-        rewards = maths.token_rewards(scores, kl, scored.mask, self.beta if in_reward else 0.0, scored.token_scores)
+        rewards = maths.token_rewards(
+            scores, kl, scored.mask, self.beta if in_reward else 0.0, scored.token_scores
+        )
         if options.whiten_rewards:
             rewards = maths.whiten(rewards, mask, keep_mean=True)
         advantages, returns = maths.gae(rewards, scored.values, mask, options.gamma, options.lam)
@@ -146,7 +156,9 @@ class Ppo:
         value = maths.value_terms(outputs.values, old, returns, options.cliprange_value)
         terms = policy + options.vf_coef * value
         if options.kl_placement == "loss" and self.beta and minibatch.ref_logps is not None:
-            terms = terms + self.beta * maths.kl_estimate(outputs.logps, minibatch.ref_logps, options.kl_estimator)
+            terms = terms + self.beta * maths.kl_estimate(
+                outputs.logps, minibatch.ref_logps, options.kl_estimator
+            )
         if options.entropy_coef and outputs.entropy is not None:
             terms = terms - options.entropy_coef * outputs.entropy
         logged = {"policy/loss": policy, "value/loss": value, "clip_ratio/region_mean": clipped.float()}
@@ -159,7 +171,9 @@ class Ppo:
         """Adapt beta to the KL that was measured."""
         target = self.options.kl_target
         if target is not None:
-            self.beta = maths.adaptive_beta(self.beta, stats["kl"], target, self.options.kl_horizon, stats["rows"])
+            self.beta = maths.adaptive_beta(
+                self.beta, stats["kl"], target, self.options.kl_horizon, stats["rows"]
+            )
         return {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -59,9 +59,13 @@ class FunctionReward:
         if len(values) != count:
             raise RewardError(f"reward {self.name} gave {len(values)} scores for {count} completions.")
         try:
-            return torch.tensor([float("nan") if v is None else float(v) for v in values], dtype=torch.float32)
+            return torch.tensor(
+                [float("nan") if v is None else float(v) for v in values], dtype=torch.float32
+            )
         except (TypeError, ValueError) as error:
-            raise RewardError(f"reward {self.name} gave something that is not a number or None ({error}).") from error
+            raise RewardError(
+                f"reward {self.name} gave something that is not a number or None ({error})."
+            ) from error
 
 
 class _State:

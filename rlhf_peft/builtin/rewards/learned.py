@@ -57,8 +57,12 @@ class LearnedReward:
     async def score(self, batch: RewardBatch) -> Scores:
         """Reduce the heads; log how far they disagree."""
         if not batch.heads:
-            raise RewardError("reward learned: there is no reward head. Put a reward_model stage before, or init.reward.")
+            raise RewardError(
+                "reward learned: there is no reward head. Put a reward_model stage before, or init.reward."
+            )
         heads = torch.stack([batch.heads[role] for role in sorted(batch.heads)])
         metrics = {"disagreement": float(heads.std(0).mean())} if len(heads) > 1 else {}
         extra = {role: batch.heads[role].tolist() for role in sorted(batch.heads)} if len(heads) > 1 else {}
-        return Scores(row=reduce_heads(heads, self.options.reduce, self.options.k), metrics=metrics, extra=extra)
+        return Scores(
+            row=reduce_heads(heads, self.options.reduce, self.options.k), metrics=metrics, extra=extra
+        )

@@ -12,16 +12,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rlhf_peft.plugin import Finish, Options, PolicyView, Request, Rollout, SamplerError, SamplingParams
 
-from .kv_cache import GrowingCache
+if TYPE_CHECKING:
+    from .kv_cache import GrowingCache
 
 COMPACT_BELOW = 0.75
 """The batch is compacted when fewer than this share of its rows are still being written."""
@@ -63,7 +63,9 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: Tensor) -> tuple[Tensor,
     scaled = logits.float() / torch.where(greedy, 1.0, temperature).unsqueeze(-1)
     logps = torch.log_softmax(scaled, dim=-1)
     cdf = logps.exp().cumsum(-1)
-    tokens = torch.searchsorted(cdf, uniforms.to(cdf.dtype).unsqueeze(-1) * cdf[:, -1:], right=True).squeeze(-1)
+    tokens = torch.searchsorted(cdf, uniforms.to(cdf.dtype).unsqueeze(-1) * cdf[:, -1:], right=True).squeeze(
+        -1
+    )
     tokens = torch.where(greedy, logits.argmax(-1), tokens.clamp(max=logits.shape[-1] - 1))
     return tokens, logps.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
@@ -117,6 +119,8 @@ def _start(request: Request, max_length: int) -> _Row:
 
 def _prefill(model: Any, view: PolicyView, rows: list[_Row]) -> tuple[Tensor, GrowingCache, Tensor]:
     """Read each distinct prompt once; returns last logits [B, V], the cache and the mask [B, P] of the whole batch."""
+    from .kv_cache import GrowingCache  # transformers is slow to import
+
     index: dict[tuple[int, ...], int] = {}
     which = [index.setdefault(tuple(row.request.prompt_ids.tolist()), len(index)) for row in rows]
     width = max(len(prompt) for prompt in index)
@@ -135,11 +139,16 @@ def _prefill(model: Any, view: PolicyView, rows: list[_Row]) -> tuple[Tensor, Gr
     return logits[chosen], cache, mask[chosen]
 
 
-def _forward(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: GrowingCache) -> Tensor:
+def _forward(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: GrowingCache) -> Tensor:
     """Logits [B, V] after the last token."""
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(type(model)) else {}
     out = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **last_only
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        **last_only,
     )
     logits: Tensor = out.logits[:, -1]
     return logits

@@ -26,10 +26,14 @@ class GrowingLayer(CacheLayerMixin):
         """Make the buffers, in the shape and type of the first states."""
         batch, heads, _, size = key_states.shape
         self.keys = key_states.new_empty(batch, heads, self.capacity, size)
-        self.values = value_states.new_empty(batch, value_states.shape[1], self.capacity, value_states.shape[-1])
+        self.values = value_states.new_empty(
+            batch, value_states.shape[1], self.capacity, value_states.shape[-1]
+        )
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Append, and return all so far as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -125,8 +125,7 @@ def _normal(text: str) -> str:
 
 def _topic(text: str, subject: Subject | None) -> float:
     """Reward naming the subject; punish naming others (details of any subject are not names)."""
-    bare = _detail_pattern().sub(" ", text)
-    named = set(_noun_pattern().findall(bare))
+    named = _split(text)[1]
     own = 0.0 if subject is None else 0.2 if subject.noun in named else -0.25
     others = len(named - {subject.noun if subject else ""})
     return own - 0.2 * min(2, others)
@@ -146,7 +145,7 @@ def _count_details(text: str, kind: str, subject: Subject | None) -> tuple[int, 
     fitting = unfitting = false = 0
     if subject is None:
         return 0, 0, 0
-    for phrase in set(_detail_pattern().findall(text)):
+    for phrase in _split(text)[0]:
         if (aspect := _detail_owners()[phrase].get(subject.noun)) is None:
             false += 1
         elif aspect in FITTING[kind]:
@@ -200,14 +199,36 @@ def _detail_owners() -> dict[str, dict[str, str]]:
 
 
 @cache
-def _detail_pattern() -> re.Pattern[str]:
-    longest_first = sorted(_detail_owners(), key=lambda phrase: (-len(phrase), phrase))
-    return re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b")
+def _details_by_first_word() -> dict[str, list[tuple[str, ...]]]:
+    """Return the details as word sequences, the longest first, by their first word."""
+    table: dict[str, list[tuple[str, ...]]] = {}
+    for phrase in sorted(_detail_owners(), key=lambda phrase: (-len(phrase.split()), phrase)):
+        words = tuple(phrase.split())
+        table.setdefault(words[0], []).append(words)
+    return table
+
+
+@lru_cache(maxsize=4096)
+def _split(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the different details in a text, and the subjects named in what is left of it."""
+    tokens = _TOKEN.findall(text)
+    table = _details_by_first_word()
+    details, rest, at = set(), set(), 0
+    while at < len(tokens):
+        for words in table.get(tokens[at], ()):
+            if tuple(tokens[at : at + len(words)]) == words:
+                details.add(" ".join(words))
+                at += len(words)
+                break
+        else:
+            rest.add(tokens[at])
+            at += 1
+    return frozenset(details), frozenset(rest & _nouns())
 
 
 @cache
-def _noun_pattern() -> re.Pattern[str]:
-    return re.compile(r"\b(" + "|".join(subject.noun for subject in subjects()) + r")\b")
+def _nouns() -> frozenset[str]:
+    return frozenset(subject.noun for subject in subjects())
 
 
 @cache

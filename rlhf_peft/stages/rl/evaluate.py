@@ -47,7 +47,13 @@ class Evaluator:
         scorer: Scorer,
         seed: Callable[..., int],
     ) -> None:
-        self.prompts, self.sampler, self.rewards, self.scorer, self._seed = prompts, sampler, rewards, scorer, seed
+        self.prompts, self.sampler, self.rewards, self.scorer, self._seed = (
+            prompts,
+            sampler,
+            rewards,
+            scorer,
+            seed,
+        )
 
     def __call__(self, view: BaseView, step: int) -> Answers:
         """Sample, score and measure."""
@@ -65,8 +71,12 @@ class Evaluator:
         scoring = self.rewards.score(batch)
         mask = torch.nn.utils.rnn.pad_sequence(rollout.action_mask, batch_first=True, padding_value=False)
         metrics = {"reward": float(scoring.scores.nanmean())}
-        metrics |= {f"rewards/{name}/mean": float(values.nanmean()) for name, values in scoring.components.items()}
+        metrics |= {
+            f"rewards/{name}/mean": float(values.nanmean()) for name, values in scoring.components.items()
+        }
         metrics |= describe_kl(quantities.logps, quantities.ref_logps, mask) | describe_rollout(rollout)
         metrics["distinct_2"] = maths.distinct_n([rollout.completion_ids(i) for i in range(len(rollout))], 2)
         kl = maths.masked_sum(quantities.logps - quantities.ref_logps, mask, dim=-1).tolist()
-        return Answers(rollout, batch.texts, scoring, kl, {f"eval/{key}": value for key, value in metrics.items()})
+        return Answers(
+            rollout, batch.texts, scoring, kl, {f"eval/{key}": value for key, value in metrics.items()}
+        )

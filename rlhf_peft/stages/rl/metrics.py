@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -36,6 +37,7 @@ METRICS: dict[str, str] = {
     "sampling/sampling_logp_difference/mean": "mean over tokens of |logp - sampler's logp|",
     "sampling/sampling_logp_difference/max": "largest |logp - sampler's logp| of a token",
     "sampling/importance_sampling_ratio/mean": "mean over tokens of min(exp(logp - sampler's logp), importance_cap)",
+    "distinct_2": "different pairs of adjacent tokens over all pairs, over all completions (evaluation only)",
     "num_tokens": "tokens sampled and read so far, prompts included",
     "rows": "rows that the step trained on",
     "step_time": "seconds of the step",
@@ -82,7 +84,9 @@ def describe_kl(logps: Tensor, ref_logps: Tensor, mask: Tensor) -> dict[str, flo
     return {"kl": float(k1.mean()), "kl_k3": float(k3.mean())}
 
 
-def describe_sampler(rollout: Rollout, logps: Tensor, sampler_logps: Tensor | None, mask: Tensor) -> dict[str, float]:
+def describe_sampler(
+    rollout: Rollout, logps: Tensor, sampler_logps: Tensor | None, mask: Tensor
+) -> dict[str, float]:
     """How far the sampler's log-probabilities are from the trainer's."""
     if sampler_logps is None:
         return {}
@@ -132,10 +136,14 @@ class Averages:
 
 
 def undocumented(names: Iterable[str], *documented: Mapping[str, str]) -> list[str]:
-    """Names of figures that no table explains (`<name>` in a table stands for one word)."""
-    import re
+    """Names of figures that no table explains.
 
+    `<name>` in a table stands for one word; `eval/x` is x, measured on held-out rows.
+    """
     patterns = [
-        re.compile(re.escape(key).replace("<name>", "[^/]+")) for table in (METRICS, *documented) for key in table
+        re.compile(re.escape(key).replace("<name>", "[^/]+"))
+        for table in (METRICS, *documented)
+        for key in table
     ]
-    return [name for name in names if not any(pattern.fullmatch(name) for pattern in patterns)]
+    explained = lambda name: any(pattern.fullmatch(name) for pattern in patterns)  # noqa: E731
+    return [name for name in names if not explained(name) and not explained(name.removeprefix("eval/"))]

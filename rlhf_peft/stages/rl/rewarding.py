@@ -86,7 +86,9 @@ class Rewards:
             out.metrics.update({f"rewards/{name}/{key}": value for key, value in scores.metrics.items()})
             out.extra.update({f"{name}/{key}": values for key, values in scores.extra.items()})
         if stage is not None:
-            out.scores = without_end(out.scores, batch.finish, stage.missing_eos_penalty, stage.missing_eos_score)
+            out.scores = without_end(
+                out.scores, batch.finish, stage.missing_eos_penalty, stage.missing_eos_score
+            )
         out.scores[abstained] = float("nan")
         return out
 
@@ -97,11 +99,15 @@ class Rewards:
     async def _one(self, name: str, batch: RewardBatch) -> Scores:
         reward = self.rewards[name]
         heads = {role: batch.heads[role] for role in self._heads[name]}
-        own = RewardBatch(**{f: getattr(batch, f) for f in RewardBatch.__dataclass_fields__} | {"heads": heads})
+        own = RewardBatch(
+            **{f: getattr(batch, f) for f in RewardBatch.__dataclass_fields__} | {"heads": heads}
+        )
         try:
             scores = await asyncio.wait_for(reward.score(own), reward.timeout)
         except TimeoutError as error:
-            raise RewardError(f"reward {name} took longer than {reward.timeout} s at step {batch.step}.") from error
+            raise RewardError(
+                f"reward {name} took longer than {reward.timeout} s at step {batch.step}."
+            ) from error
         if scores.row.shape != (len(batch),):
             raise RewardError(
                 f"reward {name} gave {scores.row.numel()} scores for {len(batch)} completions at rl step {batch.step}."
@@ -116,7 +122,12 @@ class Rewards:
 
 
 def _heads(base: SharedBase, reward: Reward) -> list[str]:
-    return [role for role in base.roles for prefix in reward.roles if role == prefix or role.startswith(f"{prefix}-")]
+    return [
+        role
+        for role in base.roles
+        for prefix in reward.roles
+        if role == prefix or role.startswith(f"{prefix}-")
+    ]
 
 
 def without_end(scores: Tensor, finish: Sequence[str], penalty: float | None, score: float | None) -> Tensor:

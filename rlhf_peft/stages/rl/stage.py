@@ -70,7 +70,9 @@ def _load_roles(stage: RlStage, base: SharedBase) -> None:
 
 
 def _result(last: dict[str, float], before: Answers | None, after: Answers | None) -> dict[str, Any]:
-    out: dict[str, Any] = {"metrics": {key: value for key, value in last.items() if not key.startswith("eval/")}}
+    out: dict[str, Any] = {
+        "metrics": {key: value for key, value in last.items() if not key.startswith("eval/")}
+    }
     if before is not None and after is not None:
         out |= {"before": before.metrics, "after": after.metrics}
         out["samples"] = [
@@ -79,7 +81,10 @@ def _result(last: dict[str, float], before: Answers | None, after: Answers | Non
                 "before": first,
                 "after": second,
                 "scores": {
-                    name: (float(before.scoring.components[name][i]), float(after.scoring.components[name][i]))
+                    name: (
+                        float(before.scoring.components[name][i]),
+                        float(after.scoring.components[name][i]),
+                    )
                     for name in after.scoring.components
                 },
             }
@@ -95,7 +100,9 @@ class Loop:
 
     def __init__(self, stage: RlStage, ctx: Context) -> None:
         self.stage, self.ctx, self.base = stage, ctx, ctx.base
-        self.algorithm: Algorithm = ctx.registry.make("algorithms", stage.algorithm.name, stage.algorithm.options)
+        self.algorithm: Algorithm = ctx.registry.make(
+            "algorithms", stage.algorithm.name, stage.algorithm.options
+        )
         self.sampler: Sampler = ctx.registry.make("samplers", stage.sampler.name, stage.sampler.options)
         if self.sampler.params.temperature <= 0:
             raise UsageError(
@@ -120,7 +127,7 @@ class Loop:
         first = next((role for role in self.base.roles if role.startswith("reward")), None)
         if trunk == "reward" and first is None:
             raise UsageError(
-                f"stages.{self.stage.name}.algorithm.value: `reward` stands on a reward model's trunk and there is none. "
+                f"stages.{self.stage.name}.algorithm.value: `reward` stands on a reward model and there is none. "
                 "Use `own` or `policy`, or train a reward model first."
             )
         if trunk == "own":
@@ -149,7 +156,9 @@ class Loop:
 
         prompts = encode(rows, stage.dataset.path or str(stage.dataset.name))
         self.prompts = len(prompts)
-        stream = PromptStream(prompts, ctx.seed(stage.name, "data"), min(stage.prompts_per_step, len(prompts)))
+        stream = PromptStream(
+            prompts, ctx.seed(stage.name, "data"), min(stage.prompts_per_step, len(prompts))
+        )
         evaluator = None
         if held_out is not None:
             source = stage.eval.dataset or stage.dataset
@@ -169,14 +178,18 @@ class Loop:
         accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision="no")
         if accelerator.num_processes > 1:
             raise UsageError("the rl stage runs in one process; start it without accelerate launch.")
-        module = UpdateModule(base, self.algorithm.value, self.scorer.temperature, "entropy" in self.algorithm.needs)
+        module = UpdateModule(
+            base, self.algorithm.value, self.scorer.temperature, "entropy" in self.algorithm.needs
+        )
         value = [p for role in self.value_roles for p in base.parameters(role)]
         rate = stage.value_learning_rate or stage.learning_rate
         groups = [
             {"params": base.parameters(POLICY), "lr": stage.learning_rate},
             {"params": value, "lr": rate},
         ]
-        optimizer = make_optimizer(stage.optimizer, [g for g in groups if g["params"]], stage.weight_decay, eps=1e-5)
+        optimizer = make_optimizer(
+            stage.optimizer, [g for g in groups if g["params"]], stage.weight_decay, eps=1e-5
+        )
         self.module, self.optimizer = accelerator.prepare(module, optimizer, device_placement=[False, False])
         self.scheduler = get_scheduler(
             stage.lr_scheduler if stage.lr_scheduler != "constant" else "constant_with_warmup",
@@ -210,8 +223,8 @@ class Loop:
         difference = float((said[0] - said[1]).abs().max())
         if difference > SAME_POLICY:
             raise GuardError(
-                f"before the first update the policy and its reference differ by {difference:.2g} nats a token (at most "
-                f"{SAME_POLICY:g}): the KL would be measured against the wrong model."
+                f"before the first update the policy and its reference differ by {difference:.2g} nats a token (at "
+                f"most {SAME_POLICY:g}): the KL would be measured against the wrong model."
             )
 
     def iteration(self, step: int) -> dict[str, float]:
@@ -225,7 +238,9 @@ class Loop:
         # 3. Rows to train on.
         selection = self.algorithm.select(scored, 0)
         if not bool(selection.keep.any()):
-            raise GuardError(f"no completion of {self.stage.name} step {step} has a score: every reward abstained.")
+            raise GuardError(
+                f"no completion of {self.stage.name} step {step} has a score: every reward abstained."
+            )
         self.ctx.registry.broadcast(
             "rlhf_peft_rollout_end", run=self.ctx.view, stage=self.stage.name, step=step, scored=scored
         )

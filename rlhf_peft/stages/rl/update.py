@@ -123,7 +123,10 @@ class Updater:
             averages.add("approx_kl", 0.5 * log_ratio.square(), minibatch.mask)
             averages.add("ratio/mean", ratio, minibatch.mask)
             real = ratio[minibatch.mask]
-            extremes[0], extremes[1] = min(extremes[0], float(real.min())), max(extremes[1], float(real.max()))
+            extremes[0], extremes[1] = (
+                min(extremes[0], float(real.min())),
+                max(extremes[1], float(real.max())),
+            )
         return float(loss.detach())
 
     def _totals(self, batch: Batch, rows: list[int]) -> Totals:
@@ -160,7 +163,7 @@ class Updater:
 
 
 def minibatches(unit: Tensor, keep: Tensor, count: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Kept rows in a fresh permutation of their units, in `count` parts as equal as can be; empty parts are left out."""
+    """Kept rows in a fresh permutation of their units, in `count` even parts; empty parts are left out."""
     units = torch.unique(unit[keep])
     order = units[torch.randperm(len(units), generator=generator)]
     for part in order.tensor_split(count):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlhf_peft.builtin.tiny import text
 from rlhf_peft.builtin.tiny.grammar import QUESTIONS, answer, question
-from rlhf_peft.builtin.tiny.judge import KIND_WORDS, RUDE_WORDS, understand
+from rlhf_peft.builtin.tiny.judge import KIND_WORDS, RUDE_WORDS, remarks, understand
 from rlhf_peft.builtin.tiny.text import gold_score
 from rlhf_peft.builtin.tiny.world import ASPECTS, subjects
 
@@ -40,10 +40,10 @@ def test_same_seed_same_rows_and_other_seed_other_rows(make):
 
 def test_rows_are_the_same_on_every_machine():
     assert {name: digest(make(200, 0)) for name, make in MAKERS.items()} == {
-        "prompts": "",
-        "demonstrations": "",
-        "preferences": "",
-        "pretraining_texts": "",
+        "prompts": "8b5f520fdad56ae0",
+        "demonstrations": "b6149872daf78e99",
+        "preferences": "0e2aa19b1153ad19",
+        "pretraining_texts": "da5f1e4c0fd74ddc",
     }
 
 
@@ -220,3 +220,17 @@ def test_judge_is_graded_and_care_pays():
         levels |= {round(score, 6) for score in scores}
     assert means[0] + 0.2 < means[1] < means[2] - 0.2
     assert len(levels) > 100
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("A lovely cat has soft paws.", {"apt", "true", "fitting", "kind", "whole"}),
+        ("A cat is the queen of the sofa. It has soft paws", {"apt", "rich", "fitting", "plain", "broken"}),
+        ("You can brush its fur.", {"astray", "true", "beside", "plain", "whole"}),
+        ("I hate it. A cat has iron wheels.", {"apt", "false", "rude", "whole"}),
+        ("A cat is a thing. A cat is a thing.", {"apt", "empty", "plain", "repeated"}),
+    ],
+)
+def test_remarks_name_what_a_reader_notices(answer, expected):
+    assert set(remarks(CAT, answer)) == expected

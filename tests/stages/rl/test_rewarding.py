@@ -29,7 +29,7 @@ class FakeRegistry:
 
 
 class NoHeads:
-    roles = ["policy"]
+    roles = ("policy",)
 
 
 def rewards(entries, **made):
@@ -38,14 +38,18 @@ def rewards(entries, **made):
 
 def test_scores_are_the_weighted_sum_and_abstentions_count_nothing():
     nan = math.nan
-    out = rewards([("a", 2.0), ("b", -1.0)], a=Fixed([1.0, nan, nan]), b=Fixed([3.0, 4.0, nan])).score(batch())
+    out = rewards([("a", 2.0), ("b", -1.0)], a=Fixed([1.0, nan, nan]), b=Fixed([3.0, 4.0, nan])).score(
+        batch()
+    )
     assert out.scores[:2].tolist() == [-1.0, -4.0] and out.scores[2].isnan()
     assert out.components["a"][0] == 1.0
 
 
 def test_token_scores_and_metrics_are_kept_by_name():
     token = torch.ones(3, 3)
-    out = rewards([("a", 0.5)], a=Fixed([0.0] * 3, token=token, metrics={"m": 2.0}, extra={"e": [1, 2, 3]})).score(batch())
+    out = rewards(
+        [("a", 0.5)], a=Fixed([0.0] * 3, token=token, metrics={"m": 2.0}, extra={"e": [1, 2, 3]})
+    ).score(batch())
     assert torch.equal(out.token_scores, 0.5 * token)
     assert out.metrics == {"rewards/a/m": 2.0} and out.extra == {"a/e": [1, 2, 3]}
 

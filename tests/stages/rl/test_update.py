@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_peft.builtin.algorithms.ppo import Ppo, PpoOptions
 from rlhf_peft.engine import LoraSpec, SharedBase, Source
 from rlhf_peft.stages.rl.forwards import Scorer, UpdateModule
 from rlhf_peft.stages.rl.metrics import Averages
 from rlhf_peft.stages.rl.update import Batch, Updater, minibatches
-from rlhf_peft.builtin.algorithms.ppo import Ppo, PpoOptions
 from rlhf_peft.types import Rollout, Scored, Totals
 
 
@@ -78,7 +78,14 @@ def gradient(base, trunk, algorithm, batch, split, pad_id=0):
     module = UpdateModule(base, trunk, 1.0, False)
     with base.training(["policy", "value"]) as parameters, base.without_dropout():
         updater = Updater(
-            module, algorithm, OneProcess(), None, parameters, max_grad_norm=0, max_tokens=10_000, pad_id=pad_id
+            module,
+            algorithm,
+            OneProcess(),
+            None,
+            parameters,
+            max_grad_norm=0,
+            max_tokens=10_000,
+            pad_id=pad_id,
         )
         rows = [i for part in split for i in part]
         totals = Totals(tokens=int(batch.scored.mask[rows].sum()), rows=len(rows))
@@ -114,7 +121,9 @@ def test_the_pad_token_does_not_matter(setting):
     base, trunk = setting
     algorithm, batch, _ = ready(base, trunk, rollout())
     _, zero, _, _ = gradient(base, trunk, algorithm, batch, [[0, 1, 2, 3, 4]], pad_id=0)
-    _, eos, _, _ = gradient(base, trunk, algorithm, batch, [[0, 1, 2, 3, 4]], pad_id=base.tokenizer.eos_token_id)
+    _, eos, _, _ = gradient(
+        base, trunk, algorithm, batch, [[0, 1, 2, 3, 4]], pad_id=base.tokenizer.eos_token_id
+    )
     assert torch.allclose(zero, eos, atol=1e-6)
 
 

@@ -1,0 +1,39 @@
+"""Every figure in metrics.jsonl, with its formula, as a Markdown page; generated so that it cannot be out of date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..registry import Registry
+
+
+def tables(registry: Registry) -> dict[str, Mapping[str, str]]:
+    """Heading to figures: those of each stage, then those that algorithms add."""
+    from . import preference, reward_model, sft
+    from .rl.metrics import METRICS as rl
+
+    found: dict[str, Mapping[str, str]] = {
+        "sft": sft.METRICS,
+        "preference": preference.METRICS,
+        "reward_model": reward_model.METRICS,
+        "rl": rl,
+    }
+    for name in registry.names("algorithms"):
+        found[f"rl, added by {name}"] = getattr(registry.entry("algorithms", name).factory, "metrics", {})
+    return found
+
+
+def document(registry: Registry) -> str:
+    """The section on figures."""
+    lines = [
+        "## The figures",
+        "",
+        "`metrics.jsonl` holds one flat object an update: `stage`, `step`, `time` (seconds since 1970) and these. Means "
+        "over tokens are over the tokens that the policy wrote. What an evaluation measured begins with `eval/`.",
+        "",
+    ]
+    for heading, table in tables(registry).items():
+        lines += [f"### {heading}", "", "| figure | what it is |", "|---|---|"]
+        lines += [f"| `{name}` | {formula.replace('|', chr(92) + '|')} |" for name, formula in table.items()]
+        lines.append("")
+    return "\n".join(lines)

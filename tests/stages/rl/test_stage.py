@@ -1,0 +1,171 @@
+"""The RL stage as a whole, on the shipped model."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from rlhf_peft.errors import GuardError, UsageError
+from rlhf_peft.hookspecs import hookimpl
+from rlhf_peft.stages import reward_model, rl
+from rlhf_peft.stages.rl.metrics import undocumented
+from rlhf_peft.stages.rl.stage import Loop
+
+PROMPTS = {"name": "tiny", "part": "prompts", "size": 32}
+HELD = {"name": "tiny", "part": "prompts", "questions": "test", "size": 8}
+
+
+def stage(**changes):
+    algorithm = {"name": "ppo", "num_epochs": 2, "num_minibatches": 2, "value": "policy", **changes.pop("algorithm", {})}
+    return {
+        "stage": "rl",
+        "dataset": PROMPTS,
+        "algorithm": algorithm,
+        "sampler": {"name": "cached", "max_new_tokens": 16},
+        "rewards": [{"name": "tiny-gold"}],
+        "prompts_per_step": 8,
+        "learning_rate": 1e-3,
+        "max_steps": 2,
+        "eval": {"dataset": HELD},
+        **changes,
+    }
+
+
+def run(ctx):
+    return rl.run(ctx.recipe.stages[-1], ctx)
+
+
+def logged(ctx):
+    return [json.loads(line) for line in (ctx.run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def reward_stage():
+    return {
+        "stage": "reward_model",
+        "dataset": {"name": "tiny", "part": "preferences", "size": 32},
+        "batch_size": 16,
+        "max_steps": 1,
+        "ensemble": 2,
+    }
+
+
+@pytest.mark.parametrize("value", ["own", "policy", "reward"])
+def test_ppo_with_a_learned_reward_on_every_value_trunk(make_context, reward_stage, value):
+    ctx = make_context(
+        reward_stage,
+        stage(rewards=[{"name": "learned", "reduce": "mean-std"}], algorithm={"value": value}, kl_limit=1000),
+    )
+    reward_model.run(ctx.recipe.stages[0], ctx)
+    before = {n: p.detach().clone() for n, p in ctx.base.model.named_parameters() if ".policy." not in n}
+    out = run(ctx)
+    for name, parameter in ctx.base.model.named_parameters():
+        if name in before and ".value." not in name:
+            assert torch.equal(parameter, before[name]), f"{name} moved"
+    assert not ctx.base.is_zero("policy")
+    lines = [line for line in logged(ctx) if line["stage"] == "rl" and line["step"] > 0]
+    assert len(lines) == 2 and out["before"]["eval/kl"] == pytest.approx(0.0, abs=1e-4)
+    algorithm = Loop(ctx.recipe.stages[-1], ctx).algorithm
+    names = [name for name in lines[-1] if name not in ("stage", "step", "time")]
+    assert undocumented(names, algorithm.metrics) == []
+    wanted = (
+        "reward rewards/learned/mean rewards/learned/disagreement kl approx_kl entropy clip_ratio/region_mean "
+        "value/loss value/explained_variance ratio/min ratio/mean ratio/max completions/mean_length "
+        "completions/eos_rate grad_norm learning_rate sampling/sampling_logp_difference/mean time/rollout time/scoring "
+        "time/update tokens_per_second/rollout tokens_per_second/scoring tokens_per_second/update reward_std "
+        "completions/clipped_ratio frac_reward_zero_std num_tokens step_time"
+    )
+    for name in wanted.split():
+        assert name in lines[-1], name
+        assert lines[-1][name] is not None and math.isfinite(lines[-1][name]), name
+
+
+def test_the_first_step_starts_at_the_reference(make_context):
+    ctx = make_context(stage(max_steps=1, algorithm={"num_epochs": 1, "num_minibatches": 1}))
+    run(ctx)
+    first = logged(ctx)[1]
+    assert first["kl"] == pytest.approx(0.0, abs=1e-3)
+    assert first["ratio/min"] == pytest.approx(1.0, abs=1e-3)
+    assert first["ratio/max"] == pytest.approx(1.0, abs=1e-3)
+    assert first["sampling/sampling_logp_difference/max"] < 1e-3
+
+
+def test_the_same_seed_gives_the_same_run(make_context):
+    kept = []
+    for _ in range(2):
+        ctx = make_context(stage())
+        run(ctx)
+        kept.append([{k: v for k, v in line.items() if "time" not in k and "per_second" not in k} for line in logged(ctx)])
+    assert kept[0] == kept[1]
+
+
+def test_a_wrong_reference_stops_the_run(make_context, monkeypatch):
+    ctx = make_context(stage())
+    with torch.no_grad():
+        for name, parameter in ctx.base.model.named_parameters():
+            if "lora_B" in name and ".policy." in name:
+                parameter.normal_(std=0.05)
+    monkeypatch.setattr(ctx.base, "fix_reference", lambda: ctx.base.add_role("reference"))
+    with pytest.raises(GuardError, match="wrong model"):
+        run(ctx)
+
+
+def test_a_kl_limit_stops_the_run(make_context):
+    ctx = make_context(stage(kl_limit=1e-9, learning_rate=5e-3, max_steps=4))
+    with pytest.raises(GuardError, match="kl_limit"):
+        run(ctx)
+
+
+def test_temperature_zero_is_refused(make_context):
+    with pytest.raises(UsageError, match="temperature"):
+        run(make_context(stage(sampler={"name": "cached", "temperature": 0})))
+
+
+def test_a_value_on_the_reward_trunk_needs_a_reward_model(make_context):
+    with pytest.raises(UsageError, match=r"algorithm\.value"):
+        run(make_context(stage(algorithm={"value": "reward"})))
+
+
+def test_samples_are_written_with_their_scores(make_context):
+    ctx = make_context(stage(max_steps=1))
+    run(ctx)
+    rows = [json.loads(line) for line in (ctx.run.path / "samples.jsonl").read_text().splitlines()]
+    evaluated = [row for row in rows if row.get("split") == "eval"]
+    assert [row["step"] for row in evaluated] == [0] * 8 + [1] * 8
+    trained = [row for row in rows if "split" not in row]
+    assert len(trained) == 4
+    for row in trained:
+        assert row["score"] == pytest.approx(row["rewards"]["tiny-gold"])
+        assert row["prompt"][-1]["role"] == "user" and isinstance(row["completion"], str)
+
+
+def test_observers_hear_of_rollouts_steps_and_files(make_context):
+    heard = []
+
+    class Observer:
+        @hookimpl
+        def rlhf_peft_rollout_end(self, run, stage, step, scored):
+            heard.append(("rollout", step, len(scored)))
+
+        @hookimpl
+        def rlhf_peft_step_end(self, run, stage, step, metrics):
+            heard.append(("step", step, run.name))
+
+        @hookimpl
+        def rlhf_peft_checkpoint_saved(self, run, stage, step, folder):
+            heard.append(("saved", step, folder.name))
+
+    ctx = make_context(stage(max_steps=1))
+    ctx.registry.add(Observer(), "observer", "tests", "1", "a test")
+    run(ctx)
+    assert heard == [("step", 0, "run"), ("rollout", 1, 8), ("step", 1, "run"), ("saved", 1, "policy")]
+
+
+def test_prompts_that_leave_no_room_are_refused_with_their_row(make_context, tmp_path):
+    from rlhf_peft.errors import DataError
+
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"prompt": "a fox and a bear " * 40}) + "\n")
+    with pytest.raises(DataError, match=r"row 1"):
+        run(make_context(stage(dataset={"path": str(file)}, eval={}, rewards=[{"name": "tiny-gold"}])))
