@@ -253,6 +253,14 @@ class RewardModelStage(StageBase):
         description="After training: shift so that chosen rows have mean 0; standardize: unit variance too.",
     )
 
+    @model_validator(mode="after")
+    def _writes_nothing(self) -> RewardModelStage:
+        if self.eval.prompts is not None:
+            raise ValueError(
+                "eval.prompts: a reward model answers no prompts; give it to a stage that trains the policy"
+            )
+        return self
+
 
 class RlStage(StageBase):
     """Reinforcement learning of the policy."""

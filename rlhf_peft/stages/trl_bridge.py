@@ -25,6 +25,7 @@ from ..data.rows import quiet
 from ..engine import POLICY, SharedBase
 from ..errors import DataError, GuardError, UsageError
 from ..recipe.schema import StageBase
+from .answers import FixedPrompts
 from .context import Context
 from .optimizer import warmup_steps
 from .trl_rows import eval_batch, rows_a_process
@@ -41,8 +42,9 @@ _CHECKPOINTING = _NEW if _NEW in TrainingArguments.__dataclass_fields__ else _OL
 class Figures(TrainerCallback):
     """Hands a trainer's figures to the run: one record an update, evaluations merged into it."""
 
-    def __init__(self, stage: str, ctx: Context, evaluate: bool) -> None:
+    def __init__(self, stage: str, ctx: Context, evaluate: bool, prompts: FixedPrompts) -> None:
         self.stage = stage
+        self.prompts = prompts
         self.ctx = ctx
         self.evaluate = evaluate
         self.steps: list[dict[str, float]] = []
@@ -53,11 +55,14 @@ class Figures(TrainerCallback):
         """The number of updates is known."""
         if state.is_world_process_zero:
             self.ctx.reporter.stage(self.stage, int(state.max_steps))
+            self.prompts.answer(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the last update there is always an evaluation."""
         if self.evaluate and state.global_step >= state.max_steps:
             control.should_evaluate = True
+        if state.is_world_process_zero and state.global_step < state.max_steps:
+            self.prompts.at(int(state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **kwargs: Any) -> None:
         """Figures of an update, or of an evaluation after it."""
@@ -195,7 +200,8 @@ def train(
         The figures of the end.
     """
     began = time.monotonic()
-    figures = Figures(stage.name, ctx, held_out is not None)
+    prompts = FixedPrompts(stage, ctx)
+    figures = Figures(stage.name, ctx, held_out is not None, prompts)
     with own_accelerate(), tempfile.TemporaryDirectory() as folder, ctx.base.lend(POLICY) as model, quiet():
         trainer = build(model, folder, deepcopy(ctx.base.tokenizer))
         trainer.remove_callback(PrinterCallback)
@@ -206,6 +212,7 @@ def train(
         main = trainer.is_world_process_zero()
         _release(trainer)
     if main:
+        prompts.answer(step)
         ctx.save_role(stage.name, step, POLICY)
     return {
         **_summary(figures.steps),

@@ -1,7 +1,7 @@
 import pytest
 
 from rlhf_peft.engine import LoraSpec, SharedBase, Source
-from rlhf_peft.stages.rl.view import BaseView
+from rlhf_peft.stages.view import BaseView
 
 
 @pytest.fixture(scope="session")

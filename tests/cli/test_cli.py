@@ -280,7 +280,6 @@ def test_recipes_copy_never_overwrites_unasked(here, capsys):
 
 def test_the_page_of_all_keys_is_up_to_date():
     from rlhf_peft.registry import Registry
-
     from rlhf_peft.stages import documentation
 
     registry = Registry.load(no_plugins=True)

@@ -89,7 +89,9 @@ def shared_base(model: Any, lora: Any, seed: int) -> SharedBase:
             gradient_checkpointing=checkpointing,
         )
         _BASES[key] = made, policy_of(made)
-    return begin_again(*_BASES[key])
+    base = begin_again(*_BASES[key])
+    base._generator.manual_seed(seed)
+    return base
 
 
 @pytest.fixture

@@ -133,9 +133,17 @@ def test_evaluation_is_what_the_heads_say(make_context):
     run(ctx)
     pairs, _ = reward_model._pairs(ctx.recipe.stages[0], ctx)
     with torch.no_grad(), ctx.base.role("reward-0", train=False):
-        one = ctx.base.rewards(ctx.base.hidden(pairs[0].chosen_ids[None]), torch.tensor([len(pairs[0].chosen_ids)]), "reward-0")
-        two = ctx.base.rewards(ctx.base.hidden(pairs[0].rejected_ids[None]), torch.tensor([len(pairs[0].rejected_ids)]), "reward-0")
-    assert evaluate(ctx.base, "reward-0", pairs[:1], 4096)["margin"] == pytest.approx(float(one - two), abs=1e-4)
+        one = ctx.base.rewards(
+            ctx.base.hidden(pairs[0].chosen_ids[None]), torch.tensor([len(pairs[0].chosen_ids)]), "reward-0"
+        )
+        two = ctx.base.rewards(
+            ctx.base.hidden(pairs[0].rejected_ids[None]),
+            torch.tensor([len(pairs[0].rejected_ids)]),
+            "reward-0",
+        )
+    assert evaluate(ctx.base, "reward-0", pairs[:1], 4096)["margin"] == pytest.approx(
+        float(one - two), abs=1e-4
+    )
 
 
 def test_a_reward_starts_from_an_earlier_one(make_context, tmp_path):

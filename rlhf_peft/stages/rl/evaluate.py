@@ -11,10 +11,10 @@ import torch
 from ... import maths
 from ...hookspecs import Sampler
 from ...types import Request, Rollout
+from ..view import BaseView
 from .forwards import Scorer
 from .metrics import describe_kl, describe_rollout
 from .rewarding import Rewards, Scoring, reward_batch
-from .view import BaseView
 
 
 @dataclass(slots=True)

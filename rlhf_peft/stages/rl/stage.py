@@ -21,14 +21,15 @@ from ...errors import GuardError, UsageError
 from ...hookspecs import Algorithm, Sampler
 from ...recipe.schema import RlStage
 from ...types import Rollout, Scored
+from ..answers import FixedPrompts
 from ..context import Context
 from ..optimizer import make_optimizer, warmup_steps
+from ..view import BaseView, SeededContext
 from .evaluate import Answers, Evaluator
 from .forwards import Quantities, Scorer, UpdateModule
 from .metrics import describe_kl, describe_rollout, describe_sampler, describe_scores
 from .rewarding import Rewards, Scoring, reward_batch
 from .update import Batch, Updater
-from .view import BaseView, SeededContext
 
 SAME_POLICY = 1e-4
 """Largest difference of log-probabilities between policy and reference before the first update."""
@@ -47,6 +48,8 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
         loop.prepare(parameters)
         loop.check_reference()
         before = loop.evaluate(0)
+        prompts = FixedPrompts(stage, ctx, loop.sampler)
+        prompts.answer(0)
         last: dict[str, float] = {}
         answers = before
         for step in range(1, loop.steps + 1):
@@ -56,7 +59,10 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
                 answers = loop.evaluate(step)
                 last |= answers.metrics if answers else {}
             ctx.log(stage.name, step, last)
+            if step < loop.steps:
+                prompts.at(step)
             loop.check_kl(step, last)
+        prompts.answer(loop.steps)
     loop.sampler.close()
     for role in [POLICY, *loop.value_roles]:
         if base.adapter_of(role) == role:

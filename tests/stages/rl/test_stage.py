@@ -17,7 +17,13 @@ HELD = {"name": "tiny", "part": "prompts", "questions": "test", "size": 8}
 
 
 def stage(**changes):
-    algorithm = {"name": "ppo", "num_epochs": 2, "num_minibatches": 2, "value": "policy", **changes.pop("algorithm", {})}
+    algorithm = {
+        "name": "ppo",
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "value": "policy",
+        **changes.pop("algorithm", {}),
+    }
     return {
         "stage": "rl",
         "dataset": PROMPTS,
@@ -96,7 +102,12 @@ def test_the_same_seed_gives_the_same_run(make_context):
     for _ in range(2):
         ctx = make_context(stage())
         run(ctx)
-        kept.append([{k: v for k, v in line.items() if "time" not in k and "per_second" not in k} for line in logged(ctx)])
+        kept.append(
+            [
+                {k: v for k, v in line.items() if "time" not in k and "per_second" not in k}
+                for line in logged(ctx)
+            ]
+        )
     assert kept[0] == kept[1]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ...engine import SharedBase
-from ...types import SamplingParams
+from ..engine import SharedBase
+from ..types import SamplingParams
 
 
 class BaseView:
