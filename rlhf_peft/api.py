@@ -17,7 +17,7 @@ from typing import Any
 
 from .data import require
 from .engine import SharedBase, Source
-from .recipe import PreferenceStage, Recipe, dump, load
+from .recipe import DatasetSource, PreferenceStage, Recipe, dump, load
 from .registry import Registry
 from .runs import RunFolder
 from .stages import Context, Reporter, lora_spec, read_source, runner
@@ -103,7 +103,7 @@ def check_data(recipe: Recipe, *, registry: Registry | None = None) -> Iterator[
     registry = registry or Registry.load()
     for stage in recipe.stages:
         method = stage.method if isinstance(stage, PreferenceStage) else stage.stage
-        sources = [(stage.dataset, None)]
+        sources: list[tuple[DatasetSource, str | None]] = [(stage.dataset, None)]
         if stage.eval.dataset is not None:
             sources.append((stage.eval.dataset, stage.eval.split))
         elif stage.eval.split is not None:

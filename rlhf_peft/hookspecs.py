@@ -82,9 +82,20 @@ class RunView(Protocol):
 class Prompt(Protocol):
     """One row of the prompt dataset, encoded."""
 
-    ids: Tensor
-    columns: Mapping[str, Any]
-    index: int
+    @property
+    def ids(self) -> Tensor:
+        """[P] int64, not padded."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The dataset's row, `prompt` among them."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """Number of the row, counted from 0."""
+        ...
 
 
 class RequestContext(Protocol):

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import ModelError
 from . import adapters
 from .adapters import LoraSpec
-from .head import LmHead
+from .head import LmHead, ScalarHead
 from .lend import RoleView, borrowed
 from .merged import fits, merged
 from .quantize import load_model
@@ -127,6 +127,20 @@ class SharedBase(Roster):
         ids = {id(p) for p in chosen}
         with requires_grad(self.model, ids), requires_grad(self.heads, ids), mode(self.model, True):
             yield chosen
+
+    def head(self, role: str) -> ScalarHead:
+        """A role's scalar head.
+
+        Raises:
+            ModelError: it has none.
+        """
+        if role not in self.heads:
+            raise ModelError(
+                f"{role} has no scalar head; there are heads of {', '.join(self.heads) or 'none'}."
+            )
+        found = self.heads[role]
+        assert isinstance(found, ScalarHead)
+        return found
 
     def parameters(self, role: str) -> list[nn.Parameter]:
         """A role's own parameters: its adapter, unless it shares another role's, and its head."""

@@ -93,3 +93,10 @@ class ScalarHead(nn.Module):
         """[...] for hidden states [..., H]."""
         raw = nn.functional.linear(hidden.float(), self.weight, self.bias).squeeze(-1)
         return (raw - self.shift) / self.scale
+
+    @torch.no_grad()
+    def normalise(self, outputs: Tensor, *, spread: bool) -> None:
+        """Shift so that these outputs [N] of this head have mean 0 and, with `spread`, scale to variance 1."""
+        self.shift += self.scale * outputs.mean().to(self.shift)
+        if spread:
+            self.scale *= outputs.std().clamp(min=1e-6).to(self.scale)

@@ -28,8 +28,8 @@ def document(registry: Registry) -> str:
     lines = [
         "## The figures",
         "",
-        "`metrics.jsonl` holds one flat object an update: `stage`, `step`, `time` (seconds since 1970) and these. Means "
-        "over tokens are over the tokens that the policy wrote. What an evaluation measured begins with `eval/`.",
+        "`metrics.jsonl` holds one flat object an update: `stage`, `step`, `time` (seconds since 1970) and these. "
+        "Means over tokens are over the tokens that the policy wrote. What an evaluation measured begins with `eval/`.",
         "",
     ]
     for heading, table in tables(registry).items():

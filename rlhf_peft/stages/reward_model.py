@@ -97,11 +97,7 @@ def _normalise(
     if stage.normalize == "none":
         return
     rewards = score(base, role, [pair.chosen_ids for pair in pairs[:512]], budget)
-    head = base.heads[role]
-    with torch.no_grad():
-        head.shift += head.scale * rewards.mean().to(head.shift.device)
-        if stage.normalize == "standardize":
-            head.scale *= rewards.std().clamp(min=1e-6).to(head.scale.device)
+    base.head(role).normalise(rewards, spread=stage.normalize == "standardize")
 
 
 @torch.no_grad()
@@ -180,7 +176,7 @@ class Trainer:
             rows = [pair.chosen_ids for pair in batch] + [pair.rejected_ids for pair in batch]
             chosen, rejected = _rewards(base, self.role, rows).chunk(2)
             loss = self._loss(chosen, rejected, batch).sum() / len(pairs)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             margin = (chosen - rejected).detach()
             totals["loss"] += float(loss.detach())
             totals["accuracy"] += float((margin > 0).sum()) / len(pairs)
