@@ -142,20 +142,26 @@ def run(
     begun = time.perf_counter()
     registry = registry or Registry.load()
     reporter = reporter or Silent()
-    folder = RunFolder.create(recipe.output_dir, recipe.name, overwrite=overwrite)
-    result = Result(folder.path)
-    status = "failed"
-    last: dict[str, float] = {}
-    view = None
-    try:
+
+    def begin(folder: RunFolder) -> None:
         folder.write_recipe(dump(recipe))
         folder.update_manifest(seed=recipe.seed, plugins=registry.versions())
         for file in code_files:
             folder.copy_code(file)
+        registry.broadcast("rlhf_peft_run_start", run=ctx.view)
+
+    # Until a stage has its first figures nothing is written, and a run that is to be replaced stays as it is.
+    folder = RunFolder.plan(recipe.output_dir, recipe.name, overwrite=overwrite, made=begin)
+    result = Result(folder.path)
+    status = "failed"
+    last: dict[str, float] = {}
+    try:
+        # The first stage reads its data at once; that of the later ones is looked at now, not after hours.
+        later = recipe.model_copy(update={"stages": recipe.stages[1:]})
+        for line in check_data(later, registry=registry):
+            log.debug("%s", line)
         base = load_base(recipe, trust_remote_code=trust_remote_code)
         ctx = Context(recipe, base, registry, folder, reporter, result.stages)
-        view = ctx.view
-        registry.broadcast("rlhf_peft_run_start", run=view)
         for stage in recipe.stages:
             ctx.seed_everything(stage.name)
             began = time.perf_counter()
@@ -174,8 +180,8 @@ def run(
         raise
     finally:
         reporter.close()
-        folder.finish(status)
-        if view is not None:
-            registry.broadcast("rlhf_peft_run_end", run=view, status=status, metrics=last)
+        if folder.made:
+            folder.finish(status)
+            registry.broadcast("rlhf_peft_run_end", run=ctx.view, status=status, metrics=last)
     result.seconds = time.perf_counter() - begun
     return result

@@ -247,7 +247,7 @@ class HookSpecs:
 
     @hookspec
     def rlhf_peft_run_start(self, run: RunView) -> None:
-        """A run begins; its folder exists."""
+        """A run begins, its data and model can be used; its folder exists."""
 
     @hookspec
     def rlhf_peft_rollout_end(self, run: RunView, stage: str, step: int, scored: Scored) -> None:

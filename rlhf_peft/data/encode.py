@@ -152,9 +152,11 @@ class Encoder:
 
     def _render(self, messages: list[dict[str, Any]], **how: Any) -> str:
         if not self.tokenizer.chat_template:
+            called = getattr(self.tokenizer, "name_or_path", None) or "the model"
             raise DataError(
-                "the rows are conversations, but the tokenizer has no chat template. Use a model with "
-                "one, save a chat_template.jinja beside the tokenizer, or give rows of plain text."
+                f"model.path: {called}: the rows are conversations, but the tokenizer has no chat template. "
+                "Use a model with one, save a chat_template.jinja beside the tokenizer, or give rows of "
+                "plain text."
             )
         how = {**how, **self.template_kwargs}
         try:

@@ -79,7 +79,10 @@ def read_parquet(path: Path, source: str) -> Dataset:
     try:
         return datasets.Dataset(pyarrow.parquet.read_table(path))
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{source}: not a parquet file that can be read ({brief(error)}).") from error
+        raise DataError(
+            f"{source}: not a parquet file that can be read ({brief(error)}). Write it again, or give "
+            "jsonl, json or csv."
+        ) from error
 
 
 def json_lines(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:

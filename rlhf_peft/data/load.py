@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from .conversation import with_system
 from .files import SUFFIXES, brief, read_file
-from .rows import ROW, BadRows, OnBadRow, as_text, columns_of, quiet
+from .rows import ROW, BadRows, OnBadRow, as_text, columns_of, override, quiet
 from .table import KNOWN, make_dataset
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def load_rows(
             raise DataError("a dataset needs a `path` (hub id, folder or file) or a registered `name`.")
         else:
             parts = read_path(str(path), name, source, bad, essential)
-        rows = take_split(parts, split, source)
+        rows = take_split(parts, split, source, stage)
         rows = rename(rows, columns or {}, source)
         return add_system(rows, system, source) if system is not None else rows
 
@@ -87,7 +87,7 @@ def read_path(
     if place.is_dir():
         return read_folder(place, name, source, bad, essential)
     if looks_local(path):
-        raise DataError(missing(place, source))
+        raise DataError(missing(place, source, bad.stage))
     return read_hub(path, name, place)
 
 
@@ -96,14 +96,17 @@ def looks_local(path: str) -> bool:
     return not HUB_ID.fullmatch(path) or path.startswith(".") or path.lower().endswith(SUFFIXES)
 
 
-def missing(place: Path, source: str) -> str:
+def missing(place: Path, source: str, stage: str | None = None) -> str:
     """Message for a file that is not there, with the nearest name beside it."""
     text = f"{source}: no such file or folder (looked at {place.absolute()})"
     folder = place.parent
     if not folder.is_dir():
-        return f"{text}; the folder {folder.absolute()} does not exist either."
+        text = f"{text}; the folder {folder.absolute()} does not exist either"
+        return f"{text}. Say where it is: {override(stage, 'path=...')}"
     near = difflib.get_close_matches(place.name, sorted(item.name for item in folder.iterdir()), n=1)
-    return f"{text}. Did you mean {folder / near[0]}?" if near else f"{text}."
+    if near:
+        return f"{text}. Did you mean {folder / near[0]}?"
+    return f"{text}. Say where it is: {override(stage, 'path=...')}"
 
 
 def read_folder(
@@ -145,12 +148,14 @@ def as_parts(loaded: Any) -> dict[str, Dataset]:
     )
 
 
-def take_split(parts: dict[str, Dataset], split: str, source: str) -> Dataset:
+def take_split(parts: dict[str, Dataset], split: str, source: str, stage: str | None = None) -> Dataset:
     """The rows of a split, each with its number in the whole split."""
     import datasets
 
     sizes = {key: len(value) for key, value in parts.items()}
     there = as_text(f"{key} ({size:,} rows)" for key, size in sizes.items())
+    remedy = override(stage, "split=..." if any(sizes.values()) else "path=...")
+    there = f"{there}. Name one with rows: {remedy}"
     pieces = []
     for key, start, stop in split_pieces(split, sizes, source, there):
         pieces.append(with_numbers(parts[key]).select(range(start, stop) if start < stop else []))
@@ -158,7 +163,7 @@ def take_split(parts: dict[str, Dataset], split: str, source: str) -> Dataset:
     if len(pieces) > 1:  # numbers of different splits may coincide
         rows = with_numbers(rows.remove_columns(ROW))
     if len(rows) == 0:
-        raise DataError(f"{source}: split {split!r} is empty. Splits: {there}.")
+        raise DataError(f"{source}: split {split!r} is empty. Splits: {there}")
     return rows
 
 
@@ -173,7 +178,7 @@ def split_pieces(split: str, sizes: Mapping[str, int], source: str, there: str) 
     except (ValueError, AssertionError) as error:
         unknown = "Unknown split" in str(error)
         what = "there is no such split" if unknown else "slices are written train[:90%] or train[:200]"
-        raise DataError(f"{source}: split {split!r}: {what}. Splits: {there}.") from error
+        raise DataError(f"{source}: split {split!r}: {what}. Splits: {there}") from error
     return [(piece.splitname, piece.from_, piece.to) for piece in pieces]
 
 

@@ -91,7 +91,9 @@ class BadRows:
             f"{self.source}: left out {len(self.found):,} of {total:,} rows: {kinds} (first: row {number:,})"
         )
         if len(self.found) >= total:
-            raise DataError(f"{message}. No row is left to work with; row {number:,}: {first}.")
+            raise DataError(
+                f"{message}. No row is left to work with; row {number:,}: {first}. {first.remedy}."
+            )
         log.warning(message)
 
 

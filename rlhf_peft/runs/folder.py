@@ -1,4 +1,7 @@
-"""A run's folder while it is written: created once, never over somebody's files, every line whole.
+"""A run's folder while it is written: made once, never over somebody's files, every line whole.
+
+A planned folder is made with the first thing that is written into it, and only then an earlier run gives way: a run
+that ends before it has trained anything leaves the disk as it was.
 
     <output_dir>/<name>/
       recipe.yaml  manifest.json  metrics.jsonl  samples.jsonl  report.html
@@ -15,7 +18,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,20 +70,40 @@ class RunFolder:
         name: of the run.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, manifest: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.name = path.name
-        self._manifest: dict[str, Any] = read_manifest(path)
+        self._manifest: dict[str, Any] = read_manifest(path) if manifest is None else dict(manifest)
         self._recipe: Mapping[str, Any] = {}
+        self._pending: Callable[[], None] | None = None
 
     @classmethod
     def create(cls, output_dir: str | Path, name: str, *, overwrite: bool = False) -> RunFolder:
-        """A new folder `<output_dir>/<name>`, its manifest saying `running`.
+        """A new folder `<output_dir>/<name>`, its manifest saying `running`; arguments as `plan` has them.
+
+        Raises:
+            RunFolderError: a run is there, or files that are not a run's, or the folder would be elsewhere.
+        """
+        folder = cls.plan(output_dir, name, overwrite=overwrite)
+        folder.make()
+        return folder
+
+    @classmethod
+    def plan(
+        cls,
+        output_dir: str | Path,
+        name: str,
+        *,
+        overwrite: bool = False,
+        made: Callable[[RunFolder], None] | None = None,
+    ) -> RunFolder:
+        """A folder that can be made, and is, as soon as something is written into it.
 
         Args:
             output_dir: where run folders go; made if it is missing.
             name: of the run.
             overwrite: replace a run of that name. Only what a run makes is deleted, other files stay.
+            made: called once the folder is there, before anything else is written.
 
         Raises:
             RunFolderError: a run is there, or files that are not a run's, or the folder would be elsewhere.
@@ -89,26 +112,39 @@ class RunFolder:
         path = parent / name
         _check_inside(parent, path, name)
         try:
-            if path.exists():
-                _clear(path, overwrite)
-            path.mkdir(parents=True, exist_ok=True)
-            now = time.time()
-            manifest = {
-                "format": FORMAT,
-                "version": VERSION,
-                "name": name,
-                "status": "running",
-                "started": now,
-            }
-            write_manifest(path, {**manifest, "stages_done": [], "versions": versions()})
+            _check_free(path, overwrite)
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be made: {error}") from None
-        return cls(path)
+        folder = cls(path, {})
+
+        def make() -> None:
+            folder._manifest = _make(path, overwrite)
+            folder._pending = None
+            if made is not None:
+                made(folder)
+
+        folder._pending = make
+        return folder
+
+    @property
+    def made(self) -> bool:
+        """Whether the folder is there."""
+        return self._pending is None
+
+    def make(self) -> None:
+        """Make a planned folder now.
+
+        Raises:
+            RunFolderError: it cannot be made any more.
+        """
+        if self._pending is not None:
+            self._pending()
 
     # --- writing ---
 
     def write_recipe(self, text: str) -> None:
         """Write recipe.yaml, without credentials."""
+        self.make()
         clean = scrub(text)
         write_whole(self.path / RECIPE, clean)
         self._recipe = yaml.safe_load(clean)
@@ -135,6 +171,7 @@ class RunFolder:
         self._append(SAMPLES, samples)
 
     def _append(self, file: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.make()
         lines = [json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         with (self.path / file).open("a", encoding="utf-8", newline="\n", errors="backslashreplace") as out:
             out.write("".join(lines))
@@ -143,12 +180,14 @@ class RunFolder:
         """The folder of a role's adapter, made if it is missing."""
         if not _ROLE.fullmatch(role):
             raise ValueError(f"{role!r} cannot name a role")
+        self.make()
         folder = self.path / ADAPTERS / role
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def copy_code(self, path: str | Path) -> Path:
         """Copy a file of `--plugin` or `--reward` into the run and note its hash in the manifest."""
+        self.make()
         source = Path(path)
         folder = self.path / CODE
         folder.mkdir(exist_ok=True)
@@ -170,6 +209,7 @@ class RunFolder:
 
     def update_manifest(self, **entries: Any) -> None:
         """Set entries of the manifest and write it whole."""
+        self.make()
         manifest = {**self._manifest, **_plain(entries)}
         write_manifest(self.path, manifest)
         self._manifest = manifest
@@ -208,11 +248,18 @@ def _check_inside(parent: Path, path: Path, name: str) -> None:
         raise RunFolderError(f"{path}: a link that leads out of {parent}. Remove it or set another name=...")
 
 
-def _clear(path: Path, overwrite: bool) -> None:
-    """Make room for a new run, or say why there is none."""
-    if not path.is_dir():
-        raise RunFolderError(f"{path}: a file is in the way. Move it or set another name=...")
-    if not any(path.iterdir()):
+def _check_free(path: Path, overwrite: bool) -> None:
+    """Say why there is no room for a new run, if so; nothing is touched."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        if there == path:
+            raise RunFolderError(f"{path}: a file is in the way. Move it or set another name=...")
+        raise RunFolderError(f"{path}: cannot be made: {there} is a file. Move it or set output_dir=...")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunFolderError(
+            f"{path}: cannot be made: no permission to write into {there}. Set output_dir=..."
+        )
+    if there != path or not any(path.iterdir()):
         return
     if not is_run(path):
         raise RunFolderError(
@@ -222,8 +269,27 @@ def _clear(path: Path, overwrite: bool) -> None:
         status = read_manifest(path).get("status")
         holds = "a finished run" if status == "done" else f"a run that is not finished (status {status})"
         raise RunFolderError(f"{path}: holds {holds}. Replace it with --overwrite, or set another name=...")
-    for name in OURS:
-        _remove(path / name)
+
+
+def _make(path: Path, overwrite: bool) -> dict[str, Any]:
+    """Make the folder, an earlier run gone, with a manifest that says `running`."""
+    now = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": path.name,
+        "status": "running",
+        "started": time.time(),
+    }
+    manifest = {**now, "stages_done": [], "versions": versions()}
+    try:
+        _check_free(path, overwrite)
+        for name in OURS if path.exists() else ():
+            _remove(path / name)
+        path.mkdir(parents=True, exist_ok=True)
+        write_manifest(path, manifest)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be made: {error}") from None
+    return manifest
 
 
 def _remove(path: Path) -> None:
