@@ -126,18 +126,18 @@ def _normal(text: str) -> str:
 def _topic(text: str, subject: Subject | None) -> float:
     """Reward naming the subject; punish naming others (details of any subject are not names)."""
     named = _split(text)[1]
-    own = 0.0 if subject is None else 0.2 if subject.noun in named else -0.25
+    own = 0.0 if subject is None else 0.15 if subject.noun in named else -0.2
     others = len(named - {subject.noun if subject else ""})
-    return own - 0.2 * min(2, others)
+    return own - 0.12 * min(2, others)
 
 
 def _details(text: str, kind: str, subject: Subject | None) -> float:
     """Reward up to three different true details, most those that the question asks for; punish false ones."""
     fitting, unfitting, false = _count_details(text, kind, subject)
-    steps = (0.3, 0.12, 0.05)
+    steps = (0.2, 0.1, 0.05)
     gain = sum(steps[:fitting])
     gain += 0.5 * sum(steps[fitting : fitting + unfitting])
-    return gain - 0.2 * min(3, false)
+    return gain - 0.08 * min(3, false)
 
 
 def _count_details(text: str, kind: str, subject: Subject | None) -> tuple[int, int, int]:
@@ -158,7 +158,7 @@ def _count_details(text: str, kind: str, subject: Subject | None) -> tuple[int, 
 def _tone(words: list[str]) -> float:
     kind = len(KIND_WORDS & set(words))
     rude = len(RUDE_WORDS & set(words))
-    return 0.25 * (1.0 - 0.5 ** min(3, kind)) - 0.18 * min(3, rude)
+    return 0.5 * (1.0 - 0.5 ** min(2, kind)) - 0.3 * min(2, rude)
 
 
 def _ending(text: str) -> float:

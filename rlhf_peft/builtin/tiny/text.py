@@ -37,7 +37,7 @@ def demonstrations(n: int, seed: int, split: Split = "train") -> list[Row]:
     asks = _asks(rng, split)
     rows = []
     for ask in (next(asks) for _ in range(n)):
-        text = answer(rng, ask[2], ask[0], rng.uniform(0.2, 0.7))
+        text = answer(rng, ask[2], ask[0], rng.uniform(0.1, 0.6))
         rows.append({"prompt": _user(ask), "completion": _assistant(text)})
     return rows
 
@@ -80,7 +80,7 @@ def _chat(rng: Random, asks: Iterator[_Ask]) -> Row:
     messages = [{"role": "system", "content": rng.choice(_SYSTEMS)}] if rng.random() < 0.04 else []
     for _ in range(2 if rng.random() < 0.04 else 1):
         ask = next(asks)
-        messages += _user(ask) + _assistant(answer(rng, ask[2], ask[0], rng.random()))
+        messages += _user(ask) + _assistant(answer(rng, ask[2], ask[0], rng.uniform(0.0, 0.9)))
     if rng.random() < 0.2:
         return {"messages": messages}
     found = remarks(messages[-2]["content"], messages[-1]["content"])

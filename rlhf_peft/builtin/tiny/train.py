@@ -24,7 +24,7 @@ from .text import Row, pretraining_texts
 
 PAD, BOS, EOS, UNK = "<|pad|>", "<|begin|>", "<|end|>", "<|unk|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
-NOTE_WEIGHT = 3.0
+NOTE_WEIGHT = 2.0
 """How much a token of a reader's note counts in the loss, against 1 for any other: notes are short."""
 
 Encoded = tuple[list[int], int]
@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--texts", type=int, default=120_000, help="number of texts, each seen once")
+    parser.add_argument("--texts", type=int, default=80_000, help="number of texts, each seen once")
     parser.add_argument("--tokens", type=int, default=1280, help="tokens in a batch, padding included")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--vocabulary", type=int, default=1280, help="size of the vocabulary")
