@@ -31,7 +31,9 @@ SHORT = [
 def run(tmp_path, *overrides, name="quickstart", stages=None):
     recipe = rlhf_peft.load_recipe("quickstart", [f"output_dir={tmp_path}", f"name={name}", *overrides])
     if stages is not None:
-        recipe = Recipe.model_validate({**recipe.model_dump(), "stages": [s.model_dump() for s in recipe.stages[:stages]]})
+        recipe = Recipe.model_validate(
+            {**recipe.model_dump(), "stages": [s.model_dump() for s in recipe.stages[:stages]]}
+        )
     return recipe, rlhf_peft.run(recipe)
 
 
@@ -50,9 +52,12 @@ def best_of(recipe, folder, prompts, n=16):
     view = BaseView(base)
     sampler.sync(view, 0)
     ids = [
-        torch.tensor(base.tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False)) for p in prompts
+        torch.tensor(base.tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False))
+        for p in prompts
     ]
-    rollout = sampler.sample([Request(x, i, 7919 * i + k, sampler.params) for i, x in enumerate(ids) for k in range(n)])
+    rollout = sampler.sample(
+        [Request(x, i, 7919 * i + k, sampler.params) for i, x in enumerate(ids) for k in range(n)]
+    )
     texts = [view.decode(rollout.completion_ids(row)) for row in range(len(rollout))]
     scores = [gold_score(prompts[row // n][-1]["content"], text) for row, text in enumerate(texts)]
     return sum(max(scores[i : i + n]) for i in range(0, len(scores), n)) / len(prompts)
@@ -77,9 +82,12 @@ def test_a_short_quickstart_makes_the_answers_better(tmp_path):
 
     manifest = read_manifest(folder)
     assert manifest["status"] == "done" and manifest["stages_done"] == ["sft", "reward_model", "rl"]
-    assert {"recipe.yaml", "metrics.jsonl", "samples.jsonl", "adapters/policy/adapter_model.safetensors"} <= set(
-        manifest["artifacts"]
-    )
+    assert {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "adapters/policy/adapter_model.safetensors",
+    } <= set(manifest["artifacts"])
     again = rlhf_peft.load_recipe(folder / "recipe.yaml")
     assert again == recipe
     every_figure_is_documented(folder, recipe)
@@ -95,7 +103,13 @@ def every_figure_is_documented(folder, recipe):
 
 
 def test_steps_are_in_order_and_figures_finite(tmp_path):
-    _, result = run(tmp_path, *SHORT[:2], "stages.rl.max_steps=2", "stages.rl.prompts_per_step=8", "stages.rl.eval.dataset.size=8")
+    _, result = run(
+        tmp_path,
+        *SHORT[:2],
+        "stages.rl.max_steps=2",
+        "stages.rl.prompts_per_step=8",
+        "stages.rl.eval.dataset.size=8",
+    )
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     for stage in ("sft", "reward_model", "rl"):
         steps = [line["step"] for line in lines if line["stage"] == stage]
@@ -116,8 +130,8 @@ def test_the_whole_quickstart(tmp_path, seed):
     figures = result.stages["rl"]["before"], result.stages["rl"]["after"]
     accuracy = result.stages["reward_model"]["metrics"]["eval/accuracy"]
     print(
-        f"\nseed {seed}: {result.seconds:.0f} s, reward accuracy {accuracy:.3f}, gold {start:.3f} -> {start + mean:.3f} "
-        f"(se {error:.3f}), best of 16 {best:.3f}, share {mean / (best - start):.2f}, KL {figures[1]['eval/kl']:.2f}, "
+        f"\nseed {seed}: {result.seconds:.0f} s, reward accuracy {accuracy:.3f}, "
+        f"gold {start:.3f} -> {start + mean:.3f} (se {error:.3f}), best of 16 {best:.3f}, share {mean / (best - start):.2f}, KL {figures[1]['eval/kl']:.2f}, "
         f"distinct-2 {figures[0]['eval/distinct_2']:.3f} -> {figures[1]['eval/distinct_2']:.3f}"
     )
     assert len(before) == 256

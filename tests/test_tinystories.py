@@ -27,7 +27,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 GIRLS, BOYS = ("Lily", "Mia", "Anna", "Lucy", "Sue"), ("Tom", "Ben", "Sam", "Tim", "Max")
-THINGS = ("dog", "red ball", "little bird", "big tree", "toy car", "cat", "boat", "garden", "cake", "kite", "bear", "fish")
+THINGS = (
+    "dog",
+    "red ball",
+    "little bird",
+    "big tree",
+    "toy car",
+    "cat",
+    "boat",
+    "garden",
+    "cake",
+    "kite",
+    "bear",
+    "fish",
+)
 
 
 def openings(seed):
@@ -99,7 +112,13 @@ def rl_stage(tmp_path, seed, steps, size):
     return {
         "stage": "rl",
         "dataset": {"path": write(tmp_path / "train.jsonl", [{"prompt": text} for text in found[size:]])},
-        "algorithm": {"name": "ppo", "beta": 0.05, "num_epochs": 2, "num_minibatches": 2, "cliprange_value": None},
+        "algorithm": {
+            "name": "ppo",
+            "beta": 0.05,
+            "num_epochs": 2,
+            "num_minibatches": 2,
+            "cliprange_value": None,
+        },
         "sampler": {"name": "cached", "max_new_tokens": 256},
         "rewards": [{"name": "learned"}],
         "missing_eos_penalty": 1.0,
@@ -108,7 +127,9 @@ def rl_stage(tmp_path, seed, steps, size):
         "value_learning_rate": 3e-3,
         "max_steps": steps,
         "eval": {
-            "dataset": {"path": write(tmp_path / "held-out.jsonl", [{"prompt": text} for text in found[:size]])},
+            "dataset": {
+                "path": write(tmp_path / "held-out.jsonl", [{"prompt": text} for text in found[:size]])
+            },
             "rewards": [{"name": "judge"}],
         },
     }
@@ -119,7 +140,8 @@ def train(tmp_path, seed, *, pairs, epochs, steps, held_out=400, size=32):
     reviews = review_pairs(seed)
     held = write(tmp_path / "held.jsonl", reviews[:held_out])
     halves = [
-        write(tmp_path / f"{i}.jsonl", reviews[held_out + i * pairs : held_out + (i + 1) * pairs]) for i in range(2)
+        write(tmp_path / f"{i}.jsonl", reviews[held_out + i * pairs : held_out + (i + 1) * pairs])
+        for i in range(2)
     ]
     stages = [
         reward_stage("other", halves[1], held, epochs),
@@ -193,7 +215,10 @@ def loaded_elsewhere(ctx, prompts):
     """What plain PEFT and transformers write in a new process."""
     adapter = str(ctx.run.adapter_dir("policy"))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOAD, str(MODEL), adapter, *prompts], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", LOAD, str(MODEL), adapter, *prompts],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [json.loads(line) for line in done.stdout.strip().splitlines()]
 

@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run the program; returns the exit code, see `rlhf_peft.errors`."""
+    # Small models on a CPU spend their time in short parallel regions; threads that spin while they wait for one
+    # another slow them down a hundredfold as soon as another program wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings = Settings()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
