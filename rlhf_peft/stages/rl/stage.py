@@ -17,7 +17,7 @@ from transformers import get_scheduler
 from ... import maths
 from ...data import PromptStream, encode_prompts, require
 from ...engine import POLICY, REFERENCE, VALUE, SharedBase
-from ...errors import GuardError, UsageError
+from ...errors import GuardError, PluginError, UsageError
 from ...hookspecs import Algorithm, Sampler
 from ...recipe.schema import RlStage
 from ...types import Rollout, Scored
@@ -243,6 +243,11 @@ class Loop:
         scored, quantities, scoring = self._score(rollout, step)
         # 3. Rows to train on.
         selection = self.algorithm.select(scored, 0)
+        if selection.want:
+            raise PluginError(
+                f"algorithm {self.stage.algorithm.name} asks for {selection.want} more prompts in one iteration, which "
+                "this version does not do. Use its options to take each rollout as it is."
+            )
         if not bool(selection.keep.any()):
             raise GuardError(
                 f"no completion of {self.stage.name} step {step} has a score: every reward abstained."

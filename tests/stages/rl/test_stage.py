@@ -138,6 +138,16 @@ def test_a_value_on_the_reward_trunk_needs_a_reward_model(make_context):
         run(make_context(stage(algorithm={"value": "reward"})))
 
 
+def test_an_algorithm_that_wants_more_prompts_is_told_that_it_gets_none(make_context, monkeypatch):
+    from rlhf_peft.builtin.algorithms.ppo import Ppo
+    from rlhf_peft.errors import PluginError
+    from rlhf_peft.types import Selection
+
+    monkeypatch.setattr(Ppo, "select", lambda self, scored, round: Selection(~scored.scores.isnan(), want=3))
+    with pytest.raises(PluginError, match="3 more prompts"):
+        run(make_context(stage(max_steps=1)))
+
+
 def test_samples_are_written_with_their_scores(make_context):
     ctx = make_context(stage(max_steps=1))
     run(ctx)
