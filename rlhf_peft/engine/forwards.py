@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from .roles import Switch, mode
 VALUE = "value"
 
 
-class Forwards:
+class Forwards(ABC):
     """Forwards of one language model that carries adapters.
 
     Attributes:
@@ -34,9 +35,9 @@ class Forwards:
     _switch: Switch
     _probed: tuple[Any, bool] | None = None
 
+    @abstractmethod
     def adapter_of(self, role: str) -> str | None:
         """The adapter that a role goes through; None is the raw base."""
-        raise NotImplementedError
 
     @property
     def trunk(self) -> nn.Module:

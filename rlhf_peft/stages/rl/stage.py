@@ -6,7 +6,6 @@ algorithm sees tensors only.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -27,14 +26,13 @@ from ..optimizer import make_optimizer, warmup_steps
 from ..view import BaseView, SeededContext
 from .evaluate import Answers, Evaluator
 from .forwards import Quantities, Scorer, UpdateModule
-from .metrics import describe_kl, describe_rollout, describe_sampler, describe_scores
+from .metrics import describe_sampler, describe_scores
+from .record import Clock, describe, held_out_samples, outcome, samples
 from .rewarding import Rewards, Scoring, reward_batch
 from .update import Batch, Updater
 
 SAME_POLICY = 1e-4
 """Largest difference of log-probabilities between policy and reference before the first update."""
-
-SAMPLES_PER_STEP = 4
 
 
 def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
@@ -67,38 +65,12 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
     for role in [POLICY, *loop.value_roles]:
         if base.adapter_of(role) == role:
             ctx.save_role(stage.name, loop.steps, role)
-    return _result(last, before, answers)
+    return outcome(last, before, answers)
 
 
 def _load_roles(stage: RlStage, base: SharedBase) -> None:
     for role, reference in stage.init.items():
         base.load_role("reward-0" if role == "reward" else role, reference, head=role != "policy")
-
-
-def _result(last: dict[str, float], before: Answers | None, after: Answers | None) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "metrics": {key: value for key, value in last.items() if not key.startswith("eval/")}
-    }
-    if before is not None and after is not None:
-        out |= {"before": before.metrics, "after": after.metrics}
-        out["samples"] = [
-            {
-                "prompt": prompt,
-                "before": first,
-                "after": second,
-                "scores": {
-                    name: (
-                        float(before.scoring.components[name][i]),
-                        float(after.scoring.components[name][i]),
-                    )
-                    for name in after.scoring.components
-                },
-            }
-            for i, (prompt, first, second) in enumerate(
-                zip(after.rollout.columns["prompt"], before.texts, after.texts, strict=True)
-            )
-        ]
-    return out
 
 
 class Loop:
@@ -276,7 +248,7 @@ class Loop:
         self.tokens += int(rollout.lengths.sum())
         stats = {
             **describe_scores(scored, scoring.components),
-            **self._describe(scored),
+            **describe(scored),
             **scoring.metrics,
             **sampling,
             **prepared,
@@ -286,7 +258,7 @@ class Loop:
             "num_tokens": float(self.tokens),
             **clock.figures(rollout, self.algorithm.epochs),
         }
-        self._write_samples(step, scored, scoring)
+        self.ctx.samples(samples(self.stage.name, step, scored, scoring, self.view.decode))
         return {**stats, **self.algorithm.step_end(stats)}
 
     def _sample(self, step: int) -> Rollout:
@@ -332,55 +304,12 @@ class Loop:
         figures["sampling/importance_sampling_ratio/mean"] = float(maths.masked_mean(weights, scored.mask))
         return weights, figures
 
-    def _describe(self, scored: Scored) -> dict[str, float]:
-        out = describe_rollout(scored.rollout)
-        if scored.logps is not None and scored.ref_logps is not None:
-            out |= describe_kl(scored.logps, scored.ref_logps, scored.mask)
-        if scored.entropy is not None:
-            out["entropy"] = float(maths.masked_mean(scored.entropy, scored.mask))
-        return out
-
-    def _write_samples(self, step: int, scored: Scored, scoring: Scoring) -> None:
-        rollout = scored.rollout
-        kl = _row_kl(scored)
-        self.ctx.samples(
-            [
-                {
-                    "stage": self.stage.name,
-                    "step": step,
-                    "prompt": rollout.columns["prompt"][i],
-                    "completion": self.view.decode(rollout.completion_ids(i)),
-                    "score": float(scored.scores[i]),
-                    "rewards": {name: float(values[i]) for name, values in scoring.components.items()},
-                    "kl": kl[i],
-                    "finish": rollout.finish[i],
-                }
-                for i in range(min(SAMPLES_PER_STEP, len(rollout)))
-            ]
-        )
-
     def evaluate(self, step: int) -> Answers | None:
         """Answer the held-out prompts; logs at step 0, where there is no update to log with."""
         if self.evaluator is None:
             return None
         answers = self.evaluator(self.view, step)
-        self.ctx.samples(
-            [
-                {
-                    "stage": self.stage.name,
-                    "step": step,
-                    "split": "eval",
-                    "prompt": prompt,
-                    "completion": text,
-                    "rewards": {name: float(v[i]) for name, v in answers.scoring.components.items()},
-                    "kl": answers.kl[i],
-                    "finish": answers.rollout.finish[i],
-                }
-                for i, (prompt, text) in enumerate(
-                    zip(answers.rollout.columns["prompt"], answers.texts, strict=True)
-                )
-            ]
-        )
+        self.ctx.samples(held_out_samples(self.stage.name, step, answers))
         if step == 0:
             self.ctx.log(self.stage.name, 0, answers.metrics)
         return answers
@@ -397,36 +326,3 @@ class Loop:
                 f"at {self.stage.name} step {step} the KL is {figures['kl']:.1f} nats a completion, above kl_limit "
                 f"{limit:g}. Raise algorithm.beta, or lower learning_rate."
             )
-
-
-def _row_kl(scored: Scored) -> list[float]:
-    if scored.logps is None or scored.ref_logps is None:
-        return [float("nan")] * len(scored)
-    out: list[float] = maths.masked_sum(scored.logps - scored.ref_logps, scored.mask, dim=-1).tolist()
-    return out
-
-
-class Clock:
-    """Seconds of each phase of a step."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        """The phase that ends now."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self._laps[phase] = now - self._last
-        self._last = now
-
-    def figures(self, rollout: Rollout, epochs: int) -> dict[str, float]:
-        """Seconds and tokens per second."""
-        written, read = int(rollout.completion_lengths.sum()), int(rollout.lengths.sum())
-        done = {"rollout": written, "scoring": read, "update": read * epochs}
-        out = {"step_time": sum(self._laps.values())}
-        for phase, seconds in self._laps.items():
-            out[f"time/{phase}"] = seconds
-            out[f"tokens_per_second/{phase}"] = done[phase] / max(seconds, 1e-9)
-        return out

@@ -1,0 +1,125 @@
+"""What the RL stage writes down beside its losses: samples, figures of a rollout, seconds of each phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ... import maths
+from ...types import Rollout, Scored
+from .evaluate import Answers
+from .metrics import describe_kl, describe_rollout
+from .rewarding import Scoring
+
+SAMPLES_PER_STEP = 4
+
+
+def outcome(last: dict[str, float], before: Answers | None, after: Answers | None) -> dict[str, Any]:
+    """What the stage returns: its last figures, and the held-out answers side by side."""
+    out: dict[str, Any] = {
+        "metrics": {key: value for key, value in last.items() if not key.startswith("eval/")}
+    }
+    if before is not None and after is not None:
+        out |= {"before": before.metrics, "after": after.metrics}
+        out["samples"] = [
+            {
+                "prompt": prompt,
+                "before": first,
+                "after": second,
+                "scores": {
+                    name: (
+                        float(before.scoring.components[name][i]),
+                        float(after.scoring.components[name][i]),
+                    )
+                    for name in after.scoring.components
+                },
+            }
+            for i, (prompt, first, second) in enumerate(
+                zip(after.rollout.columns["prompt"], before.texts, after.texts, strict=True)
+            )
+        ]
+    return out
+
+
+def describe(scored: Scored) -> dict[str, float]:
+    """Figures of a rollout and of the policy that wrote it."""
+    out = describe_rollout(scored.rollout)
+    if scored.logps is not None and scored.ref_logps is not None:
+        out |= describe_kl(scored.logps, scored.ref_logps, scored.mask)
+    if scored.entropy is not None:
+        out["entropy"] = float(maths.masked_mean(scored.entropy, scored.mask))
+    return out
+
+
+def samples(
+    stage: str, step: int, scored: Scored, scoring: Scoring, decode: Callable[[Sequence[int]], str]
+) -> list[dict[str, Any]]:
+    """The first completions of a rollout, with what they scored."""
+    rollout, kl = scored.rollout, row_kl(scored)
+    return [
+        {
+            "stage": stage,
+            "step": step,
+            "prompt": rollout.columns["prompt"][i],
+            "completion": decode(rollout.completion_ids(i)),
+            "score": float(scored.scores[i]),
+            "rewards": {name: float(values[i]) for name, values in scoring.components.items()},
+            "kl": kl[i],
+            "finish": rollout.finish[i],
+        }
+        for i in range(min(SAMPLES_PER_STEP, len(rollout)))
+    ]
+
+
+def held_out_samples(stage: str, step: int, answers: Answers) -> list[dict[str, Any]]:
+    """All answers of an evaluation, with what they scored."""
+    return [
+        {
+            "stage": stage,
+            "step": step,
+            "split": "eval",
+            "prompt": prompt,
+            "completion": text,
+            "rewards": {name: float(v[i]) for name, v in answers.scoring.components.items()},
+            "kl": answers.kl[i],
+            "finish": answers.rollout.finish[i],
+        }
+        for i, (prompt, text) in enumerate(zip(answers.rollout.columns["prompt"], answers.texts, strict=True))
+    ]
+
+
+def row_kl(scored: Scored) -> list[float]:
+    """The KL of each completion, k1, in nats; NaN where it was not computed."""
+    if scored.logps is None or scored.ref_logps is None:
+        return [float("nan")] * len(scored)
+    out: list[float] = maths.masked_sum(scored.logps - scored.ref_logps, scored.mask, dim=-1).tolist()
+    return out
+
+
+class Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """The phase that ends now."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self._laps[phase] = now - self._last
+        self._last = now
+
+    def figures(self, rollout: Rollout, epochs: int) -> dict[str, float]:
+        """Seconds and tokens per second."""
+        written, read = int(rollout.completion_lengths.sum()), int(rollout.lengths.sum())
+        done = {"rollout": written, "scoring": read, "update": read * epochs}
+        out = {"step_time": sum(self._laps.values())}
+        for phase, seconds in self._laps.items():
+            out[f"time/{phase}"] = seconds
+            out[f"tokens_per_second/{phase}"] = done[phase] / max(seconds, 1e-9)
+        return out
