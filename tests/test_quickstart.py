@@ -21,7 +21,7 @@ from rlhf_peft.stages.view import BaseView
 
 SHORT = [
     "stages.sft.dataset.size=320",
-    "stages.reward_model.dataset.size=1000",
+    "stages.reward_model.dataset.size=800",
     "stages.rl.max_steps=12",
     "stages.rl.eval.dataset.size=128",
     "stages.rl.eval.every=null",
