@@ -114,17 +114,17 @@ def rl_stage(tmp_path, seed, steps, size):
         "dataset": {"path": write(tmp_path / "train.jsonl", [{"prompt": text} for text in found[size:]])},
         "algorithm": {
             "name": "ppo",
-            "beta": 0.05,
+            "beta": 0.04,
             "num_epochs": 2,
-            "num_minibatches": 2,
+            "num_minibatches": 4,
             "cliprange_value": None,
         },
         "sampler": {"name": "cached", "max_new_tokens": 256},
         "rewards": [{"name": "learned"}],
         "missing_eos_penalty": 1.0,
         "prompts_per_step": 32,
-        "learning_rate": 1e-3,
-        "value_learning_rate": 3e-3,
+        "learning_rate": 2e-3,
+        "value_learning_rate": 5e-3,
         "max_steps": steps,
         "eval": {
             "dataset": {
@@ -239,7 +239,7 @@ def test_reviews_teach_a_reward_model_and_ppo_follows_it(tmp_path):
     accuracies = []
     for seed in range(3):
         (tmp_path / str(seed)).mkdir()
-        ctx, results = train(tmp_path / str(seed), seed, pairs=1965, epochs=4, steps=30)
+        ctx, results = train(tmp_path / str(seed), seed, pairs=1965, epochs=4, steps=40)
         before, after, rise = results["rl"]["before"], results["rl"]["after"], rises(results)
         accuracies += [results[name]["metrics"]["eval/accuracy"] for name in ("reward", "other")]
         print(
