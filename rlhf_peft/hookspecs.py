@@ -6,7 +6,7 @@ chooses by name. `HOOK_API` grows within a major version; what goes is deprecate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -43,7 +43,10 @@ class Options(BaseModel):
 
 
 Factory = Callable[[Any], Any]
-"""Called with a validated instance of its own `Options`; returns the reward, sampler, algorithm or dataset."""
+"""Called with a validated instance of its own `Options`; returns the reward, sampler, algorithm or dataset.
+
+One with `wants_make = True` is also given `make(kind, name, options)`, to make what it wraps.
+"""
 
 Register = Callable[[str, Factory], None]
 
@@ -68,6 +71,10 @@ class PolicyView(Protocol):
         position_ids, past_key_values, use_cache)`: dense merged weights where memory allows, the 4-bit base with its
         adapter else. Only valid inside the context.
         """
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the policy's adapter in PEFT's format, for samplers that run elsewhere."""
         ...
 
 
@@ -103,8 +110,21 @@ class RequestContext(Protocol):
 
     params: SamplingParams
 
+    @property
+    def round(self) -> int:
+        """0 for the first prompts of an iteration; more where `Algorithm.select` wanted more."""
+        ...
+
     def seed(self, group: int, sample: int) -> int:
-        """The seed of the `sample`-th completion of the `group`-th prompt of this iteration."""
+        """The seed of the `sample`-th completion of the `group`-th prompt of this round."""
+        ...
+
+
+class SampleContext(Protocol):
+    """What a sampler may ask of the stage while it samples."""
+
+    def score(self, rollout: Rollout) -> Tensor:
+        """[N] float32, the weighted sum of the stage's rewards on these rows; NaN where all abstained."""
         ...
 
 
@@ -116,16 +136,23 @@ class Reward(Protocol):
     """Scores completions.
 
     Attributes:
-        roles: prefixes of the heads whose outputs are computed before `score` ("reward" gives every `reward-*`).
+        roles: what is computed before `score`: prefixes of heads ("reward" gives every `reward-*` in `batch.heads`), and
+            "base" or "reference" (log-probabilities in `batch.logps`).
         scope: "row" if each row is scored alone, "group" if rows of a group are compared.
-        timeout: seconds for one batch, or None.
+        timeout: seconds for one batch, or None; the recipe's own counts before it.
+
+    An `async def score` runs in the run's process, on one event loop, beside the forwards. A plain `def score` runs in
+    a worker process, killed at the timeout: the factory must be importable by name, options and columns JSON; of the
+    batch it lacks `heads`, `logps` and `rollout.sampler_logps`. With `in_process = True` on the class or in the recipe's
+    entry, with roles, or where it cannot be imported, it runs on the main thread after the forwards. `close()`, sync or
+    async, is called at the end, on that loop.
     """
 
     roles: tuple[str, ...]
     scope: Literal["row", "group"]
     timeout: float | None
 
-    async def score(self, batch: RewardBatch) -> Scores:
+    def score(self, batch: RewardBatch) -> Scores | Awaitable[Scores]:
         """One score for each row; NaN abstains."""
         ...
 
@@ -135,7 +162,8 @@ class Sampler(Protocol):
     """Writes completions.
 
     Attributes:
-        provides: of "logps" (sampler_logps are filled), "row_seeds" (a row depends on its seed alone), "multi_turn".
+        provides: of "logps" (sampler_logps are filled), "row_seeds" (a row depends on its seed alone), "on_policy" (rows are
+            draws from the policy's own distribution at the params' temperature: what ratios need), "multi_turn".
         params: what a request asks for where the algorithm does not say otherwise.
     """
 
@@ -146,8 +174,8 @@ class Sampler(Protocol):
         """Take the policy's present weights; called before each iteration."""
         ...
 
-    def sample(self, requests: Sequence[Request]) -> Rollout:
-        """One row for each request, in order."""
+    def sample(self, requests: Sequence[Request], context: SampleContext | None = None) -> Rollout:
+        """One row for each request, in order; `context` is there where a stage with rewards asks."""
         ...
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ from .errors import (
     SamplerError,
     UsageError,
 )
+from .functions import FunctionOptions, FunctionReward, SomeRowsFailed, Target, function_reward
 from .hookspecs import (
     HOOK_API,
     Algorithm,
@@ -40,9 +41,11 @@ from .hookspecs import (
     RequestContext,
     Reward,
     RunView,
+    SampleContext,
     Sampler,
     hookimpl,
 )
+from .policy_gradient import BASELINE, AlgorithmBase, AlgorithmOptions, PolicyGradient, PolicyOptions
 from .types import (
     Finish,
     Minibatch,
@@ -58,17 +61,24 @@ from .types import (
 )
 
 __all__ = [
+    "BASELINE",
     "HOOK_API",
     "Algorithm",
+    "AlgorithmBase",
+    "AlgorithmOptions",
     "DataError",
     "Dataset",
     "Finish",
+    "FunctionOptions",
+    "FunctionReward",
     "GuardError",
     "Minibatch",
     "ModelError",
     "Options",
     "Outputs",
     "PluginError",
+    "PolicyGradient",
+    "PolicyOptions",
     "PolicyView",
     "Prompt",
     "Register",
@@ -80,14 +90,18 @@ __all__ = [
     "RlhfPeftError",
     "Rollout",
     "RunView",
+    "SampleContext",
     "Sampler",
     "SamplerError",
     "SamplingParams",
     "Scored",
     "Scores",
     "Selection",
+    "SomeRowsFailed",
+    "Target",
     "Totals",
     "UsageError",
+    "function_reward",
     "hookimpl",
     "maths",
 ]

@@ -28,11 +28,22 @@ class SamplingParams:
         max_new_tokens: most tokens drawn, EOS included.
         temperature: logits are divided by it; 0 takes the most likely token.
         stop: strings that end a completion (the string is kept).
+        top_p: only the likeliest tokens whose probabilities sum to this; 1 keeps all.
+        top_k: only so many of the likeliest tokens; 0 keeps all.
+        min_p: only tokens at least this share as likely as the likeliest; 0 keeps all.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     stop: tuple[str, ...] = ()
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens can never be drawn."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +125,31 @@ class Rollout:
             version=self.version,
         )
 
+    @classmethod
+    def cat(cls, parts: Sequence[Rollout]) -> Rollout:
+        """One rollout of the rows of several, in order; groups of different parts get different numbers."""
+        if len(parts) == 1:
+            return parts[0]
+        groups, first = [], 0
+        for part in parts:
+            groups.append(part.group + first)
+            first = int(groups[-1].max()) + 1
+        names = list(dict.fromkeys(name for part in parts for name in part.columns))
+        logps = [part.sampler_logps for part in parts]
+        return cls(
+            input_ids=[ids for part in parts for ids in part.input_ids],
+            action_mask=[mask for part in parts for mask in part.action_mask],
+            finish=[word for part in parts for word in part.finish],
+            group=torch.cat(groups),
+            tag=[tag for part in parts for tag in part.tag],
+            columns={
+                name: [value for part in parts for value in part.columns.get(name, [None] * len(part))]
+                for name in names
+            },
+            sampler_logps=None if None in logps else [row for given in logps for row in given or ()],
+            version=parts[-1].version,
+        )
+
 
 @dataclass(slots=True)
 class RewardBatch:
@@ -127,6 +163,8 @@ class RewardBatch:
         columns: the other columns of the dataset, name to N values.
         rollout: the rollout itself.
         heads: output of the heads that the reward's `roles` ask for: role name to [N] float32.
+        logps: log-probabilities under "base" (the raw model) and "reference", where the reward's `roles` ask for
+            them: role name to [N, T] float32, 0 where not an action.
         step: the update that the batch is for.
         generator: the only source of random numbers that a reward may use.
     """
@@ -140,6 +178,7 @@ class RewardBatch:
     heads: Mapping[str, Tensor]
     step: int
     generator: torch.Generator
+    logps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -197,6 +236,54 @@ class Scored:
 
     def __len__(self) -> int:
         return len(self.rollout)
+
+    def rows(self, index: Sequence[int]) -> Scored:
+        """Some of the rows, as wide as all of them."""
+        chosen = list(index)
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[chosen]
+
+        return Scored(
+            rollout=self.rollout.rows(chosen),
+            mask=self.mask[chosen],
+            scores=self.scores[chosen],
+            token_scores=pick(self.token_scores),
+            components={name: values[chosen] for name, values in self.components.items()},
+            logps=pick(self.logps),
+            ref_logps=pick(self.ref_logps),
+            values=pick(self.values),
+            entropy=pick(self.entropy),
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Scored]) -> Scored:
+        """The rows of several, in order, padded to the longest."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.mask.shape[1] for part in parts)
+
+        def join(values: Sequence[Tensor | None]) -> Tensor | None:
+            there = [value for value in values if value is not None]
+            if len(there) < len(values):
+                return None
+            return torch.cat([torch.nn.functional.pad(v, (0, width - v.shape[1])) for v in there])
+
+        mask = join([part.mask for part in parts])
+        assert mask is not None
+        return cls(
+            rollout=Rollout.cat([part.rollout for part in parts]),
+            mask=mask,
+            scores=torch.cat([part.scores for part in parts]),
+            token_scores=join([part.token_scores for part in parts]),
+            components={
+                name: torch.cat([part.components[name] for part in parts]) for name in parts[0].components
+            },
+            logps=join([part.logps for part in parts]),
+            ref_logps=join([part.ref_logps for part in parts]),
+            values=join([part.values for part in parts]),
+            entropy=join([part.entropy for part in parts]),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,15 @@ a row. Whatever stands outside the mask, NaN included, has no influence on a res
 Left out on purpose: configuration, logging, models, and anything but torch.
 """
 
-from .advantages import discounted_returns, gae, group_advantages, leave_one_out, token_rewards
+from .advantages import (
+    discounted_returns,
+    gae,
+    group_advantages,
+    leave_one_out,
+    overlong_penalty,
+    token_rewards,
+    varies,
+)
 from .kl import adaptive_beta, check_kl_placement, kl_estimate, kl_exact
 from .logprobs import token_logprobs
 from .losses import (
@@ -55,6 +63,7 @@ __all__ = [
     "masked_mean",
     "masked_sum",
     "masked_var",
+    "overlong_penalty",
     "ppo_policy_terms",
     "sequence_log_ratio",
     "token_logprobs",
@@ -62,6 +71,7 @@ __all__ = [
     "token_weights",
     "truncated_importance",
     "value_terms",
+    "varies",
     "weighted_sum",
     "whiten",
 ]

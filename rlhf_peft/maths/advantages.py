@@ -159,6 +159,43 @@ def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
     return centred * n / (n - 1).clamp(min=1)
 
 
+def varies(scores: Tensor) -> bool:
+    """Tell whether there are two different scores.
+
+    Args:
+        scores: [n]; NaN abstains.
+
+    Returns:
+        False for fewer than two scores.
+    """
+    there = scores[~scores.isnan()]
+    return len(there) > 1 and bool((there != there[0]).any())
+
+
+@torch.no_grad()
+def overlong_penalty(lengths: Tensor, longest: int, buffer: int) -> Tensor:
+    """Penalise completions that are nearly too long, linearly over the last tokens.
+
+    clip((|y| - (longest - buffer)) / buffer, 0, 1)
+
+    DAPO, Yu et al. 2025, arXiv:2503.14476, equation 13 (there negative, to be added).
+
+    Args:
+        lengths: [N] tokens of each completion.
+        longest: most tokens that a completion may have.
+        buffer: tokens over which the penalty grows, positive.
+
+    Returns:
+        [N] float32 in [0, 1].
+
+    Raises:
+        ValueError: the buffer is not positive.
+    """
+    if buffer <= 0:
+        raise ValueError(f"the buffer is {buffer} tokens; it must be positive")
+    return ((lengths.float() - (longest - buffer)) / buffer).clamp(0.0, 1.0)
+
+
 def _centre(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Subtract the group means; give also who votes [N], each row's group index [N], and votes a group [G].
 

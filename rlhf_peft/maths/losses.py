@@ -62,10 +62,10 @@ def ppo_policy_terms(
     return -torch.minimum(ratio * advantages, bounded * advantages), clipped
 
 
-def cispo_terms(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip_high: float) -> Tensor:
+def cispo_terms(logps: Tensor, old_logps: Tensor, advantages: Tensor, cap: float) -> Tensor:
     """Give the terms of CISPO, in which every token keeps its gradient and only its weight is bounded.
 
-    term = -sg(min(exp(logps - old_logps), 1 + clip_high)) A logps
+    term = -sg(min(exp(logps - old_logps), cap)) A logps
 
     MiniMax 2025, arXiv:2506.13585, equations 4 and 5 (without a lower bound, as there).
 
@@ -73,12 +73,12 @@ def cispo_terms(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip_high:
         logps: [B, T] log-probabilities under the policy, in nats; carries the gradient.
         old_logps: [B, T] log-probabilities when the rollout was taken, in nats.
         advantages: [B, T] or [B, 1].
-        clip_high: the weight is at most 1 + clip_high.
+        cap: largest weight.
 
     Returns:
         Terms [B, T].
     """
-    ratio = torch.exp(logps.detach() - old_logps).clamp(max=1.0 + clip_high)
+    ratio = torch.exp(logps.detach() - old_logps).clamp(max=cap)
     return -ratio * advantages * logps
 
 

@@ -160,6 +160,23 @@ class RewardEntry(OpenSection):
     """One reward of an RL stage."""
 
     weight: Number = Field(1.0, description="Factor in the sum of all rewards.")
+    clip: tuple[Number, Number] | None = Field(
+        None, description="Lowest and highest score, before normalisation; null: as it is."
+    )
+    normalize: Literal["none", "group", "batch", "running"] = Field(
+        "none",
+        description="Shift to mean 0 and scale to variance 1 over a prompt's group, the batch, or all rows so far.",
+    )
+    on_error: Literal["stop", "abstain"] = Field(
+        "stop",
+        description="What a reward that raises, takes too long or gives no number does: stop the run, or not count.",
+    )
+    timeout: Positive | None = Field(
+        None, description="Seconds for one batch; null: as the reward has it, else no limit."
+    )
+    in_process: bool = Field(
+        False, description="Call a plain function in the run's own process; a timeout cannot stop it there."
+    )
 
 
 class Eval(Section):

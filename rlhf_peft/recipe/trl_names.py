@@ -24,13 +24,17 @@ OURS: dict[str, str] = {
     "kl_coef": f"{_ALGORITHM}.beta",
     "init_kl_coef": f"{_ALGORITHM}.beta",
     "kl_coeff": f"{_ALGORITHM}.beta",
-    "epsilon": f"{_ALGORITHM}.cliprange",
-    "epsilon_high": f"{_ALGORITHM}.cliprange_high",
+    "cliprange": f"{_ALGORITHM}.epsilon",
+    "steps_per_generation": f"{_ALGORITHM}.num_minibatches",
     # rewards
     "reward_funcs": "stages.*.rewards",
     "reward_weights": "stages.*.rewards.<name>.weight",
     "reward_model_path": "stages.*.init.reward",
     "sft_model_path": "stages.*.init.policy",
+    "reward_model_name_or_path": "stages.*.rewards",
+    "reward_clip_range": "stages.*.rewards.<name>.clip",
+    "vllm_importance_sampling_clip_max": "stages.*.importance_cap",
+    "rloo_k": f"{_ALGORITHM}.num_generations",
     # sizes and schedule
     "per_device_train_batch_size": "stages.*.batch_size",
     "gradient_accumulation_steps": "stages.*.batch_size",
@@ -45,6 +49,8 @@ OURS: dict[str, str] = {
     "warmup_ratio": "stages.*.warmup",
     "optim": "stages.*.optimizer",
     "eval_steps": "stages.*.eval.every",
+    "eval_strategy": "stages.*.eval.every",
+    "evaluation_strategy": "stages.*.eval.every",
     "eval_on_start": "stages.*.eval.every",
     # the model
     "model_name_or_path": "model.path",
@@ -73,7 +79,11 @@ OURS: dict[str, str] = {
     "dataset_config": "stages.*.dataset.name",
     "dataset_train_split": "stages.*.dataset.split",
     "dataset_test_split": "stages.*.eval.split",
+    "dataset_prompt_column": "stages.*.dataset.columns",
+    "dataset_text_field": "stages.*.dataset.columns",
+    "system_prompt": "stages.*.dataset.system",
     # the run
+    "use_cpu": "device",
     "run_name": "name",
     "data_seed": "seed",
 }

@@ -6,7 +6,15 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from rlhf_peft.maths import discounted_returns, gae, group_advantages, leave_one_out, token_rewards
+from rlhf_peft.maths import (
+    discounted_returns,
+    gae,
+    group_advantages,
+    leave_one_out,
+    overlong_penalty,
+    token_rewards,
+    varies,
+)
 
 from .support import NAN, given, masks, noise, spoil, widen
 
@@ -188,3 +196,17 @@ def test_group_advantages_refuse_bad_input():
         group_advantages(SCORES, GROUP, "rows")
     with pytest.raises(ValueError, match=r"rows \[0\] have an infinite score"):
         group_advantages(torch.tensor([float("inf"), 0.0]), torch.tensor([0, 0]))
+
+
+def test_the_overlong_penalty_grows_over_the_buffer():
+    lengths = torch.tensor([1, 80, 90, 100, 120])
+    assert overlong_penalty(lengths, 100, 20).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+    with pytest.raises(ValueError, match="must be positive"):
+        overlong_penalty(lengths, 100, 0)
+
+
+def test_scores_vary_only_where_two_differ():
+    nan = NAN
+    assert varies(torch.tensor([1.0, nan, 2.0]))
+    for same in ([], [1.0], [nan, 1.0], [0.1, 0.1, 0.1], [nan, nan]):
+        assert not varies(torch.tensor(same))

@@ -96,7 +96,7 @@ def test_sequence_ratio_makes_the_clip_one_of_whole_rows():
 def test_cispo_bounds_the_weight_and_keeps_the_gradient():
     logps = logs(4.0, 1.1, 0.1).requires_grad_()
     advantages = torch.tensor([[2.0, -1.0, 1.0]])
-    cispo_terms(logps, torch.zeros(1, 3), advantages, clip_high=0.5).sum().backward()
+    cispo_terms(logps, torch.zeros(1, 3), advantages, cap=1.5).sum().backward()
     assert logps.grad[0].tolist() == pytest.approx([-3.0, 1.1, -0.1])
 
 

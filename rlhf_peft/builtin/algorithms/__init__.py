@@ -1,13 +1,29 @@
-"""RL algorithms: `ppo`."""
+"""RL algorithms, each in a file of its own on the maths and the base class that plugins have too."""
 
 from __future__ import annotations
 
 from rlhf_peft.plugin import Register, hookimpl
 
+from .cispo import Cispo
+from .grpo import Grpo
+from .gspo import Gspo
+from .online_dpo import OnlineDpo
 from .ppo import Ppo
+from .reinforce_plus_plus import ReinforcePlusPlus
+from .rejection_sampling import RejectionSampling
+from .remax import Remax
+from .rloo import Rloo
 
 
 @hookimpl
 def rlhf_peft_register_algorithms(register: Register) -> None:
     """Offer the built-in algorithms."""
     register("ppo", Ppo)
+    register("grpo", Grpo)
+    register("gspo", Gspo)
+    register("cispo", Cispo)
+    register("rloo", Rloo)
+    register("reinforce_plus_plus", ReinforcePlusPlus)
+    register("remax", Remax)
+    register("online_dpo", OnlineDpo)
+    register("rejection_sampling", RejectionSampling)

@@ -1,0 +1,57 @@
+"""`grpo`: group relative policy optimisation, in the forms that differ only in scaling and normalisation.
+
+GRPO, Shao et al. 2024 (arXiv:2402.03300); Dr. GRPO, Liu et al. 2025 (arXiv:2503.20783); DAPO, Yu et al. 2025
+(arXiv:2503.14476), which adds `epsilon_high: 0.28`, `dynamic_sampling`, `overlong_buffer` and
+`mask_truncated_completions`; BNPO as in TRL.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from rlhf_peft.plugin import PolicyGradient, PolicyOptions, Scored, Totals, maths
+
+
+class GroupOptions(PolicyOptions):
+    """What methods that compare the completions of one prompt share; defaults are TRL's."""
+
+    num_generations: int = Field(8, gt=1, description="Completions of each prompt: its group.")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group",
+        description="Divide advantages by the standard deviation of the group, of the batch, or not at all.",
+    )
+
+
+class GrpoOptions(GroupOptions):
+    """GRPO's form."""
+
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field(
+        "dapo",
+        description="Normalisation. grpo: mean over rows of the mean over tokens; dapo, bnpo: mean over all tokens of "
+        "the minibatch (exact under any split, so both are the same here); dr_grpo: sum over tokens / (rows x "
+        "max_new_tokens).",
+    )
+
+
+class Group(PolicyGradient):
+    """Advantages are scores compared within the group of a prompt."""
+
+    def advantages(self, scored: Scored, scores: Tensor, keep: Tensor) -> Tensor:
+        """[N] (s - mean) / (std + 1e-4)."""
+        rewards = self.row_rewards(scored, scores)
+        return maths.group_advantages(rewards, scored.rollout.group, self.options.scale_rewards)
+
+
+class Grpo(Group):
+    """Clipped policy terms on group advantages."""
+
+    Options = GrpoOptions
+
+    def weights(self, mask: Tensor, totals: Totals) -> Tensor:
+        """As `loss_type` says."""
+        kind: Literal["sequence", "constant", "token"]
+        kind = {"grpo": "sequence", "dr_grpo": "constant"}.get(self.options.loss_type, "token")  # type: ignore[assignment]
+        return maths.token_weights(mask, kind, totals.tokens, totals.rows, self.max_new_tokens)

@@ -1,0 +1,54 @@
+"""`rejection_sampling`: expert iteration. Sample several completions, train on the best as if they were demonstrations.
+
+RAFT, Dong et al. 2023 (arXiv:2304.06767); ReST, Gulcehre et al. 2023 (arXiv:2308.08998), with `min_score`; rejection
+sampling in Touvron et al. 2023 (arXiv:2307.09288), section 3.2.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rlhf_peft.plugin import AlgorithmBase, AlgorithmOptions, Minibatch, Outputs, Scored, Selection
+
+
+class RejectionSamplingOptions(AlgorithmOptions):
+    """What is good enough to learn from."""
+
+    num_generations: int = Field(8, gt=0, description="Completions of each prompt.")
+    keep: int = Field(1, gt=0, description="Best completions of each prompt that are trained on.")
+    min_score: float | None = Field(None, description="Only completions that score at least this; null: any.")
+
+
+class RejectionSampling(AlgorithmBase):
+    """Cross-entropy on the best completions; only the few steps on each rollout hold the policy back."""
+
+    Options = RejectionSamplingOptions
+    metrics: ClassVar[Mapping[str, str]] = {
+        "kept/score": "mean score of the completions that are trained on",
+        "nll": "mean over tokens of -logp of the completions that are trained on",
+    }
+
+    def select(self, scored: Scored, round: int) -> Selection:
+        """The best rows of each group that are good enough."""
+        enough = ~scored.scores.isnan()
+        if self.options.min_score is not None:
+            enough &= scored.scores >= self.options.min_score
+        keep = torch.zeros(len(scored), dtype=torch.bool)
+        for group in scored.rollout.group.unique():
+            rows = ((scored.rollout.group == group) & enough).nonzero().flatten()
+            keep[rows[scored.scores[rows].argsort(descending=True, stable=True)[: self.options.keep]]] = True
+        return Selection(keep)
+
+    def prepare(self, scored: Scored, keep: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Nothing is needed but the rows."""
+        return {}, {"kept/score": float(scored.scores[keep].mean())} if bool(keep.any()) else {}
+
+    def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """-logp, per token."""
+        terms = -outputs.logps
+        return terms, {"nll": terms.detach()}
