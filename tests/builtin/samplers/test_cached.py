@@ -2,16 +2,12 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler, draw
+from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler
 from rlhf_peft.plugin import Request, SamplerError, SamplingParams
 
-PROMPTS = [
-    "Tell me about a fox.",
-    "Who is it?",
-    "Please tell me something nice about the old lighthouse.",
-    "Hello",
-]
+from .support import MIXED, ModelView, completions, requests
 
 
 @pytest.fixture
@@ -21,23 +17,8 @@ def sampler(view):
     return made
 
 
-def requests(tiny_base, count=8, temperature=1.0, new=24, stop=()):
-    params = SamplingParams(new, temperature, tuple(stop))
-    out = []
-    for i in range(count):
-        ids = torch.tensor(tiny_base.tokenizer(PROMPTS[i % len(PROMPTS)]).input_ids)
-        out.append(
-            Request(ids, i % len(PROMPTS), 100 + i, params, columns={"prompt": PROMPTS[i % len(PROMPTS)]})
-        )
-    return out
-
-
-def completions(rollout):
-    return [rollout.completion_ids(i) for i in range(len(rollout))]
-
-
 def test_greedy_equals_generate(tiny_base, sampler):
-    asked = requests(tiny_base, 4, temperature=0.0)
+    asked = requests(tiny_base.tokenizer, 4, temperature=0.0)
     ours = completions(sampler.sample(asked))
     with torch.no_grad(), tiny_base.role("policy", train=False):
         for request, mine in zip(asked, ours, strict=True):
@@ -51,8 +32,9 @@ def test_greedy_equals_generate(tiny_base, sampler):
             assert out[0, len(request.prompt_ids) :].tolist() == mine
 
 
-def test_a_row_depends_on_its_seed_alone(tiny_base, sampler):
-    asked = requests(tiny_base)
+@pytest.mark.parametrize("truncations", [({},), MIXED], ids=["whole", "truncated"])
+def test_a_row_depends_on_its_seed_alone(tiny_base, sampler, truncations):
+    asked = requests(tiny_base.tokenizer, 10, truncations=truncations)
     together = completions(sampler.sample(asked))
     alone = [completions(sampler.sample([request]))[0] for request in asked]
     backwards = completions(sampler.sample(asked[::-1]))[::-1]
@@ -63,7 +45,7 @@ def test_a_row_depends_on_its_seed_alone(tiny_base, sampler):
 
 
 def test_its_logps_are_the_trainers(tiny_base, sampler):
-    rollout = sampler.sample(requests(tiny_base))
+    rollout = sampler.sample(requests(tiny_base.tokenizer))
     for i, ids in enumerate(rollout.input_ids):
         mask = rollout.action_mask[i].unsqueeze(0)
         with torch.no_grad(), tiny_base.role("policy", train=False):
@@ -72,7 +54,7 @@ def test_its_logps_are_the_trainers(tiny_base, sampler):
 
 
 def test_rows_end_at_the_first_eos_or_are_cut(tiny_base, sampler):
-    rollout = sampler.sample(requests(tiny_base, 16, new=12))
+    rollout = sampler.sample(requests(tiny_base.tokenizer, 16, new=12))
     eos = tiny_base.eos_ids
     assert {"eos", "length"} >= set(rollout.finish)
     for finish, ids in zip(rollout.finish, completions(rollout), strict=True):
@@ -82,7 +64,7 @@ def test_rows_end_at_the_first_eos_or_are_cut(tiny_base, sampler):
 
 
 def test_stop_strings_end_a_row_and_are_kept(tiny_base, sampler):
-    rollout = sampler.sample(requests(tiny_base, 8, stop=["a"]))
+    rollout = sampler.sample(requests(tiny_base.tokenizer, 8, stop=["a"]))
     for finish, ids in zip(rollout.finish, completions(rollout), strict=True):
         text = tiny_base.tokenizer.decode(ids, skip_special_tokens=True)
         if finish == "stop":
@@ -92,7 +74,7 @@ def test_stop_strings_end_a_row_and_are_kept(tiny_base, sampler):
 
 
 def test_requests_come_back_in_their_order(tiny_base, sampler):
-    asked = requests(tiny_base)
+    asked = requests(tiny_base.tokenizer)
     rollout = sampler.sample(asked)
     assert rollout.group.tolist() == [request.group for request in asked]
     assert rollout.columns["prompt"] == [request.columns["prompt"] for request in asked]
@@ -112,24 +94,54 @@ def test_a_row_that_reaches_the_context_is_cut(tiny_base, sampler):
     assert len(rollout.input_ids[0]) <= tiny_base.max_length
 
 
-def test_draws_follow_the_distribution():
-    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0, -30.0]]).expand(20_000, -1)
-    uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for temperature in (1.0, 0.5):
-        tokens, logps = draw(logits, uniforms, torch.full((20_000,), temperature))
-        expected = torch.softmax(logits[0] / temperature, -1)
-        seen = torch.bincount(tokens, minlength=5) / 20_000
-        assert torch.allclose(seen, expected, atol=0.012)
-        assert torch.allclose(logps, expected.log()[tokens], atol=1e-5)
-
-
-def test_draw_takes_the_first_token_beyond_u():
-    logits = torch.tensor([[0.25, 0.25, 0.5]]).log().expand(4, -1)
-    tokens, _ = draw(logits, torch.tensor([0.0, 0.2499, 0.2501, 0.999999]), torch.ones(4))
-    assert tokens.tolist() == [0, 0, 1, 2]
-
-
 def test_the_policy_is_as_it_was_after_sampling(tiny_base, sampler):
     before = [type(module) for module in tiny_base.model.modules()]
-    sampler.sample(requests(tiny_base, 2))
+    sampler.sample(requests(tiny_base.tokenizer, 2))
     assert [type(module) for module in tiny_base.model.modules()] == before
+
+
+def test_rows_that_have_ended_do_not_pass_the_last_position():
+    config = AutoConfig.for_model("gpt2", vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=32)
+    view = ModelView(AutoModelForCausalLM.from_config(config).eval(), max_length=32)
+    sampler = CachedSampler(CachedOptions())
+    sampler.sync(view, 1)
+    asked = [Request(torch.arange(3, 3 + n), 0, n, SamplingParams(20)) for n in (30, 4, 5, 6, 7, 8)]
+    together = completions(sampler.sample(asked))
+    assert len(together[0]) <= 2 and max(map(len, together)) > 12
+    assert together == [completions(sampler.sample([request]))[0] for request in asked]
+
+
+def test_models_with_a_state_are_sent_to_hf():
+    config = AutoConfig.for_model("mamba", vocab_size=300, hidden_size=32, num_hidden_layers=1, state_size=4)
+    sampler = CachedSampler(CachedOptions())
+    sampler.sync(ModelView(AutoModelForCausalLM.from_config(config).eval()), 1)
+    with pytest.raises(SamplerError, match=r"MambaForCausalLM .* sampler.name=hf"):
+        sampler.sample([Request(torch.tensor([3, 4]), 0, 1, SamplingParams(4))])
+
+
+def test_truncated_logps_are_of_the_distribution_drawn_from(tiny_base, sampler):
+    asked = requests(tiny_base.tokenizer, 4, truncations=[{"top_k": 3}])
+    rollout = sampler.sample(asked)
+    for ids, mask, logps in zip(rollout.input_ids, rollout.action_mask, rollout.sampler_logps, strict=True):
+        with torch.no_grad(), tiny_base.role("policy", train=False):
+            logits = tiny_base.lm(input_ids=ids.unsqueeze(0), use_cache=False).logits[0, :-1].float()
+        top, index = logits.topk(3)
+        hit = (index == ids[1:, None]) & mask[1:, None]
+        assert hit.sum() == mask.sum()
+        expected = (top.log_softmax(-1) * hit).sum(-1)
+        assert torch.allclose(expected, logps[1:], atol=1e-4)
+
+
+def test_on_policy_is_not_promised_where_tokens_are_cut_off():
+    assert "on_policy" in CachedSampler(CachedOptions(temperature=0.7)).provides
+    for truncation in MIXED[1:]:
+        assert CachedSampler(CachedOptions(**truncation)).provides == {"logps", "row_seeds"}
+
+
+def test_sample_before_sync_is_refused():
+    with pytest.raises(SamplerError, match="before sync"):
+        CachedSampler(CachedOptions()).sample([])
+
+
+def test_nothing_asked_nothing_written(sampler):
+    assert len(sampler.sample([])) == 0

@@ -1,0 +1,128 @@
+"""Wraps another sampler: draws n completions for each request and keeps the one that the stage's rewards like best.
+
+    sampler:
+      name: best_of_n
+      n: 4
+      of:
+        name: cached
+        max_new_tokens: 128
+
+What is kept follows no distribution of the policy's, so `provides` never has "on_policy": fit for rejection sampling
+and for preference data, not for importance ratios.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from rlhf_peft.plugin import Options, PolicyView, Request, Rollout, SampleContext, Sampler, SamplerError
+
+Make = Callable[[str, str, Mapping[str, Any]], Any]
+"""`make(kind, name, options)`: something else that is registered."""
+
+
+class Inner(Options):
+    """A sampler by name, with its own options beside the name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field("cached", description="The sampler that draws.")
+
+
+class BestOfNOptions(Options):
+    """How many completions are drawn, and by whom."""
+
+    n: int = Field(4, ge=1, description="Completions drawn for each one that is kept.")
+    of: Inner = Field(
+        default_factory=lambda: Inner(), description="The sampler that draws, with its options."
+    )
+
+
+def make_builtin(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """One of the samplers of this folder; the registry's own `make` knows the others too.
+
+    Raises:
+        SamplerError: there is none of that name.
+    """
+    from . import rlhf_peft_register_samplers
+
+    known: dict[str, Any] = {}
+    rlhf_peft_register_samplers(known.__setitem__)
+    if name not in known:
+        raise SamplerError(
+            f"sampler best_of_n: of.name: unknown sampler {name!r}. Known: {', '.join(sorted(known))}."
+        )
+    factory = known[name]
+    return factory(factory.Options.model_validate(options))
+
+
+class BestOfNSampler:
+    """Keeps the best of n."""
+
+    Options = BestOfNOptions
+    wants_make = True
+
+    def __init__(self, options: BestOfNOptions, make: Make = make_builtin) -> None:
+        self.options = options
+        self.inner: Sampler = make("samplers", options.of.name, options.of.model_extra or {})
+        self.params = self.inner.params
+        # The choice may depend on batch-mates, as scores may.
+        self.provides = frozenset(self.inner.provides) - {"on_policy", "row_seeds"}
+
+    def sync(self, policy: PolicyView, version: int) -> None:
+        """Hand the policy on."""
+        self.inner.sync(policy, version)
+
+    def close(self) -> None:
+        """Close the sampler that draws."""
+        self.inner.close()
+
+    def sample(self, requests: Sequence[Request], context: SampleContext | None = None) -> Rollout:
+        """The best of n completions for each request; of equals the first, NaN only where all are.
+
+        Raises:
+            SamplerError: there are no rewards to choose by, or their scores do not fit.
+        """
+        if context is None:
+            raise SamplerError(
+                "sampler best_of_n: there are no rewards to choose by: this stage has none, or sampled without. "
+                f"Use it in an rl stage with rewards, or sampler.name={self.options.of.name}."
+            )
+        drawn = [candidates(request, self.options.n) for request in requests]
+        rollout = self.inner.sample([candidate for group in drawn for candidate in group], context)
+        scores = context.score(rollout)
+        if scores.shape != (len(rollout),):
+            raise SamplerError(
+                f"sampler best_of_n: {tuple(scores.shape)} scores for {len(rollout)} completions; expected one each."
+            )
+        return rollout.rows(best(scores, [len(group) for group in drawn]))
+
+
+def candidates(request: Request, n: int) -> list[Request]:
+    """The request n times, each with its own seed, the first with the request's; once where it is greedy."""
+    count = 1 if request.params.temperature == 0 else n
+    return [dataclasses.replace(request, seed=seed(request.seed, i)) for i in range(count)]
+
+
+def seed(base: int, index: int) -> int:
+    """The seed of a row's `index`-th candidate, below 2^63; that of the first is the row's own."""
+    if index == 0:
+        return base
+    digest = hashlib.sha256(f"best_of_n {base} {index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def best(scores: Tensor, counts: Sequence[int]) -> list[int]:
+    """The row of the highest score among each `counts[i]` that follow one another."""
+    filled = scores.float().nan_to_num(nan=-float("inf"), posinf=float("inf"), neginf=-float("inf"))
+    kept, begin = [], 0
+    for group in filled.split(list(counts)):
+        kept.append(begin + int(group.argmax()))
+        begin += len(group)
+    return kept

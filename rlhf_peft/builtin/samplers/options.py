@@ -1,0 +1,29 @@
+"""The options that every sampler shares."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rlhf_peft.plugin import Options, SamplingParams
+
+
+class SamplingOptions(Options):
+    """How completions are drawn."""
+
+    max_new_tokens: int = Field(256, gt=0, description="Most tokens of a completion, EOS included.")
+    temperature: float = Field(1.0, ge=0, description="Logits are divided by it; RL needs more than 0.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Only the likeliest tokens whose probabilities sum to this; 1 keeps all."
+    )
+    top_k: int = Field(0, ge=0, description="Only so many of the likeliest tokens; 0 keeps all.")
+    min_p: float = Field(
+        0.0, ge=0, lt=1, description="Only tokens this share as likely as the likeliest; 0 keeps all."
+    )
+    stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
+
+    @property
+    def params(self) -> SamplingParams:
+        """What a request asks for where the algorithm does not say otherwise."""
+        return SamplingParams(
+            self.max_new_tokens, self.temperature, tuple(self.stop), self.top_p, self.top_k, self.min_p
+        )

@@ -1,0 +1,263 @@
+"""Decodes on a vLLM server, over HTTP; the policy's adapter is pushed by path at each `sync`.
+
+Start the server on a machine that sees the same files:
+
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora --max-lora-rank 32 \\
+        --logprobs-mode processed_logprobs
+
+In TRL 1.16 `trl vllm-serve --model BASE --enable-lora ...` runs this very server and takes the same variable. Older
+ones of TRL have endpoints of their own and take whole weights over NCCL, no adapter by path: they are refused, for they
+would go on sampling from the base.
+
+Each row is a request of its own with its own seed. vLLM's arithmetic depends on batch-mates all the same, so rows do
+not depend on their seed alone. Its weights differ a little from the 4-bit ones that are trained; `sampler_logps` show
+by how much.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from rlhf_peft.plugin import Finish, PolicyView, Request, Rollout, SampleContext, SamplerError
+
+from . import rows as making
+from .http import HttpError, JsonClient
+from .local import provided
+from .options import SamplingOptions
+from .rows import Row
+
+log = logging.getLogger("rlhf_peft.samplers.vllm_server")
+
+WHO = "sampler vllm_server"
+START = (
+    "Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment: vllm serve BASE --enable-lora "
+    "--logprobs-mode processed_logprobs"
+)
+
+
+class VllmServerOptions(SamplingOptions):
+    """Which server, and how completions are drawn."""
+
+    url: str = Field("http://localhost:8000", pattern="^https?://", description="Where the server listens.")
+    api_key_env: str | None = Field(
+        None, description="Environment variable that holds the server's API key; null: none."
+    )
+    folder: str | None = Field(
+        None,
+        description="Folder for adapters that this machine and the server see by the same path; null: a temporary one.",
+    )
+    timeout: float = Field(600.0, gt=0, description="Seconds for one answer.")
+    retries: int = Field(3, ge=0, description="Further tries where the server is busy, ill or away.")
+    connections: int = Field(64, gt=0, description="Most requests under way at once.")
+
+
+class VllmServerSampler:
+    """Writes completions on a vLLM server."""
+
+    Options = VllmServerOptions
+
+    def __init__(self, options: VllmServerOptions) -> None:
+        self.options = options
+        self.params = options.params
+        self.provides = provided(options.params, "logps")
+        self._client: JsonClient | None = None
+        self._view: PolicyView | None = None
+        self._folder: Path | None = None
+        self._adapter: str | None = None
+        self._version = self._pushed = 0
+        self._processed: bool | None = None
+
+    # --- the adapter ---
+
+    def sync(self, policy: PolicyView, version: int) -> None:
+        """Write the adapter, have the server load it under a new name, and drop the one before.
+
+        Raises:
+            SamplerError: the server is away, is no vLLM server, or does not take adapters.
+            UsageError: the API key is missing.
+        """
+        client, folder = self._connect(), self._place()
+        self._drop()
+        self._pushed += 1
+        name = f"{folder.name}-{version}-{self._pushed}"
+        policy.save_adapter(folder / name)
+        try:
+            client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder / name)})
+        except HttpError as error:
+            if error.status == 404:
+                raise SamplerError(f"{error} The server does not take adapters at runtime. {START}") from None
+            if error.status and "already" not in str(error):  # an earlier try came through after all
+                raise SamplerError(
+                    f"{error} It must see {folder} by this very path (sampler.folder), and its --max-lora-rank must be "
+                    "at least lora.r."
+                ) from None
+            if not error.status:
+                raise
+        self._adapter, self._view, self._version = name, policy, version
+
+    def close(self) -> None:
+        """Have the server drop the adapter, and remove what was written."""
+        try:
+            self._drop()
+        except SamplerError as error:
+            log.warning("the server keeps an adapter: %s", error)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._client is not None:
+            self._client.close()
+        self._client = self._view = self._folder = None
+
+    def _connect(self) -> JsonClient:
+        if self._client is None:
+            o = self.options
+            client = JsonClient(WHO, o.url, o.api_key_env, o.timeout, o.retries, o.connections)
+            try:
+                client.get("/v1/models")
+            except HttpError as error:
+                client.close()
+                if error.status == 404:
+                    raise SamplerError(
+                        f"{error} This is not vLLM's own server. An old one of TRL takes no adapter by path. "
+                        f"{START}"
+                    ) from None
+                raise
+            self._client = client
+        return self._client
+
+    def _place(self) -> Path:
+        if self._folder is None:
+            if self.options.folder:
+                Path(self.options.folder).mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix="rlhf-peft-", dir=self.options.folder)).resolve()
+        return self._folder
+
+    def _drop(self) -> None:
+        if self._adapter is None or self._client is None or self._folder is None:
+            return
+        name, self._adapter = self._adapter, None
+        try:
+            self._client.post("/v1/unload_lora_adapter", {"lora_name": name})
+        except HttpError as error:
+            if error.status != 404:  # the server has been started anew and knows nothing of it
+                raise
+        finally:
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+
+    # --- the rows ---
+
+    def sample(self, requests: Sequence[Request], context: SampleContext | None = None) -> Rollout:
+        """One completion for each request.
+
+        Raises:
+            SamplerError: no policy was given yet, a prompt leaves no room for a token, or the server fails.
+        """
+        view = self._view
+        if view is None:
+            raise SamplerError(f"{WHO}: sample() before sync().")
+        rows = making.start(requests, view.max_length, "vllm_server")
+        self._check_logprobs(rows)
+        with ThreadPoolExecutor(self.options.connections) as pool:
+            running = [pool.submit(self._write, row, view) for row in rows]
+            try:
+                for future in running:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return making.rollout(rows, self._version)
+
+    def _write(self, row: Row, view: PolicyView) -> None:
+        """Have one row written."""
+        tokens, logps, reason = self._complete(payload(row, view.eos_ids))
+        if len(tokens) > row.room:
+            raise SamplerError(f"{WHO}: {len(tokens)} tokens came where max_tokens was {row.room}.")
+        row.tokens, row.logps, row.finish = tokens, logps, finish(tokens, reason, view.eos_ids)
+
+    def _complete(self, asked: dict[str, Any]) -> tuple[list[int], list[float], str]:
+        """Token ids, their log-probabilities, and why they ended."""
+        client = self._connect()
+        answer = client.post("/v1/completions", {"model": self._adapter, **asked})
+        try:
+            choice = answer["choices"][0]
+            tokens = [int(token) for token in choice["token_ids"]]
+            logps = [float(logp) for logp in choice["logprobs"]["token_logprobs"]]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise SamplerError(
+                f"{WHO}: {client.shown}/v1/completions: the answer has no token_ids with logprobs "
+                f"({type(error).__name__}: {error}). vLLM 0.10.2 or later was expected; it gave {str(answer)[:200]}"
+            ) from None
+        if not tokens or len(tokens) != len(logps):
+            raise SamplerError(
+                f"{WHO}: {client.shown}/v1/completions: {len(tokens)} tokens with {len(logps)} log-probabilities."
+            )
+        return tokens, logps, str(choice.get("finish_reason"))
+
+    def _check_logprobs(self, rows: list[Row]) -> None:
+        """Raise SamplerError where log-probabilities would be of another distribution than the one drawn from.
+
+        vLLM gives those of the untouched logits unless told otherwise. With one token to choose from it must say 0.
+        """
+        if self._processed or all(
+            row.request.params.temperature in (0, 1) and not row.request.params.truncated for row in rows
+        ):
+            return
+        probe = {
+            "prompt": rows[0].request.prompt_ids.tolist(),
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "top_k": 1,
+        }
+        _, logps, _ = self._complete({**probe, "logprobs": 0, "return_token_ids": True})
+        self._processed = logps[0] > -1e-6
+        if not self._processed:
+            raise SamplerError(
+                f"{WHO}: the server's log-probabilities leave out temperature and truncation. {START}; or sample with "
+                "temperature 1 and no top_p, top_k or min_p."
+            )
+
+
+def payload(row: Row, eos_ids: frozenset[int]) -> dict[str, Any]:
+    """What `/v1/completions` is asked for one row; penalties are named, for those of the model are the default."""
+    params = row.request.params
+    asked = {
+        "prompt": row.request.prompt_ids.tolist(),
+        "n": 1,
+        "seed": row.request.seed % 2**63,
+        "max_tokens": row.room,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "min_p": params.min_p,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop_token_ids": sorted(eos_ids),
+        "logprobs": 0,
+        "return_token_ids": True,
+    }
+    if params.stop:
+        asked |= {"stop": list(params.stop), "include_stop_str_in_output": True}
+    return asked
+
+
+def finish(tokens: list[int], reason: str, eos_ids: frozenset[int]) -> Finish:
+    """How a row ended.
+
+    Raises:
+        SamplerError: the server broke off.
+    """
+    if tokens[-1] in eos_ids:
+        return "eos"
+    if reason == "stop":
+        return "stop"
+    if reason == "length":
+        return "length"
+    raise SamplerError(f"{WHO}: a row ended with finish_reason {reason!r}; stop or length was expected.")
