@@ -114,7 +114,9 @@ def rl_stage(tmp_path, seed, steps, size):
         "dataset": {"path": write(tmp_path / "train.jsonl", [{"prompt": text} for text in found[size:]])},
         "algorithm": {
             "name": "ppo",
-            "beta": 0.04,
+            "beta": 0.06,
+            "kl_target": 8.0,
+            "kl_horizon": 100,
             "num_epochs": 2,
             "num_minibatches": 4,
             "cliprange_value": None,

@@ -91,6 +91,18 @@ def resolve(reference: str, role: str) -> Path:
     return _from_hub(reference, key)
 
 
+def members(reference: str, prefix: str) -> list[str]:
+    """Names of the ensemble `<prefix>-0`, `<prefix>-1`, ... that a run or folder has; empty where it has none."""
+    path = Path(reference).expanduser()
+    names = {
+        folder.parent.name
+        for place in (path / "adapters", path)
+        for folder in place.glob(f"{prefix}-*/{CONFIG_FILE}")
+        if folder.parent.name.removeprefix(f"{prefix}-").isdigit()
+    }
+    return sorted(names, key=lambda name: int(name.rpartition("-")[2]))
+
+
 def _from_hub(reference: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

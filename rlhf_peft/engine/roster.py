@@ -18,6 +18,8 @@ from .forwards import Forwards
 from .head import ScalarHead
 from .source import Source
 
+BASE = "base"
+"""The raw base: there is always one, and it has no adapter."""
 POLICY = "policy"
 REFERENCE = "reference"
 INCOMING = "incoming"
@@ -52,6 +54,8 @@ class Roster(Forwards):
         Raises:
             ModelError: there is no such role.
         """
+        if role == BASE:
+            return None
         if role not in self._adapter_of:
             raise ModelError(f"there is no role {role!r} on this base; there are {', '.join(self.roles)}.")
         return self._adapter_of[role]
@@ -175,6 +179,22 @@ class Roster(Forwards):
         self._put(role, stored.config, stored.weights, f"{where}: ")
         self._set_head(role, fresh)
         return stored.folder
+
+    def load_ensemble(self, prefix: str, reference: str) -> list[str]:
+        """Make `<prefix>-0`, `<prefix>-1`, ... of all that a run has of them, or `<prefix>-0` of a single one.
+
+        Roles of that prefix that were there before are gone. Returns the names.
+
+        Raises:
+            ModelError: nothing is there, one does not fit this base, or one has no head.
+        """
+        names = artifacts.members(reference, prefix) or [f"{prefix}-0"]
+        for name in names:
+            self.load_role(name, reference, head=True)
+        for role in self.roles:
+            if role.startswith(f"{prefix}-") and role not in names:
+                self.remove_role(role)
+        return names
 
     def save_role(self, role: str, folder: Path) -> None:
         """Write a role's adapter and head in PEFT's format.

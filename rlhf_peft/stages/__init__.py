@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from .context import Context, Reporter, StageRunner, lora_spec, read_source
+from .ranks import Ranks
 
 _KINDS = ("sft", "preference", "reward_model", "rl")
 
@@ -17,4 +18,4 @@ def runner(kind: str) -> StageRunner:
     return found
 
 
-__all__ = ["Context", "Reporter", "StageRunner", "lora_spec", "read_source", "runner"]
+__all__ = ["Context", "Ranks", "Reporter", "StageRunner", "lora_spec", "read_source", "runner"]

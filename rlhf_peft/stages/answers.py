@@ -27,7 +27,7 @@ class FixedPrompts:
     def __init__(self, stage: StageBase, ctx: Context, sampler: Sampler | None = None) -> None:
         self.stage, self.ctx = stage, ctx
         self.prompts = []
-        if stage.eval.prompts is None:
+        if stage.eval.prompts is None or not ctx.ranks.main:
             return
         self.sampler = sampler or ctx.registry.make("samplers", "cached", {})
         rows = load_rows(path=stage.eval.prompts, columns={"prompt": "text"}, stage=stage.name)

@@ -17,6 +17,7 @@ from ..engine import LoraSpec, SharedBase
 from ..recipe.schema import DatasetSource, Lora, Recipe, StageBase
 from ..registry import Registry
 from ..runs import RunFolder
+from .ranks import Ranks
 
 
 class Reporter(Protocol):
@@ -58,6 +59,7 @@ class Context:
     run: RunFolder
     reporter: Reporter
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def view(self) -> View:
@@ -108,9 +110,12 @@ class Context:
         """Write an update's figures down, show them, and tell the observers."""
         self.run.append_metrics(stage, step, metrics)
         self.reporter.step(stage, step, metrics)
-        self.registry.broadcast(
-            "rlhf_peft_step_end", run=self.view, stage=stage, step=step, metrics=dict(metrics)
-        )
+        self.tell("rlhf_peft_step_end", stage=stage, step=step, metrics=dict(metrics))
+
+    def tell(self, hook: str, **said: Any) -> None:
+        """Tell the observers, once for all processes."""
+        if self.ranks.main:
+            self.registry.broadcast(hook, run=self.view, **said)
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write completions down, with what they scored."""
@@ -118,11 +123,11 @@ class Context:
 
     def save_role(self, stage: str, step: int, role: str) -> None:
         """Write a role's adapter into the run folder and tell the observers."""
+        if not self.ranks.main:
+            return
         folder = self.run.adapter_dir(role)
         self.base.save_role(role, folder)
-        self.registry.broadcast(
-            "rlhf_peft_checkpoint_saved", run=self.view, stage=stage, step=step, folder=folder
-        )
+        self.tell("rlhf_peft_checkpoint_saved", stage=stage, step=step, folder=folder)
 
 
 def read_source(

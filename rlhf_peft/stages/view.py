@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from ..engine import SharedBase
 from ..types import SamplingParams
+from .ranks import Ranks
 
 
 class BaseView:
@@ -29,14 +31,27 @@ class BaseView:
         """The causal LM as this role, ready to decode."""
         return self._base.decoder(self._role)
 
+    def save_adapter(self, folder: Path) -> None:
+        """Write the role's adapter in PEFT's format."""
+        self._base.save_role(self._role, folder)
+
 
 class SeededContext:
     """`RequestContext` of one iteration: each completion has a seed of its own."""
 
-    def __init__(self, params: SamplingParams, seed: Callable[..., int], step: int) -> None:
-        self.params = params
-        self._seed, self._step = seed, step
+    def __init__(
+        self,
+        params: SamplingParams,
+        seed: Callable[..., int],
+        step: int,
+        round: int = 0,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.params, self.round = params, round
+        self._seed, self._step, self._ranks = seed, step, ranks or Ranks()
 
     def seed(self, group: int, sample: int) -> int:
-        """The seed of the `sample`-th completion of the `group`-th prompt of this iteration."""
-        return self._seed("rollout", self._step, group, sample)
+        """The seed of the `sample`-th completion of the `group`-th prompt of this round."""
+        later = ("round", self.round) if self.round else ()
+        among_all = group * self._ranks.world + self._ranks.rank
+        return self._seed("rollout", self._step, *later, among_all, sample)

@@ -112,6 +112,23 @@ def test_a_run_with_one_reward_may_call_it_so(run, llama, tmp_path):
         llama.load_role("reward-3", str(folder), head=True)
 
 
+def test_a_whole_ensemble_is_taken_in(run, llama):
+    base, folder = run
+    for name in ("reward-0", "reward-7"):
+        llama.add_role(name, head=True)
+    assert llama.load_ensemble("reward", str(folder)) == ["reward-0", "reward-1"]
+    assert [role for role in llama.roles if role.startswith("reward")] == ["reward-0", "reward-1"]
+    for role in ("reward-0", "reward-1"):
+        assert torch.equal(hidden(llama, role), hidden(base, role))
+    assert llama.load_ensemble("reward", str(folder / "adapters" / "reward-1")) == ["reward-0"]
+    assert torch.equal(hidden(llama, "reward-0"), hidden(base, "reward-1"))
+    assert "reward-1" not in llama.roles
+
+
+def test_the_raw_base_is_always_a_role(llama):
+    assert llama.adapter_of("base") is None
+
+
 def test_the_policy_may_be_loaded_after_other_roles(run, llama):
     base, folder = run
     llama.load_role("reward-0", str(folder), head=True)

@@ -12,6 +12,7 @@ from ... import maths
 from ...hookspecs import Sampler
 from ...types import Request, Rollout
 from ..view import BaseView
+from .collect import Judge
 from .forwards import Scorer
 from .metrics import describe_kl, describe_rollout
 from .rewarding import Rewards, Scoring, reward_batch
@@ -62,12 +63,16 @@ class Evaluator:
             [
                 Request(prompt.ids, i, self._seed("eval", i), self.sampler.params, columns=prompt.columns)
                 for i, prompt in enumerate(self.prompts)
-            ]
+            ],
+            Judge(self.scorer, self.rewards, view, self._generator("judge"), step),
         )
-        quantities = self.scorer(rollout, values=False, heads=self.rewards.heads)
+        quantities = self.scorer(
+            rollout, values=False, heads=self.rewards.heads, readers=self.rewards.logp_roles
+        )
         assert quantities.logps is not None and quantities.ref_logps is not None
-        generator = torch.Generator().manual_seed(self._seed("eval", "rewards"))
-        batch = reward_batch(rollout, quantities.heads, step, generator, view.decode)
+        batch = reward_batch(
+            rollout, quantities.heads, step, self._generator("rewards"), view.decode, quantities.readings
+        )
         scoring = self.rewards.score(batch)
         mask = torch.nn.utils.rnn.pad_sequence(rollout.action_mask, batch_first=True, padding_value=False)
         metrics = {"reward": float(scoring.scores.nanmean())}
@@ -80,3 +85,6 @@ class Evaluator:
         return Answers(
             rollout, batch.texts, scoring, kl, {f"eval/{key}": value for key, value in metrics.items()}
         )
+
+    def _generator(self, stream: str) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed("eval", stream))

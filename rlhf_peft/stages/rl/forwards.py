@@ -25,6 +25,7 @@ class Quantities:
         values: [N, T].
         entropy: [N, T] in nats.
         heads: reward role to [N].
+        readings: role ("base", "reference") to [N, T] log-probabilities at temperature 1.
         value_hidden: N tensors [T_i, H] of the frozen reward trunk, where the value head stands on it.
     """
 
@@ -33,6 +34,7 @@ class Quantities:
     values: Tensor | None = None
     entropy: Tensor | None = None
     heads: dict[str, Tensor] = field(default_factory=dict)
+    readings: dict[str, Tensor] = field(default_factory=dict)
     value_hidden: list[Tensor] | None = None
 
 
@@ -93,8 +95,18 @@ class Scorer:
         reference: bool = True,
         values: bool = True,
         heads: tuple[str, ...] = (),
+        readers: tuple[str, ...] = (),
     ) -> Quantities:
-        """All that is asked for, of every row."""
+        """All that is asked for, of every row.
+
+        Args:
+            rollout: the rows.
+            logps: of the policy, with entropies.
+            reference: log-probabilities of the reference.
+            values: where there is a value role.
+            heads: reward roles.
+            readers: roles whose log-probabilities at temperature 1 a reward reads: "base", "reference".
+        """
         shape = (len(rollout), int(rollout.lengths.max()))
         with_values = values and self.value is not None
         out = Quantities(
@@ -103,18 +115,21 @@ class Scorer:
             values=torch.zeros(shape) if with_values else None,
             entropy=torch.zeros(shape) if logps else None,
             heads={role: torch.zeros(len(rollout)) for role in heads},
+            readings={role: torch.zeros(shape) for role in readers},
             value_hidden=[torch.empty(0)] * len(rollout) if with_values and self.value == "reward" else None,
         )
-        frozen = self._frozen(reference, with_values, heads)
+        frozen = self._frozen(reference, with_values, heads, readers)
         distinct = max(1, len({self.base.adapter_of(role) for role in frozen}))
         for rows in length_batches(rollout.lengths.tolist(), max_tokens=max(1, self.max_tokens // distinct)):
             self._batch(rollout, rows, frozen, out)
         return out
 
-    def _frozen(self, reference: bool, values: bool, heads: tuple[str, ...]) -> list[str]:
+    def _frozen(
+        self, reference: bool, values: bool, heads: tuple[str, ...], readers: tuple[str, ...]
+    ) -> list[str]:
         """The roles whose forwards may share a batch."""
         own = [VALUE] if values and self.value in ("own", "reward") else []
-        return ([REFERENCE] if reference else []) + list(heads) + own
+        return list(dict.fromkeys([*([REFERENCE] if reference else []), *heads, *own, *readers]))
 
     @torch.no_grad()
     def _batch(self, rollout: Rollout, rows: list[int], frozen: list[str], out: Quantities) -> None:
@@ -133,6 +148,8 @@ class Scorer:
         if out.ref_logps is not None:
             reference, _ = base.logps(hidden[REFERENCE], ids, mask, temperature=self.temperature)
             out.ref_logps[rows, :width] = reference.float().cpu()
+        for role in out.readings:
+            out.readings[role][rows, :width] = base.logps(hidden[role], ids, mask)[0].float().cpu()
         for role in out.heads:
             out.heads[role][rows] = base.rewards(hidden[role], lengths, role).float().cpu()
         if out.values is not None:

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from ... import maths
 from ...types import Rollout, Scored
+from ..ranks import Ranks
 
 METRICS: dict[str, str] = {
     "reward": "mean over rows of the score: weighted sum of the rewards, after the rule for missing EOS",
     "reward_std": "standard deviation of the score over rows",
     "rewards/<name>/mean": "mean over rows of one reward, unweighted, rows that abstained left out",
     "rewards/<name>/std": "standard deviation of one reward over rows",
+    "rewards/<name>/abstained": "share of rows that a reward abstained from; only where there is one",
+    "rewards/<name>/failed": "1 where a reward failed in this batch and its entry says abstain",
+    "rewards/classifier/truncated": "share of rows cut at the start to the classifier's longest length",
     "rewards/learned/disagreement": "mean over rows of the standard deviation over the heads of an ensemble",
     "kl": "mean over completions of sum over tokens of logp - ref_logp (k1), in nats: the objective's KL",
     "kl_k3": "mean over completions of sum over tokens of exp(-d) - 1 + d, d = logp - ref_logp (k3), in nats",
@@ -40,6 +44,7 @@ METRICS: dict[str, str] = {
     "distinct_2": "different pairs of adjacent tokens over all pairs, over all completions (evaluation only)",
     "num_tokens": "tokens sampled and read so far, prompts included",
     "rows": "rows that the step trained on",
+    "sampling/rounds": "how often prompts were sampled in the step (more than 1 with dynamic sampling)",
     "step_time": "seconds of the step",
     "time/rollout": "seconds of sampling",
     "time/scoring": "seconds of the roles' forwards and the rewards",
@@ -50,11 +55,11 @@ METRICS: dict[str, str] = {
 }
 
 
-def describe_scores(scored: Scored, components: Mapping[str, Tensor]) -> dict[str, float]:
+def describe_scores(scored: Scored) -> dict[str, float]:
     """Figures of the rewards."""
     scores = scored.scores[~scored.scores.isnan()]
     out = {"reward": _mean(scores), "reward_std": _std(scores)}
-    for name, values in components.items():
+    for name, values in scored.components.items():
         given = values[~values.isnan()]
         out[f"rewards/{name}/mean"], out[f"rewards/{name}/std"] = _mean(given), _std(given)
     groups = [scored.scores[scored.rollout.group == g] for g in scored.rollout.group.unique()]
@@ -129,6 +134,16 @@ class Averages:
         """Take in a figure that counts once."""
         self._sums[name] = self._sums.get(name, 0.0) + value
         self._counts[name] = self._counts.get(name, 0.0) + 1
+
+    def gather(self, ranks: Ranks) -> None:
+        """Take in what the other processes have."""
+        if ranks.world == 1:
+            return
+        each = ranks.gather((self._sums, self._counts))
+        for mine, others in ((self._sums, [e[0] for e in each]), (self._counts, [e[1] for e in each])):
+            mine.clear()
+            for name in dict.fromkeys(name for other in others for name in other):
+                mine[name] = sum(other.get(name, 0.0) for other in others)
 
     def means(self) -> dict[str, float]:
         """The mean of each figure."""

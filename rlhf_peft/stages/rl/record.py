@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ... import maths
+from ...policy_gradient import BASELINE
 from ...types import Rollout, Scored
-from .evaluate import Answers
 from .metrics import describe_kl, describe_rollout
 from .rewarding import Scoring
+
+if TYPE_CHECKING:
+    from .evaluate import Answers
 
 SAMPLES_PER_STEP = 4
 
@@ -44,6 +48,12 @@ def outcome(last: dict[str, float], before: Answers | None, after: Answers | Non
     return out
 
 
+def sampled_rows(scored: Scored) -> Scored:
+    """Without the rows that are only compared with, which are no samples of the policy."""
+    index = [i for i, tag in enumerate(scored.rollout.tag) if tag != BASELINE]
+    return scored if len(index) == len(scored) else scored.rows(index)
+
+
 def describe(scored: Scored) -> dict[str, float]:
     """Figures of a rollout and of the policy that wrote it."""
     out = describe_rollout(scored.rollout)
@@ -69,6 +79,11 @@ def samples(
             "rewards": {name: float(values[i]) for name, values in scoring.components.items()},
             "kl": kl[i],
             "finish": rollout.finish[i],
+            **(
+                {"extra": {name: values[i] for name, values in scoring.extra.items()}}
+                if scoring.extra
+                else {}
+            ),
         }
         for i in range(min(SAMPLES_PER_STEP, len(rollout)))
     ]
@@ -111,13 +126,14 @@ class Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self._laps[phase] = now - self._last
+        self._laps[phase] = self._laps.get(phase, 0.0) + now - self._last
         self._last = now
 
-    def figures(self, rollout: Rollout, epochs: int) -> dict[str, float]:
+    def figures(self, rollout: Rollout, keep: Tensor, epochs: int) -> dict[str, float]:
         """Seconds and tokens per second."""
         written, read = int(rollout.completion_lengths.sum()), int(rollout.lengths.sum())
-        done = {"rollout": written, "scoring": read, "update": read * epochs}
+        trained = int(rollout.lengths[keep].sum()) * epochs
+        done = {"rollout": written, "scoring": read, "update": trained}
         out = {"step_time": sum(self._laps.values())}
         for phase, seconds in self._laps.items():
             out[f"time/{phase}"] = seconds

@@ -1,9 +1,17 @@
-"""Runs a stage's rewards on a rollout and adds them up."""
+"""Runs a stage's rewards on a rollout and adds them up.
+
+Those that need no role start in `begin` and run while the model computes; `finish` runs the rest. Each row's score is
+clipped, then normalised, then weighted; per-token scores are only weighted. What is logged is the raw score.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import dataclasses
+import inspect
+import weakref
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,140 +24,239 @@ from ...hookspecs import Reward
 from ...recipe.schema import RewardEntry, RlStage
 from ...registry import Registry
 from ...types import RewardBatch, Rollout, Scores
+from .rewards.background import PATIENCE, Background
+from .rewards.member import LOGPS, Given, Member, head_roles
+from .rewards.total import Scoring, add_up, without_end
+
+__all__ = ["Pending", "Rewards", "Scoring", "reward_batch", "without_end"]
+
+GRACE = 5.0
+"""Seconds that the event loop may be late."""
 
 
 @dataclass(slots=True)
-class Scoring:
-    """What the rewards gave.
+class Pending:
+    """Rewards that are running.
 
     Attributes:
-        scores: [N] weighted sum; NaN where all abstained.
-        token_scores: [N, T] weighted sum of per-token rewards, or None.
-        components: reward name to [N], unweighted.
-        metrics: figures that the rewards logged.
-        extra: columns to show beside the samples.
+        batch: what they score.
+        rows: the dataset's row, counted from 0, of each row; or None.
+        seeds: reward name to the seed of its generator.
+        futures: reward name to its scores, of those that have begun.
     """
 
-    scores: Tensor
-    token_scores: Tensor | None = None
-    components: dict[str, Tensor] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    extra: dict[str, list[Any]] = field(default_factory=dict)
+    batch: RewardBatch
+    rows: Sequence[int] | None
+    seeds: dict[str, int]
+    futures: dict[str, Future[Scores]] = field(default_factory=dict)
+
+    def cancel(self) -> None:
+        """Stop those that still run."""
+        for future in self.futures.values():
+            future.cancel()
 
 
 class Rewards:
-    """Several named rewards with weights.
+    """Several named rewards with weights. Close it when the stage ends.
 
     Args:
         registry: makes them by name.
         entries: the recipe's.
         base: whose heads they may ask for.
+        stage: its name, for messages.
+
+    Raises:
+        UsageError: a name is listed twice, or a reward needs a head and there is none.
     """
 
-    def __init__(self, registry: Registry, entries: Sequence[RewardEntry], base: SharedBase) -> None:
-        self.weights = {entry.name: float(entry.weight) for entry in entries}
-        if len(self.weights) < len(entries):
+    def __init__(
+        self, registry: Registry, entries: Sequence[RewardEntry], base: SharedBase, *, stage: str = "rl"
+    ) -> None:
+        if len({entry.name for entry in entries}) < len(entries):
             raise UsageError("rewards: one name is listed twice; give each reward once.")
-        self.rewards: dict[str, Reward] = {
-            entry.name: registry.make("rewards", entry.name, entry.options) for entry in entries
-        }
-        self._heads = {name: tuple(_heads(base, reward)) for name, reward in self.rewards.items()}
-        for name, reward in self.rewards.items():
-            if reward.roles and not self._heads[name]:
-                raise UsageError(
-                    f"rewards.{name}: needs a reward head and there is none. Put a reward_model stage before this one, "
-                    "or name a trained one: init: {reward: runs/my-rm}."
-                )
+        self._members = [_member(registry, entry, base, stage) for entry in entries]
+        self._background = Background()
+        self._release = weakref.finalize(self, _close, self._background, list(self._members))
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """Name to reward."""
+        return {member.name: member.reward for member in self._members}
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Roles whose heads must be run before."""
-        return tuple(dict.fromkeys(role for roles in self._heads.values() for role in roles))
+        """Roles whose heads must be run before `finish`."""
+        return tuple(dict.fromkeys(role for member in self._members for role in member.heads))
 
-    def score(self, batch: RewardBatch, stage: RlStage | None = None) -> Scoring:
+    @property
+    def logp_roles(self) -> tuple[str, ...]:
+        """Those of "base" and "reference" whose log-probabilities must be there at `finish`."""
+        wanted = {role for member in self._members for role in member.logps}
+        return tuple(role for role in LOGPS if role in wanted)
+
+    def score(
+        self, batch: RewardBatch, stage: RlStage | None = None, rows: Sequence[int] | None = None
+    ) -> Scoring:
         """Run all rewards and add them up; with a stage, apply its rule for completions that did not end.
+
+        Args:
+            batch: with the heads and log-probabilities that are asked for.
+            stage: see above.
+            rows: the dataset's row, counted from 0, of each row of the batch, for messages.
 
         Raises:
             RewardError: one raised, timed out, or gave something that is no score.
         """
-        given = asyncio.run(self._all(batch))
-        out = Scoring(scores=torch.zeros(len(batch)))
-        abstained = torch.ones(len(batch), dtype=torch.bool)
-        for name, scores in given.items():
-            row = scores.row.detach().float().cpu()
-            out.components[name] = row
-            out.scores += self.weights[name] * row.nan_to_num(0.0)
-            abstained &= row.isnan()
-            if scores.token is not None:
-                token = self.weights[name] * scores.token.detach().float().cpu()
-                out.token_scores = token if out.token_scores is None else out.token_scores + token
-            out.metrics.update({f"rewards/{name}/{key}": value for key, value in scores.metrics.items()})
-            out.extra.update({f"{name}/{key}": values for key, values in scores.extra.items()})
-        if stage is not None:
-            out.scores = without_end(
-                out.scores, batch.finish, stage.missing_eos_penalty, stage.missing_eos_score
-            )
-        out.scores[abstained] = float("nan")
-        return out
+        return self.finish(self.begin(batch, rows), batch.heads, batch.logps, stage)
 
-    async def _all(self, batch: RewardBatch) -> dict[str, Scores]:
-        each = await asyncio.gather(*(self._one(name, batch) for name in self.rewards))
-        return dict(zip(self.rewards, each, strict=True))
+    def begin(self, batch: RewardBatch, rows: Sequence[int] | None = None) -> Pending:
+        """Start the rewards that need no role; does not wait.
 
-    async def _one(self, name: str, batch: RewardBatch) -> Scores:
-        reward = self.rewards[name]
-        heads = {role: batch.heads[role] for role in self._heads[name]}
-        own = RewardBatch(
-            **{f: getattr(batch, f) for f in RewardBatch.__dataclass_fields__} | {"heads": heads}
-        )
+        Args:
+            batch: `heads` and `logps` may be empty as yet.
+            rows: the dataset's row, counted from 0, of each row of the batch, for messages.
+        """
+        draw = lambda: int(torch.randint(2**62, (), generator=batch.generator))  # noqa: E731
+        pending = Pending(batch, rows, {member.name: draw() for member in self._members})
+        for member in self._members:
+            if not member.waits:
+                self._start(member, pending, {}, {})
+        return pending
+
+    def finish(
+        self,
+        pending: Pending,
+        heads: Mapping[str, Tensor],
+        logps: Mapping[str, Tensor],
+        stage: RlStage | None = None,
+    ) -> Scoring:
+        """Run the other rewards, wait for all, and add them up.
+
+        Args:
+            pending: from `begin`.
+            heads: role to [N], at least those of `heads`.
+            logps: role to [N, T], at least those of `logp_roles`.
+            stage: whose rule for completions that did not end is applied; None: none.
+
+        Raises:
+            RewardError: one raised, timed out, or gave something that is no score.
+        """
+        given: dict[str, Scores] = {}
         try:
-            scores = await asyncio.wait_for(reward.score(own), reward.timeout)
-        except TimeoutError as error:
+            for member in self._members:
+                if member.waits and member.place != "here":
+                    self._start(member, pending, heads, logps)
+            for member in self._members:
+                if member.place == "here":
+                    given[member.name] = member.score_here(_given(member, pending, heads, logps))
+            given |= _results(self._background, self._members, pending.futures)
+        except BaseException:
+            pending.cancel()
+            raise
+        return add_up(self._members, pending.batch, given, stage)
+
+    def _start(self, member: Member, pending: Pending, heads: Any, logps: Any) -> None:
+        coroutine = member.score(_given(member, pending, heads, logps))
+        pending.futures[member.name] = self._background.submit(coroutine)
+
+    def close(self) -> None:
+        """End worker processes, connections and the event loop."""
+        self._release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Running normalisation, and what rewards keep: tensors and JSON only."""
+        keep = {m.name: m.reward.state_dict() for m in self._members if hasattr(m.reward, "state_dict")}
+        return {"scale": {m.name: m.scale.moments.state_dict() for m in self._members}, "rewards": keep}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; rewards that it does not know begin afresh."""
+        for member in self._members:
+            if member.name in state["scale"]:
+                member.scale.moments.load_state_dict(state["scale"][member.name])
+            if member.name in state["rewards"]:
+                member.reward.load_state_dict(state["rewards"][member.name])
+
+
+def _member(registry: Registry, entry: RewardEntry, base: SharedBase, stage: str) -> Member:
+    reward: Reward = registry.make("rewards", entry.name, entry.options)
+    heads = head_roles(base.roles, reward.roles)
+    if not heads and any(role not in LOGPS for role in reward.roles):
+        raise UsageError(
+            f"rewards.{entry.name}: needs a reward head and there is none. Put a reward_model stage before this one, "
+            "or name a trained one: init: {reward: runs/my-rm}."
+        )
+    known = registry.entry("rewards", entry.name)
+    return Member(entry, reward, known.factory, str(known), heads, stage)
+
+
+def _given(
+    member: Member, pending: Pending, heads: Mapping[str, Tensor], logps: Mapping[str, Tensor]
+) -> Given:
+    """The batch as one reward may see it: its own heads, log-probabilities and generator."""
+    own = dataclasses.replace(
+        pending.batch,
+        heads={role: heads[role] for role in member.heads},
+        logps={role: logps[role] for role in member.logps if role in logps},
+        generator=torch.Generator().manual_seed(pending.seeds[member.name]),
+    )
+    return Given(own, pending.rows)
+
+
+def _results(
+    background: Background, members: Sequence[Member], futures: Mapping[str, Future[Scores]]
+) -> dict[str, Scores]:
+    """All scores; the first error as soon as there is one."""
+    while True:
+        _, left = wait(futures.values(), timeout=GRACE, return_when=FIRST_EXCEPTION)
+        out = {name: future.result() for name, future in futures.items() if future.done()}
+        if not left:
+            return out
+        waiting = [m for m in members if m.place == "loop" and m.name in futures and m.name not in out]
+        limits = [m.timeout for m in waiting if m.timeout is not None]
+        # Where one may take as long as it likes, it may hold up the others, too.
+        if waiting and len(limits) == len(waiting) and not background.answers(max(limits) + GRACE):
+            names = " or ".join(member.label for member in waiting)
             raise RewardError(
-                f"reward {name} took longer than {reward.timeout} s at step {batch.step}."
-            ) from error
-        if scores.row.shape != (len(batch),):
-            raise RewardError(
-                f"reward {name} gave {scores.row.numel()} scores for {len(batch)} completions at rl step {batch.step}."
+                f"{names} never gives way: for {max(limits):g} s it did not await anything, so no timeout can stop it. "
+                "Await what it waits for, or make it a plain function, which runs in a process of its own."
             )
-        if scores.row.isinf().any():
-            row = int(scores.row.isinf().nonzero()[0])
-            raise RewardError(
-                f"reward {name} gave an infinite score for row {row} at rl step {batch.step}; NaN abstains, anything "
-                "else must be finite."
-            )
-        return scores
 
 
-def _heads(base: SharedBase, reward: Reward) -> list[str]:
-    return [
-        role
-        for role in base.roles
-        for prefix in reward.roles
-        if role == prefix or role.startswith(f"{prefix}-")
-    ]
+def _close(background: Background, members: Sequence[Member]) -> None:
+    """Holds no `Rewards`: it also runs when one is forgotten, and at exit."""
+    if not background.started:
+        return
+    try:
+        background.submit(_close_all(members)).result(PATIENCE)
+    except TimeoutError:
+        for member in members:
+            if member.worker is not None:
+                member.worker.kill()
+    finally:
+        background.close()
 
 
-def without_end(scores: Tensor, finish: Sequence[str], penalty: float | None, score: float | None) -> Tensor:
-    """Penalise or replace the scores of completions that did not end.
+async def _close_all(members: Sequence[Member]) -> None:
+    closing: list[Coroutine[Any, Any, Any]] = [_close_one(member) for member in members]
+    await asyncio.gather(*closing)
 
-    Args:
-        scores: [N].
-        finish: N words; "length" is a completion that did not end.
-        penalty: subtracted.
-        score: put in place.
 
-    Returns:
-        [N].
-    """
-    cut = torch.tensor([word == "length" for word in finish])
-    if score is not None:
-        return torch.where(cut, score, scores)
-    return torch.where(cut, scores - penalty, scores) if penalty is not None else scores
+async def _close_one(member: Member) -> None:
+    if member.worker is not None:
+        await member.worker.close()
+    if hasattr(member.reward, "close"):
+        closed = member.reward.close()
+        if inspect.isawaitable(closed):
+            await closed
 
 
 def reward_batch(
-    rollout: Rollout, heads: dict[str, Tensor], step: int, generator: torch.Generator, decode: Any
+    rollout: Rollout,
+    heads: Mapping[str, Tensor],
+    step: int,
+    generator: torch.Generator,
+    decode: Any,
+    logps: Mapping[str, Tensor] | None = None,
 ) -> RewardBatch:
     """What rewards see of a rollout; completions are text, or messages where the prompt is messages."""
     ids = [rollout.completion_ids(i) for i in range(len(rollout))]
@@ -169,4 +276,5 @@ def reward_batch(
         heads=heads,
         step=step,
         generator=generator,
+        logps=logps or {},
     )

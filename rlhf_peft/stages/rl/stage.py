@@ -16,19 +16,20 @@ from transformers import get_scheduler
 from ... import maths
 from ...data import PromptStream, encode_prompts, require
 from ...engine import POLICY, REFERENCE, VALUE, SharedBase
-from ...errors import GuardError, PluginError, UsageError
+from ...errors import GuardError, UsageError
 from ...hookspecs import Algorithm, Sampler
 from ...recipe.schema import RlStage
-from ...types import Rollout, Scored
+from ...types import Scored
 from ..answers import FixedPrompts
 from ..context import Context
 from ..optimizer import make_optimizer, warmup_steps
-from ..view import BaseView, SeededContext
+from ..view import BaseView
+from .collect import Collector
 from .evaluate import Answers, Evaluator
-from .forwards import Quantities, Scorer, UpdateModule
+from .forwards import Scorer, UpdateModule
 from .metrics import describe_sampler, describe_scores
-from .record import Clock, describe, held_out_samples, outcome, samples
-from .rewarding import Rewards, Scoring, reward_batch
+from .record import Clock, describe, held_out_samples, outcome, sampled_rows, samples
+from .rewarding import Rewards
 from .update import Batch, Updater
 
 SAME_POLICY = 1e-4
@@ -46,7 +47,7 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
         loop.prepare(parameters)
         loop.check_reference()
         before = loop.evaluate(0)
-        prompts = FixedPrompts(stage, ctx, loop.sampler)
+        prompts = FixedPrompts(stage, ctx, getattr(loop.sampler, "inner", loop.sampler))
         prompts.answer(0)
         last: dict[str, float] = {}
         answers = before
@@ -61,7 +62,7 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
                 prompts.at(step)
             loop.check_kl(step, last)
         prompts.answer(loop.steps)
-    loop.sampler.close()
+    loop.close()
     for role in [POLICY, *loop.value_roles]:
         if base.adapter_of(role) == role:
             ctx.save_role(stage.name, loop.steps, role)
@@ -70,7 +71,10 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
 
 def _load_roles(stage: RlStage, base: SharedBase) -> None:
     for role, reference in stage.init.items():
-        base.load_role("reward-0" if role == "reward" else role, reference, head=role != "policy")
+        if role == "reward":
+            base.load_ensemble(role, reference)
+        else:
+            base.load_role(role, reference, head=role != "policy")
 
 
 class Loop:
@@ -82,20 +86,38 @@ class Loop:
             "algorithms", stage.algorithm.name, stage.algorithm.options
         )
         self.sampler: Sampler = ctx.registry.make("samplers", stage.sampler.name, stage.sampler.options)
-        if self.sampler.params.temperature <= 0:
-            raise UsageError(
-                f"stages.{stage.name}.sampler.temperature: 0 draws nothing, so there is no distribution to learn from. "
-                "Use 1.0."
-            )
-        self.rewards = Rewards(ctx.registry, stage.rewards, self.base)
+        self._check_sampler()
+        self.rewards = Rewards(ctx.registry, stage.rewards, self.base, stage=stage.name)
         self.value_roles = self._make_value()
         self.view = BaseView(self.base)
         tokens = ctx.recipe.model.tokens_per_forward
         self.scorer = Scorer(self.base, self.algorithm.value, self.sampler.params.temperature, tokens)
         self.stream, self.evaluator = self._data()
+        self.collector = Collector(
+            stage, ctx, self.algorithm, self.sampler, self.scorer, self.rewards, self.stream, self.view
+        )
         epochs = max(1, int(stage.num_train_epochs * max(1, self.prompts // stage.prompts_per_step)))
         self.steps = stage.max_steps or epochs
         self.tokens = 0
+
+    def _check_sampler(self) -> None:
+        where = f"stages.{self.stage.name}.sampler"
+        params, name = self.sampler.params, self.stage.algorithm.name
+        if params.temperature <= 0:
+            raise UsageError(
+                f"{where}.temperature: 0 draws nothing, so there is no distribution to learn from. Use 1.0."
+            )
+        if "on_policy" not in self.algorithm.needs or "on_policy" in self.sampler.provides:
+            return
+        if params.truncated:
+            raise UsageError(
+                f"{where}: top_p, top_k and min_p cut off a part of the distribution, and {name} needs draws from all "
+                "of it. Leave them out, or use an algorithm without ratios: online_dpo, rejection_sampling."
+            )
+        raise UsageError(
+            f"{where}.name: {self.stage.sampler.name} does not draw from the policy's own distribution, which {name} "
+            "needs. Use cached, or an algorithm without ratios: online_dpo, rejection_sampling."
+        )
 
     def _make_value(self) -> list[str]:
         """The value role on the trunk that the algorithm asks for; begins as the reward model where there is one."""
@@ -142,20 +164,22 @@ class Loop:
             source = stage.eval.dataset or stage.dataset
             asked = encode(held_out, source.path or str(source.name))[: stage.eval.size]
             only_measured = [entry.model_copy(update={"weight": 0.0}) for entry in stage.eval.rewards]
-            rewards = Rewards(ctx.registry, [*stage.rewards, *only_measured], self.base)
+            rewards = Rewards(ctx.registry, [*stage.rewards, *only_measured], self.base, stage=stage.name)
             seed = lambda *stream: ctx.seed(stage.name, *stream)  # noqa: E731
             evaluator = Evaluator(asked, self.sampler, rewards, self.scorer, seed)
         return stream, evaluator
 
     def prepare(self, parameters: list[nn.Parameter]) -> None:
         """Optimizer, schedule and the wrapped module."""
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         stage, base = self.stage, self.base
         # The trunk computes in the base's dtype already; adapters and heads stay float32.
-        accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision="no")
-        if accelerator.num_processes > 1:
-            raise UsageError("the rl stage runs in one process; start it without accelerate launch.")
+        # Gradients are summed at the end of a minibatch, whatever each process has computed till then.
+        apart = DistributedDataParallelKwargs(broadcast_buffers=False)
+        accelerator = Accelerator(
+            cpu=base.device.type == "cpu", mixed_precision="no", kwargs_handlers=[apart]
+        )
         module = UpdateModule(
             base, self.algorithm.value, self.scorer.temperature, "entropy" in self.algorithm.needs
         )
@@ -179,6 +203,7 @@ class Loop:
             self.module,
             self.algorithm,
             accelerator,
+            self.ctx.ranks,
             self.optimizer,
             parameters,
             max_grad_norm=stage.max_grad_norm,
@@ -208,91 +233,57 @@ class Loop:
     def iteration(self, step: int) -> dict[str, float]:
         """One rollout and its updates; returns the step's figures."""
         clock = Clock()
-        # 1. Prompts, and what the algorithm wants written for them.
-        rollout = self._sample(step)
-        clock.lap("rollout")
-        # 2. All roles over the completions, and the rewards.
-        scored, quantities, scoring = self._score(rollout, step)
-        # 3. Rows to train on.
-        selection = self.algorithm.select(scored, 0)
-        if selection.want:
-            raise PluginError(
-                f"algorithm {self.stage.algorithm.name} asks for {selection.want} more prompts in one iteration, which "
-                "this version does not do. Use its options to take each rollout as it is."
-            )
-        if not bool(selection.keep.any()):
-            raise GuardError(
-                f"no completion of {self.stage.name} step {step} has a score: every reward abstained."
-            )
-        self.ctx.registry.broadcast(
-            "rlhf_peft_rollout_end", run=self.ctx.view, stage=self.stage.name, step=step, scored=scored
-        )
-        # 4. Advantages.
-        columns, prepared = self.algorithm.prepare(scored, selection.keep)
-        importance, sampling = self._importance(rollout, scored)
+        # 1. Completions, what all roles and rewards say of them, and the rows to train on.
+        got = self.collector(step, clock)
+        scored, keep = got.scored, got.keep
+        self.ctx.tell("rlhf_peft_rollout_end", stage=self.stage.name, step=step, scored=scored)
+        # 2. Advantages.
+        columns, prepared = self.algorithm.prepare(scored, keep)
+        importance, sampling = self._importance(scored)
         clock.lap("scoring")
-        # 5. Updates.
+        # 3. Updates.
         batch = Batch(
             scored=scored,
             columns=columns,
-            keep=selection.keep,
-            unit=self.algorithm.unit(scored, selection.keep),
+            keep=keep,
+            unit=self.algorithm.unit(scored, keep),
             importance=importance,
-            value_hidden=quantities.value_hidden,
+            value_hidden=got.value_hidden,
+            owner=got.owner,
         )
         rate = self.scheduler.get_last_lr()[0]
         updates = self.updater(batch, self.ctx.generator(self.stage.name, "permutation", step))
         self.scheduler.step()
         clock.lap("update")
-        # 6. Figures and samples.
-        self.tokens += int(rollout.lengths.sum())
+        # 4. Figures and samples.
+        self.tokens += int(scored.rollout.lengths.sum())
+        trained = sampled_rows(scored)
         stats = {
-            **describe_scores(scored, scoring.components),
-            **describe(scored),
-            **scoring.metrics,
+            **describe_scores(trained),
+            **describe(trained),
+            **got.scoring.metrics,
             **sampling,
             **prepared,
             **updates,
             "learning_rate": rate,
-            "rows": float(selection.keep.sum()),
+            "rows": float(keep.sum()),
+            "sampling/rounds": float(got.rounds),
             "num_tokens": float(self.tokens),
-            **clock.figures(rollout, self.algorithm.epochs),
+            **clock.figures(scored.rollout, keep, self.algorithm.epochs),
         }
-        self.ctx.samples(samples(self.stage.name, step, scored, scoring, self.view.decode))
+        self.ctx.samples(samples(self.stage.name, step, scored, got.scoring, self.view.decode))
         return {**stats, **self.algorithm.step_end(stats)}
 
-    def _sample(self, step: int) -> Rollout:
-        prompts = self.stream.next(min(self.stage.prompts_per_step, self.prompts))
-        context = SeededContext(self.sampler.params, lambda *s: self.ctx.seed(self.stage.name, *s), step)
-        requests = self.algorithm.requests(prompts, context)
-        self.sampler.sync(self.view, step)
-        return self.sampler.sample(requests)
+    def close(self) -> None:
+        """Release what sampler and rewards hold."""
+        self.sampler.close()
+        self.rewards.close()
+        if self.evaluator is not None:
+            self.evaluator.rewards.close()
 
-    def _score(self, rollout: Rollout, step: int) -> tuple[Scored, Quantities, Scoring]:
-        quantities = self.scorer(
-            rollout,
-            reference="reference" in self.algorithm.roles,
-            values=bool(self.value_roles),
-            heads=self.rewards.heads,
-        )
-        generator = self.ctx.generator(self.stage.name, "rewards", step)
-        given = reward_batch(rollout, quantities.heads, step, generator, self.view.decode)
-        scoring = self.rewards.score(given, self.stage)
-        scored = Scored(
-            rollout=rollout,
-            mask=pad_sequence(rollout.action_mask, batch_first=True, padding_value=False),
-            scores=scoring.scores,
-            token_scores=scoring.token_scores,
-            components=scoring.components,
-            logps=quantities.logps,
-            ref_logps=quantities.ref_logps,
-            values=quantities.values,
-            entropy=quantities.entropy,
-        )
-        return scored, quantities, scoring
-
-    def _importance(self, rollout: Rollout, scored: Scored) -> tuple[Tensor | None, dict[str, float]]:
+    def _importance(self, scored: Scored) -> tuple[Tensor | None, dict[str, float]]:
         """Truncated weights between trainer and sampler, and how far they are apart."""
+        rollout = scored.rollout
         if rollout.sampler_logps is None or scored.logps is None:
             return None, {}
         theirs = pad_sequence(rollout.sampler_logps, batch_first=True)
@@ -306,7 +297,7 @@ class Loop:
 
     def evaluate(self, step: int) -> Answers | None:
         """Answer the held-out prompts; logs at step 0, where there is no update to log with."""
-        if self.evaluator is None:
+        if self.evaluator is None or not self.ctx.ranks.main:
             return None
         answers = self.evaluator(self.view, step)
         self.ctx.samples(held_out_samples(self.stage.name, step, answers))

@@ -16,6 +16,7 @@ from ...data import length_batches, pad_right
 from ...errors import GuardError
 from ...hookspecs import Algorithm
 from ...types import Minibatch, Outputs, Scored, Totals
+from ..ranks import Ranks
 from .metrics import Averages
 
 
@@ -29,7 +30,8 @@ class Batch:
         keep: [N] bool, rows to train on.
         unit: [N] rows with the same number stay together.
         importance: [N, T] weight between trainer and sampler, or None.
-        value_hidden: N tensors [T_i, H] of the frozen reward trunk, or None.
+        value_hidden: N tensors [T_i, H] of the frozen reward trunk, or None; only of a process's own rows.
+        owner: [N] the process that computes each row's gradient; None: this one.
     """
 
     scored: Scored
@@ -38,6 +40,7 @@ class Batch:
     unit: Tensor
     importance: Tensor | None
     value_hidden: list[Tensor] | None
+    owner: Tensor | None = None
 
 
 class Updater:
@@ -46,7 +49,8 @@ class Updater:
     Args:
         module: the wrapped policy and value (`UpdateModule`).
         algorithm: gives the loss.
-        accelerator: backward, clipping, and what is global.
+        accelerator: backward and clipping.
+        ranks: the other processes.
         optimizer: over the module's trainable parameters.
         parameters: those parameters.
         max_grad_norm: clipping; 0 is off.
@@ -59,6 +63,7 @@ class Updater:
         module: nn.Module,
         algorithm: Algorithm,
         accelerator: Any,
+        ranks: Ranks,
         optimizer: torch.optim.Optimizer,
         parameters: list[nn.Parameter],
         *,
@@ -67,6 +72,7 @@ class Updater:
         pad_id: int,
     ) -> None:
         self.module, self.algorithm, self.accelerator = module, algorithm, accelerator
+        self.ranks = ranks
         self.optimizer, self.parameters = optimizer, parameters
         self.max_grad_norm, self.max_tokens, self.pad_id = max_grad_norm, max_tokens, pad_id
 
@@ -77,16 +83,25 @@ class Updater:
         for _ in range(self.algorithm.epochs):
             for rows in minibatches(batch.unit, batch.keep, self.algorithm.minibatches, generator):
                 self._step(batch, rows, averages, extremes)
-        return {**averages.means(), "ratio/min": extremes[0], "ratio/max": extremes[1]}
+        averages.gather(self.ranks)
+        each = self.ranks.gather(extremes)
+        extremes = [min(low for low, _ in each), max(high for _, high in each)]
+        ratios = {"ratio/min": extremes[0], "ratio/max": extremes[1]} if extremes[0] <= extremes[1] else {}
+        return {**averages.means(), **ratios}
 
     def _step(self, batch: Batch, rows: list[int], averages: Averages, extremes: list[float]) -> None:
         """One optimizer step on one minibatch, in micro-batches."""
-        totals = self._totals(batch, rows)
+        totals = Totals(tokens=int(batch.scored.mask[rows].sum()), rows=len(rows))
+        owner = batch.owner
+        mine = rows if owner is None else [row for row in rows if int(owner[row]) == self.ranks.rank]
         loss = 0.0
-        lengths = batch.scored.rollout.lengths[rows].tolist()
-        units = batch.unit[rows].tolist()
-        for micro in length_batches(lengths, max_tokens=self.max_tokens, unit=units):
-            loss += self.micro_step(batch, [rows[i] for i in micro], totals, averages, extremes)
+        lengths = batch.scored.rollout.lengths[mine].tolist()
+        units = batch.unit[mine].tolist()
+        with self.accelerator.no_sync(self.module):
+            for micro in length_batches(lengths, max_tokens=self.max_tokens, unit=units):
+                loss += self.micro_step(batch, [mine[i] for i in micro], totals, averages, extremes)
+        self.ranks.sum_gradients(self.parameters)
+        loss = sum(self.ranks.gather(loss))
         norm = float(
             self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)
             if self.parameters
@@ -113,8 +128,7 @@ class Updater:
             loss = terms.sum() / totals.rows
         else:
             loss = maths.weighted_sum(terms, self.algorithm.weights(minibatch.mask, totals))
-        # Data parallelism averages gradients; the weights are global, so their sum is what is wanted.
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+        self.accelerator.backward(loss)
         for name, figure in figures.items():
             averages.add(name, figure, minibatch.mask)
         if minibatch.logps is not None:
@@ -128,12 +142,6 @@ class Updater:
                 max(extremes[1], float(real.max())),
             )
         return float(loss.detach())
-
-    def _totals(self, batch: Batch, rows: list[int]) -> Totals:
-        counts = torch.tensor([int(batch.scored.mask[rows].sum()), len(rows)], device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            counts = self.accelerator.reduce(counts, reduction="sum")
-        return Totals(tokens=int(counts[0]), rows=int(counts[1]))
 
     def _pad(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Minibatch, Tensor | None]:
         """Rows on the device, cut to the longest of them."""

@@ -8,6 +8,7 @@ import torch
 
 from rlhf_peft.errors import GuardError, UsageError
 from rlhf_peft.hookspecs import hookimpl
+from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.stages import reward_model, rl
 from rlhf_peft.stages.rl.metrics import undocumented
 from rlhf_peft.stages.rl.stage import Loop
@@ -138,14 +139,106 @@ def test_a_value_on_the_reward_trunk_needs_a_reward_model(make_context):
         run(make_context(stage(algorithm={"value": "reward"})))
 
 
-def test_an_algorithm_that_wants_more_prompts_is_told_that_it_gets_none(make_context, monkeypatch):
+def test_an_algorithm_that_never_has_enough_is_stopped(make_context, monkeypatch):
     from rlhf_peft.builtin.algorithms.ppo import Ppo
     from rlhf_peft.errors import PluginError
+    from rlhf_peft.stages.rl import collect
     from rlhf_peft.types import Selection
 
+    monkeypatch.setattr(collect, "MOST_ROUNDS", 3)
     monkeypatch.setattr(Ppo, "select", lambda self, scored, round: Selection(~scored.scores.isnan(), want=3))
-    with pytest.raises(PluginError, match="3 more prompts"):
+    with pytest.raises(PluginError, match="3 more prompts after 3 rounds"):
         run(make_context(stage(max_steps=1)))
+
+
+ALGORITHMS = {
+    "grpo": {"num_generations": 4, "beta": 0.04, "num_minibatches": 2},
+    "gspo": {"num_generations": 4, "num_epochs": 2},
+    "cispo": {"num_generations": 4, "num_epochs": 2, "entropy_coef": 0.01},
+    "rloo": {"num_generations": 4},
+    "reinforce_plus_plus": {},
+    "remax": {},
+    "online_dpo": {"num_generations": 3},
+    "rejection_sampling": {"num_generations": 4},
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_trains_the_policy_and_explains_its_figures(make_context, name):
+    plain = {**stage(max_steps=2, prompts_per_step=4), "algorithm": {"name": name, **ALGORITHMS[name]}}
+    ctx = make_context(plain)
+    run(ctx)
+    assert not ctx.base.is_zero("policy")
+    lines = [line for line in logged(ctx) if line["step"] > 0]
+    algorithm = Loop(ctx.recipe.stages[-1], ctx).algorithm
+    names = [key for line in lines for key in line if key not in ("stage", "step", "time")]
+    assert undocumented(names, algorithm.metrics) == []
+    assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+    if "num_generations" in ALGORITHMS[name]:
+        assert lines[0]["frac_reward_zero_std"] < 1.0
+
+
+def test_greedy_baselines_enter_no_figure(make_context):
+    ctx = make_context({**stage(max_steps=1, eval={}), "algorithm": {"name": "remax"}})
+    run(ctx)
+    (line,) = logged(ctx)
+    assert line["rows"] == 8
+    rows = [json.loads(text) for text in (ctx.run.path / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+
+
+def test_dynamic_sampling_asks_for_more_prompts(make_context):
+    algorithm = {"name": "grpo", "num_generations": 2, "dynamic_sampling": True, "max_rounds": 3}
+    ctx = make_context({**stage(max_steps=1, eval={}, prompts_per_step=4), "algorithm": algorithm})
+    told = []
+
+    class Observer:
+        @hookimpl
+        def rlhf_peft_rollout_end(self, run, stage, step, scored):
+            told.append(scored)
+
+    class Coarse:
+        """Equal scores for half of the groups."""
+
+        from rlhf_peft.plugin import Options
+
+        roles, scope, timeout = (), "row", None
+
+        def __init__(self, options): ...
+
+        async def score(self, batch):
+            from rlhf_peft.plugin import Scores
+
+            odd = batch.rollout.group % 2
+            return Scores(row=torch.arange(len(batch)).float() * odd)
+
+    class Plugin:
+        @hookimpl
+        def rlhf_peft_register_rewards(self, register):
+            register("coarse", Coarse)
+
+    ctx.registry.add(Observer(), "observer", "tests", "1", "a test")
+    ctx.registry.add(Plugin(), "coarse", "tests", "1", "a test")
+    ctx.recipe.stages[-1] = ctx.recipe.stages[-1].model_copy(
+        update={"rewards": [RewardEntry.model_validate({"name": "coarse"})]}
+    )
+    run(ctx)
+    (line,) = logged(ctx)
+    (scored,) = told
+    # Half of four, then of two, then of one (its group has number 0): three rounds, at most four groups that tell.
+    assert line["sampling/rounds"] == 3.0
+    assert len(scored) == 2 * (4 + 2 + 1) and scored.rollout.group.unique().tolist() == list(range(7))
+    assert line["rows"] == 6.0
+
+
+def test_rows_not_drawn_from_the_policy_are_refused_where_ratios_are_taken(make_context):
+    cut = {"name": "cached", "max_new_tokens": 16, "top_p": 0.9}
+    with pytest.raises(UsageError, match="needs draws from all of it"):
+        run(make_context(stage(sampler=cut)))
+    dpo = {"name": "online_dpo", "num_generations": 3}
+    ctx = make_context({**stage(max_steps=1, eval={}, sampler=cut, prompts_per_step=4), "algorithm": dpo})
+    run(ctx)
+    assert not ctx.base.is_zero("policy")
 
 
 def test_samples_are_written_with_their_scores(make_context):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rlhf_peft.builtin.algorithms.ppo import Ppo, PpoOptions
 from rlhf_peft.engine import LoraSpec, SharedBase, Source
+from rlhf_peft.stages.ranks import Ranks
 from rlhf_peft.stages.rl.forwards import Scorer, UpdateModule
 from rlhf_peft.stages.rl.metrics import Averages
 from rlhf_peft.stages.rl.update import Batch, Updater, minibatches
@@ -16,7 +17,6 @@ from rlhf_peft.types import Rollout, Scored, Totals
 class OneProcess:
     """As much of an Accelerator as one micro-step needs."""
 
-    num_processes = 1
     device = torch.device("cpu")
 
     def backward(self, loss):
@@ -81,6 +81,7 @@ def gradient(base, trunk, algorithm, batch, split, pad_id=0):
             module,
             algorithm,
             OneProcess(),
+            Ranks(),
             None,
             parameters,
             max_grad_norm=0,

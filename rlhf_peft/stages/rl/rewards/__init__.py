@@ -1,0 +1,1 @@
+"""What runs, checks and scales rewards; `rewarding.py` beside it adds them up."""
