@@ -1,0 +1,134 @@
+"""`classifier`: a reward model from the hub or a folder, beside the shared base.
+
+Any `AutoModelForSequenceClassification`, with its own tokenizer and chat template. It has weights of its own: a reward
+trained on the shared base (`learned`) needs far less memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from rlhf_peft.plugin import ModelError, Options, RewardBatch, RewardError, Scores
+
+
+class ClassifierOptions(Options):
+    """Which model, where, and which of its outputs."""
+
+    model: str = Field(description="Hub id or folder of a sequence-classification model.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    label: int | None = Field(
+        None, ge=0, description="Which output is the score; null: the only one, else an error."
+    )
+    probability: bool = Field(
+        False, description="Score by probability (softmax, or sigmoid of an only output), not by logit."
+    )
+    batch_size: int = Field(8, gt=0, description="Rows in one forward.")
+    max_length: int | None = Field(
+        None, gt=0, description="Longest row in tokens, cut at the start; null: what the model allows."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the weights; auto: as they are stored."
+    )
+
+
+class Classifier:
+    """Scores prompt and completion by a model of its own, in the run's process.
+
+    Raises:
+        ModelError: the model cannot be loaded, or has several outputs and none is chosen.
+    """
+
+    Options = ClassifierOptions
+    roles: tuple[str, ...] = ()
+    scope: Literal["row", "group"] = "row"
+    timeout: float | None = None
+    in_process = True
+
+    def __init__(self, options: ClassifierOptions) -> None:
+        self.options = options
+        self.device = torch.device(_device() if options.device == "auto" else options.device)
+        self.tokenizer, self.model = self._load()
+        count = self.model.config.num_labels
+        if (options.label is None and count > 1) or (options.label or 0) >= count:
+            raise ModelError(
+                f"reward classifier: {options.model} has {count} outputs ({_labels(self.model.config)}). Choose one: "
+                f"label=0 to label={count - 1}."
+            )
+
+    def _load(self) -> tuple[Any, Any]:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        o = self.options
+        dtype = "auto" if o.dtype == "auto" else getattr(torch, o.dtype)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(o.model, revision=o.revision)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                o.model, revision=o.revision, dtype=dtype
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"reward classifier: {o.model} cannot be loaded: {error}") from error
+        tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return tokenizer, model.to(self.device).eval().requires_grad_(False)
+
+    def score(self, batch: RewardBatch) -> Scores:
+        """One number a completion; logs how many rows were cut to the longest length.
+
+        Raises:
+            RewardError: the prompts are messages and the tokenizer has no chat template.
+        """
+        texts = [self._text(p, c) for p, c in zip(batch.prompts, batch.completions, strict=True)]
+        ids = [self._ids(text, isinstance(p, str)) for text, p in zip(texts, batch.prompts, strict=True)]
+        longest = self._longest()
+        cut = sum(len(row) > longest for row in ids) / max(1, len(ids))
+        ids = [row[-longest:] for row in ids]
+        row = torch.empty(len(ids))
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for start in range(0, len(order), self.options.batch_size):
+            rows = order[start : start + self.options.batch_size]
+            row[rows] = self._forward([ids[i] for i in rows])
+        return Scores(row=row, metrics={"truncated": cut})
+
+    def _text(self, prompt: Any, completion: Any) -> str:
+        if isinstance(prompt, str):
+            return prompt + str(completion)
+        if self.tokenizer.chat_template is None:
+            raise RewardError(
+                f"reward classifier: the prompts are messages, and the tokenizer of {self.options.model} has no chat "
+                "template. Use plain prompts, or a reward model for chats."
+            )
+        return str(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        """Tokens; a chat template writes the special ones itself."""
+        return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def _longest(self) -> int:
+        known = getattr(self.model.config, "max_position_embeddings", None) or 2**30
+        return min(self.options.max_length or known, known, self.tokenizer.model_max_length)
+
+    @torch.no_grad()
+    def _forward(self, ids: list[list[int]]) -> torch.Tensor:
+        given = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
+        logits = self.model(
+            input_ids=given["input_ids"], attention_mask=given["attention_mask"]
+        ).logits.float()
+        if self.options.probability:
+            logits = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+        return logits[:, self.options.label or 0].cpu()
+
+
+def _device() -> str:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def _labels(config: Any) -> str:
+    return ", ".join(f"{number}: {name}" for number, name in list(config.id2label.items())[:8])

@@ -1,0 +1,242 @@
+"""`judge`: a language model behind an OpenAI-compatible chat endpoint grades completions, or compares them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Coroutine, Sequence
+from itertools import combinations
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, Field, field_validator
+
+from rlhf_peft.plugin import SomeRowsFailed
+from rlhf_peft.plugin import Options, RewardBatch, RewardError, Scores
+
+from .client import Client, plain_url, secret
+
+GRADE = """Grade the answer to the request below from {lowest} (useless) to {highest} (could not be better).
+
+[Request]
+{prompt}
+
+[Answer]
+{completion}
+
+Write one sentence of reasons, then a last line that reads: Grade: <number>"""
+
+COMPARE = """Which of two answers to the request below is better?
+
+[Request]
+{prompt}
+
+[Answer A]
+{first}
+
+[Answer B]
+{second}
+
+Write one sentence of reasons, then a last line that reads: Better: A, or Better: B, or Better: tie"""
+
+_GRADE = re.compile(r"grade\W*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+_BETTER = re.compile(r"better\W*(a|b|tie)\b", re.IGNORECASE)
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+
+def _template(*names: str) -> Any:
+    def check(template: str) -> str:
+        sample = {"lowest": 1, "highest": 10, **dict.fromkeys(names, "x")}
+        try:
+            template.format(**sample)
+        except (KeyError, IndexError, ValueError) as error:
+            allowed = ", ".join(f"{{{name}}}" for name in sample)
+            raise ValueError(
+                f"not a template ({error!r}): it may hold {allowed}; double other braces"
+            ) from None
+        missing = [name for name in names if f"{{{name}}}" not in template]
+        if missing:
+            raise ValueError(f"the template lacks {{{missing[0]}}}")
+        return template
+
+    return AfterValidator(check)
+
+
+class JudgeOptions(Options):
+    """Which judge, what it is asked, and how patiently."""
+
+    url: Annotated[str, AfterValidator(plain_url)] = Field(
+        description="Base of the endpoint, such as http://localhost:8000/v1; /chat/completions is added."
+    )
+    model: str = Field(description="Model name as the endpoint knows it.")
+    mode: Literal["grade", "compare"] = Field(
+        "grade",
+        description="grade: a number a completion; compare: each against each of its group, in both orders; the score "
+        "is the share won.",
+    )
+    lowest: float = Field(1.0, description="Lowest grade.")
+    highest: float = Field(10.0, description="Highest grade.")
+    grade_template: Annotated[str, _template("prompt", "completion")] = Field(
+        GRADE, description="Asked in mode grade; {prompt}, {completion}, {lowest}, {highest}."
+    )
+    compare_template: Annotated[str, _template("prompt", "first", "second")] = Field(
+        COMPARE, description="Asked in mode compare; {prompt}, {first}, {second}."
+    )
+    system: str | None = Field(None, description="System message.")
+    temperature: float = Field(0.0, ge=0, description="Of the judge.")
+    max_tokens: int = Field(256, gt=0, description="Most tokens of its reply.")
+    api_key_env: str | None = Field(
+        None, description="Environment variable with the key; null: none is sent."
+    )
+    request_timeout: float = Field(120.0, gt=0, description="Seconds for one request.")
+    retries: int = Field(
+        3, ge=0, description="Further attempts after a failed connection, 429, 503 and such."
+    )
+    backoff: float = Field(1.0, ge=0, description="Seconds before the first of them, doubled each time.")
+    concurrency: int = Field(8, gt=0, description="Most requests at a time.")
+
+    @field_validator("url")
+    @classmethod
+    def _base(cls, url: str) -> str:
+        return url.rstrip("/").removesuffix("/chat/completions")
+
+
+def grade_in(reply: str, lowest: float, highest: float) -> float | None:
+    """The last `Grade: <number>` of a reply, or the reply where it is a number alone; None if out of range.
+
+    Args:
+        reply: the judge's.
+        lowest: lowest grade.
+        highest: highest grade.
+    """
+    text = _THOUGHT.sub("", reply).strip()
+    found = _GRADE.findall(text) or re.findall(r"^-?\d+(?:\.\d+)?$", text)
+    grade = float(found[-1]) if found else math.nan
+    return grade if lowest <= grade <= highest else None
+
+
+def winner_in(reply: str) -> float | None:
+    """1 where the last `Better:` names A, 0 for B, 0.5 for a tie; None where there is none."""
+    text = _THOUGHT.sub("", reply).strip()
+    found = _BETTER.findall(text) or re.findall(r"^\W*(a|b|tie)\W*$", text, re.IGNORECASE)
+    return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[-1].lower()] if found else None
+
+
+class Judge:
+    """Asks a judge about completions.
+
+    Raises:
+        UsageError: the environment variable with the key is not set.
+    """
+
+    Options = JudgeOptions
+    roles: tuple[str, ...] = ()
+    timeout: float | None = None
+
+    def __init__(self, options: JudgeOptions) -> None:
+        self.options = options
+        self.scope: Literal["row", "group"] = "group" if options.mode == "compare" else "row"
+        key = options.api_key_env
+        self._client = Client(
+            f"{options.url}/chat/completions",
+            {} if key is None else {"Authorization": f"Bearer {secret(key, 'api_key_env')}"},
+            timeout=options.request_timeout,
+            retries=options.retries,
+            backoff=options.backoff,
+            concurrency=options.concurrency,
+        )
+
+    async def score(self, batch: RewardBatch) -> Scores:
+        """A grade, or a share of comparisons won; a completion that is alone in its group abstains.
+
+        Raises:
+            SomeRowsFailed: requests failed after all attempts, or replies hold no verdict.
+        """
+        return await (self._grades(batch) if self.options.mode == "grade" else self._win_rates(batch))
+
+    async def _grades(self, batch: RewardBatch) -> Scores:
+        o = self.options
+        asked = [
+            o.grade_template.format(
+                prompt=as_text(p), completion=text, lowest=f"{o.lowest:g}", highest=f"{o.highest:g}"
+            )
+            for p, text in zip(batch.prompts, batch.texts, strict=True)
+        ]
+        given = await _all([self._verdict(question, self._grade) for question in asked])
+        row = torch.tensor([math.nan if isinstance(one, RewardError) else one for one in given])
+        return _whole(row, [(i, one) for i, one in enumerate(given) if isinstance(one, RewardError)])
+
+    async def _win_rates(self, batch: RewardBatch) -> Scores:
+        group = batch.rollout.group.tolist()
+        pairs = [(i, j) for i, j in combinations(range(len(batch)), 2) if group[i] == group[j]]
+        orders = [order for i, j in pairs for order in ((i, j), (j, i))]
+        texts = batch.texts
+        asked = [
+            self.options.compare_template.format(
+                prompt=as_text(batch.prompts[i]), first=texts[i], second=texts[j]
+            )
+            for i, j in orders
+        ]
+        given = await _all([self._verdict(question, winner_in) for question in asked])
+        won, counted = torch.zeros(len(batch)), torch.zeros(len(batch))
+        for (i, j), one in zip(orders, given, strict=True):
+            if not isinstance(one, RewardError):
+                won[i] += one
+                won[j] += 1 - one
+                counted[[i, j]] += 1
+        failed = [(i, one) for (i, _), one in zip(orders, given, strict=True) if isinstance(one, RewardError)]
+        return _whole(torch.where(counted > 0, won / counted.clamp(min=1), math.nan), failed)
+
+    def _grade(self, reply: str) -> float | None:
+        return grade_in(reply, self.options.lowest, self.options.highest)
+
+    async def _verdict(self, question: str, parse: Any) -> float:
+        o = self.options
+        system = [] if o.system is None else [{"role": "system", "content": o.system}]
+        answer = await self._client.post(
+            {
+                "model": o.model,
+                "messages": [*system, {"role": "user", "content": question}],
+                "temperature": o.temperature,
+                "max_tokens": o.max_tokens,
+            }
+        )
+        try:
+            reply = str(answer["choices"][0]["message"]["content"])
+        except (KeyError, IndexError, TypeError):
+            raise RewardError("the endpoint's answer holds no choices[0].message.content") from None
+        verdict: float | None = parse(reply)
+        if verdict is None:
+            raise RewardError(f"the judge's reply holds no verdict: {reply[-120:]!r}")
+        return verdict
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+def as_text(prompt: Any) -> str:
+    """A prompt as text; messages one below another, the role before each where there are several."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+async def _all(asked: Sequence[Coroutine[Any, Any, float]]) -> list[float | RewardError]:
+    """All verdicts; a RewardError stands in the place of one that failed."""
+    given = await asyncio.gather(*asked, return_exceptions=True)
+    for one in given:
+        if isinstance(one, BaseException) and not isinstance(one, RewardError):
+            raise one
+    return [one for one in given if isinstance(one, (float, RewardError))]
+
+
+def _whole(row: torch.Tensor, failed: Sequence[tuple[int, RewardError]]) -> Scores:
+    if not failed:
+        return Scores(row=row)
+    first, error = failed[0]
+    more = f" {len(failed)} requests of this batch failed." if len(failed) > 1 else ""
+    raise SomeRowsFailed(f"reward judge: {error}.{more}", Scores(row=row), first) from error

@@ -1,0 +1,81 @@
+"""How a worker process finds a function again: by module or by file, never by a copy of the object."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a worker imports.
+
+    Attributes:
+        qualname: dotted name in the module.
+        module: name of the module, or None where it is known by its file.
+        file: the module's file, or None.
+        keywords: bound to the function; JSON.
+    """
+
+    qualname: str
+    module: str | None = None
+    file: str | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "qualname": self.qualname,
+            "module": self.module,
+            "file": self.file,
+            "keywords": dict(self.keywords),
+        }
+
+
+def target_of(thing: Any) -> Target | None:
+    """Where a function or class can be imported from; None for what has no name: lambdas, closures, made objects.
+
+    A `functools.partial` of an importable function is one, too, where its keywords are JSON.
+    """
+    if isinstance(thing, functools.partial):
+        return _of_partial(thing)
+    name, module = getattr(thing, "__qualname__", None), sys.modules.get(getattr(thing, "__module__", ""))
+    if name is None or module is None or _look_up(module, name) is not thing:
+        return None
+    if module.__name__ != "__main__" and _importable(module):
+        return Target(name, module=module.__name__)
+    file = getattr(module, "__file__", None)
+    return Target(name, file=str(Path(file).resolve())) if file else None
+
+
+def _of_partial(partial: functools.partial[Any]) -> Target | None:
+    inner = target_of(partial.func)
+    if inner is None or partial.args or not _is_json(partial.keywords):
+        return None
+    return Target(inner.qualname, inner.module, inner.file, {**inner.keywords, **partial.keywords})
+
+
+def _look_up(module: Any, name: str) -> Any:
+    try:
+        return functools.reduce(getattr, name.split("."), module)
+    except AttributeError:
+        return None
+
+
+def _importable(module: Any) -> bool:
+    """Whether the import system itself, not only `sys.modules`, finds the module by its name."""
+    top = module.__name__.partition(".")[0]
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+    return any(finder.find_spec(top, None) is not None for finder in finders)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
