@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .commands import PluginGroup
 
 PROGRAM = "rlhf-peft"
 
 app = typer.Typer(
     name=PROGRAM,
+    cls=PluginGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -29,6 +31,12 @@ class Settings:
     traceback: bool = False
 
 
+def _without(context: typer.Context, asked: bool) -> bool:
+    """Eager, so that a `--help` after it lists no plugin's command."""
+    context.obj.no_plugins = asked
+    return asked
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"{PROGRAM} {__version__}")
@@ -41,7 +49,10 @@ def _global(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    no_plugins: Annotated[bool, typer.Option("--no-plugins", help="Leave installed plugins out.")] = False,
+    no_plugins: Annotated[
+        bool,
+        typer.Option("--no-plugins", callback=_without, is_eager=True, help="Leave installed plugins out."),
+    ] = False,
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where in the code an error came from.")
     ] = False,
@@ -51,9 +62,10 @@ def _global(
         print(context.get_help())
 
 
-from . import recipes, run, schema, validate  # noqa: E402
+from . import plugins, recipes, run, schema, validate  # noqa: E402
 
 app.command("run")(run.run)
 app.command("validate")(validate.validate)
 app.command("schema")(schema.schema)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(plugins.app, name="plugins")

@@ -1,9 +1,10 @@
-"""The recipes that come with the package: beside it in a source tree, inside it in a wheel."""
+"""The recipes that come with the package (beside it in a source tree, inside it in a wheel) and with plugins."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from .. import entrypoints
 from ..errors import UsageError
 from .messages import did_you_mean
 from .source import read_text
@@ -18,8 +19,18 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """The names of the shipped recipes, sorted."""
-    return sorted(path.stem for path in folder().glob("*.yaml"))
+    """The names of the shipped recipes, then `distribution:name` for those that plugins bring."""
+    return [*sorted(path.stem for path in folder().glob("*.yaml")), *sorted(_brought())]
+
+
+def _brought() -> dict[str, Path]:
+    """Recipes in the packages that the entry points of `rlhf_peft.recipes` name; none of them is imported."""
+    found: dict[str, Path] = {}
+    for point in entrypoints.points(entrypoints.RECIPES):
+        place = None if point.disabled else point.folder()
+        for file in sorted(place.glob("*.yaml")) if place else ():
+            found.setdefault(f"{point.distribution}:{file.stem}", file)
+    return found
 
 
 def path(name: str) -> Path:
@@ -28,9 +39,11 @@ def path(name: str) -> Path:
     Raises:
         UsageError: no such recipe; lists those there are.
     """
+    own = folder() / f"{name}.yaml"
+    brought = _brought() if ":" in name else {}
     known = names()
     if name in known:
-        return folder() / f"{name}.yaml"
+        return brought.get(name, own)
     here = Path(f"{name}.yaml")
     hint = f" The file here is ./{here}." if _is_file(here) else ""
     listed = ", ".join(known) or "none"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,9 +11,9 @@ from typing import Any
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel, ValidationError
 
-from .. import __version__
+from .. import __version__, entrypoints
 from ..errors import PluginError, RlhfPeftError
-from ..hookspecs import PROJECT, REGISTERS
+from ..hookspecs import REGISTERS
 from ..recipe.messages import did_you_mean, rewrite
 from .entries import Broken, Entry, Loaded
 from .requirements import check_requirement
@@ -32,6 +31,7 @@ class Registry:
     Attributes:
         plugins: those that work, built-ins first.
         broken: those that do not, with the reason.
+        disabled: distributions that `RLHF_PEFT_DISABLE_PLUGINS` leaves out.
         code_files: files that the command line named, to be copied into the run folder.
         strict_plugins: an observer that raises ends the run.
     """
@@ -40,6 +40,7 @@ class Registry:
         self.strict_plugins = strict_plugins
         self.plugins: list[Loaded] = []
         self.broken: list[Broken] = []
+        self.disabled: list[str] = []
         self.code_files: list[Path] = []
         self.no_plugins = False
         self._manager = new_manager()
@@ -146,14 +147,15 @@ class Registry:
         return function
 
     def _add_installed(self) -> None:
-        points = importlib.metadata.entry_points(group=PROJECT)
-        for point in sorted(points, key=lambda p: (p.dist.name if p.dist else "", p.name)):
-            distribution = canonicalize_name(point.dist.name) if point.dist else "unknown"
-            version = point.dist.version if point.dist else ""
+        for point in entrypoints.points(entrypoints.PLUGINS):
+            if point.disabled:
+                self.disabled.append(point.name if point.distribution == "unknown" else point.distribution)
+                continue
             try:
-                self.add(import_safely(point.load), point.name, distribution, version, "installed")
+                module = import_safely(point.load)
+                self.add(module, point.name, point.distribution, point.version, "installed")
             except PluginError as error:
-                self.broken.append(Broken(point.name, distribution, str(error)))
+                self.broken.append(Broken(point.name, point.distribution, str(error), point.version))
 
     # --- naming ---
 
@@ -203,8 +205,9 @@ class Registry:
                 f"{'.'.join(map(str, loc)) or 'options'}: {message}" for loc, message in problems
             )
             raise PluginError(f"{entry}: {told}") from None
+        wraps = {"make": self.make} if getattr(entry.factory, "wants_make", False) else {}
         try:
-            return entry.factory(checked)
+            return entry.factory(checked, **wraps)
         except RlhfPeftError:
             raise
         except Exception as error:
@@ -213,7 +216,7 @@ class Registry:
     def check_requirement(self, requirement: str) -> str | None:
         """What is wrong with a requirement of a recipe, and what to type; None where it is met."""
         loaded = {plugin.distribution for plugin in self.plugins}
-        return check_requirement(requirement, loaded, self.broken, self.no_plugins)
+        return check_requirement(requirement, loaded, self.broken, self.no_plugins, self.disabled)
 
     def versions(self) -> dict[str, str]:
         """Distribution to version of every plugin that works; a file has the hash of its contents."""

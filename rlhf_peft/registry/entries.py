@@ -52,6 +52,7 @@ class Broken:
     name: str
     distribution: str
     reason: str
+    version: str = ""
 
     def __str__(self) -> str:
         """One line for a warning."""

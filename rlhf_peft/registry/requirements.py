@@ -8,12 +8,17 @@ from collections.abc import Iterable
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from ..entrypoints import DISABLE
 from ..hookspecs import PROJECT
 from .entries import Broken
 
 
 def check_requirement(
-    requirement: str, loaded: Iterable[str], broken: Iterable[Broken], no_plugins: bool
+    requirement: str,
+    loaded: Iterable[str],
+    broken: Iterable[Broken],
+    no_plugins: bool,
+    disabled: Iterable[str] = (),
 ) -> str | None:
     """What is wrong with one requirement, and what to type; None where it is met.
 
@@ -22,6 +27,7 @@ def check_requirement(
         loaded: distributions of the plugins that work.
         broken: plugins that do not.
         no_plugins: installed plugins were left out on purpose.
+        disabled: distributions that the environment variable leaves out.
     """
     try:
         wanted = Requirement(requirement)
@@ -43,6 +49,8 @@ def check_requirement(
         return f"{wanted.name} {version} is installed but was left out: {'; '.join(reasons)}"
     if no_plugins:
         return f"{wanted.name} is needed, but --no-plugins leaves installed plugins out."
+    if name in disabled:
+        return f"{wanted.name} is needed, but the environment variable {DISABLE} leaves it out."
     if name not in loaded:
         return f"{wanted.name} {version} is no plugin: it has no entry point of group {PROJECT}."
     return None

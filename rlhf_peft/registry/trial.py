@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,11 +39,19 @@ def builtins() -> list[Any]:
 
 
 def import_safely(load: Callable[[], Any]) -> Any:
-    """Whatever an import raises, `sys.exit` too, as PluginError."""
+    """Whatever an import raises, `sys.exit` too, as PluginError; what it prints goes to stderr."""
+    return _safely(load, "its import failed")
+
+
+def _safely(call: Callable[[], Any], what: str) -> Any:
+    """Call a plugin's code at the door: only Ctrl-C gets through as it is, and stdout stays clean."""
     try:
-        return load()
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"its import failed: {type(error).__name__}: {error}") from error
+        with contextlib.redirect_stdout(sys.stderr):
+            return call()
+    except (PluginError, pluggy.PluginValidationError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise PluginError(f"{what}: {type(error).__name__}: {_one_line(error)}") from error
 
 
 def load_file(path: Path) -> Any:
@@ -104,25 +114,18 @@ def try_alone(loaded: Loaded) -> None:
     loaded.api = _api(loaded.module)
     manager = new_manager()
     try:
-        manager.register(loaded.module, name=loaded.name)
+        _safely(lambda: manager.register(loaded.module, name=loaded.name), "it cannot be registered")
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginError(f"a hook does not fit: {_one_line(error)}") from None
-    except Exception as error:
-        raise PluginError(f"it cannot be registered: {type(error).__name__}: {error}") from error
     callers = manager.get_hookcallers(loaded.module) or []
     if not callers:
         raise PluginError("it has no hook: nothing in it is marked with @hookimpl")
     _no_wrappers(callers)
     loaded.hooks = sorted(caller.name for caller in callers if "_register_" not in caller.name)
     for kind in REGISTERS:
-        register = _collector(loaded, kind)
-        try:
-            getattr(manager.hook, f"rlhf_peft_register_{kind}")(register=register)
-        except PluginError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise PluginError(f"registering its {kind} failed: {type(error).__name__}: {error}") from error
+        call = partial(getattr(manager.hook, f"rlhf_peft_register_{kind}"), register=_collector(loaded, kind))
+        _safely(call, f"registering its {kind} failed")
 
 
 def _api(module: Any) -> int:
@@ -166,5 +169,5 @@ def _check_factory(kind: str, name: str, factory: Any) -> None:
         )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

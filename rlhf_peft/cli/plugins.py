@@ -1,0 +1,206 @@
+"""`rlhf-peft plugins`: what is installed, what it brings, and what is wrong with it; and new ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import EXIT_FAILED, PluginError, UsageError
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+
+app = typer.Typer(help="List, show, install, write and check plugins.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A distribution, a plugin, or what one registers.")]
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
+
+
+@app.callback(invoke_without_command=True)
+def _group(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _registry(context: typer.Context) -> Registry:
+    """Everything that is installed; what is broken is listed, so nobody need be warned."""
+    from ..registry import Registry
+
+    return Registry.load(no_plugins=context.obj.no_plugins)
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    as_json: Json = False,
+    requirements: Annotated[
+        bool, typer.Option("--requirements", help="Lines for `pip install -r` and a recipe's `plugins`.")
+    ] = False,
+) -> None:
+    """List every plugin: version, what it registers and listens to; broken ones with the reason."""
+    registry = _registry(context)
+    from .plugin_pages import as_rows, as_table, requirement_lines
+
+    rows = as_rows(registry)
+    if requirements:
+        print(*requirement_lines(rows), sep="\n", end="\n" if requirement_lines(rows) else "")
+    elif as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        print(as_table(rows))
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    name: Name,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown page, for a README.")] = False,
+) -> None:
+    """Show one plugin: who offers it, what it registers, and the options of each."""
+    registry = _registry(context)
+    from .plugin_pages import page
+
+    print(page(registry, name, markdown=markdown), end="")
+
+
+@app.command()
+def install(
+    specs: Annotated[
+        list[str] | None, typer.Argument(metavar="SPEC...", help="Names with versions, archives or folders.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("-r", "--recipe", metavar="RECIPE", help="What this recipe requires.")
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Install plugins here; torch, transformers, peft and bitsandbytes stay as they are."""
+    wanted = [*(specs or ()), *(_required(recipe) if recipe else ())]
+    if not wanted:
+        if recipe:
+            print(f"{recipe}: requires no plugins.", file=sys.stderr)
+            return
+        raise UsageError("nothing to install. Give a name, a folder, or -r RECIPE.")
+    from ..packages import Installer
+
+    installer = Installer()
+    changes = installer.plan(wanted)
+    if not changes:
+        print("everything is installed already.", file=sys.stderr)
+        return
+    print(*changes, sep="\n")
+    _confirm("Install these?", yes)
+    installer.install(wanted)
+    print("next: rlhf-peft plugins list", file=sys.stderr)
+
+
+@app.command()
+def uninstall(name: Name, yes: Yes = False) -> None:
+    """Remove a plugin's distribution; what it needed stays."""
+    distribution, version = _installed(name)
+    from ..packages import Installer
+
+    print(f"- {distribution} {version}")
+    _confirm("Remove it?", yes)
+    Installer().uninstall(distribution)
+
+
+@app.command()
+def new(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package: rlhf-peft-brevity.")],
+    kind: Annotated[str, typer.Option("--kind", help="reward, sampler, algorithm or observer.")],
+    dest: Annotated[
+        Path | None, typer.Option("--dest", help="The package's folder; default: the name, here.")
+    ] = None,
+) -> None:
+    """Write a plugin's package: its module, options, README, tests and CI; the tests pass at once."""
+    from ..packages.template import registered_name, write
+
+    folder = dest or Path(name)
+    files = write(name, kind, folder)
+    short = registered_name(name)
+    if kind != "observer" and _registry(context).has(f"{kind}s", short):
+        told = f"warning: the {kind} {short} is there already; register another name before you install this."
+        print(told, file=sys.stderr)
+    print(*files, sep="\n")
+    there = folder if folder.is_absolute() else f"./{folder}"
+    print(f"next: (cd {there} && pytest) && rlhf-peft plugins install {there}", file=sys.stderr)
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    plugin: Annotated[
+        str, typer.Argument(metavar="PATH or NAME", help="A file, a package's folder, or what is installed.")
+    ],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME.KEY=VALUE]...", help="Options of what it registers: brevity.target=20"),
+    ] = None,
+) -> None:
+    """Check a plugin against the rules of its kind; exits 1 where one is broken."""
+    from .plugin_pages import check_findings, read_options
+
+    findings = check_findings(plugin, read_options(options or ()), lambda: _registry(context))
+    print(*findings, sep="\n")
+    if any(finding.problem for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _required(recipe: str) -> list[str]:
+    """The requirements of a recipe, which need not be whole while its plugins are not there."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    from ..recipe.load import open_source
+
+    written = open_source(recipe).data.get("plugins") or []
+    if not isinstance(written, list):
+        raise UsageError(f"{recipe}: plugins: expected a list of requirements such as rlhf-peft-x>=0.1.")
+    for line in written:
+        try:
+            wanted = Requirement(str(line))
+        except InvalidRequirement:
+            raise UsageError(f"{recipe}: plugins: {line!r} is no requirement.") from None
+        if wanted.url:
+            raise UsageError(f"{recipe}: plugins: {line!r}: a recipe names a distribution, never a URL.")
+    return [str(line) for line in written]
+
+
+def _installed(name: str) -> tuple[str, str]:
+    """Distribution and version of an installed plugin, from metadata alone: it may be broken."""
+    from packaging.utils import canonicalize_name
+
+    from .. import entrypoints
+
+    groups = (entrypoints.PLUGINS, entrypoints.COMMANDS, entrypoints.RECIPES)
+    known = {point.distribution: point for group in groups for point in entrypoints.points(group)}
+    wanted = canonicalize_name(name)
+    by_name = {
+        p.distribution: p for p in known.values() if wanted in (p.distribution, canonicalize_name(p.name))
+    }
+    if len(by_name) == 1:
+        ((distribution, point),) = by_name.items()
+        return distribution, point.version
+    if by_name:
+        raise PluginError(f"{name} is a plugin of {' and of '.join(by_name)}. Give the distribution.")
+    raise PluginError(f"no plugin {name!r} is installed. Installed: {', '.join(sorted(known)) or 'none'}.")
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Ask, unless told.
+
+    Raises:
+        UsageError: there is no terminal to ask on, or the answer was no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("nothing was changed: there is no terminal to ask on. Say --yes.")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was changed.")

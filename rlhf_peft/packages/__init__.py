@@ -1,0 +1,7 @@
+"""Packages of plugins: installing and removing them in the running environment, and writing new ones."""
+
+from .installer import PROTECTED, Change, Installer
+from .source import entry_modules
+from .template import KINDS, write
+
+__all__ = ["KINDS", "PROTECTED", "Change", "Installer", "entry_modules", "write"]

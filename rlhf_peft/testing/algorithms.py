@@ -1,0 +1,329 @@
+"""The rules of algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import maths
+from ..types import Minibatch, Outputs, Request, Scored, Selection, Totals
+from .doubles import FakeRequestContext, make_prompts, make_rollout, make_scored
+from .rules import (
+    global_streams_untouched,
+    make,
+    require,
+    require_figures,
+    require_known,
+    require_round_trip,
+    same,
+)
+
+ROLES = frozenset({"policy", "reference", "value"})
+QUANTITIES = ("logps", "ref_logps", "values", "entropy")
+STATS = {"kl": 2.0, "approx_kl": 0.01, "rows": 8.0, "entropy": 1.0, "reward": 0.5, "grad_norm": 1.0}
+
+
+def check_algorithm(factory: Any, options: Mapping[str, Any] | None = None) -> None:
+    """Check that an algorithm keeps the rules, on random rollouts of four prompts.
+
+    What it names in `roles` and `needs` is all it gets. Rows without a score are never trained on. Prompts are intact,
+    seeds are the context's. Nothing outside the mask matters, NaN included. The loss is the sum of its micro-batches
+    when units stay whole, its gradient reaches the log-probabilities and only real tokens. Every figure is finite and
+    has a formula. The state is plain and can be continued from.
+
+    Args:
+        factory: what is registered.
+        options: as a recipe gives them.
+
+    Raises:
+        ConformanceError: a rule is broken.
+    """
+    _Check(factory, options).all()
+
+
+class _Check:
+    """One algorithm's check."""
+
+    def __init__(self, factory: Any, options: Any) -> None:
+        self.factory, self.options = factory, options
+        self.who = f"algorithm {getattr(factory, '__name__', '')}".rstrip()
+
+    def all(self) -> None:
+        algorithm = make(self.factory, self.options)
+        self.attributes(algorithm)
+        with global_streams_untouched(self.who):
+            scored = self.scored(self.requests(algorithm), algorithm)
+            keep = self.select(algorithm, scored)
+            columns = self.prepare(algorithm, scored, keep)
+            unit = self.unit(algorithm, scored, keep)
+            rows = _whole_units(unit, keep)
+            whole = self.loss(algorithm, scored, columns, rows, rows)
+            self.split(algorithm, scored, columns, rows, unit, whole)
+            self.outside(scored, keep, columns, rows, whole)
+            self.state(algorithm)
+
+    def attributes(self, algorithm: Any) -> None:
+        who, roles = self.who, algorithm.roles
+        require(
+            isinstance(roles, tuple) and set(roles) <= ROLES,
+            f"{who}.roles is a tuple of {sorted(ROLES)}, found {roles!r}.",
+        )
+        require("policy" in roles, f"{who}.roles lacks the policy.")
+        require(isinstance(algorithm.needs, frozenset), f"{who}.needs is a frozenset of words.")
+        fits = (algorithm.value is not None) == ("value" in roles) and algorithm.value in (
+            None,
+            "own",
+            "policy",
+            "reward",
+        )
+        require(
+            fits,
+            f'{who}.value is "own", "policy" or "reward" with the role "value", else None; found {algorithm.value!r}.',
+        )
+        for name in ("epochs", "minibatches"):
+            count = getattr(algorithm, name)
+            require(
+                isinstance(count, int) and count >= 1,
+                f"{who}.{name} is a number of 1 or more, found {count!r}.",
+            )
+        require(isinstance(algorithm.metrics, Mapping), f"{who}.metrics maps each figure to its formula.")
+
+    def requests(self, algorithm: Any) -> list[Request]:
+        prompts, context, who = make_prompts(4), FakeRequestContext(), self.who
+        asked: list[Request] = algorithm.requests(prompts, context)
+        require(
+            bool(asked) and all(isinstance(r, Request) for r in asked),
+            f"{who}.requests gives a list of Request.",
+        )
+        for request in asked:
+            known = 0 <= request.group < len(prompts)
+            require(
+                known,
+                f"{who}: a request has group {request.group}; prompts are numbered 0 to {len(prompts) - 1}.",
+            )
+            intact = torch.equal(request.prompt_ids, prompts[request.group].ids)
+            require(intact, f"{who}: a request of group {request.group} does not have that prompt's ids.")
+            require(
+                "prompt" in request.columns,
+                f"{who}: a request has not the prompt's columns; rewards need them.",
+            )
+        require({r.group for r in asked} == set(range(len(prompts))), f"{who}.requests leaves a prompt out.")
+        drawn = [r.seed for r in asked if r.params.temperature > 0]
+        require(
+            len(set(drawn)) == len(drawn),
+            f"{who}: two requests have one seed; use context.seed(group, sample).",
+        )
+        again = make(self.factory, self.options).requests(prompts, context)
+        require(
+            [r.seed for r in again] == [r.seed for r in asked], f"{who}: the same prompts gave other seeds."
+        )
+        return asked
+
+    def scored(self, asked: list[Request], algorithm: Any) -> Scored:
+        """Rows with scores, and only what was asked for: the rest is None."""
+        rollout = make_rollout(asked)
+        whole = make_scored(rollout, scores=torch.linspace(-1.0, 1.0, len(rollout)).sin() * 2.0, pad=2)
+        allowed = {
+            "logps": "old_logps" in algorithm.needs or "reference" in algorithm.roles,
+            "ref_logps": "reference" in algorithm.roles,
+            "values": "value" in algorithm.roles,
+            "entropy": "entropy" in algorithm.needs,
+        }
+        absent: dict[str, Any] = {name: None for name, there in allowed.items() if not there}
+        return replace(whole, **absent)
+
+    def select(self, algorithm: Any, scored: Scored) -> Tensor:
+        who = self.who
+        chosen = algorithm.select(scored, 0)
+        require(
+            isinstance(chosen, Selection), f"{who}.select gives a Selection, found {type(chosen).__name__}."
+        )
+        keep = chosen.keep
+        require(keep.shape == (len(scored),) and keep.dtype == torch.bool, f"{who}.select: keep is [N] bool.")
+        require(keep.any(), f"{who}.select keeps no row of {len(scored)} whose scores all differ.")
+        require(
+            isinstance(chosen.want, int) and chosen.want >= 0,
+            f"{who}.select: want is 0 or a number of prompts.",
+        )
+        silent = replace(scored, scores=scored.scores.clone())
+        silent.scores[0] = float("nan")
+        other = make(self.factory, self.options)
+        other.requests(make_prompts(4), FakeRequestContext())
+        left_out = not other.select(silent, 0).keep[0]
+        require(left_out, f"{who}.select keeps a row whose rewards all abstained (its score is NaN).")
+        return keep
+
+    def prepare(self, algorithm: Any, scored: Scored, keep: Tensor) -> dict[str, Tensor]:
+        who = self.who
+        columns, figures = algorithm.prepare(scored, keep)
+        require_figures(figures, f"{who}.prepare", algorithm.metrics)
+        real = scored.mask & keep.unsqueeze(-1)
+        for name, column in columns.items():
+            fits = column.shape in (scored.scores.shape, scored.mask.shape)
+            require(
+                fits,
+                f"{who}.prepare: {name} is {tuple(column.shape)}, expected [N] or [N, T] = {tuple(scored.mask.shape)}.",
+            )
+            kept = column[keep] if column.dim() == 1 else column[real]
+            require(
+                not kept.is_floating_point() or kept.isfinite().all(),
+                f"{who}.prepare: {name} is not finite in a kept row.",
+            )
+        return dict(columns)
+
+    def unit(self, algorithm: Any, scored: Scored, keep: Tensor) -> Tensor:
+        unit: Tensor = algorithm.unit(scored, keep)
+        fits = unit.shape == (len(scored),) and unit.dtype == torch.int64
+        require(fits, f"{self.who}.unit gives [N] int64, found {tuple(unit.shape)} {unit.dtype}.")
+        return unit
+
+    def loss(
+        self, algorithm: Any, scored: Scored, columns: Mapping[str, Tensor], rows: list[int], of: list[int]
+    ) -> tuple[float, Tensor]:
+        """The part that `rows` have in the loss of the minibatch `of`, and its gradient [n, T]."""
+        who = self.who
+        outputs, batch, logps = _forward(scored, columns, rows)
+        terms, figures = algorithm.loss(outputs, batch)
+        n, width = batch.mask.shape
+        require(
+            terms.shape in ((n, width), (n,)),
+            f"{who}.loss: terms are {tuple(terms.shape)}, expected [n, T] = ({n}, {width}) or [n].",
+        )
+        require_known(figures, f"{who}.loss", algorithm.metrics)
+        for name, figure in figures.items():
+            require(
+                figure.shape in ((n, width), (n,)),
+                f"{who}.loss: the figure {name} is {tuple(figure.shape)}, expected [n, T] or [n].",
+            )
+        totals = Totals(tokens=int(scored.mask[of].sum()), rows=len(of))
+        value = _total(algorithm, terms, batch.mask, totals, who)
+        value.backward()
+        require(logps.grad is not None, f"{who}.loss: no gradient reaches the policy's log-probabilities.")
+        assert logps.grad is not None
+        return float(value.detach()), logps.grad
+
+    def split(
+        self,
+        algorithm: Any,
+        scored: Scored,
+        columns: Mapping[str, Tensor],
+        rows: list[int],
+        unit: Tensor,
+        whole: tuple[float, Tensor],
+    ) -> None:
+        """A minibatch in two micro-batches has the same loss and gradient."""
+        loss, grad = whole
+        require(grad.isfinite().all(), f"{self.who}.loss: the gradient is not finite.")
+        require(
+            not grad[~scored.mask[rows]].any(),
+            f"{self.who}.loss: the gradient reaches tokens outside the mask.",
+        )
+        require(grad.abs().sum() > 0, f"{self.who}.loss: the gradient is 0 for every token.")
+        units = unit[rows].unique().tolist()
+        parts = [[i for i in rows if int(unit[i]) in half] for half in (units[::2], units[1::2])]
+        parts = [part for part in parts if part]
+        found = [self.loss(algorithm, scored, columns, part, rows) for part in parts]
+        total = sum(value for value, _ in found)
+        same_loss = abs(total - loss) <= 1e-5 * max(1.0, abs(loss))
+        require(
+            same_loss,
+            f"{self.who}: the loss is {loss:g} at once and {total:g} in two micro-batches; normalise by `totals`.",
+        )
+        for part, (_, part_grad) in zip(parts, found, strict=True):
+            at = [rows.index(i) for i in part]
+            close = torch.allclose(part_grad, grad[at], rtol=1e-4, atol=1e-6)
+            require(close, f"{self.who}: the gradient depends on how a minibatch is cut into micro-batches.")
+
+    def outside(
+        self,
+        scored: Scored,
+        keep: Tensor,
+        columns: Mapping[str, Tensor],
+        rows: list[int],
+        whole: tuple[float, Tensor],
+    ) -> None:
+        """NaN in every place outside the mask changes neither the advantages nor the loss."""
+        changed: dict[str, Any] = {name: _spoil(getattr(scored, name), scored.mask) for name in QUANTITIES}
+        spoilt = replace(scored, **changed)
+        algorithm = make(self.factory, self.options)
+        asked = algorithm.requests(make_prompts(4), FakeRequestContext())
+        require(
+            len(asked) == len(scored), f"{self.who}.requests gave another number of rows the second time."
+        )
+        require(
+            same(algorithm.select(spoilt, 0).keep, keep),
+            f"{self.who}.select depends on what stands outside the mask.",
+        )
+        again, figures = algorithm.prepare(spoilt, keep)
+        require_figures(figures, f"{self.who}.prepare with NaN outside the mask", algorithm.metrics)
+        real = scored.mask & keep.unsqueeze(-1)
+        for name, column in columns.items():
+            where = keep if column.dim() == 1 else real
+            equal = torch.allclose(column[where].double(), again[name][where].double(), rtol=1e-5, atol=1e-6)
+            require(equal, f"{self.who}.prepare: {name} depends on what stands outside the mask.")
+        outputs, batch, _ = _forward(spoilt, again, rows)
+        outputs.logps = outputs.logps.masked_fill(~batch.mask, float("nan"))
+        terms, _ = algorithm.loss(outputs, batch)
+        totals = Totals(tokens=int(batch.mask.sum()), rows=len(rows))
+        value = float(_total(algorithm, terms, batch.mask, totals, self.who).detach())
+        equal = abs(value - whole[0]) <= 1e-5 * max(1.0, abs(whole[0]))
+        require(equal, f"{self.who}.loss is {whole[0]:g}, and {value:g} with NaN outside the mask.")
+
+    def state(self, algorithm: Any) -> None:
+        figures = algorithm.step_end(dict(STATS))
+        require_figures(figures, f"{self.who}.step_end", algorithm.metrics)
+        require_round_trip(algorithm, make(self.factory, self.options), self.who)
+
+
+def _whole_units(unit: Tensor, keep: Tensor) -> list[int]:
+    """Kept rows, by unit, as a minibatch has them."""
+    order = sorted(range(len(keep)), key=lambda i: (int(unit[i]), i))
+    return [i for i in order if keep[i]]
+
+
+def _forward(
+    scored: Scored, columns: Mapping[str, Tensor], rows: list[int]
+) -> tuple[Outputs, Minibatch, Tensor]:
+    """Outputs a little off what they were before, the minibatch, and the leaf whose gradient is looked at."""
+    mask = scored.mask[rows]
+
+    def cut(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows]
+
+    generator = torch.Generator().manual_seed(5)
+    noise = 0.05 * torch.randn(scored.mask.shape, generator=generator)[rows]
+    old = cut(scored.logps)
+    start = torch.full(mask.shape, -0.5) if old is None else old.nan_to_num(0.0)
+    logps = torch.where(mask, start + noise, 0.0).requires_grad_()
+    values, entropy = cut(scored.values), cut(scored.entropy)
+    batch = Minibatch(
+        mask=mask,
+        columns={name: column[rows] for name, column in columns.items()},
+        logps=old,
+        ref_logps=cut(scored.ref_logps),
+        old_values=values,
+    )
+    outputs = Outputs(logps, None if values is None else values + 2 * noise, entropy)
+    return outputs, batch, logps
+
+
+def _total(algorithm: Any, terms: Tensor, mask: Tensor, totals: Totals, who: str) -> Tensor:
+    """The loss as the stage adds it up."""
+    if terms.dim() == 1:
+        return terms.sum() / totals.rows
+    weights = algorithm.weights(mask, totals)
+    require(
+        weights.shape == mask.shape,
+        f"{who}.weights are {tuple(weights.shape)}, expected {tuple(mask.shape)}.",
+    )
+    require(not weights[~mask].any(), f"{who}.weights are not 0 outside the mask.")
+    require((weights[mask] >= 0).all(), f"{who}.weights are negative.")
+    return maths.weighted_sum(terms, weights)
+
+
+def _spoil(values: Tensor | None, mask: Tensor) -> Tensor | None:
+    return None if values is None else values.masked_fill(~mask, float("nan"))
