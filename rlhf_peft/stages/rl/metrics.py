@@ -139,7 +139,7 @@ class Averages:
         """Take in what the other processes have."""
         if ranks.world == 1:
             return
-        each = ranks.gather((self._sums, self._counts))
+        each = ranks.gather((dict(self._sums), dict(self._counts)))
         for mine, others in ((self._sums, [e[0] for e in each]), (self._counts, [e[1] for e in each])):
             mine.clear()
             for name in dict.fromkeys(name for other in others for name in other):

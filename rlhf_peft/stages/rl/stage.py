@@ -6,6 +6,7 @@ algorithm sees tensors only.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -192,7 +193,12 @@ class Loop:
         optimizer = make_optimizer(
             stage.optimizer, [g for g in groups if g["params"]], stage.weight_decay, eps=1e-5
         )
-        self.module, self.optimizer = accelerator.prepare(module, optimizer, device_placement=[False, False])
+        with warnings.catch_warnings():
+            # torch renames it, and its new name does another thing at the start.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.module, self.optimizer = accelerator.prepare(
+                module, optimizer, device_placement=[False, False]
+            )
         self.scheduler = get_scheduler(
             stage.lr_scheduler if stage.lr_scheduler != "constant" else "constant_with_warmup",
             optimizer,
