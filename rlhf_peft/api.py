@@ -9,6 +9,7 @@ print(result.folder, result.stages["rl"]["after"])
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from .data import require
-from .engine import SharedBase, Source
+from .engine import POLICY, SharedBase, Source
+from .errors import RunFolderError
 from .recipe import DatasetSource, PreferenceStage, Recipe, dump, load
 from .registry import Registry
-from .runs import RunFolder
-from .stages import Context, Reporter, lora_spec, read_source, runner
+from .runs import Elsewhere, RunFolder, read_manifest
+from .stages import Context, Ranks, Reporter, lora_spec, read_source, runner
 
 log = logging.getLogger("rlhf_peft")
 
@@ -124,6 +126,7 @@ def run(
     reporter: Reporter | None = None,
     code_files: Sequence[Path] = (),
     trust_remote_code: bool = False,
+    begun_by: Path | None = None,
 ) -> Result:
     """Run all stages of a recipe.
 
@@ -134,6 +137,7 @@ def run(
         reporter: is told what happens; default: nobody.
         code_files: plugin and reward files, copied into the run folder.
         trust_remote_code: run code from the model's repository.
+        begun_by: a finished run of the recipe's first stages, taken up instead of running them again.
 
     Raises:
         UsageError: the recipe, the data, the model or the folder cannot be used; nothing was trained.
@@ -141,7 +145,8 @@ def run(
     """
     begun = time.perf_counter()
     registry = registry or Registry.load()
-    reporter = reporter or Silent()
+    ranks = Ranks()
+    reporter = reporter if reporter is not None and ranks.main else Silent()
 
     def begin(folder: RunFolder) -> None:
         folder.write_recipe(dump(recipe))
@@ -151,7 +156,9 @@ def run(
         registry.broadcast("rlhf_peft_run_start", run=ctx.view)
 
     # Until a stage has its first figures nothing is written, and a run that is to be replaced stays as it is.
-    folder = RunFolder.plan(recipe.output_dir, recipe.name, overwrite=overwrite, made=begin)
+    folder: RunFolder = Elsewhere(recipe.run_folder)
+    if ranks.main:
+        folder = RunFolder.plan(recipe.output_dir, recipe.name, overwrite=overwrite, made=begin)
     result = Result(folder.path)
     status = "failed"
     last: dict[str, float] = {}
@@ -161,8 +168,10 @@ def run(
         for line in check_data(later, registry=registry):
             log.debug("%s", line)
         base = load_base(recipe, trust_remote_code=trust_remote_code)
-        ctx = Context(recipe, base, registry, folder, reporter, result.stages)
-        for stage in recipe.stages:
+        ranks.start(base.device)
+        ctx = Context(recipe, base, registry, folder, reporter, result.stages, ranks)
+        done = 0 if begun_by is None else _take_up(begun_by, ctx)
+        for stage in recipe.stages[done:]:
             ctx.seed_everything(stage.name)
             began = time.perf_counter()
             outcome = runner(stage.stage)(stage, ctx)
@@ -183,5 +192,30 @@ def run(
         if folder.made:
             folder.finish(status)
             registry.broadcast("rlhf_peft_run_end", run=ctx.view, status=status, metrics=last)
+    ranks.stop()
     result.seconds = time.perf_counter() - begun
     return result
+
+
+def _take_up(begun: Path, ctx: Context) -> int:
+    """Make the base, and the run's folder, what they were when an earlier run ended; returns its number of stages.
+
+    Raises:
+        RunFolderError: it is not finished, or its stages are not the recipe's first.
+    """
+    done = read_manifest(begun).get("stages_done", [])
+    first = [stage.name for stage in ctx.recipe.stages[: len(done)]]
+    if read_manifest(begun).get("status") != "done" or done != first:
+        raise RunFolderError(f"{begun}: not a finished run of the stages {', '.join(first) or '(none)'}.")
+    roles = [folder.name for folder in sorted((begun / "adapters").glob("*"))]
+    if POLICY in roles:
+        ctx.base.load_role(POLICY, str(begun))
+    if any(role.startswith("reward") for role in roles):
+        ctx.base.load_ensemble("reward", str(begun))
+    ctx.run.make()
+    shutil.copytree(begun / "adapters", ctx.run.path / "adapters")
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        if (begun / name).is_file():
+            shutil.copyfile(begun / name, ctx.run.path / name)
+    ctx.run.update_manifest(stages_done=done, begun=begun.name)
+    return len(done)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..errors import PluginError, UsageError
-from ..recipe.document import _section as options_section
+from ..recipe.document import section as options_section
 
 if TYPE_CHECKING:
     from ..registry import Entry, Loaded, Registry

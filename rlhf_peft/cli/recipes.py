@@ -11,7 +11,7 @@ import typer
 
 from ..errors import UsageError
 
-app = typer.Typer(help="List, show and copy the recipes that are shipped.")
+app = typer.Typer(help="List, show and copy the recipes that are shipped; take over TRL's.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe.")]
 
@@ -72,10 +72,26 @@ def copy(
     print(f"next: rlhf-peft run {_argument(target)}", file=sys.stderr)
 
 
+@app.command("from-trl")
+def from_trl(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="TRL's configuration, YAML or JSON.")],
+    trainer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="sft, reward, dpo, kto, grpo, rloo; default: guessed.")
+    ] = None,
+) -> None:
+    """Print a TRL configuration as a recipe; what has no equivalent goes to stderr and into its comment."""
+    from ..recipe import convert
+
+    found = convert(file, trainer)
+    print(found.text, end="")
+    for key, note in found.notes:
+        print(f"{key}: {note}", file=sys.stderr)
+
+
 def _target(dest: str, name: str) -> Path:
     path = Path(dest)
     if dest.endswith(("/", "\\")) or path.is_dir():
-        return path / f"{name}.yaml"
+        return path / f"{name.rpartition(':')[2]}.yaml"
     return path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Overrides, Plugins, RecipeName, Rewards, open_recipe
+from .options import Overrides, Plugins, RecipeName, Rewards, add_rewards, open_recipe, open_registry
 
 
 def run(
@@ -18,6 +18,10 @@ def run(
     ] = False,
     plugin: Plugins = None,
     reward: Rewards = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", metavar="K=a,b", help="Run every value; several make a grid of runs."),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="No progress; warnings and the result only.")
     ] = False,
@@ -29,10 +33,26 @@ def run(
     ] = False,
 ) -> None:
     """Train what the recipe says; the result goes to <output_dir>/<name>/."""
+    if sweep:
+        from .sweep import run_sweep
+
+        registry = open_registry(context.obj, plugin, strict=strict_plugins, quiet=quiet)
+        run_sweep(
+            recipe,
+            overrides or (),
+            sweep,
+            registry,
+            add_rewards(registry, reward),
+            overwrite=overwrite,
+            quiet=quiet,
+            trust_remote_code=trust_remote_code,
+        )
+        return
     loaded, registry = open_recipe(
         context.obj, recipe, overrides, plugin, reward, strict=strict_plugins, quiet=quiet
     )
     from .. import api
+    from ..stages import Ranks
     from .progress import reporter
     from .summary import show
 
@@ -44,4 +64,5 @@ def run(
         code_files=registry.code_files,
         trust_remote_code=trust_remote_code,
     )
-    show(result, loaded)
+    if Ranks().main:
+        show(result, loaded)

@@ -88,15 +88,19 @@ def _samples(console: Console, samples: list[dict[str, Any]]) -> None:
 
 def next_lines(result: Result, recipe: Recipe) -> list[str]:
     """Commands to paste."""
-    folder = _short(result.folder)
-    lines = [f"next: the adapter is {folder}/adapters/policy; it loads with peft:"]
-    lines.append(f'  PeftModel.from_pretrained(base_model, "{folder}/adapters/policy")')
-    lines.append(f"next: read what it wrote:  tail -n 5 {folder}/samples.jsonl")
+    folder, kinds = _short(result.folder), {stage.stage for stage in recipe.stages}
+    lines = []
+    if kinds != {"reward_model"}:
+        lines.append(f"next: the adapter is {folder}/adapters/policy; it loads with peft:")
+        lines.append(f'  PeftModel.from_pretrained(base_model, "{folder}/adapters/policy")')
+    if "rl" in kinds:
+        lines.append(f"next: read what it wrote:  tail -n 5 {folder}/samples.jsonl")
     if recipe.model.path.startswith("builtin:"):
         lines.append(
             "next: your own model:  rlhf-peft recipes copy quickstart my.yaml model.path=Qwen/Qwen3-0.6B"
         )
-    lines.append(f"next: go on from it:  rlhf-peft run RECIPE stages.rl.init.policy={folder}")
+    role = "reward" if kinds == {"reward_model"} else "policy"
+    lines.append(f"next: go on from it:  rlhf-peft run RECIPE stages.rl.init.{role}={folder}")
     return lines
 
 

@@ -61,7 +61,7 @@ class SharedBase(Roster):
         self.lm_head = LmHead.of(self.lm)
         self.heads = nn.ModuleDict()
         self._adapter_of: dict[str, str | None] = {POLICY: POLICY}
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
         self._linear = adapters.linear_names(self.lm)
         self._conv1d = any(isinstance(module, Conv1D) for module in self.lm.modules())
         self.model = self._first_adapter()
@@ -84,7 +84,7 @@ class SharedBase(Roster):
     def _first_adapter(self) -> Any:
         adapters.check_targets(self.lm, self._fitted(self.lora))
         try:
-            with self._seeded(), warnings.catch_warnings():
+            with self._seeded(POLICY), warnings.catch_warnings():
                 # PEFT reads a property that transformers renames.
                 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
                 config = self._fitted(self.lora)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ class Roster(Forwards):
     source: Source
     lora: LoraSpec
     _adapter_of: dict[str, str | None]
-    _generator: torch.Generator
+    _seed: int
     _linear: list[str]
     _conv1d: bool
 
@@ -79,7 +80,7 @@ class Roster(Forwards):
             head: give it a scalar head.
         """
         source = None if like is None else self.adapter_of(like)
-        fresh = self._head(like) if head else None
+        fresh = self._head(role, like) if head else None
         if trunk is not None:
             shared = self.adapter_of(trunk)
             self.remove_role(role)
@@ -91,8 +92,8 @@ class Roster(Forwards):
             self._put(role, lora or self.lora)
         self._set_head(role, fresh)
 
-    def _head(self, like: str | None) -> ScalarHead:
-        fresh = ScalarHead(self.width, self._generator)
+    def _head(self, role: str, like: str | None) -> ScalarHead:
+        fresh = ScalarHead(self.width, self._stream(role))
         if like is not None and like in self.heads:
             fresh.load_state_dict(self.heads[like].state_dict())
         return fresh
@@ -112,7 +113,7 @@ class Roster(Forwards):
     ) -> None:
         """Give a role an adapter of its own; what was there is left alone if this one does not fit."""
         config, taken = self._fitted(shape), role in self.model.peft_config
-        with self._changing(), self._seeded():
+        with self._changing(), self._seeded(role):
             adapters.add(self.model, INCOMING if taken else role, config, weights, where)
             if taken:
                 incoming = adapters.snapshot(self.model, INCOMING)
@@ -125,9 +126,14 @@ class Roster(Forwards):
         config = shape.config(self.source.path) if isinstance(shape, LoraSpec) else shape
         return adapters.fitted(config, self._linear, self._conv1d, self.source.path)
 
+    def _stream(self, role: str) -> torch.Generator:
+        """A role's own random numbers: what other roles do does not change how it begins."""
+        words = self._seed * 1_000_003 + zlib.crc32(role.encode())
+        return torch.Generator().manual_seed(words % 2**63)
+
     @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        seed = int(torch.randint(2**31, (1,), generator=self._generator))
+    def _seeded(self, role: str) -> Iterator[None]:
+        seed = int(torch.randint(2**31, (1,), generator=self._stream(role)))
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield

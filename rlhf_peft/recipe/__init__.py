@@ -4,6 +4,7 @@ from . import shipped
 from .document import document
 from .dump import dump, json_schema
 from .edit import edited
+from .from_trl import Converted, convert
 from .load import Plugins, is_path, load
 from .schema import (
     RESERVED,
@@ -23,6 +24,7 @@ from .schema import (
 
 __all__ = [
     "RESERVED",
+    "Converted",
     "DatasetSource",
     "Eval",
     "Lora",
@@ -36,6 +38,7 @@ __all__ = [
     "RlStage",
     "SftStage",
     "StageBase",
+    "convert",
     "document",
     "dump",
     "edited",

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from . import shipped
 from .dump import Options
 from .messages import STAGES
 from .schema import DatasetSource, Eval, Lora, Model, Recipe, RewardEntry, StageBase
@@ -31,6 +32,15 @@ the data, the rewards, the algorithm. The files in this folder ship with the pac
 - Numbers may be written `1e-6`.
 - A recipe names registered things only; it cannot name code to import. Plugins that it needs stand under
   `plugins`, as requirements: `rlhf-peft-length-shaping>=0.1`.
+
+- A configuration of TRL's trainers becomes a recipe: `rlhf-peft recipes from-trl grpo.yaml > my.yaml`. What has no
+  equivalent is listed in its comment.
+- `--sweep K=a,b` runs every value, several of them every combination: one run folder a cell,
+  `<output_dir>/<name>-<cell>/`, and `<output_dir>/<name>-sweep.json`. Stages that do not differ run once, what is done
+  is not run again, and a cell that fails does not stop the others. Sections are swept whole:
+
+      rlhf-peft run quickstart --sweep seed=1,2,3
+      rlhf-peft run quickstart --sweep 'stages.rl.algorithm=[{name: ppo, beta: 0.1}, {name: grpo}]'
 
 This file is generated: `rlhf-peft --no-plugins schema --markdown > recipes/README.md`.
 """
@@ -58,15 +68,15 @@ def document(options: Options | None = None) -> str:
     Args:
         options: kind to name to options of what is registered, documented after the schema.
     """
-    parts = [_INTRODUCTION]
+    parts = [_INTRODUCTION, _shipped()]
     for title, about, model in _SECTIONS:
-        parts.append(_section(title, about, model, model.model_fields))
+        parts.append(section(title, about, model, model.model_fields))
     for kind, model in STAGES.items():
         own = [name for name, field in model.model_fields.items() if _is_own(name, field)]
         about = f"{_first_line(model)} Beside the keys of every stage:"
-        parts.append(_section(f"`stage: {kind}`", about, model, own))
+        parts.append(section(f"`stage: {kind}`", about, model, own))
     parts.append(
-        _section(
+        section(
             "An item of `rewards`",
             "Its own options stand beside these.",
             RewardEntry,
@@ -76,9 +86,16 @@ def document(options: Options | None = None) -> str:
     for kind, word in _KINDS.items():
         for name, model in sorted((options or {}).get(kind, {}).items()):
             parts.append(
-                _section(f"{word.capitalize()} `{name}`", _first_line(model), model, model.model_fields)
+                section(f"{word.capitalize()} `{name}`", _first_line(model), model, model.model_fields)
             )
     return "\n".join(parts)
+
+
+def _shipped() -> str:
+    """A line for each recipe in the package's own folder."""
+    own = sorted(path.stem for path in shipped.folder().glob("*.yaml"))
+    rows = [f"| [`{name}`]({name}.yaml) | {_cell(shipped.summary(name))} |" for name in own]
+    return "\n".join(["## Shipped", "", "| recipe | what it does |", "|---|---|", *rows, ""])
 
 
 def _is_own(name: str, field: Any) -> bool:
@@ -87,7 +104,8 @@ def _is_own(name: str, field: Any) -> bool:
     return name != "stage" and (shared is None or shared.default != field.default)
 
 
-def _section(title: str, about: str, model: type[BaseModel], names: Iterable[str]) -> str:
+def section(title: str, about: str, model: type[BaseModel], names: Iterable[str]) -> str:
+    """A table of some keys of a section, under a heading."""
     lines = [f"## {title}", ""]
     if about:
         lines += [about, ""]

@@ -73,7 +73,7 @@ def open_source(source: str | Path | Mapping[str, Any]) -> Source:
     if isinstance(source, Mapping):
         return Source("recipe", copy.deepcopy(dict(source)))
     if isinstance(source, str) and not is_path(source):
-        return parse(shipped.text(source), source, shipped.folder())
+        return parse(shipped.text(source), source, shipped.path(source).parent)
     path = Path(source)
     return parse(read_text(path), str(source), path.absolute().parent)
 

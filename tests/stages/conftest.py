@@ -90,7 +90,6 @@ def shared_base(model: Any, lora: Any, seed: int) -> SharedBase:
         )
         _BASES[key] = made, policy_of(made)
     base = begin_again(*_BASES[key])
-    base._generator.manual_seed(seed)
     return base
 
 

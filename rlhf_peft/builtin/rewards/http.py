@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, Field
 
-from rlhf_peft.plugin import SomeRowsFailed
-from rlhf_peft.plugin import Options, RewardBatch, RewardError, Scores
+from rlhf_peft.plugin import Options, RewardBatch, RewardError, Scores, SomeRowsFailed
 
 from .client import Client, plain_url, secret
 

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, Field, field_validator
 
-from rlhf_peft.plugin import SomeRowsFailed
-from rlhf_peft.plugin import Options, RewardBatch, RewardError, Scores
+from rlhf_peft.plugin import Options, RewardBatch, RewardError, Scores, SomeRowsFailed
 
 from .client import Client, plain_url, secret
 

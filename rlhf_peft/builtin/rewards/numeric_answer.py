@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_peft.plugin import FunctionReward, Target
-from rlhf_peft.plugin import Options, UsageError
+from rlhf_peft.plugin import FunctionReward, Options, Target, UsageError
 
 from . import checks
 

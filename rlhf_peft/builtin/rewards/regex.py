@@ -8,8 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from rlhf_peft.plugin import FunctionReward, Target
-from rlhf_peft.plugin import Options
+from rlhf_peft.plugin import FunctionReward, Options, Target
 
 from . import checks
 

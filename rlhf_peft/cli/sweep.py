@@ -1,0 +1,91 @@
+"""`rlhf-peft run --sweep`: a grid of runs, and the table that it ends with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RlhfPeftError
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+    from ..sweep import Outcome
+
+
+COLUMNS = 3
+"""Figures in the table; sweep.json has more."""
+
+
+def run_sweep(
+    recipe: str,
+    overrides: Sequence[str],
+    axes: Sequence[str],
+    registry: Registry,
+    rewards: Sequence[str],
+    *,
+    overwrite: bool,
+    quiet: bool,
+    trust_remote_code: bool,
+) -> None:
+    """Check every cell, run those that are not done, print the table.
+
+    Raises:
+        UsageError: a cell is wrong; nothing was run.
+        RlhfPeftError: cells failed; the others are done.
+    """
+    from ..cells import make_cells, parse_axis
+    from ..recipe import load
+
+    cells = make_cells(
+        recipe, overrides, [parse_axis(axis) for axis in axes], plugins=registry, rewards=rewards
+    )
+    name = load(recipe, overrides).name
+
+    from .. import sweep as engine
+    from .progress import reporter
+
+    outcomes = engine.sweep(
+        name,
+        cells,
+        overwrite=overwrite,
+        say=lambda text: None if quiet else print(text, file=sys.stderr, flush=True),
+        registry=registry,
+        reporter=lambda: reporter(quiet=quiet),
+        code_files=registry.code_files,
+        trust_remote_code=trust_remote_code,
+    )
+    show(name, outcomes, Path(cells[0].recipe.output_dir) / f"{name}-sweep.json")
+    failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
+    if failed:
+        raise RlhfPeftError(
+            f"{len(failed)} of {len(outcomes)} cells failed: {', '.join(failed)}. The same command runs them again, "
+            "and only them."
+        )
+
+
+def show(name: str, outcomes: Sequence[Outcome], file: Path, console: Any = None) -> None:
+    """Print a line a cell: what was swept, what came of it, how long it took."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    console = console or Console(soft_wrap=False)
+    figures = list(dict.fromkeys(key for outcome in outcomes for key in outcome.figures))[:COLUMNS]
+    table = Table(box=SIMPLE, title=f"{name}: {len(outcomes)} cells", title_justify="left")
+    table.add_column("cell", overflow="fold", min_width=20)
+    table.add_column("status")
+    for column in (*(_heading(key) for key in figures), "seconds"):
+        table.add_column(column.replace(" ", "\n"), justify="right", min_width=7)
+    for outcome in outcomes:
+        shown = [f"{outcome.figures[key]:.3f}" if key in outcome.figures else "" for key in figures]
+        table.add_row(outcome.name.removeprefix(f"{name}-"), outcome.status, *shown, f"{outcome.seconds:.0f}")
+    console.print(table)
+    console.print(f"next: all figures:  cat {file}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _heading(key: str) -> str:
+    """A figure's name for people: `eval/rewards/length/mean` is what held-out answers scored."""
+    words = key.removesuffix("/mean").replace("eval/rewards/", "held-out ").replace("eval/", "held-out ")
+    return words.replace("eval_", "held-out ").replace("held-out kl", "KL").replace("rewards/", "")
