@@ -144,8 +144,8 @@ class Reward(Protocol):
     An `async def score` runs in the run's process, on one event loop, beside the forwards. A plain `def score` runs in
     a worker process, killed at the timeout: the factory must be importable by name, options and columns JSON; of the
     batch it lacks `heads`, `logps` and `rollout.sampler_logps`. With `in_process = True` on the class or in the
-    recipe's entry, with roles, or where it cannot be imported, it runs on the main thread after the forwards. `close()`,
-    sync or async, is called at the end, on that loop.
+    recipe's entry, with roles, or where it cannot be imported, it runs on the main thread after the forwards.
+    `close()`, sync or async, is called at the end, on that loop.
     """
 
     roles: tuple[str, ...]
@@ -162,8 +162,9 @@ class Sampler(Protocol):
     """Writes completions.
 
     Attributes:
-        provides: of "logps" (sampler_logps are filled), "row_seeds" (a row depends on its seed alone), "on_policy" (rows
-            are draws from the policy's own distribution at the params' temperature: what ratios need), "multi_turn".
+        provides: of "logps" (sampler_logps are filled), "row_seeds" (a row depends on its seed alone), "on_policy"
+            (rows are draws from the policy's own distribution at the params' temperature: what ratios need), or
+            "multi_turn".
         params: what a request asks for where the algorithm does not say otherwise.
     """
 
