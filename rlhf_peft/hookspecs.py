@@ -190,7 +190,8 @@ class Algorithm(Protocol):
 
     Attributes:
         roles: of "policy", "reference", "value": what must be in memory.
-        needs: of "old_logps", "entropy".
+        needs: of "old_logps" (log-probabilities before `prepare`; ratios have them in any case), "entropy" (in `loss`,
+            with its gradient), "on_policy" (rows drawn from the policy's own distribution).
         value: trunk of the value head: "own", "policy" or "reward"; None where there is no value role.
         epochs: passes over a rollout.
         minibatches: updates in one pass.
@@ -218,6 +219,10 @@ class Algorithm(Protocol):
 
     def unit(self, scored: Scored, keep: Tensor) -> Tensor:
         """[N] int64; rows with the same number are never split over minibatches."""
+        ...
+
+    def idle(self, scored: Scored, columns: Mapping[str, Tensor]) -> Tensor:
+        """[N] bool, rows whose terms are zero whatever the policy says: no forward is spent on them."""
         ...
 
     def weights(self, mask: Tensor, totals: Totals) -> Tensor:

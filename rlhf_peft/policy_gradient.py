@@ -117,6 +117,10 @@ class AlgorithmBase:
         """Every row may go anywhere."""
         return torch.arange(len(scored))
 
+    def idle(self, scored: Scored, columns: Mapping[str, Tensor]) -> Tensor:
+        """None."""
+        return torch.zeros(len(scored), dtype=torch.bool)
+
     def weights(self, mask: Tensor, totals: Totals) -> Tensor:
         """Mean over the tokens of the whole minibatch."""
         return maths.token_weights(mask, "token", totals.tokens, totals.rows)
@@ -154,7 +158,11 @@ class PolicyGradient(AlgorithmBase):
         super().__init__(options)
         self.beta: float = options.beta
         self.roles = ("policy", "reference") if options.beta else ("policy",)
-        self.needs = frozenset({"old_logps", "on_policy"} | ({"entropy"} if options.entropy_coef else set()))
+        self.needs = frozenset(
+            {"on_policy"}
+            | ({"old_logps"} if self.kl_in_reward else set())
+            | ({"entropy"} if options.entropy_coef else set())
+        )
         warning = (
             maths.check_kl_placement(options.kl_estimator, options.kl_placement) if options.beta else None
         )
@@ -210,6 +218,13 @@ class PolicyGradient(AlgorithmBase):
         )
         self._figures["overlong/mean"] = float(penalty.mean())
         return scored.scores - penalty
+
+    def idle(self, scored: Scored, columns: Mapping[str, Tensor]) -> Tensor:
+        """Rows without advantage, where nothing else is in the loss."""
+        if (self.beta and not self.kl_in_reward) or self.options.entropy_coef:
+            return super().idle(scored, columns)
+        advantages = columns["advantages"]
+        return advantages == 0 if advantages.dim() == 1 else (advantages == 0).all(-1)
 
     def advantages(self, scored: Scored, scores: Tensor, keep: Tensor) -> Tensor:
         """[N] or [N, T]; what each row, or token, was worth above what was to be expected.

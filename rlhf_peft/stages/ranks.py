@@ -53,12 +53,15 @@ class Ranks:
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the gradients of all processes; one that has none counts as zero."""
-        if self.world == 1:
-            return
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
+            self.total(parameter.grad)
+
+    def total(self, values: Tensor) -> None:
+        """Add up a tensor of all processes, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
 
     def stop(self) -> None:
         """Leave the others; the main process is waited for."""

@@ -75,6 +75,10 @@ class Ppo(PolicyGradient):
             advantages = maths.whiten(advantages, mask)
         return {"advantages": advantages, "returns": returns}, logged
 
+    def idle(self, scored: Scored, columns: Mapping[str, Tensor]) -> Tensor:
+        """None: the value learns from every row."""
+        return torch.zeros(len(scored), dtype=torch.bool)
+
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """L = L_policy + vf_coef * L_value [+ beta * KL] [- entropy_coef * H], per token."""
         assert minibatch.old_values is not None and outputs.values is not None

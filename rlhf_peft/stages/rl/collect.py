@@ -44,6 +44,18 @@ class Collected:
     rounds: int
 
 
+def ahead(algorithm: Algorithm) -> bool:
+    """Whether the policy must be run over a rollout before the update.
+
+    Not where one update is all and nobody asks before: the update's own forward then says it.
+    """
+    return (
+        "old_logps" in algorithm.needs
+        or algorithm.epochs * algorithm.minibatches > 1
+        or algorithm.value == "policy"
+    )
+
+
 class Judge:
     """`SampleContext`: the stage's rewards, for samplers that choose among what they drew."""
 
@@ -197,6 +209,7 @@ class Collector:
     def _quantities(self, rollout: Rollout) -> Quantities:
         return self.scorer(
             rollout,
+            logps=ahead(self.algorithm),
             reference="reference" in self.algorithm.roles,
             values="value" in self.algorithm.roles,
             heads=self.rewards.heads,

@@ -39,7 +39,14 @@ class Quantities:
 
 
 class UpdateModule(nn.Module):
-    """Policy and value in one forward, as data parallelism demands."""
+    """Policy and value in one forward, as data parallelism demands.
+
+    Args:
+        base: the shared base.
+        value: trunk of the value head, or None.
+        temperature: of the sampling distribution.
+        entropy: also give entropies.
+    """
 
     def __init__(self, base: SharedBase, value: ValueTrunk, temperature: float, entropy: bool) -> None:
         super().__init__()

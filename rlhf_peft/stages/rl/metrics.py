@@ -90,16 +90,20 @@ def describe_kl(logps: Tensor, ref_logps: Tensor, mask: Tensor) -> dict[str, flo
 
 
 def describe_sampler(
-    rollout: Rollout, logps: Tensor, sampler_logps: Tensor | None, mask: Tensor
+    logps: Tensor, sampler_logps: Tensor | None, mask: Tensor, importance_cap: float | None
 ) -> dict[str, float]:
-    """How far the sampler's log-probabilities are from the trainer's."""
+    """How far the sampler's log-probabilities are from the trainer's, and the mean weight that follows."""
     if sampler_logps is None:
         return {}
     difference = (logps - sampler_logps).abs()[mask]
-    return {
+    out = {
         "sampling/sampling_logp_difference/mean": float(difference.mean()),
         "sampling/sampling_logp_difference/max": float(difference.max()),
     }
+    if importance_cap is not None:
+        weights = maths.truncated_importance(logps, sampler_logps, importance_cap)
+        out["sampling/importance_sampling_ratio/mean"] = float(maths.masked_mean(weights, mask))
+    return out
 
 
 def _mean(values: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import maths
 from ...policy_gradient import BASELINE
 from ...types import Rollout, Scored
-from .metrics import describe_kl, describe_rollout
+from .metrics import describe_kl, describe_rollout, describe_sampler
 from .rewarding import Scoring
 
 if TYPE_CHECKING:
@@ -54,14 +54,31 @@ def sampled_rows(scored: Scored) -> Scored:
     return scored if len(index) == len(scored) else scored.rows(index)
 
 
-def describe(scored: Scored) -> dict[str, float]:
-    """Figures of a rollout and of the policy that wrote it."""
-    out = describe_rollout(scored.rollout)
-    if scored.logps is not None and scored.ref_logps is not None:
-        out |= describe_kl(scored.logps, scored.ref_logps, scored.mask)
-    if scored.entropy is not None:
-        out["entropy"] = float(maths.masked_mean(scored.entropy, scored.mask))
-    return out
+def describe(scored: Scored, seen: Tensor, importance_cap: float | None) -> dict[str, float]:
+    """Figures of a rollout and of the policy that wrote it; those of the policy over the rows it was run on.
+
+    Args:
+        scored: the rows.
+        seen: [N] bool, rows with log-probabilities.
+        importance_cap: of the weight between trainer and sampler, or None.
+    """
+    out = describe_rollout(sampled_rows(scored).rollout)
+    told = sampled_rows(scored.rows(seen.nonzero().flatten().tolist()))
+    if len(told) == 0 or told.logps is None or told.entropy is None:
+        return out
+    if told.ref_logps is not None:
+        out |= describe_kl(told.logps, told.ref_logps, told.mask)
+    out["entropy"] = float(maths.masked_mean(told.entropy, told.mask))
+    theirs = padded(told.rollout.sampler_logps, told.mask.shape[1])
+    return out | describe_sampler(told.logps, theirs, told.mask, importance_cap)
+
+
+def padded(rows: Sequence[Tensor] | None, width: int | None = None) -> Tensor | None:
+    """[N, T] of ragged rows, as wide as the longest or wider; None stays None."""
+    if rows is None:
+        return None
+    out = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return out if width is None else torch.nn.functional.pad(out, (0, width - out.shape[1]))
 
 
 def samples(

@@ -10,26 +10,23 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 from transformers import get_scheduler
 
-from ... import maths
 from ...data import PromptStream, encode_prompts, require
 from ...engine import POLICY, REFERENCE, VALUE, SharedBase
 from ...errors import GuardError, UsageError
 from ...hookspecs import Algorithm, Sampler
 from ...recipe.schema import RlStage
-from ...types import Scored
 from ..answers import FixedPrompts
 from ..context import Context
 from ..optimizer import make_optimizer, warmup_steps
 from ..view import BaseView
-from .collect import Collector
+from .collect import Collector, ahead
 from .evaluate import Answers, Evaluator
 from .forwards import Scorer, UpdateModule
-from .metrics import describe_sampler, describe_scores
-from .record import Clock, describe, held_out_samples, outcome, sampled_rows, samples
+from .metrics import describe_scores
+from .record import Clock, describe, held_out_samples, outcome, padded, sampled_rows, samples
 from .rewarding import Rewards
 from .update import Batch, Updater
 
@@ -181,9 +178,8 @@ class Loop:
         accelerator = Accelerator(
             cpu=base.device.type == "cpu", mixed_precision="no", kwargs_handlers=[apart]
         )
-        module = UpdateModule(
-            base, self.algorithm.value, self.scorer.temperature, "entropy" in self.algorithm.needs
-        )
+        entropy = "entropy" in self.algorithm.needs or not ahead(self.algorithm)
+        module = UpdateModule(base, self.algorithm.value, self.scorer.temperature, entropy)
         value = [p for role in self.value_roles for p in base.parameters(role)]
         rate = stage.value_learning_rate or stage.learning_rate
         groups = [
@@ -215,6 +211,7 @@ class Loop:
             max_grad_norm=stage.max_grad_norm,
             max_tokens=self.ctx.recipe.model.tokens_per_forward,
             pad_id=self.view.pad_id,
+            importance_cap=stage.importance_cap,
         )
 
     def check_reference(self) -> None:
@@ -245,7 +242,6 @@ class Loop:
         self.ctx.tell("rlhf_peft_rollout_end", stage=self.stage.name, step=step, scored=scored)
         # 2. Advantages.
         columns, prepared = self.algorithm.prepare(scored, keep)
-        importance, sampling = self._importance(scored)
         clock.lap("scoring")
         # 3. Updates.
         batch = Batch(
@@ -253,7 +249,8 @@ class Loop:
             columns=columns,
             keep=keep,
             unit=self.algorithm.unit(scored, keep),
-            importance=importance,
+            idle=self.algorithm.idle(scored, columns),
+            sampler_logps=padded(scored.rollout.sampler_logps),
             value_hidden=got.value_hidden,
             owner=got.owner,
         )
@@ -263,12 +260,10 @@ class Loop:
         clock.lap("update")
         # 4. Figures and samples.
         self.tokens += int(scored.rollout.lengths.sum())
-        trained = sampled_rows(scored)
         stats = {
-            **describe_scores(trained),
-            **describe(trained),
+            **describe_scores(sampled_rows(scored)),
+            **describe(scored, batch.seen, self.stage.importance_cap),
             **got.scoring.metrics,
-            **sampling,
             **prepared,
             **updates,
             "learning_rate": rate,
@@ -286,20 +281,6 @@ class Loop:
         self.rewards.close()
         if self.evaluator is not None:
             self.evaluator.rewards.close()
-
-    def _importance(self, scored: Scored) -> tuple[Tensor | None, dict[str, float]]:
-        """Truncated weights between trainer and sampler, and how far they are apart."""
-        rollout = scored.rollout
-        if rollout.sampler_logps is None or scored.logps is None:
-            return None, {}
-        theirs = pad_sequence(rollout.sampler_logps, batch_first=True)
-        figures = describe_sampler(rollout, scored.logps, theirs, scored.mask)
-        cap = self.stage.importance_cap
-        if cap is None:
-            return None, figures
-        weights = torch.where(scored.mask, maths.truncated_importance(scored.logps, theirs, cap), 0.0)
-        figures["sampling/importance_sampling_ratio/mean"] = float(maths.masked_mean(weights, scored.mask))
-        return weights, figures
 
     def evaluate(self, step: int) -> Answers | None:
         """Answer the held-out prompts; logs at step 0, where there is no update to log with."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,18 +29,29 @@ class Batch:
         columns: what the algorithm prepared, name to [N] or [N, T].
         keep: [N] bool, rows to train on.
         unit: [N] rows with the same number stay together.
-        importance: [N, T] weight between trainer and sampler, or None.
+        idle: [N] bool, rows without gradient; no forward is spent on them.
+        sampler_logps: [N, T] of the sampler, or None.
         value_hidden: N tensors [T_i, H] of the frozen reward trunk, or None; only of a process's own rows.
         owner: [N] the process that computes each row's gradient; None: this one.
+        seen: [N] bool, rows whose `scored.logps` and `scored.entropy` are filled.
     """
 
     scored: Scored
     columns: dict[str, Tensor]
     keep: Tensor
     unit: Tensor
-    importance: Tensor | None
+    idle: Tensor
+    sampler_logps: Tensor | None
     value_hidden: list[Tensor] | None
     owner: Tensor | None = None
+    seen: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Where the policy was not run before, the one update on these rows says what it was."""
+        self.seen = torch.full((len(self.scored),), self.scored.logps is not None)
+        if self.scored.logps is None:
+            self.scored.logps = torch.zeros(self.scored.mask.shape)
+            self.scored.entropy = torch.zeros(self.scored.mask.shape)
 
 
 class Updater:
@@ -56,6 +67,7 @@ class Updater:
         max_grad_norm: clipping; 0 is off.
         max_tokens: most tokens, padding included, in one forward.
         pad_id: what padding holds; any id, for masks come from lengths.
+        importance_cap: of the weight between trainer and sampler; None: there is none.
     """
 
     def __init__(
@@ -70,7 +82,9 @@ class Updater:
         max_grad_norm: float,
         max_tokens: int,
         pad_id: int,
+        importance_cap: float | None = None,
     ) -> None:
+        self.importance_cap = importance_cap
         self.module, self.algorithm, self.accelerator = module, algorithm, accelerator
         self.ranks = ranks
         self.optimizer, self.parameters = optimizer, parameters
@@ -93,7 +107,8 @@ class Updater:
         """One optimizer step on one minibatch, in micro-batches."""
         totals = Totals(tokens=int(batch.scored.mask[rows].sum()), rows=len(rows))
         owner = batch.owner
-        mine = rows if owner is None else [row for row in rows if int(owner[row]) == self.ranks.rank]
+        busy = [row for row in rows if not bool(batch.idle[row])]
+        mine = busy if owner is None else [row for row in busy if int(owner[row]) == self.ranks.rank]
         loss = 0.0
         lengths = batch.scored.rollout.lengths[mine].tolist()
         units = batch.unit[mine].tolist()
@@ -123,6 +138,9 @@ class Updater:
         """Forward and backward of some rows; returns their part of the minibatch's loss."""
         ids, minibatch, hidden = self._pad(batch, rows)
         logps, values, entropy = self.module(ids, minibatch.mask, hidden)
+        if minibatch.logps is None:
+            self._note(batch, rows, logps, entropy)
+        self._weigh(batch, rows, minibatch, logps.detach())
         terms, figures = self.algorithm.loss(Outputs(logps, values, entropy), minibatch)
         if terms.dim() == 1:
             loss = terms.sum() / totals.rows
@@ -131,17 +149,31 @@ class Updater:
         self.accelerator.backward(loss)
         for name, figure in figures.items():
             averages.add(name, figure, minibatch.mask)
-        if minibatch.logps is not None:
-            log_ratio = torch.where(minibatch.mask, logps.detach() - minibatch.logps, 0.0)
-            ratio = log_ratio.exp()
-            averages.add("approx_kl", 0.5 * log_ratio.square(), minibatch.mask)
-            averages.add("ratio/mean", ratio, minibatch.mask)
-            real = ratio[minibatch.mask]
-            extremes[0], extremes[1] = (
-                min(extremes[0], float(real.min())),
-                max(extremes[1], float(real.max())),
-            )
+        old = logps.detach() if minibatch.logps is None else minibatch.logps
+        log_ratio = torch.where(minibatch.mask, logps.detach() - old, 0.0)
+        ratio = log_ratio.exp()
+        averages.add("approx_kl", 0.5 * log_ratio.square(), minibatch.mask)
+        averages.add("ratio/mean", ratio, minibatch.mask)
+        real = ratio[minibatch.mask]
+        extremes[0], extremes[1] = (min(extremes[0], float(real.min())), max(extremes[1], float(real.max())))
         return float(loss.detach())
+
+    def _note(self, batch: Batch, rows: list[int], logps: Tensor, entropy: Tensor | None) -> None:
+        """What the policy says before its only update on these rows is what it said at the rollout."""
+        scored, width = batch.scored, logps.shape[1]
+        assert scored.logps is not None and scored.entropy is not None and entropy is not None
+        scored.logps[rows, :width] = logps.detach().float().cpu()
+        scored.entropy[rows, :width] = entropy.detach().float().cpu()
+        batch.seen[rows] = True
+
+    def _weigh(self, batch: Batch, rows: list[int], minibatch: Minibatch, logps: Tensor) -> None:
+        """Truncated weights between trainer and sampler, as both were at the rollout."""
+        if self.importance_cap is None or batch.sampler_logps is None:
+            return
+        old = logps if minibatch.logps is None else minibatch.logps
+        theirs = batch.sampler_logps[rows, : old.shape[1]].to(old.device)
+        weights = maths.truncated_importance(old, theirs, self.importance_cap)
+        minibatch.importance = torch.where(minibatch.mask, weights, 0.0)
 
     def _pad(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Minibatch, Tensor | None]:
         """Rows on the device, cut to the longest of them."""
@@ -159,10 +191,9 @@ class Updater:
         minibatch = Minibatch(
             mask=mask,
             columns={name: column for name, c in batch.columns.items() if (column := cut(c)) is not None},
-            logps=cut(scored.logps),
+            logps=cut(scored.logps) if bool(batch.seen[rows].all()) else None,
             ref_logps=cut(scored.ref_logps),
             old_values=cut(scored.values),
-            importance=cut(batch.importance),
         )
         hidden = None
         if batch.value_hidden is not None:

@@ -70,7 +70,7 @@ def ready(base, trunk, data, max_tokens=10_000):
     algorithm = Ppo(PpoOptions(value=trunk, beta=0.1))
     keep = torch.ones(len(data), dtype=torch.bool)
     columns, _ = algorithm.prepare(scored, keep)
-    batch = Batch(scored, columns, keep, torch.arange(len(data)), None, quantities.value_hidden)
+    batch = Batch(scored, columns, keep, torch.arange(len(data)), ~keep, None, quantities.value_hidden)
     return algorithm, batch, quantities
 
 

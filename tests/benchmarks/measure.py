@@ -1,0 +1,56 @@
+"""Peak memory and seconds of a phase, as every contender is measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    return _status("VmRSS")
+
+
+def peak() -> int:
+    """Most bytes of this process in memory since `forget_peak`."""
+    return _status("VmHWM")
+
+
+def forget_peak() -> None:
+    """Begin a new peak."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def median(values: list[float]) -> float:
+    """The middle one, or the mean of the two in the middle."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return time.perf_counter() - self._begun
+
+
+def say(figures: dict[str, Any]) -> None:
+    """The last line of a contender's output, read by `__main__`."""
+    print(f"FIGURES {json.dumps(figures)}", flush=True)
+    sys.stdout.flush()

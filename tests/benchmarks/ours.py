@@ -1,0 +1,145 @@
+"""This package, measured: whole RL steps, rollouts alone, and the log-probability peak."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .measure import forget_peak, median, peak, resident, say
+from .models import make_model, prompts, reward
+
+
+class Quiet:
+    """A reporter that keeps the figures."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def stage(self, name: str, total: int) -> None: ...
+
+    def step(self, stage: str, step: int, metrics: Any) -> None:
+        if step > 0:
+            self.steps.append(dict(metrics))
+
+    def say(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def context(folder: Path, stages: list[dict[str, Any]], **model: Any) -> tuple[Any, Quiet]:
+    """A run's context on a model folder."""
+    from rlhf_peft.api import load_base
+    from rlhf_peft.hookspecs import hookimpl
+    from rlhf_peft.plugin import Options, Scores
+    from rlhf_peft.recipe import Recipe
+    from rlhf_peft.registry import Registry
+    from rlhf_peft.runs import RunFolder
+    from rlhf_peft.stages import Context
+
+    class Even:
+        """The benchmark's reward."""
+
+        Options = Options
+        roles, scope, timeout = (), "row", None
+
+        def __init__(self, options: Any) -> None: ...
+
+        async def score(self, batch: Any) -> Scores:
+            return Scores(row=torch.tensor(reward(batch.completion_ids)))
+
+    class Plugin:
+        @hookimpl
+        def rlhf_peft_register_rewards(self, register: Any) -> None:
+            register("even", Even)
+
+    recipe = Recipe.model_validate(
+        {
+            "version": 1,
+            "name": "bench",
+            "output_dir": str(folder / "runs"),
+            "device": "auto",
+            "model": {"path": str(folder / "model"), "quantization": "nf4", **model},
+            "lora": {"r": 16, "alpha": 32},
+            "stages": stages,
+        }
+    )
+    registry = Registry.load(no_plugins=True)
+    registry.add(Plugin(), "even", "bench", "1", "a benchmark")
+    run = RunFolder.create(recipe.output_dir, recipe.name, overwrite=True)
+    reporter = Quiet()
+    return Context(recipe, load_base(recipe), registry, run, reporter), reporter
+
+
+def rl_stage(folder: Path, algorithm: dict[str, Any], rewards: list[dict[str, Any]], case: dict[str, Any]) -> dict[str, Any]:
+    """The RL stage that all are compared on."""
+    file = folder / "prompts.jsonl"
+    rows = prompts(64, case["prompt"])
+    file.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    return {
+        "stage": "rl",
+        "dataset": {"path": str(file)},
+        "algorithm": algorithm,
+        "sampler": {"name": "cached", "max_new_tokens": case["new"]},
+        "rewards": rewards,
+        "prompts_per_step": case["prompts"],
+        "learning_rate": 1e-4,
+        "lr_scheduler": "constant",
+        "max_steps": case["steps"],
+    }
+
+
+def step_figures(reporter: Quiet, before: int, top: int) -> dict[str, Any]:
+    """Medians of all steps but the first, and the memory that the steps added."""
+    steps = reporter.steps[1:]
+    return {
+        "seconds": median([step["step_time"] for step in steps]),
+        "rollout": median([step["time/rollout"] for step in steps]),
+        "scoring": median([step["time/scoring"] for step in steps]),
+        "update": median([step["time/update"] for step in steps]),
+        "peak": top,
+        "added": top - before,
+        "all": [step["step_time"] for step in reporter.steps],
+    }
+
+
+def grpo(case: dict[str, Any]) -> None:
+    """GRPO steps with the KL to the reference in the loss."""
+    from rlhf_peft.stages import rl
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder / "model")
+        algorithm = {"name": "grpo", "num_generations": case["generations"], "beta": 0.04}
+        ctx, reporter = context(folder, [rl_stage(folder, algorithm, [{"name": "even"}], case)])
+        before = resident()
+        forget_peak()
+        rl.run(ctx.recipe.stages[0], ctx)
+        say(step_figures(reporter, before, peak()))
+
+
+def ppo(case: dict[str, Any]) -> None:
+    """PPO steps with policy, reference, learned reward and value."""
+    from rlhf_peft.stages import rl
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder / "model")
+        algorithm = {
+            "name": "ppo",
+            "num_generations": case["generations"],
+            "num_epochs": case.get("epochs", 1),
+            "value": case["value"],
+        }
+        ctx, reporter = context(folder, [rl_stage(folder, algorithm, [{"name": "learned"}], case)])
+        ctx.base.add_role("reward-0", head=True)
+        before = resident()
+        forget_peak()
+        rl.run(ctx.recipe.stages[0], ctx)
+        say(step_figures(reporter, before, peak()))
+
+
+CASES = {"grpo": grpo, "ppo": ppo}

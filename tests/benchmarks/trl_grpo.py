@@ -1,0 +1,80 @@
+"""TRL's GRPOTrainer on the same model, data, LoRA and quantization."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from .measure import forget_peak, median, peak, resident, say
+from .models import make_model, prompts, reward
+
+
+def grpo(case: dict[str, Any]) -> None:
+    """GRPO steps; generation by transformers, as TRL has it without vLLM."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+    rows = case["prompts"] * case["generations"]
+    micro = case.get("micro", rows)
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_model(Path(name) / "model")
+        config = GRPOConfig(
+            output_dir=str(Path(name) / "out"),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=rows // micro,
+            num_generations=case["generations"],
+            max_completion_length=case["new"],
+            beta=0.04,
+            learning_rate=1e-4,
+            lr_scheduler_type="constant",
+            max_steps=case["steps"],
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1000,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=torch.cuda.is_available(),
+            gradient_checkpointing=False,
+            model_init_kwargs={
+                "dtype": torch.float32,
+                "quantization_config": BitsAndBytesConfig(
+                    load_in_4bit=True,
+                    bnb_4bit_quant_type="nf4",
+                    bnb_4bit_use_double_quant=True,
+                    bnb_4bit_compute_dtype=torch.float32,
+                ),
+                "device_map": "auto" if torch.cuda.is_available() else "cpu",
+            },
+        )
+        clock = Clock()
+        trainer = GRPOTrainer(
+            model=str(folder),
+            reward_funcs=lambda completion_ids, **_: reward(completion_ids),
+            args=config,
+            train_dataset=Dataset.from_list([{"prompt": row} for row in prompts(64, case["prompt"])]),
+            peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+            callbacks=[clock],
+        )
+        before = resident()
+        forget_peak()
+        trainer.train()
+        steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
+        top = peak()
+        say({"seconds": median(steps[1:]), "peak": top, "added": top - before, "all": steps})
+
+
+CASES = {"grpo": grpo}
