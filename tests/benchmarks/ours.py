@@ -74,7 +74,9 @@ def context(folder: Path, stages: list[dict[str, Any]], **model: Any) -> tuple[A
     return Context(recipe, load_base(recipe), registry, run, reporter), reporter
 
 
-def rl_stage(folder: Path, algorithm: dict[str, Any], rewards: list[dict[str, Any]], case: dict[str, Any]) -> dict[str, Any]:
+def rl_stage(
+    folder: Path, algorithm: dict[str, Any], rewards: list[dict[str, Any]], case: dict[str, Any]
+) -> dict[str, Any]:
     """The RL stage that all are compared on."""
     file = folder / "prompts.jsonl"
     rows = prompts(64, case["prompt"])

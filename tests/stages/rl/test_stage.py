@@ -6,10 +6,13 @@ import math
 import pytest
 import torch
 
+from rlhf_peft.builtin.algorithms import Grpo
 from rlhf_peft.errors import GuardError, UsageError
 from rlhf_peft.hookspecs import hookimpl
+from rlhf_peft.plugin import Options, Scores
 from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.stages import reward_model, rl
+from rlhf_peft.stages.rl.forwards import UpdateModule
 from rlhf_peft.stages.rl.metrics import undocumented
 from rlhf_peft.stages.rl.stage import Loop
 
@@ -178,6 +181,87 @@ def test_every_algorithm_trains_the_policy_and_explains_its_figures(make_context
         assert lines[0]["frac_reward_zero_std"] < 1.0
 
 
+class Coarse:
+    """Scores that are all equal in every other group."""
+
+    roles, scope, timeout = (), "row", None
+    Options = Options
+
+    def __init__(self, options): ...
+
+    async def score(self, batch):
+        odd = batch.rollout.group % 2
+        return Scores(row=torch.arange(len(batch)).float() * odd)
+
+    class Plugin:
+        @hookimpl
+        def rlhf_peft_register_rewards(self, register):
+            register("coarse", Coarse)
+
+
+def with_coarse(make_context, **changes):
+    ctx = make_context({**stage(eval={}, prompts_per_step=4, max_steps=2), **changes})
+    ctx.registry.add(Coarse.Plugin(), "coarse", "tests", "1", "a test")
+    ctx.recipe.stages[-1] = ctx.recipe.stages[-1].model_copy(
+        update={"rewards": [RewardEntry.model_validate({"name": "coarse"})]}
+    )
+    return ctx
+
+
+def outcome_of(ctx):
+    """Adapter and figures after a run."""
+    run(ctx)
+    lines = [
+        {k: v for k, v in line.items() if "time" not in k and "per_second" not in k} for line in logged(ctx)
+    ]
+    return {n: p.detach().clone() for n, p in ctx.base.model.named_parameters() if ".policy." in n}, lines
+
+
+def same(first, second):
+    """Two outcomes, up to rounding."""
+    for name, weight in first[0].items():
+        assert torch.allclose(weight, second[0][name], atol=1e-6), name
+    for mine, theirs in zip(first[1], second[1], strict=True):
+        assert mine.keys() == theirs.keys()
+        for key in mine.keys() - {"stage"}:
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5), key
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_an_update_that_says_the_old_log_probs_itself_is_the_same(make_context, monkeypatch, beta):
+    from rlhf_peft.stages.rl import collect
+    from rlhf_peft.stages.rl import stage as module
+
+    algorithm = {"name": "grpo", "num_generations": 4, "beta": beta}
+    quick = outcome_of(with_coarse(make_context, algorithm=algorithm, max_steps=1))
+    for place in (collect, module):
+        monkeypatch.setattr(place, "ahead", lambda algorithm: True)
+    # Without idle rows, the figures of the policy are over all rows in both.
+    monkeypatch.setattr(
+        Grpo, "idle", lambda self, scored, columns: torch.zeros(len(scored), dtype=torch.bool)
+    )
+    plain = outcome_of(with_coarse(make_context, algorithm=algorithm, max_steps=1))
+    if beta:
+        same(quick, plain)
+    else:
+        same((quick[0], []), (plain[0], []))
+
+
+def test_rows_without_gradient_are_left_out_of_the_update(make_context, monkeypatch):
+    algorithm = {"name": "grpo", "num_generations": 4, "num_minibatches": 2}
+    quick = outcome_of(with_coarse(make_context, algorithm=algorithm))
+    forwards = []
+    monkeypatch.setattr(
+        Grpo, "idle", lambda self, scored, columns: torch.zeros(len(scored), dtype=torch.bool)
+    )
+    monkeypatch.setattr(
+        UpdateModule, "__call__", lambda self, ids, *a: forwards.append(len(ids)) or self.forward(ids, *a)
+    )
+    plain = outcome_of(with_coarse(make_context, algorithm=algorithm))
+    assert sum(forwards) == 2 * 16
+    same((quick[0], []), (plain[0], []))
+
+
 def test_greedy_baselines_enter_no_figure(make_context):
     ctx = make_context({**stage(max_steps=1, eval={}), "algorithm": {"name": "remax"}})
     run(ctx)
@@ -189,7 +273,7 @@ def test_greedy_baselines_enter_no_figure(make_context):
 
 def test_dynamic_sampling_asks_for_more_prompts(make_context):
     algorithm = {"name": "grpo", "num_generations": 2, "dynamic_sampling": True, "max_rounds": 3}
-    ctx = make_context({**stage(max_steps=1, eval={}, prompts_per_step=4), "algorithm": algorithm})
+    ctx = with_coarse(make_context, algorithm=algorithm, max_steps=1)
     told = []
 
     class Observer:
@@ -197,31 +281,7 @@ def test_dynamic_sampling_asks_for_more_prompts(make_context):
         def rlhf_peft_rollout_end(self, run, stage, step, scored):
             told.append(scored)
 
-    class Coarse:
-        """Equal scores for half of the groups."""
-
-        from rlhf_peft.plugin import Options
-
-        roles, scope, timeout = (), "row", None
-
-        def __init__(self, options): ...
-
-        async def score(self, batch):
-            from rlhf_peft.plugin import Scores
-
-            odd = batch.rollout.group % 2
-            return Scores(row=torch.arange(len(batch)).float() * odd)
-
-    class Plugin:
-        @hookimpl
-        def rlhf_peft_register_rewards(self, register):
-            register("coarse", Coarse)
-
     ctx.registry.add(Observer(), "observer", "tests", "1", "a test")
-    ctx.registry.add(Plugin(), "coarse", "tests", "1", "a test")
-    ctx.recipe.stages[-1] = ctx.recipe.stages[-1].model_copy(
-        update={"rewards": [RewardEntry.model_validate({"name": "coarse"})]}
-    )
     run(ctx)
     (line,) = logged(ctx)
     (scored,) = told
