@@ -62,6 +62,7 @@ class _Check:
             unit = self.unit(algorithm, scored, keep)
             rows = _whole_units(unit, keep)
             whole = self.loss(algorithm, scored, columns, rows, rows)
+            self.idle(algorithm, scored, columns, rows, whole[1])
             self.split(algorithm, scored, columns, rows, unit, whole)
             self.outside(scored, keep, columns, rows, whole)
             self.state(algorithm)
@@ -128,7 +129,7 @@ class _Check:
         rollout = make_rollout(asked)
         whole = make_scored(rollout, scores=torch.linspace(-1.0, 1.0, len(rollout)).sin() * 2.0, pad=2)
         allowed = {
-            "logps": "old_logps" in algorithm.needs or "reference" in algorithm.roles,
+            "logps": "old_logps" in algorithm.needs,
             "ref_logps": "reference" in algorithm.roles,
             "values": "value" in algorithm.roles,
             "entropy": "entropy" in algorithm.needs,
@@ -205,6 +206,17 @@ class _Check:
         require(logps.grad is not None, f"{who}.loss: no gradient reaches the policy's log-probabilities.")
         assert logps.grad is not None
         return float(value.detach()), logps.grad
+
+    def idle(
+        self, algorithm: Any, scored: Scored, columns: Mapping[str, Tensor], rows: list[int], grad: Tensor
+    ) -> None:
+        """A row that is said to be idle has no gradient."""
+        idle = algorithm.idle(scored, columns)
+        require(
+            isinstance(idle, Tensor) and idle.dtype == torch.bool and idle.shape == (len(scored),),
+            f"{self.who}.idle gives [N] bool.",
+        )
+        require(not grad[idle[rows]].any(), f"{self.who}.idle names a row that has a gradient.")
 
     def split(
         self,

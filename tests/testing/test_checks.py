@@ -262,6 +262,11 @@ def leaking(self, outputs, minibatch):
     return outputs.logps.sum(-1), {}
 
 
+def asking(self, options):
+    PolicyGradient.__init__(self, options)
+    self.needs |= {"old_logps"}
+
+
 def sloppy(self, scored, keep):
     return {"advantages": scored.logps.mean(-1) * scored.scores}, {}
 
@@ -279,12 +284,13 @@ ALGORITHMS = {
         "advantages is not finite",
     ),
     "figures": (dict(metrics={}), "`metrics` has no formula"),
+    "idle": (dict(idle=lambda self, s, c: torch.ones(len(s), dtype=torch.bool)), "idle names a row"),
     "unit": (dict(unit=lambda self, s, k: torch.zeros(len(s))), "N\\] int64"),
     "normaliser": (dict(weights=own_normaliser), "in two micro-batches"),
     "padding": (dict(weights=flat), "not 0 outside the mask"),
     "detached": (dict(loss=detached), "gradient is 0 for every token"),
     "leak": (dict(loss=leaking), "outside the mask"),
-    "outside": (dict(prepare=sloppy), "prepare with NaN|outside the mask"),
+    "outside": (dict(prepare=sloppy, __init__=asking), "prepare with NaN|outside the mask"),
     "value": (dict(value="own"), 'with the role "value"'),
     "state": (dict(state_dict=lambda self: {"x": object()}), "holds a object"),
     "round trip": (
