@@ -69,6 +69,7 @@ def length_batches(
     max_tokens: int,
     indices: Sequence[int] | None = None,
     unit: Sequence[int] | None = None,
+    group: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Rows grouped by length so that each batch, padded, stays within a budget of tokens.
 
@@ -79,6 +80,7 @@ def length_batches(
         max_tokens: budget: rows of a batch times its longest row.
         indices: rows to group; default: all.
         unit: for each row, the number of the unit that must stay together; default: every row alone.
+        group: for each row, the number of a group that is kept together where the budget allows it.
 
     Returns:
         Batches of row indices; a batch over the budget holds one unit only.
@@ -88,7 +90,17 @@ def length_batches(
     together: dict[int, list[int]] = {}
     for row in range(len(lengths)) if indices is None else indices:
         together.setdefault(row if unit is None else int(unit[row]), []).append(row)
-    units = sorted(together.values(), key=lambda rows: (-max(lengths[row] for row in rows), rows))
+    longest_of: dict[int, int] = {}
+    for row in range(len(lengths)) if group is not None else ():
+        longest_of[group[row]] = max(lengths[row], longest_of.get(group[row], 0))
+
+    def order(rows: list[int]) -> tuple[int, int, int, list[int]]:
+        own = max(lengths[row] for row in rows)
+        if group is None:
+            return -own, 0, 0, rows
+        return -longest_of[group[rows[0]]], group[rows[0]], -own, rows
+
+    units = sorted(together.values(), key=order)
     batches: list[list[int]] = []
     longest = 0
     for rows in units:
@@ -96,5 +108,5 @@ def length_batches(
             batches[-1].extend(rows)
         else:
             batches.append(list(rows))
-            longest = max(lengths[row] for row in rows)
+            longest = max(lengths[row] for row in rows) if group is None else longest_of[group[rows[0]]]
     return batches

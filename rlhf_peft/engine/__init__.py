@@ -4,7 +4,19 @@ from .adapters import LoraSpec
 from .base import SharedBase
 from .forwards import VALUE
 from .head import LmHead, ScalarHead
+from .prefix import Shared, share
 from .roster import POLICY, REFERENCE
 from .source import Source
 
-__all__ = ["POLICY", "REFERENCE", "VALUE", "LmHead", "LoraSpec", "ScalarHead", "SharedBase", "Source"]
+__all__ = [
+    "POLICY",
+    "REFERENCE",
+    "VALUE",
+    "LmHead",
+    "LoraSpec",
+    "ScalarHead",
+    "Shared",
+    "SharedBase",
+    "Source",
+    "share",
+]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .head import LmHead
+from .prefix import PrefixCache, Shared, share
 from .roles import Switch, mode
 
 VALUE = "value"
@@ -33,7 +34,9 @@ class Forwards(ABC):
     heads: nn.ModuleDict
     lm_head: LmHead
     _switch: Switch
+    gradient_checkpointing: bool
     _probed: tuple[Any, bool] | None = None
+    _shares: bool | None = None
 
     @abstractmethod
     def adapter_of(self, role: str) -> str | None:
@@ -52,17 +55,22 @@ class Forwards(ABC):
 
     # --- hidden states --------------------------------------------------------------------------------------
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, shared: Shared | None = None
+    ) -> Tensor:
         """Last hidden states of the active role.
 
         Args:
             input_ids: [B, T] int64. Without a mask, padding must be on the right: a causal model's real
                 tokens then never see it.
             attention_mask: [B, T], 1 where real; needed for padding on the left.
+            shared: the same rows taken apart by `share`; prompts are then read once.
 
         Returns:
-            [B, T, H]; garbage where padded.
+            [B, T, H]; garbage where padded; with `shared`, 0 at a prompt's tokens before its last.
         """
+        if shared is not None:
+            return self._hidden_shared(shared)
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
@@ -71,12 +79,87 @@ class Forwards(ABC):
         out: Tensor = self.trunk(**inputs).last_hidden_state
         return out
 
-    def hidden_of(self, roles: Sequence[str], input_ids: Tensor) -> dict[str, Tensor]:
+    def _hidden_shared(self, shared: Shared, names: list[str] | None = None) -> Tensor:
+        """[B, T, H]; with `names`, batch i goes through adapter `names[i]`, and there are as many batches."""
+        batches = 1 if names is None else len(names)
+        if batches > 1:
+            shared = shared.repeat(batches)
+        cache = PrefixCache(self.lm.config.get_text_config().num_hidden_layers)
+        lengths = shared.prompt_mask.sum(-1)
+        with self._rows_of(names, len(shared.prompts) // batches):
+            last = self.trunk(
+                input_ids=shared.prompts,
+                attention_mask=shared.prompt_mask,
+                position_ids=(shared.prompt_mask.cumsum(-1) - 1).clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+        cache.hand_out(shared.which)
+        columns = torch.arange(shared.completions.shape[1], device=last.device)
+        ones = torch.ones_like(shared.completions)
+        with self._rows_of(names, len(shared.completions) // batches):
+            rest = self.trunk(
+                input_ids=shared.completions,
+                attention_mask=torch.cat([shared.prompt_mask[shared.which], ones], dim=1),
+                position_ids=lengths[shared.which].unsqueeze(-1) + columns,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        states = torch.cat([last[shared.which].unsqueeze(1), rest], dim=1)
+        whole = states.new_zeros(len(states), shared.width + 1, states.shape[-1])
+        places = shared.places.unsqueeze(-1).expand_as(states)
+        return whole.scatter(1, places, states)[:, :-1]
+
+    @contextmanager
+    def _rows_of(self, names: list[str] | None, rows: int) -> Iterator[None]:
+        """Each of `names` for so many rows; None: whatever is active."""
+        if names is None:
+            yield
+            return
+        with self._named([name for name in names for _ in range(rows)]):
+            yield
+
+    @property
+    def shares(self) -> bool:
+        """Whether prompts that rows share can be read once; tried the first time that it is asked."""
+        if self._shares is None:
+            self._shares = (
+                not self.gradient_checkpointing and self._attends_to_all() and self._shared_is_same()
+            )
+        return self._shares
+
+    def _attends_to_all(self) -> bool:
+        config = self.lm.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None:
+            return set(kinds) == {"full_attention"}
+        return getattr(config, "sliding_window", None) is None
+
+    def _shared_is_same(self) -> bool:
+        ids = torch.arange(24, device=self.device).view(3, 8) % self.lm.config.get_text_config().vocab_size
+        ids[1, :5] = ids[0, :5]
+        starts, lengths = torch.tensor([5, 5, 3]), torch.tensor([8, 7, 8])
+        shared = share(ids, starts, lengths, worth=2.0)
+        assert shared is not None
+        try:
+            with torch.no_grad(), mode(self.lm, False):
+                plain, ours = self.hidden(ids), self.hidden(ids, shared=shared)
+        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+            return False  # a model with another idea of a cache
+        near = 1e-4 if self.dtype == torch.float32 else 2e-2
+        read = (shared.places < shared.width).nonzero()
+        at = (read[:, 0], shared.places[read[:, 0], read[:, 1]])
+        return torch.allclose(plain[at], ours[at], atol=near * float(plain.abs().max()))
+
+    def hidden_of(
+        self, roles: Sequence[str], input_ids: Tensor, *, shared: Shared | None = None
+    ) -> dict[str, Tensor]:
         """Last hidden states of several roles, without gradients, from one forward where possible.
 
         Args:
             roles: names; roles that share an adapter share the result.
             input_ids: [B, T], padded on the right.
+            shared: the same rows taken apart by `share`; prompts are then read once.
 
         Returns:
             Role to [B, T, H].
@@ -84,16 +167,19 @@ class Forwards(ABC):
         names = list(dict.fromkeys(self.adapter_of(role) for role in roles))
         with torch.no_grad(), mode(self.lm, False), self._switch.restored():
             if len(names) > 1 and self._mixes_rows():
-                rows = [name or "__base__" for name in names for _ in range(len(input_ids))]
+                mixed = [name or "__base__" for name in names]
                 self._switch.to(next(name for name in names if name is not None))
-                with self._named(rows):
-                    out = self.hidden(input_ids.repeat(len(names), 1))
+                if shared is not None:
+                    out = self._hidden_shared(shared, mixed)
+                else:
+                    with self._rows_of(mixed, len(input_ids)):
+                        out = self.hidden(input_ids.repeat(len(names), 1))
                 each = dict(zip(names, out.chunk(len(names)), strict=True))
             else:
                 each = {}
                 for name in names:
                     self._switch.to(name)
-                    each[name] = self.hidden(input_ids)
+                    each[name] = self.hidden(input_ids, shared=shared)
         return {role: each[self.adapter_of(role)] for role in roles}
 
     @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data import length_batches, pad_right
-from ...engine import POLICY, REFERENCE, VALUE, SharedBase
+from ...engine import POLICY, REFERENCE, VALUE, Shared, SharedBase, share
 from ...types import Rollout
 
 ValueTrunk = Literal["own", "policy", "reward"] | None
@@ -38,6 +38,21 @@ class Quantities:
     value_hidden: list[Tensor] | None = None
 
 
+def shared_prompts(base: SharedBase, input_ids: Tensor, mask: Tensor, lengths: Tensor) -> Shared | None:
+    """The rows taken apart, so that a prompt of several is read once; None where it cannot be or does not pay.
+
+    Args:
+        base: whose trunk reads them.
+        input_ids: [n, T] padded on the right.
+        mask: [n, T] bool, actions.
+        lengths: [n] tokens of each row.
+    """
+    if len(input_ids) < 2 or not base.shares:
+        return None
+    starts = mask.to(torch.uint8).argmax(-1)
+    return None if bool((starts == 0).any()) else share(input_ids, starts.cpu(), lengths)
+
+
 class UpdateModule(nn.Module):
     """Policy and value in one forward, as data parallelism demands.
 
@@ -55,7 +70,11 @@ class UpdateModule(nn.Module):
         self._value, self._temperature, self._entropy = value, temperature, entropy
 
     def forward(
-        self, input_ids: Tensor, mask: Tensor, value_hidden: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        value_hidden: Tensor | None = None,
+        shared: Shared | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Log-probabilities, values and entropies, each [n, T], of rows padded on the right.
 
@@ -63,10 +82,11 @@ class UpdateModule(nn.Module):
             input_ids: [n, T].
             mask: [n, T] bool, actions.
             value_hidden: [n, T, H] of the frozen reward trunk, where the value head stands on it.
+            shared: the rows taken apart, where prompts are read once.
         """
         base = self._base[0]
         with base.role(POLICY):
-            hidden = base.hidden(input_ids)
+            hidden = base.hidden(input_ids, shared=shared)
             logps, entropy = base.logps(
                 hidden, input_ids, mask, temperature=self._temperature, entropy=self._entropy
             )
@@ -77,7 +97,7 @@ class UpdateModule(nn.Module):
             values = base.values(value_hidden)
         elif self._value == "own":
             with base.role(VALUE):
-                values = base.values(base.hidden(input_ids))
+                values = base.values(base.hidden(input_ids, shared=shared))
         return logps, values, entropy
 
 
@@ -127,7 +147,8 @@ class Scorer:
         )
         frozen = self._frozen(reference, with_values, heads, readers)
         distinct = max(1, len({self.base.adapter_of(role) for role in frozen}))
-        for rows in length_batches(rollout.lengths.tolist(), max_tokens=max(1, self.max_tokens // distinct)):
+        budget = max(1, self.max_tokens // distinct)
+        for rows in length_batches(rollout.lengths.tolist(), max_tokens=budget, group=rollout.group.tolist()):
             self._batch(rollout, rows, frozen, out)
         return out
 
@@ -144,10 +165,11 @@ class Scorer:
         ids = pad_right([rollout.input_ids[i] for i in rows], base.tokenizer.pad_token_id).to(base.device)
         mask = pad_right([rollout.action_mask[i] for i in rows], False).to(base.device)
         width = ids.shape[1]
-        hidden = base.hidden_of(frozen, ids) if frozen else {}
+        shared = shared_prompts(base, ids, mask, lengths)
+        hidden = base.hidden_of(frozen, ids, shared=shared) if frozen else {}
         if out.logps is not None and out.entropy is not None:
             with base.role(POLICY, train=False):
-                hidden[POLICY] = base.hidden(ids)
+                hidden[POLICY] = base.hidden(ids, shared=shared)
             logps, entropy = base.logps(hidden[POLICY], ids, mask, temperature=self.temperature, entropy=True)
             out.logps[rows, :width] = logps.float().cpu()
             if entropy is not None:

@@ -203,6 +203,7 @@ class Loop:
         )
         self.updater = Updater(
             self.module,
+            base,
             self.algorithm,
             accelerator,
             self.ctx.ranks,

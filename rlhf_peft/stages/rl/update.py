@@ -13,10 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ... import maths
 from ...data import length_batches, pad_right
+from ...engine import SharedBase
 from ...errors import GuardError
 from ...hookspecs import Algorithm
 from ...types import Minibatch, Outputs, Scored, Totals
 from ..ranks import Ranks
+from .forwards import shared_prompts
 from .metrics import Averages
 
 
@@ -59,6 +61,7 @@ class Updater:
 
     Args:
         module: the wrapped policy and value (`UpdateModule`).
+        base: that they stand on.
         algorithm: gives the loss.
         accelerator: backward and clipping.
         ranks: the other processes.
@@ -73,6 +76,7 @@ class Updater:
     def __init__(
         self,
         module: nn.Module,
+        base: SharedBase,
         algorithm: Algorithm,
         accelerator: Any,
         ranks: Ranks,
@@ -85,7 +89,7 @@ class Updater:
         importance_cap: float | None = None,
     ) -> None:
         self.importance_cap = importance_cap
-        self.module, self.algorithm, self.accelerator = module, algorithm, accelerator
+        self.module, self.base, self.algorithm, self.accelerator = module, base, algorithm, accelerator
         self.ranks = ranks
         self.optimizer, self.parameters = optimizer, parameters
         self.max_grad_norm, self.max_tokens, self.pad_id = max_grad_norm, max_tokens, pad_id
@@ -111,9 +115,9 @@ class Updater:
         mine = busy if owner is None else [row for row in busy if int(owner[row]) == self.ranks.rank]
         loss = 0.0
         lengths = batch.scored.rollout.lengths[mine].tolist()
-        units = batch.unit[mine].tolist()
+        units, groups = batch.unit[mine].tolist(), batch.scored.rollout.group[mine].tolist()
         with self.accelerator.no_sync(self.module):
-            for micro in length_batches(lengths, max_tokens=self.max_tokens, unit=units):
+            for micro in length_batches(lengths, max_tokens=self.max_tokens, unit=units, group=groups):
                 loss += self.micro_step(batch, [mine[i] for i in micro], totals, averages, extremes)
         self.ranks.sum_gradients(self.parameters)
         loss = sum(self.ranks.gather(loss))
@@ -137,7 +141,8 @@ class Updater:
     ) -> float:
         """Forward and backward of some rows; returns their part of the minibatch's loss."""
         ids, minibatch, hidden = self._pad(batch, rows)
-        logps, values, entropy = self.module(ids, minibatch.mask, hidden)
+        shared = shared_prompts(self.base, ids, minibatch.mask, batch.scored.rollout.lengths[rows])
+        logps, values, entropy = self.module(ids, minibatch.mask, hidden, shared)
         if minibatch.logps is None:
             self._note(batch, rows, logps, entropy)
         self._weigh(batch, rows, minibatch, logps.detach())

@@ -247,6 +247,17 @@ def test_an_update_that_says_the_old_log_probs_itself_is_the_same(make_context, 
         same((quick[0], []), (plain[0], []))
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_prompts_that_are_read_once_change_nothing(make_context, monkeypatch, name):
+    from rlhf_peft.stages.rl import forwards, update
+
+    algorithm = {"name": name, "num_generations": 4, "num_minibatches": 2, "beta": 0.04}
+    quick = outcome_of(with_coarse(make_context, algorithm=algorithm))
+    for place in (forwards, update):
+        monkeypatch.setattr(place, "shared_prompts", lambda *args: None)
+    same(quick, outcome_of(with_coarse(make_context, algorithm=algorithm)))
+
+
 def test_rows_without_gradient_are_left_out_of_the_update(make_context, monkeypatch):
     algorithm = {"name": "grpo", "num_generations": 4, "num_minibatches": 2}
     quick = outcome_of(with_coarse(make_context, algorithm=algorithm))

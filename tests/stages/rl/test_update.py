@@ -79,6 +79,7 @@ def gradient(base, trunk, algorithm, batch, split, pad_id=0):
     with base.training(["policy", "value"]) as parameters, base.without_dropout():
         updater = Updater(
             module,
+            base,
             algorithm,
             OneProcess(),
             Ranks(),
