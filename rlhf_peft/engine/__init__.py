@@ -4,6 +4,7 @@ from .adapters import LoraSpec
 from .base import SharedBase
 from .forwards import VALUE
 from .head import LmHead, ScalarHead
+from .memory import give_back
 from .prefix import Shared, share
 from .roster import POLICY, REFERENCE
 from .source import Source
@@ -18,5 +19,6 @@ __all__ = [
     "Shared",
     "SharedBase",
     "Source",
+    "give_back",
     "share",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from . import adapters
+from . import adapters, fused
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,13 @@ class Switch:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._pinned: tuple[str | None] | None = None
-        self.layers = adapters.layers(model)
+        self.refresh()
 
     def refresh(self) -> None:
         """Look for the layers again, after an adapter was added or removed."""
         self.layers = adapters.layers(self._model)
+        for layer in self.layers:
+            fused.install(layer)
 
     @property
     def active(self) -> Active:

@@ -34,7 +34,8 @@ def context(folder: Path, stages: list[dict[str, Any]], **model: Any) -> tuple[A
     """A run's context on a model folder."""
     from rlhf_peft.api import load_base
     from rlhf_peft.hookspecs import hookimpl
-    from rlhf_peft.plugin import Options, Scores
+    from rlhf_peft.plugin import Options as NoOptions
+    from rlhf_peft.plugin import Scores
     from rlhf_peft.recipe import Recipe
     from rlhf_peft.registry import Registry
     from rlhf_peft.runs import RunFolder
@@ -43,7 +44,7 @@ def context(folder: Path, stages: list[dict[str, Any]], **model: Any) -> tuple[A
     class Even:
         """The benchmark's reward."""
 
-        Options = Options
+        Options = NoOptions
         roles, scope, timeout = (), "row", None
 
         def __init__(self, options: Any) -> None: ...
@@ -116,7 +117,8 @@ def grpo(case: dict[str, Any]) -> None:
         folder = Path(name)
         make_model(folder / "model")
         algorithm = {"name": "grpo", "num_generations": case["generations"], "beta": 0.04}
-        ctx, reporter = context(folder, [rl_stage(folder, algorithm, [{"name": "even"}], case)])
+        stages = [rl_stage(folder, algorithm, [{"name": "even"}], case)]
+        ctx, reporter = context(folder, stages, tokens_per_forward=case.get("tokens", 2048))
         before = resident()
         forget_peak()
         rl.run(ctx.recipe.stages[0], ctx)
@@ -136,7 +138,8 @@ def ppo(case: dict[str, Any]) -> None:
             "num_epochs": case.get("epochs", 1),
             "value": case["value"],
         }
-        ctx, reporter = context(folder, [rl_stage(folder, algorithm, [{"name": "learned"}], case)])
+        stages = [rl_stage(folder, algorithm, [{"name": "learned"}], case)]
+        ctx, reporter = context(folder, stages, tokens_per_forward=case.get("tokens", 2048))
         ctx.base.add_role("reward-0", head=True)
         before = resident()
         forget_peak()

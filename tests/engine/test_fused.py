@@ -1,0 +1,86 @@
+"""The short way through a layer gives what PEFT's own way gives."""
+
+import pytest
+import torch
+
+from rlhf_peft.engine import POLICY, LoraSpec
+from rlhf_peft.engine.fused import Fused
+
+from .support import load, stir, tokens
+
+
+def layers_of(base):
+    return [layer for layer in base._switch.layers if isinstance(layer.forward, Fused)]
+
+
+def usual(base):
+    """Every layer goes PEFT's way."""
+    for layer in layers_of(base):
+        layer.forward._alone = lambda: None
+
+
+def pass_through(base):
+    """Last states, and the gradient of all that trains."""
+    ids = tokens(3, 9)
+    with base.training([POLICY]) as parameters, base.role(POLICY):
+        hidden = base.hidden(ids)
+        # Not the sum of squares: the last norm makes that a constant.
+        weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+        grads = torch.autograd.grad((hidden * weights).sum(), parameters, allow_unused=True)
+    return hidden.detach(), torch.cat([g.flatten() for g in grads if g is not None])
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_bias", "qwen2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_states_and_gradients_are_pefts(folder_of, name, quantization):
+    base = load(folder_of(name), quantization, LoraSpec(r=4, alpha=6.0, use_rslora=True))
+    stir(base, POLICY)
+    ours = pass_through(base)
+    assert bool(layers_of(base)) == (name != "gpt2")
+    usual(base)
+    theirs = pass_through(base)
+    assert float(theirs[1].norm()) > 0
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, atol=2e-5 * float(other.abs().max()))
+
+
+def test_no_step_of_the_outputs_size_is_kept_for_the_backward_pass(folder_of):
+    base = load(folder_of("llama"), "nf4")
+    stir(base, POLICY)
+    kept = []
+    with base.training([POLICY]), base.role(POLICY):
+        layer = layers_of(base)[0]
+        x = torch.randn(5, 7, layer.in_features, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+            layer(x)
+    assert sorted(len(shape) for shape in kept) == [2, 2, 2, 2]
+    assert sum(shape.numel() for shape in kept) < x.numel() + 35 * 16 + 2 * 16 * (64 + layer.out_features) + 1
+
+
+def test_dropout_goes_pefts_way(folder_of):
+    base = load(folder_of("llama"), "none", LoraSpec(r=4, dropout=0.5))
+    stir(base, POLICY)
+    with base.training([POLICY]), base.role(POLICY), torch.no_grad():
+        first, second = base.hidden(tokens(2, 6)), base.hidden(tokens(2, 6))
+    assert not torch.equal(first, second)
+    with base.training([POLICY]), base.without_dropout(), base.role(POLICY), torch.no_grad():
+        assert torch.equal(base.hidden(tokens(2, 6)), base.hidden(tokens(2, 6)))
+
+
+def test_autocast_goes_pefts_way(folder_of):
+    base = load(folder_of("llama"), "none")
+    layer = layers_of(base)[0]
+    assert layer.forward._alone() == POLICY
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.is_autocast_enabled("cpu") and layer.forward._alone() is None
+
+
+def test_the_base_alone_and_mixed_rows_go_pefts_way(folder_of):
+    base = load(folder_of("llama"), "none")
+    layer = layers_of(base)[0]
+    with base.role("base"):
+        assert layer.forward._alone() is None
+    x = torch.randn(2, 3, layer.in_features)
+    with torch.no_grad():
+        layer.eval()
+        assert torch.equal(layer(x, adapter_names=["__base__"] * 2), layer.get_base_layer()(x))
