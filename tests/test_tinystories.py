@@ -40,11 +40,19 @@ THINGS = (
     "kite",
     "bear",
     "fish",
+    "big box",
+    "blue truck",
+    "duck",
+    "flower",
+    "puppy",
+    "star",
+    "yellow hat",
+    "butterfly",
 )
 
 
 def openings(seed):
-    """120 ways to begin a story, in some order."""
+    """200 ways to begin a story, in some order."""
     found = [
         f"Once upon a time, there was a little {kind} named {name}. {pronoun} saw a {thing}. "
         for kind, pronoun, names in (("girl", "She", GIRLS), ("boy", "He", BOYS))
@@ -115,7 +123,7 @@ def rl_stage(tmp_path, seed, steps, size):
         "algorithm": {
             "name": "ppo",
             "beta": 0.06,
-            "kl_target": 8.0,
+            "kl_target": 8.5,
             "kl_horizon": 100,
             "num_epochs": 2,
             "num_minibatches": 4,
@@ -137,7 +145,7 @@ def rl_stage(tmp_path, seed, steps, size):
     }
 
 
-def train(tmp_path, seed, *, pairs, epochs, steps, held_out=400, size=32):
+def train(tmp_path, seed, *, pairs, epochs, steps, held_out=400, size=64):
     """Two reward models, each on its half of the reviews, and PPO on the first of them."""
     reviews = review_pairs(seed)
     held = write(tmp_path / "held.jsonl", reviews[:held_out])
@@ -226,7 +234,7 @@ def loaded_elsewhere(ctx, prompts):
 
 
 def test_stories_become_more_cheerful(tmp_path):
-    ctx, results = train(tmp_path, 0, pairs=960, epochs=1, steps=10, held_out=200)
+    ctx, results = train(tmp_path, 0, pairs=960, epochs=1, steps=10, held_out=200, size=32)
     after, before = results["rl"]["after"], results["rl"]["before"]
     assert rises(results)["learned"] > 0.3
     assert 0 < after["eval/kl"] < 10
