@@ -92,7 +92,7 @@ class Judge:
     class Plugin:
         @hookimpl
         def rlhf_peft_register_rewards(self, register):
-            register("judge", Judge)
+            register("second", Judge)
 
 
 class Quiet:
@@ -140,7 +140,7 @@ def rl_stage(tmp_path, seed, steps, size):
             "dataset": {
                 "path": write(tmp_path / "held-out.jsonl", [{"prompt": text} for text in found[:size]])
             },
-            "rewards": [{"name": "judge"}],
+            "rewards": [{"name": "second"}],
         },
     }
 
@@ -186,7 +186,7 @@ def train(tmp_path, seed, *, pairs, epochs, steps, held_out=400, size=64):
 def rises(results):
     """Rise of each reward on held-out openings, in standard deviations of the reference's scores."""
     out = {}
-    for name in ("learned", "judge"):
+    for name in ("learned", "second"):
         scores = torch.tensor([sample["scores"][name] for sample in results["rl"]["samples"]])
         out[name] = float((scores[:, 1].mean() - scores[:, 0].mean()) / scores[:, 0].std())
     return out
@@ -260,7 +260,7 @@ def test_reviews_teach_a_reward_model_and_ppo_follows_it(tmp_path):
         )
         assert after["eval/kl"] <= 10
         assert rise["learned"] >= 1.0
-        assert rise["judge"] > 0.0
+        assert rise["second"] > 0.0
         assert after["eval/completions/eos_rate"] > 0.9 * before["eval/completions/eos_rate"]
         assert after["eval/distinct_2"] > 0.5 * before["eval/distinct_2"]
         prompts = openings(seed)[:4]
