@@ -4,7 +4,8 @@ y = x W^T + b + scale (x A^T) B^T.  PEFT adds the adapter's part in five steps, 
 and copies the 4-bit layer's output first; here nothing of that size is made but the output, and the backward pass keeps
 the input and [n, r] numbers.
 
-Left out on purpose: dropout, DoRA and other variants, several adapters at once, int8, GPT-2's transposed layers, and
+Left out on purpose: half precision (PEFT has the adapter's part in float32 there, and rows of several roles go its way,
+so both would differ), dropout, DoRA and other variants, several adapters at once, int8, GPT-2's transposed layers, and
 autocast; these go PEFT's own way.
 """
 
@@ -45,6 +46,8 @@ class Fused:
             return self._usual(self._layer, x, *args, **kwargs)
         layer = self._layer
         down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        if x.dtype != down.dtype:
+            return self._usual(layer, x)
         out: Tensor = _LoraLinear.apply(x, down, up, layer.get_base_layer(), layer.scaling[adapter])
         return out
 
@@ -54,7 +57,11 @@ class Fused:
         if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
             return None
         adapter: str = layer.active_adapters[0]
-        if adapter not in layer.lora_A or adapter in layer.lora_variant or torch.is_autocast_enabled(layer.lora_A[adapter].weight.device.type):
+        if (
+            adapter not in layer.lora_A
+            or adapter in layer.lora_variant
+            or torch.is_autocast_enabled(layer.lora_A[adapter].weight.device.type)
+        ):
             return None
         dropout = layer.lora_dropout[adapter]
         drops = isinstance(dropout, nn.Dropout) and dropout.p > 0 and dropout.training
@@ -77,11 +84,10 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, layer: Any, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        low = rows @ down.to(x.dtype).t()
+        low = rows @ down.t()
         weight = _weight(layer, x.dtype)
-        bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        out = nn.functional.linear(rows, weight, bias)
-        out.addmm_(low, up.to(x.dtype).t(), alpha=scale)
+        out = nn.functional.linear(rows, weight, layer.bias)
+        out.addmm_(low, up.t(), alpha=scale)
         ctx.save_for_backward(rows, low, down, up)
         ctx.layer, ctx.scale, ctx.shape = layer, scale, x.shape
         return out.view(*x.shape[:-1], out.shape[-1])
@@ -91,11 +97,11 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         rows, low, down, up = ctx.saved_tensors
         out = grad.reshape(-1, grad.shape[-1])
-        through = (out @ up.to(out.dtype)).mul_(ctx.scale)
-        to_down = (through.t() @ rows).to(down.dtype) if ctx.needs_input_grad[1] else None
-        to_up = (out.t() @ low).mul_(ctx.scale).to(up.dtype) if ctx.needs_input_grad[2] else None
+        through = (out @ up).mul_(ctx.scale)
+        to_down = through.t() @ rows if ctx.needs_input_grad[1] else None
+        to_up = (out.t() @ low).mul_(ctx.scale) if ctx.needs_input_grad[2] else None
         to_x = None
         if ctx.needs_input_grad[0]:
             to_x = out @ _weight(ctx.layer, out.dtype)
-            to_x = to_x.addmm_(through, down.to(out.dtype)).view(ctx.shape)
+            to_x = to_x.addmm_(through, down).view(ctx.shape)
         return to_x, to_down, to_up, None, None

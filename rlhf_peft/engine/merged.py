@@ -19,6 +19,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+FEW = 64
+"""Rows up to which a CPU is given the product the other way round."""
 HEADROOM = 1.5
 """Free memory must be this many times the dense weights."""
 
@@ -35,6 +37,20 @@ def dense_weight(layer: Any) -> Tensor:
         return bnb.int8_vectorwise_dequant(weight.data, scales)
     dense = dequantize_module_weight(layer).detach()
     return dense.T if isinstance(layer, Conv1D) else dense
+
+
+class FewRows(nn.Linear):
+    """A dense layer that reads few rows: y = (W x^T)^T, which a CPU computes faster than x W^T."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., out] for [..., in]."""
+        rows = input.reshape(-1, self.in_features)
+        if len(rows) > FEW:
+            return nn.functional.linear(input, self.weight, self.bias)
+        out = (self.weight @ rows.t()).t()
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*input.shape[:-1], self.out_features)
 
 
 def _quantized(layer: nn.Module) -> bool:
@@ -63,14 +79,27 @@ def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype) -> nn.Line
     if adapter is not None and isinstance(layer, BaseTunerLayer) and adapter in layer.lora_A:
         delta = layer.get_delta_weight(adapter).detach().float()
         weight = weight + (delta.T if delta.shape != weight.shape or isinstance(base, Conv1D) else delta)
-    with torch.device("meta"):
-        dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    dense = _linear(weight)
     dense.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
     bias = getattr(base, "bias", None)
     if bias is not None:
         dense.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
     dense.training = False
     return dense
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    """A layer of this shape, without weights."""
+    kind = FewRows if weight.device.type == "cpu" else nn.Linear
+    with torch.device("meta"):
+        return kind(weight.shape[1], weight.shape[0], bias=False)
+
+
+def _same(layer: nn.Linear) -> nn.Linear:
+    """The layer with the very same weights, for few rows."""
+    same = _linear(layer.weight)
+    same.weight, same.bias, same.training = layer.weight, layer.bias, False
+    return same
 
 
 def dense_bytes(model: nn.Module, dtype: torch.dtype) -> int:
@@ -99,10 +128,13 @@ def fits(model: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
 def merged(model: nn.Module, adapter: str | None, dtype: torch.dtype) -> Iterator[None]:
     """Inside, forwards go through dense weights with `adapter` merged in (None: the base alone)."""
     places = _replaceable(model)
+    head = model.get_output_embeddings()
+    plain = [(model, name, child) for name, child in model.named_children() if child is head]
+    places += [place for place in plain if type(head) is nn.Linear and head.weight.device.type == "cpu"]
     try:
         with torch.no_grad():
             for parent, name, layer in places:
-                setattr(parent, name, _dense(layer, adapter, dtype))
+                setattr(parent, name, _same(layer) if layer is head else _dense(layer, adapter, dtype))
         yield
     finally:
         for parent, name, layer in places:

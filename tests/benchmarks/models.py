@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 SMALL = {
     "hidden_size": 512,
@@ -46,3 +47,9 @@ def prompts(count: int, length: int, *, vocabulary: int = 8192, seed: int = 0) -
 def reward(completion_ids: list[list[int]]) -> list[float]:
     """Share of even tokens: cheap, and never equal for all."""
     return [sum(i % 2 == 0 for i in ids) / max(1, len(ids)) for ids in completion_ids]
+
+
+def rows_of(tokenizer: Any, case: dict[str, Any]) -> list[list[int]]:
+    """Token ids of each row: every prompt as often as it has completions."""
+    each = [tokenizer(text).input_ids for text in prompts(case["prompts"], case["prompt"])]
+    return [ids for ids in each for _ in range(case["generations"])]

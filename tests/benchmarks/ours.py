@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from .measure import forget_peak, median, peak, resident, say
-from .models import make_model, prompts, reward
+from rlhf_peft.plugin import Request
+
+from .measure import Stopwatch, forget_peak, median, peak, resident, say
+from .models import make_model, prompts, reward, rows_of
 
 
 class Quiet:
@@ -147,4 +149,98 @@ def ppo(case: dict[str, Any]) -> None:
         say(step_figures(reporter, before, peak()))
 
 
-CASES = {"grpo": grpo, "ppo": ppo}
+def rollout(case: dict[str, Any]) -> None:
+    """Completions alone, with the default sampler; the weights are merged within the time."""
+    from rlhf_peft.stages.view import BaseView
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder / "model")
+        ctx, _ = context(
+            folder, [rl_stage(folder, {"name": "grpo"}, [{"name": "even"}], {**case, "steps": 1})]
+        )
+        sampler = ctx.registry.make("samplers", "cached", {"max_new_tokens": case["new"]})
+        view = BaseView(ctx.base)
+        if case.get("ends"):
+            view.eos_ids = frozenset(range(4, 4 + case["ends"]))
+        before = resident()
+        forget_peak()
+        speeds = []
+        for turn in range(case["steps"]):
+            asked = [
+                Request(torch.tensor(ids), i // case["generations"], 1000 * turn + i, sampler.params)
+                for i, ids in enumerate(rows_of(ctx.base.tokenizer, case))
+            ]
+            watch = Stopwatch()
+            sampler.sync(view, turn)
+            drawn = sampler.sample(asked)
+            speeds.append(int(drawn.completion_lengths.sum()) / watch.seconds)
+        say(
+            {"tokens_per_second": median(speeds[1:]), "added": peak() - before, "peak": peak(), "all": speeds}
+        )
+
+
+def sft(case: dict[str, Any]) -> None:
+    """QLoRA SFT steps on as many tokens as an RL step trains on."""
+    from rlhf_peft.stages import sft as stage
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder / "model")
+        file = folder / "rows.jsonl"
+        rows = zip(prompts(64, case["prompt"]), prompts(64, case["new"], seed=1), strict=True)
+        file.write_text("".join(json.dumps({"prompt": p, "completion": " " + c}) + "\n" for p, c in rows))
+        recipe = {
+            "stage": "sft",
+            "dataset": {"path": str(file)},
+            "batch_size": case["prompts"] * case["generations"],
+            "max_steps": case["steps"],
+            "learning_rate": 1e-4,
+        }
+        ctx, reporter = context(folder, [recipe], tokens_per_forward=case.get("tokens", 2048))
+        before = resident()
+        forget_peak()
+        stage.run(ctx.recipe.stages[0], ctx)
+        say({"peak": peak(), "added": peak() - before, "steps": len(reporter.steps)})
+
+
+def flat(case: dict[str, Any]) -> None:
+    """Many steps of one size: seconds and memory at the beginning and at the end."""
+    from rlhf_peft.stages import rl
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder / "model", hidden_size=128, intermediate_size=384, num_hidden_layers=2)
+        algorithm = {"name": "grpo", "num_generations": case["generations"], "beta": 0.04}
+        stages = [rl_stage(folder, algorithm, [{"name": "even"}], case)]
+        ctx, reporter = context(folder, stages, tokens_per_forward=2048)
+        held: list[int] = []
+        step = reporter.step
+        reporter.step = lambda *a: (step(*a), held.append(resident()))  # type: ignore[method-assign]
+        rl.run(ctx.recipe.stages[0], ctx)
+        seconds = [line["step_time"] for line in reporter.steps]
+        say(
+            {
+                "seconds 20 to 40": median(seconds[20:40]),
+                "seconds at the end": median(seconds[-20:]),
+                "memory 20 to 40": median([float(x) for x in held[20:40]]),
+                "memory at the end": median([float(x) for x in held[-20:]]),
+            }
+        )
+
+
+def logps(case: dict[str, Any]) -> None:
+    """Peak of log-probabilities, forward and backward, over a vocabulary of 151,646."""
+    from rlhf_peft.maths import token_logprobs
+
+    width, vocabulary = 256, 151_646
+    hidden = torch.randn(case["rows"], width, requires_grad=True)
+    weight = torch.randn(vocabulary, width) / 16
+    targets = torch.randint(vocabulary, (case["rows"],))
+    before = resident()
+    forget_peak()
+    token_logprobs(hidden, weight, targets, chunk=case["chunk"])[0].sum().backward()
+    say({"added": peak() - before, "chunk bytes": 4 * case["chunk"] * vocabulary})
+
+
+CASES = {"grpo": grpo, "ppo": ppo, "rollout": rollout, "sft": sft, "flat": flat, "logps": logps}
