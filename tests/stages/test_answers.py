@@ -25,7 +25,7 @@ def test_sft_answers_fixed_prompts(make_context, demonstrations, prompts):
             "stage": "sft",
             "dataset": {"path": demonstrations},
             "batch_size": 8,
-            "learning_rate": 5e-3,
+            "learning_rate": 2e-2,
             "max_steps": 3,
             "eval": {"every": 2, "prompts": prompts},
         }

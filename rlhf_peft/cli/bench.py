@@ -1,0 +1,63 @@
+"""`rlhf-peft bench`: a few steps of a recipe on this machine, measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import Overrides, Plugins, RecipeName, Rewards, open_recipe
+
+if TYPE_CHECKING:
+    from ..planning.bench import Bench
+
+
+def bench(
+    context: typer.Context,
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps; the first only warms up.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    plugin: Plugins = None,
+    reward: Rewards = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that a model's repository brings.")
+    ] = False,
+) -> None:
+    """Seconds, tokens a second and memory of rollout, scoring and update; nothing is written."""
+    loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward, quiet=quiet)
+    from ..planning.bench import bench as measure
+    from .progress import reporter
+
+    found = measure(loaded, registry, reporter(quiet=quiet), steps=steps, trust_remote_code=trust_remote_code)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        show(found)
+
+
+def show(found: Bench) -> None:
+    """A table on stdout."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from .plan import size
+
+    console = Console(soft_wrap=False)
+    title = (
+        f"{found.stage}: {found.seconds:.2f} s a step, median of {max(1, found.steps - 1)}, {found.device}"
+    )
+    memory = "peak memory" if found.exact else "memory at its end"
+    table = Table(
+        "phase", "seconds", "tokens/s", "share", memory, box=SIMPLE, title=title, title_justify="left"
+    )
+    for name, phase in found.phases.items():
+        peak = "" if phase.peak is None else size(phase.peak)
+        table.add_row(name, f"{phase.seconds:.2f}", f"{phase.tokens:,.0f}", f"{phase.share:.0%}", peak)
+    console.print(table)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

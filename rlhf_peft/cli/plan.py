@@ -1,0 +1,104 @@
+"""`rlhf-peft plan`: the memory that a recipe needs, before anything is downloaded but the model's configuration."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import Overrides, Plugins, RecipeName, Rewards, open_recipe
+
+if TYPE_CHECKING:
+    from ..planning.forecast import Forecast
+
+
+def plan(
+    context: typer.Context,
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="12GB|NAME", help='A size, or a card such as "RTX 4070".'),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, in bytes.")] = False,
+    plugin: Plugins = None,
+    reward: Rewards = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that a model's repository brings.")
+    ] = False,
+) -> None:
+    """Memory per role and per phase, whether it fits, and what would make it fit (exit 1: it does not)."""
+    loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward, quiet=True)
+    from ..planning.forecast import forecast
+
+    found = forecast(loaded, registry, gpu=gpu, trust_remote_code=trust_remote_code)
+    if as_json:
+        print(json.dumps(as_dict(found), indent=2))
+    else:
+        show(found)
+    if found.plan.verdict == "does not fit":
+        raise typer.Exit(1)
+
+
+def as_dict(found: Forecast) -> dict[str, Any]:
+    """Everything, in bytes."""
+    plan = found.plan
+    return {
+        "parameters": plan.parameters,
+        "roles": plan.roles,
+        "phases": [
+            {"stage": p.stage, "phase": p.name, "items": p.items, "total": p.total} for p in plan.phases
+        ],
+        "peak": {"stage": plan.peak.stage, "phase": plan.peak.name, "total": plan.peak.total},
+        "available": {"name": plan.budget.name, "total": plan.budget.total, "reserve": plan.budget.reserve},
+        "verdict": plan.verdict,
+        "remedies": [
+            {"overrides": list(r.overrides), "saves": r.saves, "fits": r.fits} for r in found.remedies
+        ],
+        "notes": plan.notes,
+    }
+
+
+def show(found: Forecast) -> None:
+    """Tables, the verdict and what to paste, on stdout."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    plan, console = found.plan, Console(soft_wrap=False)
+    roles = Table("role", "what", "size", box=SIMPLE)
+    for role, took in plan.roles.items():
+        for what, amount in (took or {"shares the base": 0}).items():
+            roles.add_row(role, what, size(amount))
+    console.print(f"{plan.parameters / 1e6:,.1f} M parameters", highlight=False)
+    console.print(roles)
+    phases = Table("stage", "phase", "total", "of which", box=SIMPLE)
+    for phase in plan.phases:
+        items = sorted(phase.items.items(), key=lambda item: -item[1])
+        told = ", ".join(f"{name} {size(amount)}" for name, amount in items)
+        phases.add_row(phase.stage, phase.name, size(phase.total), told)
+    console.print(phases)
+    for line in lines(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def lines(found: Forecast) -> list[str]:
+    """The verdict, what would help, and what was assumed."""
+    plan = found.plan
+    room, peak = plan.budget, plan.peak
+    said = [
+        f"{plan.verdict}: {size(peak.total)} at the peak ({peak.stage}, {peak.name}); {room.name} has "
+        f"{size(room.total)}, of which {size(room.reserve)} stay in reserve"
+    ]
+    for remedy in found.remedies:
+        enough = "enough" if remedy.fits else "not enough alone"
+        if len(remedy.overrides) > 1:
+            enough = "together, enough" if remedy.fits else "together, still not enough: take a smaller model"
+        said.append(f"  {' '.join(remedy.overrides)}  saves {size(remedy.saves)} ({enough})")
+    return [*said, *(f"note: {note}" for note in plan.notes)]
+
+
+def size(amount: float) -> str:
+    """Bytes in a unit that reads well."""
+    return f"{amount / 1024**3:.2f} GB" if amount >= 1024**3 else f"{amount / 1024**2:.1f} MB"

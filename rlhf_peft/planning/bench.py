@@ -1,0 +1,257 @@
+"""A few steps of a recipe on this machine: seconds, tokens and memory of each phase.
+
+The RL stage is run where there is one, else the recipe's last stage, in a temporary folder. Evaluation is left out.
+Roles that an earlier stage would have trained stand there untrained: they cost the same.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..api import load_base
+from ..engine import POLICY
+from ..errors import UsageError
+from ..recipe import Eval, PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage
+from ..registry import Registry
+from ..runs import RunFolder
+from ..stages import Context, Reporter, runner
+from .peaks import Peaks
+
+AnyStage = SftStage | PreferenceStage | RewardModelStage | RlStage
+
+
+@dataclass(slots=True)
+class Phase:
+    """One phase of a step: medians over the steps but the first, where there are several.
+
+    Attributes:
+        seconds: of one step.
+        tokens: a second.
+        share: of the step.
+        peak: bytes.
+    """
+
+    seconds: float
+    tokens: float
+    share: float
+    peak: int | None
+
+
+@dataclass(slots=True)
+class Bench:
+    """What was measured.
+
+    Attributes:
+        stage: its name.
+        steps: how many were run.
+        seconds: of one step, the median.
+        loaded: bytes once the model was loaded.
+        phases: name to figures.
+        notes: what differs from a real run.
+        device: in words.
+        exact: whether the memory figures are peaks.
+    """
+
+    stage: str
+    steps: int
+    seconds: float
+    loaded: int
+    phases: dict[str, Phase]
+    notes: list[str] = field(default_factory=list)
+    device: str = "cpu"
+    exact: bool = True
+
+
+class _Steps:
+    """A reporter that keeps figures and times, and hands all on."""
+
+    def __init__(self, inner: Reporter) -> None:
+        self.inner, self.begun = inner, time.perf_counter()
+        self.figures: list[dict[str, float]] = []
+        self.times: list[float] = []
+
+    def stage(self, name: str, total: int) -> None:
+        self.begun = time.perf_counter()
+        self.inner.stage(name, total)
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        now = time.perf_counter()
+        if step > 0:
+            self.figures.append(dict(metrics))
+            self.times.append(now - self.begun)
+        self.begun = now
+        self.inner.step(stage, step, metrics)
+
+    def say(self, text: str) -> None:
+        self.inner.say(text)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def bench(
+    recipe: Recipe, registry: Registry, reporter: Reporter, *, steps: int = 3, trust_remote_code: bool = False
+) -> Bench:
+    """Run a few steps of the RL stage, or of the last one, and measure them.
+
+    Args:
+        recipe: checked.
+        registry: with its plugins.
+        reporter: is told of the steps.
+        steps: how many.
+        trust_remote_code: run code from the model's repository.
+
+    Raises:
+        UsageError: the recipe, the data or the model cannot be used here.
+    """
+    # 1. One stage, in a folder of its own.
+    stage = chosen(recipe)
+    short = stage.model_copy(update={"max_steps": steps, "eval": Eval()})
+    seen = _Steps(reporter)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = recipe.model_copy(update={"stages": [short], "output_dir": folder})
+        # 2. The model, and the roles of earlier stages.
+        _import_all(stage.stage)
+        peaks = Peaks(torch.device("cpu") if _is_cpu(recipe) else torch.device("cuda"))
+        base = load_base(recipe, trust_remote_code=trust_remote_code)
+        peaks.lap("loading")
+        run = RunFolder.create(Path(folder), recipe.name)
+        ctx = Context(recipe, base, registry, run, seen)
+        notes = _stand_ins(stage, ctx, registry)
+        ctx.seed_everything(stage.name)
+        # 3. The steps.
+        if isinstance(short, RlStage):
+            phases = _rl(short, ctx, peaks, seen)
+        else:
+            runner(stage.stage)(short, ctx)
+            peaks.lap("update")
+            phases = _whole(seen, peaks)
+    reporter.close()
+    return Bench(
+        stage=stage.name,
+        steps=len(seen.figures),
+        seconds=_median([f.get("step_time", t) for f, t in zip(seen.figures, seen.times, strict=True)]),
+        loaded=peaks.bytes["loading"],
+        phases=phases,
+        notes=notes,
+        device=_device_name(base.device),
+        exact=peaks.exact,
+    )
+
+
+def chosen(recipe: Recipe) -> AnyStage:
+    """The stage that is measured: the first RL stage, else the last stage."""
+    return next((s for s in recipe.stages if isinstance(s, RlStage)), recipe.stages[-1])
+
+
+def _import_all(kind: str) -> None:
+    """What a stage imports late; it is no part of the memory that is measured."""
+    import accelerate  # noqa: F401
+    import datasets  # noqa: F401
+
+    runner(kind)
+
+
+def _is_cpu(recipe: Recipe) -> bool:
+    from ..engine.source import resolve_device
+
+    return resolve_device(recipe.device).type != "cuda"
+
+
+def _stand_ins(stage: AnyStage, ctx: Context, registry: Registry) -> list[str]:
+    """Untrained roles where an earlier stage would have trained them; says so."""
+    if not isinstance(stage, RlStage):
+        return []
+    notes = []
+    wanted = any(
+        "reward" in getattr(registry.entry("rewards", entry.name).factory, "roles", ())
+        for entry in stage.rewards
+    )
+    if wanted and "reward" not in stage.init:
+        ctx.base.add_role("reward-0", head=True)
+        notes.append("reward-0 is untrained: the reward model stage was left out")
+    return notes
+
+
+class _Lapped:
+    """A callable or an object of the loop; a lap before and after each of its calls."""
+
+    def __init__(self, inner: Any, peaks: Peaks, phase: str, method: str = "__call__") -> None:
+        self._inner, self._peaks, self._phase = inner, peaks, phase
+        self._method = method
+
+    def _measured(self, *given: Any, **named: Any) -> Any:
+        self._peaks.lap("scoring")
+        try:
+            return getattr(self._inner, self._method)(*given, **named)
+        finally:
+            self._peaks.lap(self._phase)
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        return self._measured(*given, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._measured if name == self._method else getattr(self._inner, name)
+
+
+def _rl(stage: RlStage, ctx: Context, peaks: Peaks, seen: _Steps) -> dict[str, Phase]:
+    """The RL stage's own loop, without evaluation and without saving."""
+    from ..stages.rl.stage import Loop, _load_roles
+
+    base = ctx.base
+    _load_roles(stage, base)
+    base.fix_reference()
+    loop = Loop(stage, ctx)
+    loop.collector.sampler = _Lapped(loop.sampler, peaks, "rollout", "sample")
+    seen.stage(stage.name, loop.steps)
+    with base.without_dropout(), base.training([POLICY, *loop.value_roles]) as parameters:
+        loop.prepare(parameters)
+        loop.updater = _Lapped(loop.updater, peaks, "update")  # type: ignore[assignment]
+        peaks.forget()
+        for step in range(1, loop.steps + 1):
+            seen.step(stage.name, step, loop.iteration(step))
+    loop.close()
+    return _phases(seen.figures, peaks)
+
+
+def _phases(steps: list[dict[str, float]], peaks: Peaks) -> dict[str, Phase]:
+    whole = _median([step["step_time"] for step in steps])
+    found = {}
+    for name in ("rollout", "scoring", "update"):
+        seconds = _median([step[f"time/{name}"] for step in steps])
+        tokens = _median([step[f"tokens_per_second/{name}"] for step in steps])
+        found[name] = Phase(seconds, tokens, seconds / whole, peaks.bytes.get(name))
+    return found
+
+
+def _whole(seen: _Steps, peaks: Peaks) -> dict[str, Phase]:
+    """A stage that is updates and nothing else; its figures say how many tokens it has read so far."""
+    seconds = _median(seen.times)
+    read = [figures.get("num_tokens", 0.0) for figures in seen.figures]
+    each = [b - a for a, b in zip([0.0, *read], read, strict=False)]
+    return {"update": Phase(seconds, _median(each) / seconds, 1.0, peaks.bytes["update"])}
+
+
+def _median(values: list[float]) -> float:
+    """Of all but the first, which warms up, where there are several.
+
+    Raises:
+        UsageError: no step was made.
+    """
+    if not values:
+        raise UsageError("bench: the stage made no step; its dataset has too few rows for one update.")
+    return statistics.median(values[1:] or values)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -1,0 +1,91 @@
+"""How much memory there is: of a card by name, of a given size, or of this machine."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from ..errors import UsageError
+
+GB = 1024**3
+CARDS = {
+    "gtx 1660": 6, "gtx 1080 ti": 11, "rtx 2060": 6, "rtx 2070": 8, "rtx 2080": 8, "rtx 2080 ti": 11,
+    "rtx 3050": 8, "rtx 3060": 12, "rtx 3060 ti": 8, "rtx 3070": 8, "rtx 3070 ti": 8, "rtx 3080": 10,
+    "rtx 3080 ti": 12, "rtx 3090": 24, "rtx 3090 ti": 24, "rtx 4060": 8, "rtx 4060 ti": 8, "rtx 4070": 12,
+    "rtx 4070 ti": 12, "rtx 4070 super": 12, "rtx 4080": 16, "rtx 4090": 24, "rtx 5060": 8, "rtx 5070": 12,
+    "rtx 5070 ti": 16, "rtx 5080": 16, "rtx 5090": 32, "t4": 16, "l4": 24, "a10": 24, "v100": 16,
+    "l40s": 48, "a6000": 48, "a100": 40, "h100": 80, "h200": 141,
+}  # fmt: skip
+"""Card to GB; of cards that were sold with several sizes, the smallest."""
+
+CONTEXT = GB // 2
+"""What CUDA and its libraries take of a card."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Memory to plan for.
+
+    Attributes:
+        name: in words.
+        device: cuda or cpu.
+        total: bytes that are free now, or of a card that is not here all it has.
+        reserve: bytes of them that are left alone.
+    """
+
+    name: str
+    device: str
+    total: int
+    reserve: int
+
+    @property
+    def usable(self) -> int:
+        """Total less the reserve."""
+        return self.total - self.reserve
+
+
+def budget(gpu: str | None, device: str) -> Budget:
+    """What `--gpu` says, else the recipe's device on this machine.
+
+    Args:
+        gpu: "12GB", "RTX 4070", or None.
+        device: the recipe's, resolved: cuda or cpu.
+
+    Raises:
+        UsageError: it is no size and no known card.
+    """
+    if gpu is not None:
+        size = parse_gpu(gpu)
+        return Budget(gpu, "cuda", size, reserve_of(size) + CONTEXT)
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return Budget(torch.cuda.get_device_name(), "cuda", free, reserve_of(free) + CONTEXT)
+    free = int(psutil.virtual_memory().available)
+    return Budget("this machine's memory", "cpu", free, reserve_of(free))
+
+
+def reserve_of(total: int) -> int:
+    """5 %: pieces too small to use, and what else is running."""
+    return total // 20
+
+
+def parse_gpu(text: str) -> int:
+    """Bytes of a size ("8GB", "11.5 GiB") or of a card ("RTX 4070", "nvidia geforce rtx 4070").
+
+    Raises:
+        UsageError: neither.
+    """
+    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:gb|gib|g)\s*", text, re.IGNORECASE)
+    if size and float(size[1]) > 0:
+        return int(float(size[1]) * GB)
+    name = re.sub(r"\b(nvidia|geforce|tesla)\b", "", text.lower())
+    name = re.sub(r"\b(rtx|gtx)(?=\d)", r"\1 ", " ".join(name.replace("-", " ").split()))
+    if name in CARDS:
+        return CARDS[name] * GB
+    near = difflib.get_close_matches(name, CARDS, n=3)
+    meant = f" Did you mean {', '.join(near)}?" if near else ""
+    raise UsageError(f"--gpu {text}: neither a size nor a known card.{meant} Give its memory: --gpu 12GB.")

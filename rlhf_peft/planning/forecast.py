@@ -1,0 +1,75 @@
+"""From a recipe to its plan, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..engine import Source
+from ..engine.source import resolve_device
+from ..recipe import Recipe, StageBase, load
+from ..registry import Registry
+from .cards import budget
+from .lengths import longest
+from .plan import Plan, make_plan
+from .remedies import Remedy, candidates, remedies
+from .shape import read_shape
+
+
+@dataclass(slots=True)
+class Forecast:
+    """A plan, and where it does not fit or is tight the changes that help."""
+
+    plan: Plan
+    remedies: list[Remedy]
+
+
+def forecast(
+    recipe: Recipe, registry: Registry, *, gpu: str | None = None, trust_remote_code: bool = False
+) -> Forecast:
+    """Plan a recipe for a card, or for this machine.
+
+    Raises:
+        UsageError: the card, the model's configuration or local data cannot be used.
+    """
+    there = resolve_device(recipe.device).type if gpu is None else "cuda"
+    room = budget(gpu, there)
+    known: dict[tuple[str, int], tuple[int, str]] = {}
+
+    def plan(changed: Recipe) -> Plan:
+        source = _source(changed, room.device, trust_remote_code)
+        shape = read_shape(source, torch.device(room.device) if gpu is None else torch.device("cuda"))
+
+        def lengths(stage: StageBase, limit: int) -> tuple[int, str]:
+            if (stage.name, limit) not in known:
+                known[stage.name, limit] = longest(stage, changed, registry, source, limit)
+            return known[stage.name, limit]
+
+        return make_plan(changed, shape, registry, room, lengths)
+
+    def again(overrides: Sequence[str]) -> Plan:
+        return plan(load(recipe.model_dump(mode="json", exclude_none=True), overrides, plugins=registry))
+
+    first = plan(recipe)
+    if first.verdict == "fits":
+        return Forecast(first, [])
+    tries = candidates(recipe, gpu=room.device == "cuda")
+    return Forecast(first, remedies(first, tries, again))
+
+
+def _source(recipe: Recipe, device: str, trust_remote_code: bool) -> Source:
+    model = recipe.model
+    dtype = model.compute_dtype
+    if dtype == "auto":
+        here = device != "cuda" or not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+        dtype = "bfloat16" if device == "cuda" and here else "float32"
+    return Source(
+        path=model.path,
+        revision=model.revision,
+        quantization=model.quantization,
+        double_quantization=model.double_quantization,
+        compute_dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )

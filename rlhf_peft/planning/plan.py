@@ -1,0 +1,312 @@
+"""The memory that a recipe needs, per role and per phase.
+
+Everything is for the longest rows: completions of full length after the longest prompt. `sizes` has the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..hookspecs import Algorithm, Sampler
+from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage, StageBase
+from ..registry import Registry
+from ..stages.rl.collect import ahead
+from ..stages.trl_rows import micro_batch
+from . import sizes
+from .cards import Budget
+from .shape import Shape, classifier_bytes
+
+HEADROOM = 1.5
+"""Free memory must be this many times the dense weights, or completions are written from the 4-bit ones."""
+LIBRARIES = 45 * 1024**2
+"""On the CPU: what Python and its libraries take while a run goes on, beyond what their import took (fitted on two CPU runs, so an estimate)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One phase of a stage: what is in memory in it, by name, in bytes."""
+
+    stage: str
+    name: str
+    items: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(self.items.values())
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a recipe needs.
+
+    Attributes:
+        roles: "base" and each role to what it takes, by name, in bytes.
+        phases: in order.
+        budget: what there is.
+        notes: what was assumed.
+    """
+
+    parameters: int
+    roles: dict[str, dict[str, int]]
+    phases: list[Phase]
+    budget: Budget
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def verdict(self) -> str:
+        """fits, tight (less than a tenth is left), or does not fit."""
+        if self.peak.total > self.budget.usable:
+            return "does not fit"
+        return "tight" if self.peak.total > 0.9 * self.budget.usable else "fits"
+
+
+Lengths = Callable[[StageBase, int], tuple[int, str]]
+"""(stage, most tokens) to the longest prompt or row, and where that is known from."""
+
+
+def make_plan(recipe: Recipe, shape: Shape, registry: Registry, budget: Budget, lengths: Lengths) -> Plan:
+    """Plan all stages of a recipe.
+
+    Raises:
+        PluginError: an algorithm, sampler or reward cannot be made.
+    """
+    return _Planner(recipe, shape, registry, budget, lengths).plan()
+
+
+class _Planner:
+    def __init__(
+        self, recipe: Recipe, shape: Shape, registry: Registry, budget: Budget, lengths: Lengths
+    ) -> None:
+        self.recipe, self.shape, self.registry, self.lengths = recipe, shape, registry, lengths
+        model = recipe.model
+        self.length = min(model.max_length or shape.positions, shape.positions)
+        weights = sizes.weight_bytes(shape, model.quantization, double=model.double_quantization)
+        self.result = Plan(shape.parameters, {"base": {"weights": weights}}, [], budget)
+        self.layers = shape.targets(recipe.lora.target_modules)
+        self.rank = recipe.lora.r
+        self.trained_policy = False
+        self._role("policy")
+
+    def plan(self) -> Plan:
+        for stage in self.recipe.stages:
+            if isinstance(stage, RlStage):
+                self._rl(stage)
+            elif isinstance(stage, RewardModelStage):
+                self._reward_model(stage)
+            elif isinstance(stage, SftStage | PreferenceStage):
+                self._trl(stage)
+        return self.result
+
+    # --- roles ---
+
+    def _role(self, name: str, *, head: bool = False, adapter: bool = True) -> None:
+        values = sizes.lora_values(self.layers, self.rank) if adapter else 0
+        took = {"adapter": 4 * values} if adapter else {}
+        self.result.roles[name] = {**took, **({"head": 4 * (self.shape.hidden + 1)} if head else {})}
+
+    def _static(self) -> dict[str, int]:
+        """Weights, adapters and heads that are there."""
+        roles = {name: sum(took.values()) for name, took in self.result.roles.items() if name != "base"}
+        found = {
+            "weights": self.result.roles["base"]["weights"],
+            "adapters and heads": sum(roles.values()),
+        }
+        if self.shape.device == "cpu":
+            # The weights' file stays mapped; the system takes it back when it needs the memory.
+            found |= {"model file": self.shape.parameters * self.shape.itemsize, "libraries": LIBRARIES}
+        return found
+
+    def _training(self, roles: dict[str, tuple[bool, bool]], optimizer: str) -> tuple[int, int]:
+        """Gradients and optimizer state of roles, each (has an adapter of its own, has a head)."""
+        gradients = state = 0
+        for adapter, head in roles.values():
+            layers, width = self.layers if adapter else [], self.shape.hidden if head else 0
+            gradients += 4 * (sizes.lora_values(layers, self.rank) + width)
+            state += sizes.optimizer_bytes(layers, self.rank, width, optimizer)
+        return gradients, state
+
+    def _phase(self, stage: StageBase, name: str, items: dict[str, int]) -> None:
+        took = {**self._static(), **items}
+        self.result.phases.append(Phase(stage.name, name, {k: v for k, v in took.items() if v}))
+
+    def _longest(self, stage: StageBase, limit: int) -> int:
+        found, told = self.lengths(stage, limit)
+        self.result.notes.append(told)
+        return found
+
+    # --- stages ---
+
+    def _trl(self, stage: SftStage | PreferenceStage) -> None:
+        """SFT, DPO and KTO: TRL holds whole logits."""
+        if isinstance(stage, PreferenceStage) and (self.trained_policy or "policy" in stage.init):
+            self._role("reference")
+        budget = self.recipe.model.tokens_per_forward
+        packed = isinstance(stage, SftStage) and stage.packing
+        row = min(self.length, budget) if packed else self._longest(stage, self.length)
+        pair = isinstance(stage, PreferenceStage) and stage.method == "dpo"
+        least = 2 if isinstance(stage, PreferenceStage) and stage.method == "kto" else 1
+        tokens = row * (2 if pair else 1)
+        tokens *= micro_batch(stage.batch_size, tokens, budget, at_least=least)
+        gradients, state = self._training({"policy": (True, False)}, stage.optimizer)
+        logits = {"logits": sizes.whole_logit_bytes(self.shape, tokens)}
+        self._phase(
+            stage,
+            "update",
+            {"gradients": gradients, "optimizer": state, **self._activations(tokens, tokens), **logits},
+        )
+        self.trained_policy = True
+        self.result.roles.pop("reference", None)
+
+    def _reward_model(self, stage: RewardModelStage) -> None:
+        for number in range(stage.ensemble):
+            self._role(f"reward-{number}", head=True)
+        row = 2 * self._longest(stage, self.length)
+        tokens = row * max(1, min(stage.batch_size, self.recipe.model.tokens_per_forward // row))
+        gradients, state = self._training({"reward": (True, True)}, stage.optimizer)
+        self._phase(
+            stage,
+            "update",
+            {"gradients": gradients, "optimizer": state, **self._activations(tokens, tokens)},
+        )
+
+    def _activations(self, tokens: int, keys: int, trunks: int = 1) -> dict[str, int]:
+        checkpointing = self.recipe.model.gradient_checkpointing
+        saved = trunks * sizes.saved_bytes(self.shape, tokens, keys, checkpointing=checkpointing)
+        return {"activations": saved, "one layer": sizes.layer_transient(self.shape, tokens)}
+
+    def _rl(self, stage: RlStage) -> None:
+        algorithm: Algorithm = self.registry.make("algorithms", stage.algorithm.name, stage.algorithm.options)
+        sampler: Sampler = self.registry.make("samplers", stage.sampler.name, stage.sampler.options)
+        heads = self._rl_roles(stage, algorithm)
+        new = sampler.params.max_new_tokens
+        prompt = max(1, self._longest(stage, max(1, self.length - new)))
+        trained = {"policy": (True, False)}
+        if algorithm.value is not None:
+            trained["value"] = (algorithm.value == "own", True)
+        gradients, state = self._training(trained, stage.optimizer)
+        others = {"optimizer": state, **self._classifiers(stage)}
+        group = int(getattr(algorithm.options, "num_generations", 1)) if hasattr(algorithm, "options") else 1
+        rows = stage.prompts_per_step * group
+        kept = 0
+        if algorithm.value == "reward" and self.shape.device == "cpu":
+            kept = rows * (prompt + new) * self.shape.hidden * self.shape.itemsize
+        self._rollout(stage, rows, group, prompt, new, others)
+        self._scoring(stage, algorithm, heads, group, prompt, new, {**others, "value states": kept})
+        self._update(
+            stage, algorithm, group, prompt, new, {**others, "gradients": gradients, "value states": kept}
+        )
+        self.trained_policy = True
+
+    def _rl_roles(self, stage: RlStage, algorithm: Algorithm) -> int:
+        """The roles that the stage adds; returns how many reward heads are run."""
+        copies = self.trained_policy or "policy" in stage.init
+        self.result.roles["reference"] = {}
+        if copies:
+            self._role("reference")
+        wanted = any(
+            "reward" in getattr(self.registry.entry("rewards", entry.name).factory, "roles", ())
+            for entry in stage.rewards
+        )
+        heads = [role for role in self.result.roles if role.startswith("reward-")]
+        if wanted and not heads:
+            self._role("reward-0", head=True)
+            heads = ["reward-0"]
+        if algorithm.value is not None:
+            self._role("value", head=True, adapter=algorithm.value == "own")
+        return len(heads) if wanted else 0
+
+    def _classifiers(self, stage: RlStage) -> dict[str, int]:
+        """Reward models of their own, on the same device."""
+        found = 0
+        for entry in stage.rewards:
+            if entry.name.rpartition(":")[2] == "classifier":
+                options = entry.options
+                held = options.get("dtype", "auto")
+                found += classifier_bytes(options["model"], options.get("revision"), held)
+        return {"classifiers": found}
+
+    def _rollout(
+        self, stage: RlStage, rows: int, group: int, prompt: int, new: int, others: dict[str, int]
+    ) -> None:
+        shape, most = self.shape, int(stage.sampler.options.get("max_rows", rows))
+        rows = min(most, rows)
+        prompts = -(-rows // group)
+        items = {
+            "cache": sizes.cache_bytes(shape, rows, prompt + new),
+            "one layer": sizes.layer_transient(shape, prompts * prompt),
+            "logits": sizes.draw_bytes(shape, rows),
+            **others,
+        }
+        dense = sizes.dense_bytes(shape) if any(layer.quantized for layer in shape.linear) else 0
+        free = self.result.budget.usable - sum(self._static().values()) - others["optimizer"]
+        if dense * HEADROOM < free:
+            items["dense weights"] = dense
+        self._phase(stage, "rollout", items)
+
+    def _tokens(self, budget: int, group: int, prompt: int, new: int, rows: int) -> tuple[int, int]:
+        """Tokens that a forward computes and keys that they attend to; a prompt that rows share counts once."""
+        count = max(1, min(rows, budget // (prompt + new)))
+        keys = count * (prompt + new)
+        if group < 2 or count < 2 or not self.shape.shares or self.recipe.model.gradient_checkpointing:
+            return keys, keys
+        shared = -(-count // group) * prompt + count * new
+        return (shared, keys) if shared < 0.8 * keys else (keys, keys)
+
+    def _scoring(
+        self,
+        stage: RlStage,
+        algorithm: Algorithm,
+        heads: int,
+        group: int,
+        prompt: int,
+        new: int,
+        others: dict[str, int],
+    ) -> None:
+        frozen = heads + ("reference" in algorithm.roles) + (algorithm.value == "own")
+        budget = self.recipe.model.tokens_per_forward // max(1, frozen)
+        tokens, _ = self._tokens(budget, group, prompt, new, stage.prompts_per_step * group)
+        policy = ahead(algorithm)
+        rows = tokens * max(1, frozen)
+        chunk = sizes.logit_chunk_bytes(self.shape, tokens, entropy=policy)
+        layer = sizes.reward_forward_bytes(self.shape, rows, frozen)
+        items = {
+            "states": sizes.state_bytes(self.shape, rows, 2) + sizes.state_bytes(self.shape, tokens, 2),
+            "one layer or logits": max(layer, chunk),
+            **others,
+        }
+        self._phase(stage, "scoring", items)
+
+    def _update(
+        self,
+        stage: RlStage,
+        algorithm: Algorithm,
+        group: int,
+        prompt: int,
+        new: int,
+        others: dict[str, int],
+    ) -> None:
+        rows = -(-stage.prompts_per_step * group // algorithm.minibatches)
+        budget = self.recipe.model.tokens_per_forward
+        tokens, keys = self._tokens(budget, group, prompt, new, rows)
+        trunks = 2 if algorithm.value == "own" else 1
+        activations = self._activations(tokens, keys, trunks)
+        entropy = "entropy" in algorithm.needs or not ahead(algorithm)
+        logits = sizes.logit_chunk_bytes(self.shape, tokens, entropy=entropy)
+        layer = activations.pop("one layer")
+        mask = keys * new * self.shape.itemsize if tokens < keys else 0
+        checkpointing = self.recipe.model.gradient_checkpointing
+        items = {
+            **activations,
+            "attention masks": mask * trunks * (1 if checkpointing else self.shape.layers),
+            "states": sizes.state_bytes(self.shape, keys, 3 * trunks),
+            "one layer or logits": max(layer, logits),
+            **others,
+        }
+        self._phase(stage, "update", items)

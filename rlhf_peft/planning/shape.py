@@ -1,0 +1,157 @@
+"""The shape of a model, from its configuration alone: no weights are read, any architecture of transformers.
+
+The model is made on the meta device, which holds no data; parameters are then counted exactly. Only sizes of
+activations are read from the configuration, under the names that most decoders use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from ..engine import Source
+from ..engine.adapters import ALL_LINEAR, linear_names
+from ..engine.quantize import Conv1D, refused_modules, replaceable
+from ..engine.source import DTYPES, load_config, resolve_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear layer: its name, its sizes, whether it is held in few bits, and whether it has a bias."""
+
+    name: str
+    inputs: int
+    outputs: int
+    quantized: bool
+
+    @property
+    def numel(self) -> int:
+        """Weights, without the bias."""
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What memory depends on.
+
+    Attributes:
+        parameters: all, tied ones once.
+        linear: every linear layer but the output embedding.
+        plain: values that are never quantized: embeddings, head, norms, biases, stacked experts.
+        itemsize: bytes of a value in the compute dtype.
+        device: cpu, cuda, ...
+        layers, hidden, inner, heads, kv_heads, head_size, vocabulary, positions: of the decoder; `inner` is the width
+            of the MLP that one token goes through.
+        gated: whether the MLP has a gate.
+        qk_norm: whether queries and keys are normalised.
+        shares: whether every layer attends to all tokens, so that prompts can be read once.
+    """
+
+    parameters: int
+    linear: tuple[Linear, ...]
+    plain: int
+    itemsize: int
+    device: str
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    positions: int
+    gated: bool = True
+    qk_norm: bool = False
+    shares: bool = True
+
+    def targets(self, wanted: str | Sequence[str]) -> list[Linear]:
+        """The layers that an adapter goes on, matched as PEFT does."""
+        if wanted == ALL_LINEAR:
+            return list(self.linear)
+        if isinstance(wanted, str):
+            return [layer for layer in self.linear if re.fullmatch(wanted, layer.name)]
+        return [x for x in self.linear if any(x.name == w or x.name.endswith(f".{w}") for w in wanted)]
+
+
+def read_shape(source: Source, device: torch.device) -> Shape:
+    """The shape of the model that a source names, held as it says, on such a device.
+
+    Raises:
+        ModelError: there is no configuration, or it is no language model.
+    """
+    config = load_config(source)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
+    dtype = resolve_dtype(source.compute_dtype, device)
+    return of_model(model, dtype, device.type, quantized=source.quantization != "none")
+
+
+def of_model(model: Any, dtype: torch.dtype, device: str, *, quantized: bool = True) -> Shape:
+    """The shape of a causal language model, on the meta device or any other."""
+    names = set(linear_names(model))
+    refused = refused_modules(model) if device == "cpu" else {}
+    linear = tuple(
+        Linear(name, *_sizes(module), quantized and name not in refused and replaceable(module))
+        for name, module in model.named_modules()
+        if name in names
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    few = sum(layer.numel for layer in linear if layer.quantized)
+    return Shape(
+        parameters=parameters,
+        linear=linear,
+        plain=parameters - few,
+        itemsize=dtype.itemsize,
+        device=device,
+        **_decoder(model.config.get_text_config(), linear, model),
+    )
+
+
+def _sizes(module: Any) -> tuple[int, int]:
+    shape = tuple(module.weight.shape)
+    return shape if isinstance(module, Conv1D) else shape[::-1]
+
+
+def _decoder(config: Any, linear: Sequence[Linear], model: Any) -> dict[str, Any]:
+    """What activations depend on, from a configuration."""
+    hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+    experts = getattr(config, "num_experts_per_tok", None)
+    if experts:
+        inner = int(experts) * int(getattr(config, "moe_intermediate_size", None) or inner)
+    layers = int(config.num_hidden_layers)
+    wide = sum(layer.outputs == inner for layer in linear)
+    kinds = getattr(config, "layer_types", None)
+    full = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
+    return {
+        "layers": layers,
+        "hidden": hidden,
+        "inner": int(inner),
+        "heads": heads,
+        "kv_heads": int(getattr(config, "num_key_value_heads", None) or heads),
+        "head_size": int(getattr(config, "head_dim", None) or hidden // heads),
+        "vocabulary": int(config.vocab_size),
+        "positions": int(getattr(config, "max_position_embeddings", None) or 2**20),
+        "gated": bool(experts) or wide >= 2 * layers,
+        "qk_norm": any(name.endswith("q_norm") for name, _ in model.named_modules()),
+        "shares": full,
+    }
+
+
+def classifier_bytes(path: str, revision: str | None, dtype: str) -> int:
+    """Bytes of the weights of a sequence-classification model.
+
+    Raises:
+        ModelError: it has no configuration.
+    """
+    config = load_config(Source(path, revision))
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    stored = getattr(config, "dtype", None) or torch.float32
+    held = stored if dtype == "auto" else DTYPES[dtype]
+    return sum(p.numel() for p in model.parameters()) * held.itemsize

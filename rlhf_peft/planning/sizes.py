@@ -1,0 +1,127 @@
+"""Sizes in bytes, as arithmetic: weights, adapters, optimizer, cache, activations, logits.
+
+Letters: B rows, P tokens of a prompt, C of a completion, n tokens of one forward, V vocabulary, H hidden, I inner, d
+bytes of a value in the compute dtype. Adapters, heads and their gradients are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .shape import Linear, Shape
+
+BLOCK, SUPERBLOCK = 64, 256
+CHUNK = 1024
+"""Rows of logits that are held at once."""
+SMALL_TENSOR = 4096
+"""Tensors with fewer values keep their optimizer state in 32 bits."""
+
+
+def weight_bytes(shape: Shape, quantization: str, *, double: bool = True) -> int:
+    """The base: few-bit layers with their scales, everything else in the compute dtype.
+
+    4 bits: n / 2 bytes, and for each block of 64 a float32 scale; with double quantization one byte a block and a
+    float32 for each 256 blocks. int8: n bytes and a float32 a row.
+    """
+    total = shape.plain * shape.itemsize
+    for layer in shape.linear:
+        if not layer.quantized:
+            continue
+        if quantization == "int8":
+            total += layer.numel + 4 * layer.outputs
+            continue
+        blocks = -(-layer.numel // BLOCK)
+        scales = blocks + 4 * -(-blocks // SUPERBLOCK) + 1024 if double else 4 * blocks
+        total += -(-layer.numel // 2) + scales + 64
+    return total
+
+
+def lora_values(layers: Sequence[Linear], r: int) -> int:
+    """Values of an adapter: r (in + out) for each layer."""
+    return sum(r * (layer.inputs + layer.outputs) for layer in layers)
+
+
+def optimizer_bytes(layers: Sequence[Linear], r: int, head: int, optimizer: str) -> int:
+    """Two moments of each trained value: 8 bytes; 2 and their scales with an 8-bit optimizer."""
+    sizes = [r * size for layer in layers for size in (layer.inputs, layer.outputs)] + (
+        [head] if head else []
+    )
+    if optimizer == "adamw":
+        return 8 * sum(sizes)
+    return sum(2 * n + 8 * -(-n // 256) if n >= SMALL_TENSOR else 8 * n for n in sizes)
+
+
+def dense_bytes(shape: Shape) -> int:
+    """Dense weights that stand in for the few-bit ones while completions are written."""
+    return sum(layer.numel for layer in shape.linear) * shape.itemsize
+
+
+def largest_layer(shape: Shape) -> int:
+    """The largest layer, dequantized."""
+    return max((layer.numel for layer in shape.linear), default=0) * shape.itemsize
+
+
+def cache_bytes(shape: Shape, rows: int, tokens: int) -> int:
+    """Keys and values: 2 B (P + C) layers x heads x size x d."""
+    return 2 * rows * tokens * shape.layers * shape.kv_heads * shape.head_size * shape.itemsize
+
+
+def draw_bytes(shape: Shape, rows: int) -> int:
+    """Logits of one step, and the four float32 tensors of that size that a draw makes of them."""
+    return rows * shape.vocabulary * (shape.itemsize + 4 * 4)
+
+
+def logit_chunk_bytes(shape: Shape, tokens: int, *, entropy: bool) -> int:
+    """Buffers of chunked log-probabilities: one of float32, one more for entropies, one in a shorter dtype."""
+    each = 4 * (2 if entropy else 1) + (shape.itemsize if shape.itemsize < 4 else 0)
+    return min(CHUNK, tokens) * shape.vocabulary * each
+
+
+def whole_logit_bytes(shape: Shape, tokens: int) -> int:
+    """Logits [B, T, V] of a trainer that holds them: themselves, float32 log-probabilities, and gradients of both."""
+    copies = 12 if shape.itemsize >= 4 else 12 + 2 * shape.itemsize
+    return tokens * shape.vocabulary * copies
+
+
+def layer_saved(shape: Shape, tokens: int, keys: int) -> int:
+    """What one layer keeps for the backward pass.
+
+    Twice the residual (float32) and its norm; queries, output, and keys and values of `keys` tokens, repeated where
+    heads share them; gate, its activation, up, product.
+
+    Args:
+        shape: the model's.
+        tokens: that go through it.
+        keys: tokens that they attend to, over all rows.
+    """
+    d, queries, own = shape.itemsize, shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    repeated = queries if own < queries else own
+    saved = 2 * shape.hidden * (4 + d) + 2 * queries * d + 4 * shape.heads
+    saved += shape.inner * d * (4 if shape.gated else 3)
+    if shape.qk_norm:
+        saved += 4 * (queries + own)
+    return tokens * saved + 2 * keys * repeated * d
+
+
+def layer_transient(shape: Shape, tokens: int) -> int:
+    """What one layer needs while it is computed: three tensors of the MLP's width, two states, a dense weight."""
+    return tokens * shape.itemsize * (3 * shape.inner + 2 * shape.hidden) + largest_layer(shape)
+
+
+def saved_bytes(shape: Shape, tokens: int, keys: int, *, checkpointing: bool) -> int:
+    """Activations kept for the backward pass of a whole trunk; checkpointed: one layer's and all inputs."""
+    one = layer_saved(shape, tokens, keys)
+    if checkpointing:
+        return one + shape.layers * tokens * shape.hidden * shape.itemsize
+    return shape.layers * one
+
+
+def state_bytes(shape: Shape, tokens: int, copies: int) -> int:
+    """So many copies of the last hidden states."""
+    return copies * tokens * shape.hidden * shape.itemsize
+
+
+def reward_forward_bytes(shape: Shape, tokens: int, adapters: int) -> int:
+    """A layer of a mixed-adapter forward: PEFT adds each adapter's part in steps of the output's size."""
+    more = 2 * tokens * shape.itemsize * shape.inner if adapters > 1 else 0
+    return layer_transient(shape, tokens) + more

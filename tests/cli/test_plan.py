@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from rlhf_peft import cli
+from rlhf_peft.planning import cards
+
+
+def plan(capsys, *arguments):
+    code = cli.execute(["--no-plugins", "plan", *arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_the_quickstart_fits_a_card_and_the_items_add_up(capsys):
+    code, found = plan(capsys, "quickstart", "--gpu", "8GB")
+    assert code == 0 and found["verdict"] == "fits" and found["remedies"] == []
+    assert all(sum(phase["items"].values()) == phase["total"] for phase in found["phases"])
+    assert found["peak"]["total"] == max(phase["total"] for phase in found["phases"])
+
+
+def test_what_would_make_it_fit_is_found_by_planning_again(capsys, monkeypatch):
+    _, roomy = plan(capsys, "quickstart", "--gpu", "8GB")
+    peak = roomy["peak"]["total"]
+    monkeypatch.setattr(cards, "CONTEXT", 0)
+    code, found = plan(capsys, "quickstart", "--gpu", f"{0.9 * peak / cards.GB:.6f}GB")
+    assert code == 1 and found["verdict"] == "does not fit" and found["remedies"]
+    first = found["remedies"][0]
+    assert first["fits"] and first["saves"] > 0
+    _, changed = plan(capsys, "quickstart", *first["overrides"], "--gpu", f"{0.9 * peak / cards.GB:.6f}GB")
+    assert changed["peak"]["total"] == found["peak"]["total"] - first["saves"]
+    assert changed["verdict"] != "does not fit"
+
+
+def test_the_text_names_verdict_and_reserve(capsys):
+    assert cli.execute(["--no-plugins", "plan", "quickstart", "--gpu", "RTX 4070"]) == 0
+    assert "fits: " in (out := capsys.readouterr().out) and "RTX 4070 has 12.00 GB" in out
+
+
+@pytest.mark.parametrize("gpu", ["RTX 9999", "much"])
+def test_an_unknown_card_is_a_usage_error(capsys, gpu):
+    assert cli.execute(["--no-plugins", "plan", "quickstart", "--gpu", gpu]) == 2
+    assert "neither a size nor a known card" in capsys.readouterr().err
