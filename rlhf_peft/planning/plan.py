@@ -20,7 +20,10 @@ from .shape import Shape, classifier_bytes
 HEADROOM = 1.5
 """Free memory must be this many times the dense weights, or completions are written from the 4-bit ones."""
 LIBRARIES = 45 * 1024**2
-"""On the CPU: what Python and its libraries take while a run goes on, beyond what their import took (fitted on two CPU runs, so an estimate)."""
+"""On the CPU: what Python and its libraries take while a run goes on, beyond what their import took.
+
+Fitted to two runs on a CPU, so an estimate.
+"""
 
 
 @dataclass(frozen=True, slots=True)
