@@ -90,15 +90,14 @@ def length_batches(
     together: dict[int, list[int]] = {}
     for row in range(len(lengths)) if indices is None else indices:
         together.setdefault(row if unit is None else int(unit[row]), []).append(row)
+    of = [0] * len(lengths) if group is None else [int(number) for number in group]
     longest_of: dict[int, int] = {}
-    for row in range(len(lengths)) if group is not None else ():
-        longest_of[group[row]] = max(lengths[row], longest_of.get(group[row], 0))
+    for row, length in enumerate(lengths):
+        longest_of[of[row]] = max(length, longest_of.get(of[row], 0))
 
     def order(rows: list[int]) -> tuple[int, int, int, list[int]]:
-        own = max(lengths[row] for row in rows)
-        if group is None:
-            return -own, 0, 0, rows
-        return -longest_of[group[rows[0]]], group[rows[0]], -own, rows
+        own, number = max(lengths[row] for row in rows), of[rows[0]]
+        return -longest_of[number], number, -own, rows
 
     units = sorted(together.values(), key=order)
     batches: list[list[int]] = []
@@ -108,5 +107,5 @@ def length_batches(
             batches[-1].extend(rows)
         else:
             batches.append(list(rows))
-            longest = max(lengths[row] for row in rows) if group is None else longest_of[group[rows[0]]]
+            longest = max(lengths[row] for row in rows) if group is None else longest_of[of[rows[0]]]
     return batches

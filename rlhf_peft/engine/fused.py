@@ -29,7 +29,7 @@ def install(layer: Any) -> None:
         or not _is_linear(layer.get_base_layer())
     ):
         return
-    layer.forward = Fused(layer)  # type: ignore[method-assign]
+    layer.forward = Fused(layer)
 
 
 class Fused:

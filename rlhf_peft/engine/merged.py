@@ -128,7 +128,8 @@ def fits(model: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
 def merged(model: nn.Module, adapter: str | None, dtype: torch.dtype) -> Iterator[None]:
     """Inside, forwards go through dense weights with `adapter` merged in (None: the base alone)."""
     places = _replaceable(model)
-    head = model.get_output_embeddings()
+    causal: Any = model
+    head = causal.get_output_embeddings()
     plain = [(model, name, child) for name, child in model.named_children() if child is head]
     places += [place for place in plain if type(head) is nn.Linear and head.weight.device.type == "cpu"]
     try:
