@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..engine.merged import HEADROOM
 from ..hookspecs import Algorithm, Sampler
 from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage, StageBase
 from ..registry import Registry
@@ -17,8 +18,6 @@ from . import sizes
 from .cards import Budget
 from .shape import Shape, classifier_bytes
 
-HEADROOM = 1.5
-"""Free memory must be this many times the dense weights, or completions are written from the 4-bit ones."""
 LIBRARIES = 45 * 1024**2
 """On the CPU: what Python and its libraries take while a run goes on, beyond what their import took.
 

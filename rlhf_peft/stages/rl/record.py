@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ... import maths
-from ...engine import give_back
 from ...policy_gradient import BASELINE
 from ...types import Rollout, Scored
 from .metrics import describe_kl, describe_rollout, describe_sampler
@@ -143,7 +142,6 @@ class Clock:
         """The phase that ends now."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        give_back()
         now = time.perf_counter()
         self._laps[phase] = self._laps.get(phase, 0.0) + now - self._last
         self._last = now
