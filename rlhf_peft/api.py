@@ -93,6 +93,7 @@ def load_base(recipe: Recipe, *, trust_remote_code: bool = False) -> SharedBase:
         seed=recipe.seed,
         max_length=model.max_length,
         gradient_checkpointing=model.gradient_checkpointing,
+        merge_rollouts=model.merge_rollouts,
     )
 
 

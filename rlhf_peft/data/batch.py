@@ -5,6 +5,8 @@ Letters: B rows, T tokens of the longest row. Masks come from lengths, never fro
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -80,7 +82,8 @@ def length_batches(
         max_tokens: budget: rows of a batch times its longest row.
         indices: rows to group; default: all.
         unit: for each row, the number of the unit that must stay together; default: every row alone.
-        group: for each row, the number of a group that is kept together where the budget allows it.
+        group: for each row, the number of a group that is kept together where the budget allows it, and cut into
+            even parts where it does not.
 
     Returns:
         Batches of row indices; a batch over the budget holds one unit only.
@@ -100,6 +103,8 @@ def length_batches(
         return -longest_of[number], number, -own, rows
 
     units = sorted(together.values(), key=order)
+    if group is not None:
+        return _whole_groups(units, lengths, of, longest_of, max_tokens)
     batches: list[list[int]] = []
     longest = 0
     for rows in units:
@@ -107,5 +112,34 @@ def length_batches(
             batches[-1].extend(rows)
         else:
             batches.append(list(rows))
-            longest = max(lengths[row] for row in rows) if group is None else longest_of[of[rows[0]]]
+            longest = max(lengths[row] for row in rows)
+    return batches
+
+
+def _whole_groups(
+    units: list[list[int]],
+    lengths: Sequence[int],
+    of: Sequence[int],
+    longest_of: dict[int, int],
+    max_tokens: int,
+) -> list[list[int]]:
+    """Batches of whole groups; a group that is too large for one alone is cut into even parts."""
+    batches: list[list[int]] = []
+    longest = 0
+    for number, found in itertools.groupby(units, key=lambda rows: of[rows[0]]):
+        whole = list(found)
+        count = sum(map(len, whole))
+        if batches and (len(batches[-1]) + count) * longest <= max_tokens:
+            batches[-1].extend(row for rows in whole for row in rows)
+            continue
+        longest = longest_of[number]
+        most = max(1, max_tokens // max(1, longest))
+        even = math.ceil(count / math.ceil(count / most))
+        part: list[int] = []
+        for rows in whole:
+            if part and len(part) + len(rows) > even:
+                batches.append(part)
+                part = []
+            part = [*part, *rows]
+        batches.append(part)
     return batches

@@ -80,7 +80,7 @@ def fitted(config: LoraConfig, linear: Collection[str], conv1d: bool, base: str)
 
 
 def unsupported(config: LoraConfig) -> str | None:
-    """What a stored adapter does that roles cannot: mixed batches and merging know plain LoRA alone."""
+    """What a stored adapter does that roles cannot: fused layers and merging know plain LoRA alone."""
     found = [
         key
         for key in ("use_dora", "use_qalora", "lora_bias", "target_parameters")

@@ -38,6 +38,7 @@ class SharedBase(Roster):
         seed: of the initialisation of adapters and heads.
         max_length: longest row in tokens; None: what the model allows.
         gradient_checkpointing: recompute activations in the backward pass.
+        merge_rollouts: decode with dense merged weights; None: if they fit in memory.
 
     Raises:
         ModelError: the model, its tokenizer or its quantization cannot be used here.
@@ -51,6 +52,7 @@ class SharedBase(Roster):
         seed: int = 0,
         max_length: int | None = None,
         gradient_checkpointing: bool = False,
+        merge_rollouts: bool | None = None,
     ) -> None:
         self.source = source
         self.lora = lora or LoraSpec()
@@ -67,6 +69,7 @@ class SharedBase(Roster):
         self.model = self._first_adapter()
         self._switch = Switch(self.model)
         self._check_head()
+        self.merge_rollouts = merge_rollouts
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self._enable_checkpointing()
@@ -171,9 +174,10 @@ class SharedBase(Roster):
 
         Args:
             role: whose adapter. With merged weights, no role of another adapter can be entered inside.
-            merge: dense merged weights; None: if they fit in memory.
+            merge: dense merged weights; None: as `merge_rollouts` says.
         """
         adapter = self.adapter_of(role)
+        merge = self.merge_rollouts if merge is None else merge
         if merge is None:
             merge = fits(self.lm, self.dtype, self.device)
         with ExitStack() as stack:

@@ -41,18 +41,6 @@ class Shared:
     places: Tensor
     width: int
 
-    def repeat(self, times: int) -> Shared:
-        """The batch so many times, one after the other."""
-        count = len(self.prompts)
-        return Shared(
-            self.prompts.repeat(times, 1),
-            self.prompt_mask.repeat(times, 1),
-            torch.cat([self.which + k * count for k in range(times)]),
-            self.completions.repeat(times, 1),
-            self.places.repeat(times, 1),
-            self.width,
-        )
-
 
 def share(input_ids: Tensor, starts: Tensor, lengths: Tensor, *, worth: float = WORTH) -> Shared | None:
     """Take rows apart into distinct prompts and completions; None where that saves too little.

@@ -131,7 +131,16 @@ def load_model(source: Source) -> tuple[PreTrainedModel, torch.device, torch.dty
             module.support_avx512bf16_for_cpu = False
     if quantization is not None:
         _check_quantized(model, source)
+        if device.type == "cpu":
+            _let_go_of_file(model)
     return model, device, dtype
+
+
+def _let_go_of_file(model: PreTrainedModel) -> None:
+    """Copy what is not quantized: as views of the mapped file these tensors would keep all of it in memory."""
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter:
+            parameter.data = parameter.data.clone()
 
 
 def _from_pretrained(

@@ -39,8 +39,7 @@ class Switch:
     def refresh(self) -> None:
         """Look for the layers again, after an adapter was added or removed."""
         self.layers = adapters.layers(self._model)
-        for layer in self.layers:
-            fused.install(layer)
+        fused.install(self._model)
 
     @property
     def active(self) -> Active:

@@ -248,7 +248,8 @@ class _Planner:
         }
         dense = sizes.dense_bytes(shape) if any(layer.quantized for layer in shape.linear) else 0
         free = self.result.budget.usable - sum(self._static().values()) - others["optimizer"]
-        if dense * HEADROOM < free:
+        merge = self.recipe.model.merge_rollouts
+        if dense * HEADROOM < free if merge is None else merge:
             items["dense weights"] = dense
         self._phase(stage, "rollout", items)
 
@@ -272,12 +273,12 @@ class _Planner:
         others: dict[str, int],
     ) -> None:
         frozen = heads + ("reference" in algorithm.roles) + (algorithm.value == "own")
-        budget = self.recipe.model.tokens_per_forward // max(1, frozen)
+        budget = self.recipe.model.tokens_per_forward
         tokens, _ = self._tokens(budget, group, prompt, new, stage.prompts_per_step * group)
         policy = ahead(algorithm)
         rows = tokens * max(1, frozen)
         chunk = sizes.logit_chunk_bytes(self.shape, tokens, entropy=policy)
-        layer = sizes.reward_forward_bytes(self.shape, rows, frozen)
+        layer = sizes.layer_transient(self.shape, tokens)
         items = {
             "states": sizes.state_bytes(self.shape, rows, 2) + sizes.state_bytes(self.shape, tokens, 2),
             "one layer or logits": max(layer, chunk),

@@ -36,6 +36,8 @@ def candidates(recipe: Recipe, *, gpu: bool) -> list[str]:
         found.append(f"model.tokens_per_forward={max(1024, model.tokens_per_forward // 4)}")
     if not model.gradient_checkpointing:
         found.append("model.gradient_checkpointing=true")
+    if model.merge_rollouts is not False and any(isinstance(stage, RlStage) for stage in recipe.stages):
+        found.append("model.merge_rollouts=false")
     for stage in recipe.stages:
         if isinstance(stage, RlStage):
             found += _of_rl(stage)

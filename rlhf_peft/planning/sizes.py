@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..engine.forwards import CHUNK
 from .shape import Linear, Shape
 
 BLOCK, SUPERBLOCK = 64, 256
-CHUNK = 1024
-"""Rows of logits that are held at once."""
 SMALL_TENSOR = 4096
 """Tensors with fewer values keep their optimizer state in 32 bits."""
 
@@ -119,9 +118,3 @@ def saved_bytes(shape: Shape, tokens: int, keys: int, *, checkpointing: bool) ->
 def state_bytes(shape: Shape, tokens: int, copies: int) -> int:
     """So many copies of the last hidden states."""
     return copies * tokens * shape.hidden * shape.itemsize
-
-
-def reward_forward_bytes(shape: Shape, tokens: int, adapters: int) -> int:
-    """A layer of a mixed-adapter forward: PEFT adds each adapter's part in steps of the output's size."""
-    more = 2 * tokens * shape.itemsize * shape.inner if adapters > 1 else 0
-    return layer_transient(shape, tokens) + more

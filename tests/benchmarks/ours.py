@@ -120,7 +120,7 @@ def grpo(case: dict[str, Any]) -> None:
         make_model(folder / "model")
         algorithm = {"name": "grpo", "num_generations": case["generations"], "beta": 0.04}
         stages = [rl_stage(folder, algorithm, [{"name": "even"}], case)]
-        ctx, reporter = context(folder, stages, tokens_per_forward=case.get("tokens", 2048))
+        ctx, reporter = context(folder, stages, tokens_per_forward=case["tokens"])
         before = resident()
         forget_peak()
         rl.run(ctx.recipe.stages[0], ctx)
@@ -141,7 +141,7 @@ def ppo(case: dict[str, Any]) -> None:
             "value": case["value"],
         }
         stages = [rl_stage(folder, algorithm, [{"name": "learned"}], case)]
-        ctx, reporter = context(folder, stages, tokens_per_forward=case.get("tokens", 2048))
+        ctx, reporter = context(folder, stages, tokens_per_forward=case["tokens"], merge_rollouts=case.get("merge"))
         ctx.base.add_role("reward-0", head=True)
         before = resident()
         forget_peak()
@@ -197,7 +197,7 @@ def sft(case: dict[str, Any]) -> None:
             "max_steps": case["steps"],
             "learning_rate": 1e-4,
         }
-        ctx, reporter = context(folder, [recipe], tokens_per_forward=case.get("tokens", 2048))
+        ctx, reporter = context(folder, [recipe], tokens_per_forward=case["tokens"])
         before = resident()
         forget_peak()
         stage.run(ctx.recipe.stages[0], ctx)
@@ -219,8 +219,10 @@ def flat(case: dict[str, Any]) -> None:
         reporter.step = lambda *a: (step(*a), held.append(resident()))  # type: ignore[method-assign]
         rl.run(ctx.recipe.stages[0], ctx)
         seconds = [line["step_time"] for line in reporter.steps]
+        tokens = case["prompts"] * case["generations"] * (case["prompt"] + case["new"])
         say(
             {
+                "seconds a token": median(seconds[5:]) / tokens,
                 "seconds 20 to 40": median(seconds[20:40]),
                 "seconds at the end": median(seconds[-20:]),
                 "memory 20 to 40": median([float(x) for x in held[20:40]]),

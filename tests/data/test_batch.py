@@ -64,3 +64,23 @@ def test_units_stay_together(lengths, max_tokens, data):
     for batch in batches:
         alone = len({unit[row] for row in batch}) == 1
         assert alone or len(batch) * max(lengths[row] for row in batch) <= max_tokens
+
+
+@given(lengths=LENGTHS, max_tokens=st.integers(1, 200), data=st.data())
+def test_groups_are_cut_only_where_they_are_too_large(lengths, max_tokens, data):
+    group = data.draw(st.lists(st.integers(0, 8), min_size=len(lengths), max_size=len(lengths)))
+    batches = length_batches(lengths, max_tokens=max_tokens, group=group)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= max_tokens
+    for number in set(group):
+        rows = [row for row in range(len(lengths)) if group[row] == number]
+        longest = max(lengths[row] for row in rows)
+        parts = [sum(group[row] == number for row in batch) for batch in batches]
+        most = max(1, max_tokens // max(1, longest))
+        assert sum(map(bool, parts)) == -(-len(rows) // most)
+
+
+def test_a_group_is_cut_into_even_parts():
+    batches = length_batches([10] * 16, max_tokens=50, group=[0] * 8 + [1] * 8)
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]

@@ -59,7 +59,7 @@ def test_log_probabilities_are_those_of_the_models_own_logits(base):
         assert torch.allclose(mine, other, atol=1e-4 * float(other.abs().max()))
 
 
-def test_several_roles_in_one_forward_equal_one_forward_each(base):
+def test_several_roles_at_once_equal_one_after_the_other(base):
     roles, ids = [REFERENCE, "reward-0", POLICY, "reward-1"], tokens(3, 9)
     before = everything(base)
     together = base.hidden_of(roles, ids)
@@ -68,11 +68,6 @@ def test_several_roles_in_one_forward_equal_one_forward_each(base):
         with base.role(role, train=False), torch.no_grad():
             assert torch.allclose(together[role], base.hidden(ids), atol=1e-5), role
     assert not torch.allclose(together["reward-0"], together["reward-1"], atol=1e-2)
-
-
-def test_layers_that_fold_rows_together_get_a_forward_for_each_role(base):
-    folds = base.lm.config.model_type in ("opt", "qwen2_moe")
-    assert base._mixes_rows() is not folds
 
 
 def test_the_decoder_with_merged_weights_is_the_role(base):

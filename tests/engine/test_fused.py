@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlhf_peft.engine import POLICY, LoraSpec
-from rlhf_peft.engine.fused import Fused
+from rlhf_peft.engine.fused import Fused, FusedMlp
 
 from .support import load, stir, tokens
 
@@ -84,3 +84,52 @@ def test_the_base_alone_and_mixed_rows_go_pefts_way(folder_of):
     with torch.no_grad():
         layer.eval()
         assert torch.equal(layer(x, adapter_names=["__base__"] * 2), layer.get_base_layer()(x))
+
+
+def mlps(base):
+    return [m for m in base.model.modules() if isinstance(m.__dict__.get("forward"), FusedMlp)]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_bias", "qwen2", "qwen3", "gemma", "qwen2_moe"])
+def test_an_mlp_as_one_step_gives_the_same(folder_of, name):
+    base = load(folder_of(name), "nf4", LoraSpec(r=4, alpha=6.0))
+    stir(base, POLICY)
+    ours = pass_through(base)
+    used = [mlp.forward._same for mlp in mlps(base)]
+    # Gemma's activation is another one.
+    assert used and all(same is (name != "gemma") for same in used if same is not None)
+    for mlp in mlps(base):
+        mlp.forward._same = False
+    theirs = pass_through(base)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, atol=2e-5 * float(other.abs().max()))
+
+
+def test_an_mlp_keeps_two_tensors_of_its_width(folder_of):
+    base = load(folder_of("qwen2"), "nf4")
+    stir(base, POLICY)
+    mlp, kept = mlps(base)[0], []
+    x = torch.randn(5, 7, 64, requires_grad=True)
+    with base.training([POLICY]), base.role(POLICY):
+        mlp(x)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+            mlp(x)
+    assert kept.count((35, 128)) == 2 and kept.count((35, 64)) == 1
+    assert all(shape[-1] <= 16 or shape[0] <= 16 or 16 in shape for shape in kept if shape not in {(35, 128), (35, 64)})
+
+
+def test_an_mlp_of_another_form_goes_its_own_way(folder_of):
+    base = load(folder_of("qwen2"), "none")
+    mlp = mlps(base)[0]
+    mlp.forward._usual = lambda module, x: 2 * type(module).forward(module, x)
+    x = torch.randn(2, 3, 64)
+    with base.training([POLICY]), base.role(POLICY):
+        assert torch.equal(mlp(x), 2 * type(mlp).forward(mlp, x))
+    assert mlp.forward._same is False
+
+
+def test_an_mlp_without_adapters_on_all_its_layers_goes_its_own_way(folder_of):
+    base = load(folder_of("qwen2"), "nf4", LoraSpec(r=4, target_modules=("q_proj", "up_proj")))
+    with base.training([POLICY]), base.role(POLICY):
+        base.hidden(tokens(2, 5))
+    assert all(mlp.forward._same is None for mlp in mlps(base))

@@ -87,7 +87,7 @@ def test_gradients_are_the_same(folder_of, quantization):
     assert torch.allclose(plain, ours, atol=1e-5 * float(plain.abs().max()))
 
 
-def test_several_roles_share_one_forward_and_their_prompts(folder_of):
+def test_several_roles_read_their_shared_prompts(folder_of):
     base = load(folder_of("llama"), "nf4")
     base.add_role("reward-0", head=True, lora=LoraSpec(r=3))
     base.fix_reference()

@@ -55,7 +55,7 @@ def enter(base, stack, way):
 
 
 WAYS = st.tuples(
-    st.sampled_from(["role", "role", "training", "dropout", "mixed"]),
+    st.sampled_from(["role", "role", "training", "dropout", "several"]),
     st.sampled_from(ROLES),
     st.sampled_from([True, False, None]),
 )

@@ -146,16 +146,15 @@ class Scorer:
             value_hidden=[torch.empty(0)] * len(rollout) if with_values and self.value == "reward" else None,
         )
         frozen = self._frozen(reference, with_values, heads, readers)
-        distinct = max(1, len({self.base.adapter_of(role) for role in frozen}))
-        budget = max(1, self.max_tokens // distinct)
-        for rows in length_batches(rollout.lengths.tolist(), max_tokens=budget, group=rollout.group.tolist()):
+        lengths, groups = rollout.lengths.tolist(), rollout.group.tolist()
+        for rows in length_batches(lengths, max_tokens=self.max_tokens, group=groups):
             self._batch(rollout, rows, frozen, out)
         return out
 
     def _frozen(
         self, reference: bool, values: bool, heads: tuple[str, ...], readers: tuple[str, ...]
     ) -> list[str]:
-        """The roles whose forwards may share a batch."""
+        """The roles that are only read."""
         own = [VALUE] if values and self.value in ("own", "reward") else []
         return list(dict.fromkeys([*([REFERENCE] if reference else []), *heads, *own, *readers]))
 

@@ -1,0 +1,113 @@
+"""`python -m tests.benchmarks`: every contender on every case, one after the other, and the table of all of it.
+
+TRL's last PPO is in an older release than the one this package stands on; it gets a virtual environment of its own beside
+us, made on the first run with the very versions of torch, transformers, peft and bitsandbytes that are used here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .cases import TABLE, Line, Run
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+OTHER = ROOT / "build" / "benchmarks" / "trl-1.12"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+ATTEMPTS = 2
+"""A contender is measured so often, and the better run counts, for both sides alike."""
+
+
+def main() -> None:
+    """Run what is asked for, print the table, and put it into README.md."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--only", metavar="TEXT", default="", help="lines of the table that hold this text")
+    parser.add_argument("--write", action="store_true", help="put the table into tests/benchmarks/README.md")
+    parser.add_argument("--attempts", type=int, default=ATTEMPTS, help="runs of each; the best counts")
+    given = parser.parse_args()
+    lines = [line for line in TABLE if given.only.lower() in line.what.lower()]
+    runs = list(dict.fromkeys(run for line in lines for run in line.runs))
+    begun = time.perf_counter()
+    found = {run: best([measure(run) for _ in range(given.attempts)]) for run in runs}
+    table = render(lines, found, time.perf_counter() - begun)
+    print(table)
+    if given.write:
+        page = HERE / "README.md"
+        before, rest = page.read_text().split(BEGIN)
+        page.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """The figures of one run.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    python = sys.executable if run.contender != "trl_ppo" else other_python()
+    command = [python, "-m", "tests.benchmarks.one", run.contender, run.case, json.dumps(dict(run.options))]
+    begun = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
+    said = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
+    if done.returncode or not said:
+        raise SystemExit(f"{run.label} failed:\n{done.stderr[-3000:]}")
+    figures: dict[str, Any] = json.loads(said[-1].removeprefix("FIGURES "))
+    told = ", ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, int | float))
+    print(f"[{time.perf_counter() - begun:.0f} s] {run.label}: {told}", file=sys.stderr, flush=True)
+    return figures
+
+
+def environment() -> dict[str, str]:
+    """Of every contender."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def other_python() -> str:
+    """The interpreter that has TRL 1.12."""
+    python = OTHER / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(OTHER)], check=True)
+        same = [f"{name}=={version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")]
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "trl==1.12.*", *same], check=True)
+    return str(python)
+
+
+def best(attempts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fastest of some runs, with the least memory of any."""
+    fastest = min(attempts, key=lambda found: found.get("seconds", -found.get("tokens_per_second", 0.0)))
+    least = {key: min(found[key] for found in attempts) for key in ("peak", "added") if key in fastest}
+    return {**fastest, **least}
+
+
+def render(lines: list[Line], found: dict[Run, dict[str, Any]], seconds: float) -> str:
+    """The table in Markdown, with the machine."""
+    rows = ["| | ours | theirs, or compared with | figure | goal | |", "|---|---|---|---|---|---|"]
+    for line in lines:
+        ours, theirs, figure = line.figures(*(found[run] for run in line.runs))
+        sign = "at most" if line.most else "at least"
+        reached = "reached" if line.reached(figure) else "**missed**"
+        rows.append(f"| {line.what} | {ours} | {theirs} | {figure:.3g} | {sign} {line.goal:g} | {reached} |")
+    versions = ", ".join(f"{n} {version(n)}" for n in ("torch", "transformers", "trl", "peft", "bitsandbytes"))
+    today = datetime.datetime.now(datetime.UTC).date()
+    machine = f"{today}; {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; {versions}"
+    return "\n".join(["", f"{machine}; {seconds / 60:.0f} minutes for all.", "", *rows, ""])
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()
