@@ -46,7 +46,7 @@ TRL_PPO = [run("trl_ppo", "ppo", **STEP, micro=micro) for micro in (8, 32)]
 LEAN = run("ours", "ppo", **STEP, **MICRO, value="reward", merge=False)
 SFT = run("ours", "sft", **STEP, **MICRO)
 MANY, ONE = {**STEP, "steps": 6}, {**STEP, "prompts": 1, "generations": 1, "steps": 6}
-ENDS = {**MANY, "ends": 400}
+EARLY, ENDS = {**MANY, "early": True}, {**MANY, "ends": 400}
 FLAT = run("ours", "flat", prompts=4, generations=4, prompt=16, new=32, steps=200)
 LENGTHS = [run("ours", "flat", prompts=4, generations=4, prompt=16, new=new, steps=40) for new in (32, 64, 128)]
 LOGPS = [run("ours", "logps", rows=rows, chunk=chunk) for rows, chunk in ((512, 64), (4096, 64), (4096, 256))]
@@ -137,7 +137,13 @@ TABLE = [
     Line("Rollout, 32 rows", (run("ours", "rollout", **MANY), run("generate", "rollout", **MANY)), _quicker, 2.5),
     Line("Rollout, 1 row", (run("ours", "rollout", **ONE), run("generate", "rollout", **ONE)), _quicker, 1.5),
     Line(
-        "Rollout, 32 rows, most end early",
+        "Rollout, 32 rows, three in four end within 24 tokens",
+        (run("ours", "rollout", **EARLY), run("generate", "rollout", **EARLY)),
+        _quicker,
+        4.0,
+    ),
+    Line(
+        "Rollout, 32 rows, each token ends its row with p = 0.05",
         (run("ours", "rollout", **ENDS), run("generate", "rollout", **ENDS)),
         _quicker,
         4.0,

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from .measure import Stopwatch, forget_peak, median, peak, resident, say
-from .models import make_model, rows_of
+from .models import limits, make_model, rows_of
 
 
 def rollout(case: dict[str, Any]) -> None:
     """Completions by sampling, with the key-value cache that transformers chooses."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        StoppingCriteria,
+        StoppingCriteriaList,
+    )
 
     with tempfile.TemporaryDirectory() as name:
         folder = make_model(Path(name) / "model")
@@ -33,6 +39,12 @@ def rollout(case: dict[str, Any]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         ids = torch.tensor(rows_of(tokenizer, case), device=device)
         ends = list(range(4, 4 + case["ends"])) if case.get("ends") else [1]
+        most = torch.tensor(limits(case), device=device)
+
+        class Limits(StoppingCriteria):  # type: ignore[misc]
+            def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+                return input_ids.shape[1] - ids.shape[1] >= most
+
         before = resident()
         forget_peak()
         speeds = []
@@ -50,11 +62,12 @@ def rollout(case: dict[str, Any]) -> None:
                     max_new_tokens=case["new"],
                     eos_token_id=ends,
                     pad_token_id=2,
+                    stopping_criteria=StoppingCriteriaList([Limits()]),
                 )
             seconds = watch.seconds
             written = out[:, ids.shape[1] :]
             ended = torch.isin(written, torch.tensor(ends, device=device)).long()
-            lengths = (ended.cumsum(-1) - ended == 0).sum(-1)
+            lengths = (ended.cumsum(-1) - ended == 0).sum(-1).minimum(most)
             speeds.append(int(lengths.sum()) / seconds)
         say(
             {"tokens_per_second": median(speeds[1:]), "added": peak() - before, "peak": peak(), "all": speeds}

@@ -49,6 +49,15 @@ def reward(completion_ids: list[list[int]]) -> list[float]:
     return [sum(i % 2 == 0 for i in ids) / max(1, len(ids)) for ids in completion_ids]
 
 
+def limits(case: dict[str, Any]) -> list[int]:
+    """Most tokens of each row: with `early`, one row in four goes to the limit and the others end at 4 to 24."""
+    rows = case["prompts"] * case["generations"]
+    if not case.get("early"):
+        return [case["new"]] * rows
+    draw = random.Random(0)
+    return [case["new"] if row % 4 == 0 else draw.randint(4, 24) for row in range(rows)]
+
+
 def rows_of(tokenizer: Any, case: dict[str, Any]) -> list[list[int]]:
     """Token ids of each row: every prompt as often as it has completions."""
     each = [tokenizer(text).input_ids for text in prompts(case["prompts"], case["prompt"])]

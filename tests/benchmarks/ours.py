@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from rlhf_peft.plugin import Request
 
 from .measure import Stopwatch, forget_peak, median, peak, resident, say
-from .models import make_model, prompts, reward, rows_of
+from .models import limits, make_model, prompts, reward, rows_of
 
 
 class Quiet:
@@ -168,8 +169,15 @@ def rollout(case: dict[str, Any]) -> None:
         speeds = []
         for turn in range(case["steps"]):
             asked = [
-                Request(torch.tensor(ids), i // case["generations"], 1000 * turn + i, sampler.params)
-                for i, ids in enumerate(rows_of(ctx.base.tokenizer, case))
+                Request(
+                    torch.tensor(ids),
+                    i // case["generations"],
+                    1000 * turn + i,
+                    dataclasses.replace(sampler.params, max_new_tokens=most),
+                )
+                for i, (ids, most) in enumerate(
+                    zip(rows_of(ctx.base.tokenizer, case), limits(case), strict=True)
+                )
             ]
             watch = Stopwatch()
             sampler.sync(view, turn)

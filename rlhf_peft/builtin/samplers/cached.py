@@ -1,7 +1,8 @@
 """The default sampler: decodes with dense merged weights and a cache that is written in place.
 
-Each prompt is read once for its whole group, finished rows are dropped from the batch, and tokens are drawn by inverse
-CDF from one uniform number a row and token, so that a completion depends on its own seed and not on its batch-mates.
+Each prompt is read once for its whole group and, where the model allows it (`lean`), held once; finished rows are dropped
+from the batch, and tokens are drawn by inverse CDF from one uniform number a row and token, so that a completion depends
+on its own seed and not on its batch-mates.
 
 Left out on purpose: models that keep a state instead of keys and values (`hf` writes with those); beams; several turns.
 """
@@ -9,6 +10,7 @@ Left out on purpose: models that keep a state instead of keys and values (`hf` w
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +26,7 @@ from .rows import Row, by_length, pad_left, streams
 
 if TYPE_CHECKING:
     from .kv_cache import GrowingCache
+    from .lean import LeanDecoder
 
 COMPACT_BELOW = 0.75
 """The batch is compacted when fewer than this share of its rows are still being written."""
@@ -44,6 +47,7 @@ class CachedSampler(LocalSampler):
     def __init__(self, options: CachedOptions) -> None:
         super().__init__(options)
         self.options = options
+        self._decoder = Decoder()
 
     def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
         """Write all rows to their end, batch by batch."""
@@ -52,27 +56,71 @@ class CachedSampler(LocalSampler):
                 f"sampler cached: {type(model).__name__} keeps a state, not only keys and values. Use sampler.name=hf."
             )
         for batch in by_length(rows, self.options.max_rows):
-            _decode(model, view, batch)
+            self._decoder.write(model, view, batch)
 
 
-def _prefill(model: Any, view: PolicyView, rows: list[Row]) -> tuple[Tensor, GrowingCache, Tensor]:
-    """Read each distinct prompt once; returns last logits [B, V], the cache and the mask [B, P] of the whole batch."""
+class _Usual:
+    """transformers' own forward, for every model: each row has its prompt's keys and values.
+
+    Args:
+        model: writes.
+        read: the cache after the prompts were read, [G, K, P, d] a layer.
+        mask: [G, P].
+        which: [B] each row's prompt.
+        room: most tokens that a row may be given.
+    """
+
+    def __init__(self, model: Any, read: GrowingCache, mask: Tensor, which: Tensor, room: int) -> None:
+        self._model, self._cache = model, read
+        self._width, self._written = mask.shape[1], 0
+        read.select(which, room)
+        padded = not bool(mask.all())
+        self._mask = torch.nn.functional.pad(mask[which], (0, room), value=1) if padded else None
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows."""
+        self._cache.select(rows)
+        self._mask = None if self._mask is None else self._mask[rows]
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits [B, V] after one more token a row."""
+        self._written += 1
+        seen = None if self._mask is None else self._mask[:, : self._width + self._written]
+        return _forward(self._model, tokens.unsqueeze(-1), seen, positions, self._cache)
+
+
+@dataclass(slots=True)
+class _Read:
+    """Distinct prompts, read once.
+
+    Attributes:
+        logits: [G, V] after each.
+        cache: [G, K, P, d] a layer.
+        mask: [G, P].
+        which: [B] each row's prompt.
+    """
+
+    logits: Tensor
+    cache: GrowingCache
+    mask: Tensor
+    which: Tensor
+
+
+def _prefill(model: Any, view: PolicyView, rows: list[Row]) -> _Read:
     from .kv_cache import GrowingCache  # transformers is slow to import
 
     index: dict[tuple[int, ...], int] = {}
     which = [index.setdefault(tuple(row.request.prompt_ids.tolist()), len(index)) for row in rows]
     ids, mask = (tensor.to(view.device) for tensor in pad_left(list(index), view.pad_id))
-    layers = model.config.get_text_config().num_hidden_layers
-    cache = GrowingCache(layers, ids.shape[1] + max(row.room for row in rows))
+    cache = GrowingCache(model.config.get_text_config().num_hidden_layers, ids.shape[1])
     logits = _forward(model, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
-    chosen = torch.tensor(which, device=view.device)
-    if which != list(range(len(index))):
-        cache.select(chosen)
-    return logits[chosen], cache, mask[chosen]
+    return _Read(logits, cache, mask, torch.tensor(which, device=view.device))
 
 
-def _forward(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: GrowingCache) -> Tensor:
-    """Logits [B, V] after the last token."""
+def _forward(
+    model: Any, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: GrowingCache
+) -> Tensor:
+    """Logits [B, V] after the last token; no mask where nothing is padded."""
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(type(model)) else {}
     out = model(
         input_ids=ids,
@@ -95,27 +143,62 @@ def _parameters(model: type) -> frozenset[str]:
     return _SIGNATURES[model]
 
 
-def _decode(model: Any, view: PolicyView, rows: list[Row]) -> None:
-    """Write all rows of one batch to their end."""
-    logits, cache, mask = _prefill(model, view, rows)
-    width = mask.shape[1]
-    mask = torch.nn.functional.pad(mask, (0, max(row.room for row in rows)), value=1)
-    lengths = mask[:, :width].sum(-1)
-    alive = rows
-    numbers, knobs = streams(rows, view.device), Knobs.of([row.request.params for row in rows], view.device)
-    for t in range(len(numbers)):
-        tokens, logps = draw(logits, numbers[t], knobs)
-        for row, token, logp in zip(alive, tokens.tolist(), logps.tolist(), strict=True):
-            row.take(token, logp, view)
-        going = [i for i, row in enumerate(alive) if row.finish is None]
-        if not going:
-            return
-        if len(going) < COMPACT_BELOW * len(alive):
-            keep = torch.tensor(going, device=view.device)
-            cache.select(keep)
-            alive = [alive[i] for i in going]
-            tokens, mask, lengths, numbers = tokens[keep], mask[keep], lengths[keep], numbers[:, keep]
-            knobs = Knobs.of([row.request.params for row in alive], view.device)
-        # Ended rows go on for a while, but not past the model's last position.
-        positions = (lengths + t).clamp(max=view.max_length - 1).unsqueeze(-1)
-        logits = _forward(model, tokens.unsqueeze(-1), mask[:, : width + t + 1], positions, cache)
+class Decoder:
+    """Decodes batches of rows, the lean way where a model allows it.
+
+    Attributes:
+        lean: whether the lean step gave the usual one's logits, once it was tried on a model.
+    """
+
+    def __init__(self) -> None:
+        self.lean: bool | None = None
+
+    def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
+        """Write all rows of one batch to their end."""
+        read = _prefill(model, view, rows)
+        room = max(row.room for row in rows)
+        lengths = read.mask.sum(-1)[read.which]
+        logits, way = read.logits[read.which], self._way(model, view, read, room)
+        alive = rows
+        numbers, knobs = streams(rows, view.device), Knobs.of([row.request.params for row in rows], view.device)
+        for t in range(len(numbers)):
+            tokens, logps = draw(logits, numbers[t], knobs)
+            for row, token, logp in zip(alive, tokens.tolist(), logps.tolist(), strict=True):
+                row.take(token, logp, view)
+            going = [i for i, row in enumerate(alive) if row.finish is None]
+            if not going:
+                return
+            if len(going) < COMPACT_BELOW * len(alive):
+                keep = torch.tensor(going, device=view.device)
+                way.keep(keep)
+                alive = [alive[i] for i in going]
+                tokens, lengths, numbers = tokens[keep], lengths[keep], numbers[:, keep]
+                knobs = Knobs.of([row.request.params for row in alive], view.device)
+            # Ended rows go on for a while, but not past the model's last position.
+            positions = (lengths + t).clamp(max=view.max_length - 1).unsqueeze(-1)
+            logits = way.step(tokens, positions)
+
+    def _way(self, model: Any, view: PolicyView, read: _Read, room: int) -> _Usual | LeanDecoder:
+        from .lean import LeanDecoder
+
+        given = (read.cache, read.mask, read.which, room)
+        if self.lean is not False and LeanDecoder.supports(model):
+            if self.lean is None:
+                self.lean = _same(model, view, read)
+            if self.lean:
+                return LeanDecoder(model, *given)
+        return _Usual(model, *given)
+
+
+def _same(model: Any, view: PolicyView, read: _Read) -> bool:
+    """Whether one step after the first prompts gives the same logits both ways, for two rows each."""
+    from .lean import LeanDecoder
+
+    few = read.mask[:2]
+    which = torch.arange(len(few), device=few.device).repeat_interleave(2)
+    tokens = torch.arange(len(which), device=few.device) % read.logits.shape[-1]
+    positions = few.sum(-1)[which].unsqueeze(-1).clamp(max=view.max_length - 1)
+    ours = LeanDecoder(model, read.cache.first(len(few)), few, which, 1).step(tokens, positions).float()
+    usual = _Usual(model, read.cache.first(len(few)), few, which, 1).step(tokens, positions).float()
+    near = 1e-4 if read.logits.dtype == torch.float32 else 2e-2
+    return torch.allclose(ours, usual, atol=near * float(usual.abs().max()))

@@ -33,6 +33,8 @@ class Knobs:
         top_k: [B] int64, V keeps all.
         min_p: [B], 0 keeps all.
         which: rows that are truncated, [R] int64; None where no row is.
+        plain: every temperature is 1.
+        greedy: some temperature is 0.
     """
 
     temperature: Tensor
@@ -40,6 +42,8 @@ class Knobs:
     top_k: Tensor
     min_p: Tensor
     which: Tensor | None = None
+    plain: bool = False
+    greedy: bool = True
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device | str = "cpu") -> Knobs:
@@ -52,6 +56,8 @@ class Knobs:
             torch.tensor([p.top_k or every for p in params], dtype=torch.int64, device=device),
             torch.tensor([p.min_p for p in params], dtype=torch.float32, device=device),
             torch.tensor(which, dtype=torch.int64, device=device) if which else None,
+            all(p.temperature == 1 for p in params),
+            any(p.temperature == 0 for p in params),
         )
 
 
@@ -85,7 +91,9 @@ def truncate(logps: Tensor, top_p: Tensor, top_k: Tensor, min_p: Tensor) -> Tens
 
 def distribution(logits: Tensor, knobs: Knobs) -> Tensor:
     """[B, V] float32: log-probabilities of the distribution that is drawn from."""
-    scaled = logits.float() / torch.where(knobs.temperature == 0, 1.0, knobs.temperature).unsqueeze(-1)
+    scaled = logits.float()
+    if not knobs.plain:
+        scaled = scaled / torch.where(knobs.temperature == 0, 1.0, knobs.temperature).unsqueeze(-1)
     logps = torch.log_softmax(scaled, dim=-1)
     rows = knobs.which
     if rows is not None:
@@ -108,8 +116,9 @@ def draw(logits: Tensor, uniforms: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor
     cdf = logps.exp().cumsum(-1)
     u = uniforms.to(cdf.dtype).clamp(max=BELOW_ONE).unsqueeze(-1)
     tokens = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).squeeze(-1)
-    likeliest = logits.argmax(-1)
-    tokens = torch.where(knobs.temperature == 0, likeliest, tokens.clamp(max=logits.shape[-1] - 1))
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    likeliest = logits.argmax(-1) if knobs.greedy or knobs.which is not None else tokens
+    tokens = torch.where(knobs.temperature == 0, likeliest, tokens)
     chosen = logps.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     if knobs.which is None:
         return tokens, chosen

@@ -43,11 +43,17 @@ class GrowingLayer(CacheLayerMixin):
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be repeated. Only what is filled is copied."""
+    def select(self, rows: Tensor, room: int = 0) -> None:
+        """Keep these rows, in this order; a row may be repeated. Only what is filled is copied.
+
+        Args:
+            rows: [B] int64.
+            room: tokens that there is to be room for beyond the capacity so far.
+        """
+        self.capacity += room
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_empty(len(rows), *old.shape[1:])
+            new = old.new_empty(len(rows), old.shape[1], self.capacity, old.shape[-1])
             torch.index_select(old[:, :, : self.length], 0, rows, out=new[:, :, : self.length])
             setattr(self, name, new)
 
@@ -70,7 +76,15 @@ class GrowingCache(Cache):
     def __init__(self, layers: int, capacity: int) -> None:
         super().__init__(layers=[GrowingLayer(capacity) for _ in range(layers)])
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows in every layer."""
+    def select(self, rows: Tensor, room: int = 0) -> None:
+        """Keep these rows in every layer, with so much more room."""
         for layer in self.layers:
-            layer.select(rows)
+            layer.select(rows, room)
+
+    def first(self, rows: int) -> GrowingCache:
+        """The first rows of each layer, which the other cache shares until it is written to."""
+        part = GrowingCache(len(self.layers), 0)
+        for mine, theirs in zip(self.layers, part.layers, strict=True):
+            theirs.keys, theirs.values = mine.keys[:rows], mine.values[:rows]
+            theirs.capacity, theirs.length, theirs.is_initialized = mine.capacity, mine.length, True
+        return part
