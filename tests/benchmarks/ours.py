@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +214,14 @@ def sft(case: dict[str, Any]) -> None:
 
 
 def flat(case: dict[str, Any]) -> None:
-    """Many steps of one size: seconds and memory at the beginning and at the end."""
+    """Many steps of one size: seconds and memory at the beginning and at the end.
+
+    Seconds of the processor on one thread, in units of a fixed product timed after each step: what the steps cost, and
+    not what else the machine does meanwhile.
+    """
     from rlhf_peft.stages import rl
 
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "model", hidden_size=128, intermediate_size=384, num_hidden_layers=2)
@@ -223,16 +229,34 @@ def flat(case: dict[str, Any]) -> None:
         stages = [rl_stage(folder, algorithm, [{"name": "even"}], case)]
         ctx, reporter = context(folder, stages, tokens_per_forward=2048)
         held: list[int] = []
-        step = reporter.step
-        reporter.step = lambda *a: (step(*a), held.append(resident()))  # type: ignore[method-assign]
+        seconds: list[float] = []
+        units: list[float] = []
+        square = torch.randn(256, 256)
+        begun = time.process_time()
+
+        def step(stage: str, number: int, metrics: Any) -> None:
+            nonlocal begun
+            now = time.process_time()
+            for _ in range(40):
+                square @ square
+            after = time.process_time()
+            if number > 0:
+                held.append(resident())
+                seconds.append(now - begun)
+                units.append(after - now)
+            begun = time.process_time()
+
+        reporter.step = step  # type: ignore[method-assign]
         rl.run(ctx.recipe.stages[0], ctx)
-        seconds = [line["step_time"] for line in reporter.steps]
-        tokens = case["prompts"] * case["generations"] * (case["prompt"] + case["new"])
+        tokens = case["prompts"] * case["generations"] * case["new"]
+        unit = median(units)
         say(
             {
                 "seconds a token": median(seconds[5:]) / tokens,
-                "seconds 20 to 40": median(seconds[20:40]),
-                "seconds at the end": median(seconds[-20:]),
+                "units a token": median(seconds[5:]) / median(units[5:]) / tokens,
+                "seconds 20 to 40": unit * median(seconds[20:40]) / median(units[20:40]),
+                "seconds at the end": unit * median(seconds[-20:]) / median(units[-20:]),
+                "product": unit,
                 "memory 20 to 40": median([float(x) for x in held[20:40]]),
                 "memory at the end": median([float(x) for x in held[-20:]]),
             }
