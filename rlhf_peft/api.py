@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from .data import require
-from .engine import POLICY, SharedBase, Source
+from .engine import POLICY, SharedBase, Source, cap
+from .engine.source import resolve_device
 from .errors import RunFolderError
 from .recipe import DatasetSource, PreferenceStage, Recipe, dump, load
 from .registry import Registry
@@ -87,6 +88,7 @@ def load_base(recipe: Recipe, *, trust_remote_code: bool = False) -> SharedBase:
         device=recipe.device,
         trust_remote_code=trust_remote_code,
     )
+    cap(resolve_device(source.device))
     return SharedBase(
         source,
         lora_spec(recipe.lora),

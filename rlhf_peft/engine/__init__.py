@@ -4,7 +4,7 @@ from .adapters import LoraSpec
 from .base import SharedBase
 from .forwards import VALUE
 from .head import LmHead, ScalarHead
-from .memory import give_back
+from .memory import cap, give_back, reserve_of
 from .prefix import Shared, share
 from .roster import POLICY, REFERENCE
 from .source import Source
@@ -19,6 +19,8 @@ __all__ = [
     "Shared",
     "SharedBase",
     "Source",
+    "cap",
     "give_back",
+    "reserve_of",
     "share",
 ]

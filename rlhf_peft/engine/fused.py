@@ -32,10 +32,7 @@ def install(model: nn.Module) -> None:
 
 
 def _install_layer(layer: Any) -> None:
-    if (
-        "forward" in layer.__dict__
-        or not _is_linear(layer.get_base_layer())
-    ):
+    if "forward" in layer.__dict__ or not _is_linear(layer.get_base_layer()):
         return
     layer.forward = Fused(layer)
 

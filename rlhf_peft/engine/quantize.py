@@ -32,7 +32,7 @@ def replaceable(module: nn.Module) -> bool:
     return type(module) is nn.Linear or isinstance(module, Conv1D)
 
 
-def _skeleton(source: Source, config: PretrainedConfig) -> PreTrainedModel:
+def skeleton_of(source: Source, config: PretrainedConfig) -> PreTrainedModel:
     """The model without weights."""
     try:
         with torch.device("meta"):
@@ -66,7 +66,7 @@ def _skipped(source: Source, config: PretrainedConfig, device: torch.device) -> 
     """Patterns of the modules not to quantize; None leaves it to transformers (the output embedding)."""
     if device.type != "cpu":
         return None
-    skeleton = _skeleton(source, config)
+    skeleton = skeleton_of(source, config)
     refused = refused_modules(skeleton)
     if not refused:
         return None

@@ -83,7 +83,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The compute dtype that a recipe means on a device."""
     if name != "auto":
         return DTYPES[name]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
 

@@ -204,10 +204,10 @@ class _Lapped:
 
 def _rl(stage: RlStage, ctx: Context, peaks: Peaks, seen: _Steps) -> dict[str, Phase]:
     """The RL stage's own loop, without evaluation and without saving."""
-    from ..stages.rl.stage import Loop, _load_roles
+    from ..stages.rl.stage import Loop, load_roles
 
     base = ctx.base
-    _load_roles(stage, base)
+    load_roles(stage, base)
     base.fix_reference()
     loop = Loop(stage, ctx)
     loop.collector.sampler = _Lapped(loop.sampler, peaks, "rollout", "sample")

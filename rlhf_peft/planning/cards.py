@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from ..engine import reserve_of
 from ..errors import UsageError
 
 GB = 1024**3
@@ -21,6 +22,9 @@ CARDS = {
     "l40s": 48, "a6000": 48, "a100": 40, "h100": 80, "h200": 141,
 }  # fmt: skip
 """Card to GB; of cards that were sold with several sizes, the smallest."""
+
+BEFORE_BF16 = ("gtx", "rtx 20", "t4", "v100")
+"""Cards that have no bfloat16: `compute_dtype: auto` is float32 there."""
 
 CONTEXT = GB // 2
 """What CUDA and its libraries take of a card."""
@@ -35,12 +39,14 @@ class Budget:
         device: cuda or cpu.
         total: bytes that are free now, or of a card that is not here all it has.
         reserve: bytes of them that are left alone.
+        bf16: whether it computes in bfloat16.
     """
 
     name: str
     device: str
     total: int
     reserve: int
+    bf16: bool = True
 
     @property
     def usable(self) -> int:
@@ -60,17 +66,21 @@ def budget(gpu: str | None, device: str) -> Budget:
     """
     if gpu is not None:
         size = parse_gpu(gpu)
-        return Budget(gpu, "cuda", size, reserve_of(size) + CONTEXT)
+        return Budget(
+            gpu, "cuda", size, reserve_of(size) + CONTEXT, bf16=not _card(gpu).startswith(BEFORE_BF16)
+        )
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        return Budget(torch.cuda.get_device_name(), "cuda", free, reserve_of(free) + CONTEXT)
+        name, bf16 = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
+        return Budget(name, "cuda", free, reserve_of(free) + CONTEXT, bf16)
     free = int(psutil.virtual_memory().available)
     return Budget("this machine's memory", "cpu", free, reserve_of(free))
 
 
-def reserve_of(total: int) -> int:
-    """5 %: pieces too small to use, and what else is running."""
-    return total // 20
+def _card(text: str) -> str:
+    """A card's name as `CARDS` has it."""
+    name = re.sub(r"\b(nvidia|geforce|tesla)\b", "", text.lower())
+    return re.sub(r"\b(rtx|gtx)(?=\d)", r"\1 ", " ".join(name.replace("-", " ").split()))
 
 
 def parse_gpu(text: str) -> int:
@@ -82,8 +92,7 @@ def parse_gpu(text: str) -> int:
     size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:gb|gib|g)\s*", text, re.IGNORECASE)
     if size and float(size[1]) > 0:
         return int(float(size[1]) * GB)
-    name = re.sub(r"\b(nvidia|geforce|tesla)\b", "", text.lower())
-    name = re.sub(r"\b(rtx|gtx)(?=\d)", r"\1 ", " ".join(name.replace("-", " ").split()))
+    name = _card(text)
     if name in CARDS:
         return CARDS[name] * GB
     near = difflib.get_close_matches(name, CARDS, n=3)

@@ -11,7 +11,7 @@ from ..engine import Source
 from ..engine.source import resolve_device
 from ..recipe import Recipe, StageBase, load
 from ..registry import Registry
-from .cards import budget
+from .cards import Budget, budget
 from .lengths import longest
 from .plan import Plan, make_plan
 from .remedies import Remedy, candidates, remedies
@@ -39,7 +39,7 @@ def forecast(
     known: dict[tuple[str, int], tuple[int, str]] = {}
 
     def plan(changed: Recipe) -> Plan:
-        source = _source(changed, room.device, trust_remote_code)
+        source = _source(changed, room, trust_remote_code)
         shape = read_shape(source, torch.device(room.device) if gpu is None else torch.device("cuda"))
 
         def lengths(stage: StageBase, limit: int) -> tuple[int, str]:
@@ -59,12 +59,11 @@ def forecast(
     return Forecast(first, remedies(first, tries, again))
 
 
-def _source(recipe: Recipe, device: str, trust_remote_code: bool) -> Source:
+def _source(recipe: Recipe, room: Budget, trust_remote_code: bool) -> Source:
     model = recipe.model
     dtype = model.compute_dtype
     if dtype == "auto":
-        here = device != "cuda" or not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
-        dtype = "bfloat16" if device == "cuda" and here else "float32"
+        dtype = "bfloat16" if room.device == "cuda" and room.bf16 else "float32"
     return Source(
         path=model.path,
         revision=model.revision,

@@ -121,8 +121,7 @@ class _Planner:
             "adapters and heads": sum(roles.values()),
         }
         if self.shape.device == "cpu":
-            # The weights' file stays mapped; the system takes it back when it needs the memory.
-            found |= {"model file": self.shape.parameters * self.shape.itemsize, "libraries": LIBRARIES}
+            found |= {"libraries": LIBRARIES}
         return found
 
     def _training(self, roles: dict[str, tuple[bool, bool]], optimizer: str) -> tuple[int, int]:
@@ -180,8 +179,16 @@ class _Planner:
 
     def _activations(self, tokens: int, keys: int, trunks: int = 1) -> dict[str, int]:
         checkpointing = self.recipe.model.gradient_checkpointing
-        saved = trunks * sizes.saved_bytes(self.shape, tokens, keys, checkpointing=checkpointing)
+        fused = self._fuses_mlps()
+        saved = trunks * sizes.saved_bytes(self.shape, tokens, keys, checkpointing=checkpointing, fused=fused)
         return {"activations": saved, "one layer": sizes.layer_transient(self.shape, tokens)}
+
+    def _fuses_mlps(self) -> bool:
+        """Whether gated MLPs go in one step: in float32, with an adapter on each of their layers."""
+        wide = {self.shape.hidden, self.shape.inner}
+        on = [layer for layer in self.layers if {layer.inputs, layer.outputs} == wide]
+        full = len(on) >= 3 * self.shape.layers
+        return self.shape.gated and self.shape.itemsize == 4 and full and self.recipe.lora.dropout == 0
 
     def _rl(self, stage: RlStage) -> None:
         algorithm: Algorithm = self.registry.make("algorithms", stage.algorithm.name, stage.algorithm.options)
@@ -199,7 +206,16 @@ class _Planner:
         kept = 0
         if algorithm.value == "reward" and self.shape.device == "cpu":
             kept = rows * (prompt + new) * self.shape.hidden * self.shape.itemsize
-        self._rollout(stage, rows, group, prompt, new, others)
+        most = int(getattr(getattr(sampler, "options", None), "max_rows", rows))
+        # A sampler that keeps the best of n writes n for each.
+        drawn = int(getattr(getattr(sampler, "options", None), "n", 1))
+        self._rollout(stage, "rollout", min(most, rows * drawn), group * drawn, prompt, new, others)
+        held_out = stage.eval.split or stage.eval.prompts or stage.eval.dataset
+        if held_out and (asked := min(most, stage.eval.size * drawn)) > rows * drawn:
+            self.result.notes.append(
+                f"{stage.name}: evaluation is planned for {stage.eval.size} prompts, the most"
+            )
+            self._rollout(stage, "evaluation", asked, drawn, prompt, new, others)
         self._scoring(stage, algorithm, heads, group, prompt, new, {**others, "value states": kept})
         self._update(
             stage, algorithm, group, prompt, new, {**others, "gradients": gradients, "value states": kept}
@@ -235,27 +251,38 @@ class _Planner:
         return {"classifiers": found}
 
     def _rollout(
-        self, stage: RlStage, rows: int, group: int, prompt: int, new: int, others: dict[str, int]
+        self,
+        stage: RlStage,
+        name: str,
+        rows: int,
+        group: int,
+        prompt: int,
+        new: int,
+        others: dict[str, int],
     ) -> None:
-        shape, most = self.shape, int(stage.sampler.options.get("max_rows", rows))
-        rows = min(most, rows)
+        shape = self.shape
         prompts = -(-rows // group)
+        dense = sizes.dense_bytes(shape) if any(layer.quantized for layer in shape.linear) else 0
+        free = self.result.budget.usable - sum(self._static().values()) - others["optimizer"]
+        merge = self.recipe.model.merge_rollouts
+        merges = dense * HEADROOM < free if merge is None else merge
+        lean = shape.lean and (merges or not dense) and stage.sampler.name == "cached"
+        cached = prompts * prompt + rows * new if lean else rows * (prompt + new)
         items = {
-            "cache": sizes.cache_bytes(shape, rows, prompt + new),
+            "cache": sizes.cache_bytes(shape, cached),
             "one layer": sizes.layer_transient(shape, prompts * prompt),
             "logits": sizes.draw_bytes(shape, rows),
             **others,
         }
-        dense = sizes.dense_bytes(shape) if any(layer.quantized for layer in shape.linear) else 0
-        free = self.result.budget.usable - sum(self._static().values()) - others["optimizer"]
-        merge = self.recipe.model.merge_rollouts
-        if dense * HEADROOM < free if merge is None else merge:
+        if merges:
             items["dense weights"] = dense
-        self._phase(stage, "rollout", items)
+        self._phase(stage, name, items)
 
     def _tokens(self, budget: int, group: int, prompt: int, new: int, rows: int) -> tuple[int, int]:
         """Tokens that a forward computes and keys that they attend to; a prompt that rows share counts once."""
-        count = max(1, min(rows, budget // (prompt + new)))
+        most = max(1, min(rows, budget // (prompt + new)))
+        # Whole groups, or a group in even parts, as `length_batches` deals them.
+        count = most // group * group if most >= group else -(-group // -(-group // most))
         keys = count * (prompt + new)
         if group < 2 or count < 2 or not self.shape.shares or self.recipe.model.gradient_checkpointing:
             return keys, keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..recipe import Recipe, RlStage, SftStage
+from ..recipe import Recipe, RewardModelStage, RlStage, SftStage
 from .plan import Plan
 
 
@@ -40,7 +40,7 @@ def candidates(recipe: Recipe, *, gpu: bool) -> list[str]:
         found.append("model.merge_rollouts=false")
     for stage in recipe.stages:
         if isinstance(stage, RlStage):
-            found += _of_rl(stage)
+            found += _of_rl(stage, learned=_has_reward_role(recipe, stage))
         elif isinstance(stage, SftStage) and not stage.packing and model.max_length is None:
             found.append("model.max_length=1024")
     if model.quantization != "nf4":
@@ -50,10 +50,16 @@ def candidates(recipe: Recipe, *, gpu: bool) -> list[str]:
     return found
 
 
-def _of_rl(stage: RlStage) -> list[str]:
+def _has_reward_role(recipe: Recipe, stage: RlStage) -> bool:
+    """Whether a reward model is trained before the stage, or loaded by it."""
+    before = recipe.stages[: recipe.stages.index(stage)]
+    return "reward" in stage.init or any(isinstance(other, RewardModelStage) for other in before)
+
+
+def _of_rl(stage: RlStage, *, learned: bool) -> list[str]:
     where, options = f"stages.{stage.name}", stage.sampler.options
     found = []
-    if stage.algorithm.options.get("value") == "own":
+    if learned and stage.algorithm.name == "ppo" and stage.algorithm.options.get("value", "own") == "own":
         found.append(f"{where}.algorithm.value=reward")
     if stage.sampler.name == "cached":
         found.append(f"{where}.sampler.max_rows={max(8, int(options.get('max_rows', 256)) // 4)}")

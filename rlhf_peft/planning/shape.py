@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
+from ..builtin.samplers.lean import LeanDecoder
 from ..engine import Source
 from ..engine.adapters import ALL_LINEAR, linear_names
-from ..engine.quantize import Conv1D, refused_modules, replaceable
+from ..engine.quantize import Conv1D, refused_modules, replaceable, skeleton_of
 from ..engine.source import DTYPES, load_config, resolve_dtype
 
 
@@ -50,6 +51,7 @@ class Shape:
         gated: whether the MLP has a gate.
         qk_norm: whether queries and keys are normalised.
         shares: whether every layer attends to all tokens, so that prompts can be read once.
+        lean: whether the default sampler holds a prompt once for its whole group.
     """
 
     parameters: int
@@ -68,6 +70,7 @@ class Shape:
     gated: bool = True
     qk_norm: bool = False
     shares: bool = True
+    lean: bool = False
 
     def targets(self, wanted: str | Sequence[str]) -> list[Linear]:
         """The layers that an adapter goes on, matched as PEFT does."""
@@ -84,9 +87,7 @@ def read_shape(source: Source, device: torch.device) -> Shape:
     Raises:
         ModelError: there is no configuration, or it is no language model.
     """
-    config = load_config(source)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
+    model = skeleton_of(source, load_config(source))
     dtype = resolve_dtype(source.compute_dtype, device)
     return of_model(model, dtype, device.type, quantized=source.quantization != "none")
 
@@ -140,6 +141,7 @@ def _decoder(config: Any, linear: Sequence[Linear], model: Any) -> dict[str, Any
         "gated": bool(experts) or wide >= 2 * layers,
         "qk_norm": any(name.endswith("q_norm") for name, _ in model.named_modules()),
         "shares": full,
+        "lean": LeanDecoder.supports(model),
     }
 
 

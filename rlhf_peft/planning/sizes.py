@@ -60,9 +60,9 @@ def largest_layer(shape: Shape) -> int:
     return max((layer.numel for layer in shape.linear), default=0) * shape.itemsize
 
 
-def cache_bytes(shape: Shape, rows: int, tokens: int) -> int:
-    """Keys and values: 2 B (P + C) layers x heads x size x d."""
-    return 2 * rows * tokens * shape.layers * shape.kv_heads * shape.head_size * shape.itemsize
+def cache_bytes(shape: Shape, tokens: int) -> int:
+    """Keys and values of so many tokens: 2 n layers x heads x size x d."""
+    return 2 * tokens * shape.layers * shape.kv_heads * shape.head_size * shape.itemsize
 
 
 def draw_bytes(shape: Shape, rows: int) -> int:
@@ -82,21 +82,22 @@ def whole_logit_bytes(shape: Shape, tokens: int) -> int:
     return tokens * shape.vocabulary * copies
 
 
-def layer_saved(shape: Shape, tokens: int, keys: int) -> int:
+def layer_saved(shape: Shape, tokens: int, keys: int, *, fused: bool = False) -> int:
     """What one layer keeps for the backward pass.
 
     Twice the residual (float32) and its norm; queries, output, and keys and values of `keys` tokens, repeated where
-    heads share them; gate, its activation, up, product.
+    heads share them; gate, its activation, up, product, or only gate and up where the MLP is one step.
 
     Args:
         shape: the model's.
         tokens: that go through it.
         keys: tokens that they attend to, over all rows.
+        fused: the MLP is one step.
     """
     d, queries, own = shape.itemsize, shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     repeated = queries if own < queries else own
     saved = 2 * shape.hidden * (4 + d) + 2 * queries * d + 4 * shape.heads
-    saved += shape.inner * d * (4 if shape.gated else 3)
+    saved += shape.inner * d * (2 if fused else 4 if shape.gated else 3)
     if shape.qk_norm:
         saved += 4 * (queries + own)
     return tokens * saved + 2 * keys * repeated * d
@@ -107,9 +108,9 @@ def layer_transient(shape: Shape, tokens: int) -> int:
     return tokens * shape.itemsize * (3 * shape.inner + 2 * shape.hidden) + largest_layer(shape)
 
 
-def saved_bytes(shape: Shape, tokens: int, keys: int, *, checkpointing: bool) -> int:
+def saved_bytes(shape: Shape, tokens: int, keys: int, *, checkpointing: bool, fused: bool = False) -> int:
     """Activations kept for the backward pass of a whole trunk; checkpointed: one layer's and all inputs."""
-    one = layer_saved(shape, tokens, keys)
+    one = layer_saved(shape, tokens, keys, fused=fused)
     if checkpointing:
         return one + shape.layers * tokens * shape.hidden * shape.itemsize
     return shape.layers * one

@@ -96,8 +96,8 @@ class Model(Section):
     )
     merge_rollouts: bool | None = Field(
         None,
-        description="Write completions with dense weights, the adapter merged in, instead of the quantized ones: several "
-        "times faster, more memory; null: where they fit.",
+        description="Write completions with dense weights, the adapter merged in, instead of the quantized ones: "
+        "several times faster, more memory; null: where they fit.",
     )
     max_length: Count | None = Field(
         None, description="Longest row, prompt and completion, in tokens; null: what the model allows."

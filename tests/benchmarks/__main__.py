@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks`: every contender on every case, one after the other, and the table of all of it.
 
-TRL's last PPO is in an older release than the one this package stands on; it gets a virtual environment of its own beside
-us, made on the first run with the very versions of torch, transformers, peft and bitsandbytes that are used here.
+TRL's last PPO is in an older release than the one this package stands on; it gets a virtual environment of its own,
+made on the first run with the very versions of torch, transformers, peft and bitsandbytes that are used here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def measure(run: Run) -> dict[str, Any]:
         SystemExit: it failed.
     """
     python = sys.executable if run.contender != "trl_ppo" else other_python()
-    command = [python, "-m", "tests.benchmarks.one", run.contender, run.case, json.dumps(dict(run.options))]
+    command = [python, "-m", "tests.benchmarks.one", run.contender, run.case, run.options]
     begun = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
     said = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
@@ -92,13 +92,18 @@ def render(lines: list[Line], found: dict[Run, dict[str, Any]], seconds: float) 
     """The table in Markdown, with the machine."""
     rows = ["| | ours | theirs, or compared with | figure | goal | |", "|---|---|---|---|---|---|"]
     for line in lines:
-        ours, theirs, figure = line.figures(*(found[run] for run in line.runs))
+        figures = ({**found[run], "ours": run.contender == "ours"} for run in line.runs)
+        ours, theirs, figure = line.figures(*figures)
         sign = "at most" if line.most else "at least"
         reached = "reached" if line.reached(figure) else "**missed**"
         rows.append(f"| {line.what} | {ours} | {theirs} | {figure:.3g} | {sign} {line.goal:g} | {reached} |")
-    versions = ", ".join(f"{n} {version(n)}" for n in ("torch", "transformers", "trl", "peft", "bitsandbytes"))
+    versions = ", ".join(
+        f"{n} {version(n)}" for n in ("torch", "transformers", "trl", "peft", "bitsandbytes")
+    )
     today = datetime.datetime.now(datetime.UTC).date()
-    machine = f"{today}; {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; {versions}"
+    machine = (
+        f"{today}; {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; {versions}"
+    )
     return "\n".join(["", f"{machine}; {seconds / 60:.0f} minutes for all.", "", *rows, ""])
 
 

@@ -34,16 +34,29 @@ class Quiet:
     def close(self) -> None: ...
 
 
-def context(folder: Path, stages: list[dict[str, Any]], **model: Any) -> tuple[Any, Quiet]:
-    """A run's context on a model folder."""
-    from rlhf_peft.api import load_base
+def recipe_of(folder: Path, stages: list[dict[str, Any]], **model: Any) -> Any:
+    """A recipe for a model folder."""
+    from rlhf_peft.recipe import Recipe
+
+    return Recipe.model_validate(
+        {
+            "version": 1,
+            "name": "bench",
+            "output_dir": str(folder / "runs"),
+            "device": "auto",
+            "model": {"path": str(folder / "model"), "quantization": "nf4", **model},
+            "lora": {"r": 16, "alpha": 32},
+            "stages": stages,
+        }
+    )
+
+
+def registry_of() -> Any:
+    """What is built in, and the benchmark's reward."""
     from rlhf_peft.hookspecs import hookimpl
     from rlhf_peft.plugin import Options as NoOptions
     from rlhf_peft.plugin import Scores
-    from rlhf_peft.recipe import Recipe
     from rlhf_peft.registry import Registry
-    from rlhf_peft.runs import RunFolder
-    from rlhf_peft.stages import Context
 
     class Even:
         """The benchmark's reward."""
@@ -61,19 +74,18 @@ def context(folder: Path, stages: list[dict[str, Any]], **model: Any) -> tuple[A
         def rlhf_peft_register_rewards(self, register: Any) -> None:
             register("even", Even)
 
-    recipe = Recipe.model_validate(
-        {
-            "version": 1,
-            "name": "bench",
-            "output_dir": str(folder / "runs"),
-            "device": "auto",
-            "model": {"path": str(folder / "model"), "quantization": "nf4", **model},
-            "lora": {"r": 16, "alpha": 32},
-            "stages": stages,
-        }
-    )
     registry = Registry.load(no_plugins=True)
     registry.add(Plugin(), "even", "bench", "1", "a benchmark")
+    return registry
+
+
+def context(folder: Path, stages: list[dict[str, Any]], **model: Any) -> tuple[Any, Quiet]:
+    """A run's context on a model folder."""
+    from rlhf_peft.api import load_base
+    from rlhf_peft.runs import RunFolder
+    from rlhf_peft.stages import Context
+
+    recipe, registry = recipe_of(folder, stages, **model), registry_of()
     run = RunFolder.create(recipe.output_dir, recipe.name, overwrite=True)
     reporter = Quiet()
     return Context(recipe, load_base(recipe), registry, run, reporter), reporter
@@ -96,6 +108,20 @@ def rl_stage(
         "learning_rate": 1e-4,
         "lr_scheduler": "constant",
         "max_steps": case["steps"],
+    }
+
+
+def sft_stage(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
+    """SFT on rows of the same lengths."""
+    file = folder / "rows.jsonl"
+    rows = zip(prompts(64, case["prompt"]), prompts(64, case["new"], seed=1), strict=True)
+    file.write_text("".join(json.dumps({"prompt": p, "completion": " " + c}) + "\n" for p, c in rows))
+    return {
+        "stage": "sft",
+        "dataset": {"path": str(file)},
+        "batch_size": case["prompts"] * case["generations"],
+        "max_steps": case["steps"],
+        "learning_rate": 1e-4,
     }
 
 
@@ -143,7 +169,9 @@ def ppo(case: dict[str, Any]) -> None:
             "value": case["value"],
         }
         stages = [rl_stage(folder, algorithm, [{"name": "learned"}], case)]
-        ctx, reporter = context(folder, stages, tokens_per_forward=case["tokens"], merge_rollouts=case.get("merge"))
+        ctx, reporter = context(
+            folder, stages, tokens_per_forward=case["tokens"], merge_rollouts=case.get("merge")
+        )
         ctx.base.add_role("reward-0", head=True)
         before = resident()
         forget_peak()
@@ -196,17 +224,7 @@ def sft(case: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "model")
-        file = folder / "rows.jsonl"
-        rows = zip(prompts(64, case["prompt"]), prompts(64, case["new"], seed=1), strict=True)
-        file.write_text("".join(json.dumps({"prompt": p, "completion": " " + c}) + "\n" for p, c in rows))
-        recipe = {
-            "stage": "sft",
-            "dataset": {"path": str(file)},
-            "batch_size": case["prompts"] * case["generations"],
-            "max_steps": case["steps"],
-            "learning_rate": 1e-4,
-        }
-        ctx, reporter = context(folder, [recipe], tokens_per_forward=case["tokens"])
+        ctx, reporter = context(folder, [sft_stage(folder, case)], tokens_per_forward=case["tokens"])
         before = resident()
         forget_peak()
         stage.run(ctx.recipe.stages[0], ctx)
@@ -263,6 +281,46 @@ def flat(case: dict[str, Any]) -> None:
         )
 
 
+def plan(case: dict[str, Any]) -> None:
+    """What `plan` says and what `bench` measures, phase by phase.
+
+    The C library's allocator keeps what lies between pieces in use; with a fixed threshold pieces of 2 MB and more go
+    back to the system when they are freed, and the resident size is what is in use.
+    """
+    import ctypes
+
+    from rlhf_peft.planning.bench import bench
+    from rlhf_peft.planning.forecast import forecast
+
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(-3, 2 * 1024**2)
+    libc.mallopt(-1, 4 * 1024**2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder / "model")
+        if case["algorithm"] is None:
+            stage = sft_stage(folder, case)
+        else:
+            options = {"num_generations": case["generations"], **case["algorithm"]}
+            rewards = [{"name": "learned" if options["name"] == "ppo" else "even"}]
+            stage = rl_stage(folder, options, rewards, case)
+        model = {"tokens_per_forward": case["tokens"], **case.get("model", {})}
+        recipe, registry = recipe_of(folder, [stage], **model), registry_of()
+        said = {phase.name: phase.total for phase in forecast(recipe, registry).plan.phases}
+        found = {
+            phase: took.peak
+            for phase, took in bench(recipe, registry, Quiet(), steps=case["steps"]).phases.items()
+        }
+        say(
+            {
+                "planned": max(said[phase] for phase in found),
+                "measured": max(peak for peak in found.values() if peak is not None),
+                **{f"planned {phase}": said[phase] for phase in found},
+                **{f"measured {phase}": found[phase] for phase in found},
+            }
+        )
+
+
 def logps(case: dict[str, Any]) -> None:
     """Peak of log-probabilities, forward and backward, over a vocabulary of 151,646."""
     from rlhf_peft.maths import token_logprobs
@@ -277,4 +335,4 @@ def logps(case: dict[str, Any]) -> None:
     say({"added": peak() - before, "chunk bytes": 4 * case["chunk"] * vocabulary})
 
 
-CASES = {"grpo": grpo, "ppo": ppo, "rollout": rollout, "sft": sft, "flat": flat, "logps": logps}
+CASES = {"grpo": grpo, "ppo": ppo, "rollout": rollout, "sft": sft, "flat": flat, "logps": logps, "plan": plan}

@@ -115,7 +115,11 @@ def test_an_mlp_keeps_two_tensors_of_its_width(folder_of):
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
             mlp(x)
     assert kept.count((35, 128)) == 2 and kept.count((35, 64)) == 1
-    assert all(shape[-1] <= 16 or shape[0] <= 16 or 16 in shape for shape in kept if shape not in {(35, 128), (35, 64)})
+    assert all(
+        shape[-1] <= 16 or shape[0] <= 16 or 16 in shape
+        for shape in kept
+        if shape not in {(35, 128), (35, 64)}
+    )
 
 
 def test_an_mlp_of_another_form_goes_its_own_way(folder_of):

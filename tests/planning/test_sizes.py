@@ -33,7 +33,7 @@ LINEAR = 64 * 64 * 2 + 64 * 32 * 2 + 64 * 128 * 3
 def test_parameters_are_counted_once_where_they_are_tied(llama):
     assert llama.parameters == 2 * LINEAR + 100 * 64 + 5 * 64
     assert llama.plain == 100 * 64 + 5 * 64
-    assert (llama.gated, llama.shares, llama.head_size) == (True, True, 16)
+    assert (llama.gated, llama.shares, llama.head_size) == (True, True, 16) and llama.lean
 
 
 def test_weights_in_4_bits(llama):
@@ -60,7 +60,7 @@ def test_optimizer_state(llama):
 
 
 def test_cache_and_dense_weights(llama):
-    assert sizes.cache_bytes(llama, rows=3, tokens=10) == 2 * 3 * 10 * 2 * 2 * 16 * 4
+    assert sizes.cache_bytes(llama, 30) == 2 * 3 * 10 * 2 * 2 * 16 * 4
     assert sizes.dense_bytes(llama) == 4 * 2 * LINEAR
 
 
@@ -68,6 +68,8 @@ def test_what_a_layer_keeps(llama):
     """Residuals and norms, queries and output, four of the MLP; keys and values repeated for four heads."""
     token = 2 * 64 * 8 + 2 * 64 * 4 + 4 * 4 + 128 * 4 * 4
     assert sizes.layer_saved(llama, 10, 20) == 10 * token + 2 * 20 * 64 * 4
+    one_step = 10 * (token - 128 * 4 * 2) + 2 * 20 * 64 * 4
+    assert sizes.layer_saved(llama, 10, 20, fused=True) == one_step
     inputs = 2 * 10 * 64 * 4
     one = sizes.layer_saved(llama, 10, 20)
     assert sizes.saved_bytes(llama, 10, 20, checkpointing=True) == one + inputs
@@ -75,7 +77,7 @@ def test_what_a_layer_keeps(llama):
 
 
 def test_logits_depend_on_the_chunk_and_not_on_all_tokens(llama):
-    assert sizes.logit_chunk_bytes(llama, 10**6, entropy=False) == 1024 * 100 * 4
+    assert sizes.logit_chunk_bytes(llama, 10**6, entropy=False) == 256 * 100 * 4
     half = dataclasses.replace(llama, itemsize=2)
     assert sizes.logit_chunk_bytes(half, 10, entropy=True) == 10 * 100 * (8 + 2)
     assert sizes.whole_logit_bytes(half, 10) == 10 * 100 * 16

@@ -1,8 +1,8 @@
 """The default sampler: decodes with dense merged weights and a cache that is written in place.
 
-Each prompt is read once for its whole group and, where the model allows it (`lean`), held once; finished rows are dropped
-from the batch, and tokens are drawn by inverse CDF from one uniform number a row and token, so that a completion depends
-on its own seed and not on its batch-mates.
+Each prompt is read once for its whole group and, where the model allows it (`lean`), held once; finished rows are
+dropped from the batch, and tokens are drawn by inverse CDF from one uniform number a row and token, so that a completion
+depends on its own seed and not on its batch-mates.
 
 Left out on purpose: models that keep a state instead of keys and values (`hf` writes with those); beams; several turns.
 """
@@ -117,9 +117,7 @@ def _prefill(model: Any, view: PolicyView, rows: list[Row]) -> _Read:
     return _Read(logits, cache, mask, torch.tensor(which, device=view.device))
 
 
-def _forward(
-    model: Any, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: GrowingCache
-) -> Tensor:
+def _forward(model: Any, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: GrowingCache) -> Tensor:
     """Logits [B, V] after the last token; no mask where nothing is padded."""
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(type(model)) else {}
     out = model(
@@ -160,7 +158,10 @@ class Decoder:
         lengths = read.mask.sum(-1)[read.which]
         logits, way = read.logits[read.which], self._way(model, view, read, room)
         alive = rows
-        numbers, knobs = streams(rows, view.device), Knobs.of([row.request.params for row in rows], view.device)
+        numbers, knobs = (
+            streams(rows, view.device),
+            Knobs.of([row.request.params for row in rows], view.device),
+        )
         for t in range(len(numbers)):
             tokens, logps = draw(logits, numbers[t], knobs)
             for row, token, logp in zip(alive, tokens.tolist(), logps.tolist(), strict=True):

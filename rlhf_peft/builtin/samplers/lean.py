@@ -1,8 +1,8 @@
 """One decoding step of Llama-shaped models: the same modules' weights, by the fewest operations.
 
-Decoding reads every key and value for every token, and rows of one prompt would read that prompt's once each; here they
-read them together (Hydragen, Juravsky et al. 2024, arXiv:2402.05099), and they are held once. The first step is computed
-both ways, and transformers' own stays in use where they differ.
+Decoding reads every key and value for every token, and rows of one prompt would read that prompt's once each; here
+they read them together (Hydragen, Juravsky et al. 2024, arXiv:2402.05099), and they are held once. The first step is
+computed both ways, and transformers' own stays in use where they differ.
 
 Left out on purpose: every model that is not embeddings, layers of [norm, attention with rotary positions, norm, gated
 MLP], norm, head; sliding windows; quantized layers and adapters that are not merged.
@@ -71,7 +71,9 @@ class LeanDecoder:
         trunk = model.base_model
         self._embed, self._layers, self._norm = trunk.embed_tokens, list(trunk.layers), trunk.norm
         self._rotary, self._head = trunk.rotary_emb, model.get_output_embeddings()
-        self._read = [(held.keys[:, :, : held.length], held.values[:, :, : held.length]) for held in read.layers]
+        self._read = [
+            (held.keys[:, :, : held.length], held.values[:, :, : held.length]) for held in read.layers
+        ]
         self._own = [GrowingLayer(room) for _ in self._layers]
         hidden = torch.where(mask.bool(), 0.0, -torch.inf)
         self._hidden = None if bool(mask.all()) else hidden.to(self._embed.weight.dtype)
@@ -187,7 +189,9 @@ def _is_layer(layer: Any) -> bool:
     return (
         inside in (ATTENTION, ATTENTION | NORMS)
         and {name for name, _ in mlp.named_children()} == MLP
-        and all(isinstance(part, nn.Linear) and type(part).__name__ in ("Linear", "FewRows") for part in linear)
+        and all(
+            isinstance(part, nn.Linear) and type(part).__name__ in ("Linear", "FewRows") for part in linear
+        )
         and all(hasattr(norm, "variance_epsilon") and hasattr(norm, "weight") for norm in norms)
         and hasattr(attention, "head_dim")
         and hasattr(attention, "scaling")

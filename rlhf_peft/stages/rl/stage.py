@@ -37,7 +37,7 @@ SAME_POLICY = 1e-4
 def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
     """Train the policy; returns the figures of the last step and of the evaluations before and after."""
     base = ctx.base
-    _load_roles(stage, base)
+    load_roles(stage, base)
     base.fix_reference()
     loop = Loop(stage, ctx)
     ctx.reporter.stage(stage.name, loop.steps)
@@ -67,7 +67,8 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
     return outcome(last, before, answers)
 
 
-def _load_roles(stage: RlStage, base: SharedBase) -> None:
+def load_roles(stage: RlStage, base: SharedBase) -> None:
+    """Load what the stage's `init` names."""
     for role, reference in stage.init.items():
         if role == "reward":
             base.load_ensemble(role, reference)

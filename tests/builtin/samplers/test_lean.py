@@ -34,7 +34,9 @@ def read(model, prompts):
     cache = GrowingCache(model.config.num_hidden_layers, width)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
     return cache, mask
 
 
@@ -69,9 +71,7 @@ def test_models_of_another_shape_are_not_supported(name):
 def write(model, sampler, view=None):
     from rlhf_peft.plugin import Request, SamplingParams
 
-    asked = [
-        Request(torch.tensor(PROMPTS[i % 3]), i % 3, i, SamplingParams(12, 1.0)) for i in range(7)
-    ]
+    asked = [Request(torch.tensor(PROMPTS[i % 3]), i % 3, i, SamplingParams(12, 1.0)) for i in range(7)]
     sampler.sync(view or ModelView(model), 0)
     return completions(sampler.sample(asked))
 
