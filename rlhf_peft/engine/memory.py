@@ -36,7 +36,9 @@ def cap(device: torch.device) -> None:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device)
-        torch.cuda.set_per_process_memory_fraction((free + held - reserve_of(free)) / total, device)
+        share = (free + held - reserve_of(free)) / total
+        before = torch.cuda.get_per_process_memory_fraction(device)
+        torch.cuda.set_per_process_memory_fraction(min(share, before), device)
 
 
 def give_back() -> None:

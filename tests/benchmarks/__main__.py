@@ -18,14 +18,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .cases import TABLE, Line, Run
+import torch
+
+from .cases import GPU_TABLE, TABLE, Line, Run
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 OTHER = ROOT / "build" / "benchmarks" / "trl-1.12"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-ATTEMPTS = 2
-"""A contender is measured so often, and the better run counts, for both sides alike."""
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 
 
 def main() -> None:
@@ -33,9 +33,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="TEXT", default="", help="lines of the table that hold this text")
     parser.add_argument("--write", action="store_true", help="put the table into tests/benchmarks/README.md")
-    parser.add_argument("--attempts", type=int, default=ATTEMPTS, help="runs of each; the best counts")
+    parser.add_argument("--gpu", action="store_true", help="the lines of a GPU, instead of the CPU's")
+    parser.add_argument("--attempts", type=int, default=1, help="runs of each; the best counts")
     given = parser.parse_args()
-    lines = [line for line in TABLE if given.only.lower() in line.what.lower()]
+    if given.gpu and not torch.cuda.is_available():
+        raise SystemExit("--gpu: there is no NVIDIA GPU here.")
+    table_of = GPU_TABLE if given.gpu else TABLE
+    lines = [line for line in table_of if given.only.lower() in line.what.lower()]
     runs = list(dict.fromkeys(run for line in lines for run in line.runs))
     begun = time.perf_counter()
     found = {run: best([measure(run) for _ in range(given.attempts)]) for run in runs}
@@ -43,8 +47,9 @@ def main() -> None:
     print(table)
     if given.write:
         page = HERE / "README.md"
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
+        begin, end = (mark.format("gpu" if given.gpu else "cpu") for mark in (BEGIN, END))
+        before, rest = page.read_text().split(begin)
+        page.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}")
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -101,9 +106,8 @@ def render(lines: list[Line], found: dict[Run, dict[str, Any]], seconds: float) 
         f"{n} {version(n)}" for n in ("torch", "transformers", "trl", "peft", "bitsandbytes")
     )
     today = datetime.datetime.now(datetime.UTC).date()
-    machine = (
-        f"{today}; {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; {versions}"
-    )
+    card = f"{torch.cuda.get_device_name()}; " if torch.cuda.is_available() else ""
+    machine = f"{today}; {card}{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; {versions}"
     return "\n".join(["", f"{machine}; {seconds / 60:.0f} minutes for all.", "", *rows, ""])
 
 

@@ -204,3 +204,58 @@ TABLE = [
     Line("Seconds a token, completions of 128 against 32", tuple(LENGTHS), _linear, 1.1, most=True),
 ]
 """Every line that is measured on a CPU, with its goal."""
+
+LONG = {"prompts": 1, "generations": 8, "prompt": 512, "new": 512, "steps": 3}
+FRUGAL = {"tokens": 2048, "recompute": True, "optimizer": "paged_adamw_8bit", "value": "reward"}
+DECODE = {**LONG, "prompts": 4}
+
+
+def _fits(size: str, gigabytes: float) -> Line:
+    fits = run("ours", "ppo", **LONG, **FRUGAL, size=size, cap=gigabytes)
+    what = f"PPO with four roles, {size}, capped at {gigabytes:g} GB"
+    return Line(
+        what, (fits,), lambda found: (_size(found["peak"]), "", found["peak"] / 1024**3), gigabytes, most=True
+    )
+
+
+def _reach(found: dict[str, Any]) -> tuple[str, str, float]:
+    return f"{found['new']} tokens", "", found["new"]
+
+
+def _share(found: dict[str, Any]) -> tuple[str, str, float]:
+    return f"{found['read'] / 1e9:.0f} GB/s", f"{found['copied'] / 1e9:.0f} GB/s copied", found["share"]
+
+
+GPU_TABLE = [
+    _fits("1.5B", 6),
+    _fits("3B", 8),
+    _fits("8B", 16),
+    Line(
+        "Longest completion, PPO 8B, capped at 24 GB",
+        (run("ours", "longest", **LONG, **FRUGAL, size="8B", cap=24, most=8192),),
+        _reach,
+        512,
+    ),
+    Line(
+        "Rollout, 1.5B, 32 rows",
+        tuple(run(who, "rollout", **DECODE, size="1.5B") for who in ("ours", "generate")),
+        _quicker,
+        5.0,
+    ),
+    Line(
+        "Decoding 8B, 1 row, share of the copy bandwidth",
+        (run("ours", "bandwidth", **{**LONG, "generations": 1}, size="8B"),),
+        _share,
+        0.5,
+    ),
+    Line(
+        "GRPO step, 1.5B",
+        (
+            run("ours", "grpo", **LONG, tokens=8192, size="1.5B"),
+            *(run("trl_grpo", "grpo", **LONG, micro=micro, size="1.5B") for micro in (2, 8)),
+        ),
+        _faster,
+        3.0,
+    ),
+]
+"""Every line that is measured on an NVIDIA GPU, with its goal; `cap` is in GB of 1,024^3 bytes."""

@@ -23,16 +23,17 @@ def rollout(case: dict[str, Any]) -> None:
     )
 
     with tempfile.TemporaryDirectory() as name:
-        folder = make_model(Path(name) / "model")
+        folder = make_model(Path(name) / "model", size=case.get("size", "34M"))
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         four = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
+            bnb_4bit_compute_dtype=dtype,
         )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = AutoModelForCausalLM.from_pretrained(
-            folder, quantization_config=four, dtype=torch.float32, device_map={"": device}
+            folder, quantization_config=four, dtype=dtype, device_map={"": device}
         )
         lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(base, lora).eval()

@@ -8,20 +8,37 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+
+def on_gpu() -> bool:
+    """Whether a GPU is measured."""
+    return torch.cuda.is_available()
+
+
+def cap(case: dict[str, Any]) -> None:
+    """Allow no more of the GPU than the case's `cap`, in GB."""
+    if on_gpu() and case.get("cap"):
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(case["cap"] * 1024**3 / total)
+
 
 def resident() -> int:
-    """Bytes of this process in memory now."""
-    return _status("VmRSS")
+    """Bytes now: what torch holds of the GPU, else this process in memory."""
+    return int(torch.cuda.memory_reserved()) if on_gpu() else _status("VmRSS")
 
 
 def peak() -> int:
-    """Most bytes of this process in memory since `forget_peak`."""
-    return _status("VmHWM")
+    """Most bytes since `forget_peak`."""
+    return int(torch.cuda.max_memory_reserved()) if on_gpu() else _status("VmHWM")
 
 
 def forget_peak() -> None:
     """Begin a new peak."""
-    Path("/proc/self/clear_refs").write_text("5")
+    if on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(key: str) -> int:
@@ -47,6 +64,8 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         """So far."""
+        if on_gpu():
+            torch.cuda.synchronize()
         return time.perf_counter() - self._begun
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from rlhf_peft.errors import RlhfPeftError
 from rlhf_peft.plugin import Request
 
-from .measure import Stopwatch, forget_peak, median, peak, resident, say
+from .measure import Stopwatch, cap, forget_peak, median, peak, resident, say
 from .models import limits, make_model, prompts, reward, rows_of
 
 
@@ -107,6 +108,7 @@ def rl_stage(
         "prompts_per_step": case["prompts"],
         "learning_rate": 1e-4,
         "lr_scheduler": "constant",
+        "optimizer": case.get("optimizer", "adamw"),
         "max_steps": case["steps"],
     }
 
@@ -145,7 +147,7 @@ def grpo(case: dict[str, Any]) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model")
+        make_model(folder / "model", size=case.get("size", "34M"))
         algorithm = {"name": "grpo", "num_generations": case["generations"], "beta": 0.04}
         stages = [rl_stage(folder, algorithm, [{"name": "even"}], case)]
         ctx, reporter = context(folder, stages, tokens_per_forward=case["tokens"])
@@ -161,7 +163,7 @@ def ppo(case: dict[str, Any]) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model")
+        make_model(folder / "model", size=case.get("size", "34M"))
         algorithm = {
             "name": "ppo",
             "num_generations": case["generations"],
@@ -169,8 +171,13 @@ def ppo(case: dict[str, Any]) -> None:
             "value": case["value"],
         }
         stages = [rl_stage(folder, algorithm, [{"name": "learned"}], case)]
+        cap(case)
         ctx, reporter = context(
-            folder, stages, tokens_per_forward=case["tokens"], merge_rollouts=case.get("merge")
+            folder,
+            stages,
+            tokens_per_forward=case["tokens"],
+            merge_rollouts=case.get("merge"),
+            gradient_checkpointing=case.get("recompute", False),
         )
         ctx.base.add_role("reward-0", head=True)
         before = resident()
@@ -179,13 +186,62 @@ def ppo(case: dict[str, Any]) -> None:
         say(step_figures(reporter, before, peak()))
 
 
+def longest(case: dict[str, Any]) -> None:
+    """The longest completion, in doubling steps, with which PPO steps fit under the cap."""
+    fitted = 0
+    while fitted < case["most"]:
+        new = max(256, 2 * fitted)
+        try:
+            ppo({**case, "new": new})
+        except (torch.OutOfMemoryError, RlhfPeftError):
+            break
+        fitted = new
+    say({"new": fitted})
+
+
+def bandwidth(case: dict[str, Any]) -> None:
+    """Bytes a second that decoding one row reads, as a share of what a copy reads and writes."""
+    from rlhf_peft.stages.view import BaseView
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder / "model", size=case["size"])
+        ctx, _ = context(
+            folder, [rl_stage(folder, {"name": "grpo"}, [{"name": "even"}], {**case, "steps": 1})]
+        )
+        sampler = ctx.registry.make("samplers", "cached", {"max_new_tokens": case["new"]})
+        sampler.sync(BaseView(ctx.base), 0)
+        asked = [
+            Request(torch.tensor(ids), 0, i, sampler.params)
+            for i, ids in enumerate(rows_of(ctx.base.tokenizer, case))
+        ]
+        with ctx.base.decoder("policy") as model:
+            weights = sum(p.nbytes for p in model.parameters())
+        sampler.sample(asked)
+        watch = Stopwatch()
+        count = int(sampler.sample(asked).completion_lengths.sum())
+        seconds = watch.seconds
+        shape = ctx.base.lm.config
+        each = (
+            2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * ctx.base.dtype.itemsize
+        )
+        read = count * (weights + each * (case["prompt"] + case["new"] // 2))
+        data = torch.empty(2**28, dtype=torch.uint8, device=ctx.base.device)
+        data.clone()
+        copying = Stopwatch()
+        for _ in range(10):
+            data.clone()
+        copied = 20 * data.nbytes / copying.seconds
+        say({"read": read / seconds, "copied": copied, "share": read / seconds / copied})
+
+
 def rollout(case: dict[str, Any]) -> None:
     """Completions alone, with the default sampler; the weights are merged within the time."""
     from rlhf_peft.stages.view import BaseView
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model")
+        make_model(folder / "model", size=case.get("size", "34M"))
         ctx, _ = context(
             folder, [rl_stage(folder, {"name": "grpo"}, [{"name": "even"}], {**case, "steps": 1})]
         )
@@ -223,7 +279,7 @@ def sft(case: dict[str, Any]) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model")
+        make_model(folder / "model", size=case.get("size", "34M"))
         ctx, reporter = context(folder, [sft_stage(folder, case)], tokens_per_forward=case["tokens"])
         before = resident()
         forget_peak()
@@ -335,4 +391,14 @@ def logps(case: dict[str, Any]) -> None:
     say({"added": peak() - before, "chunk bytes": 4 * case["chunk"] * vocabulary})
 
 
-CASES = {"grpo": grpo, "ppo": ppo, "rollout": rollout, "sft": sft, "flat": flat, "logps": logps, "plan": plan}
+CASES = {
+    "grpo": grpo,
+    "ppo": ppo,
+    "rollout": rollout,
+    "sft": sft,
+    "flat": flat,
+    "logps": logps,
+    "plan": plan,
+    "longest": longest,
+    "bandwidth": bandwidth,
+}

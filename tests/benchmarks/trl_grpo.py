@@ -29,10 +29,11 @@ def grpo(case: dict[str, Any]) -> None:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             self.ends.append(time.perf_counter())
 
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     rows = case["prompts"] * case["generations"]
     micro = case.get("micro", rows)
     with tempfile.TemporaryDirectory() as name:
-        folder = make_model(Path(name) / "model")
+        folder = make_model(Path(name) / "model", size=case.get("size", "34M"))
         config = GRPOConfig(
             output_dir=str(Path(name) / "out"),
             per_device_train_batch_size=micro,
@@ -50,12 +51,12 @@ def grpo(case: dict[str, Any]) -> None:
             bf16=torch.cuda.is_available(),
             gradient_checkpointing=False,
             model_init_kwargs={
-                "dtype": torch.float32,
+                "dtype": dtype,
                 "quantization_config": BitsAndBytesConfig(
                     load_in_4bit=True,
                     bnb_4bit_quant_type="nf4",
                     bnb_4bit_use_double_quant=True,
-                    bnb_4bit_compute_dtype=torch.float32,
+                    bnb_4bit_compute_dtype=dtype,
                 ),
                 "device_map": "auto" if torch.cuda.is_available() else "cpu",
             },

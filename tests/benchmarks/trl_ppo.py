@@ -35,19 +35,20 @@ def ppo(case: dict[str, Any]) -> None:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             self.ends.append(time.perf_counter())
 
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     rows = case["prompts"] * case["generations"]
     micro = case.get("micro", rows)
     cuda = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as name:
-        folder = make_model(Path(name) / "model")
+        folder = make_model(Path(name) / "model", size=case.get("size", "34M"))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         loading = {
-            "dtype": torch.float32,
+            "dtype": dtype,
             "quantization_config": BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.float32,
+                bnb_4bit_compute_dtype=dtype,
                 llm_int8_skip_modules=["score", "lm_head"],
             ),
             "device_map": "auto" if cuda else "cpu",

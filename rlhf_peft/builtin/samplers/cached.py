@@ -1,8 +1,8 @@
 """The default sampler: decodes with dense merged weights and a cache that is written in place.
 
 Each prompt is read once for its whole group and, where the model allows it (`lean`), held once; finished rows are
-dropped from the batch, and tokens are drawn by inverse CDF from one uniform number a row and token, so that a completion
-depends on its own seed and not on its batch-mates.
+dropped from the batch, and tokens are drawn by inverse CDF from one uniform number a row and token, so that a
+completion depends on its own seed and not on its batch-mates.
 
 Left out on purpose: models that keep a state instead of keys and values (`hf` writes with those); beams; several turns.
 """
