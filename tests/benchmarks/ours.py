@@ -340,7 +340,7 @@ def flat(case: dict[str, Any]) -> None:
 def plan(case: dict[str, Any]) -> None:
     """What `plan` says and what `bench` measures, phase by phase.
 
-    The C library's allocator keeps what lies between pieces in use; with a fixed threshold pieces of 2 MB and more go
+    The C library's allocator keeps what lies between pieces in use; with a fixed threshold pieces of 128 KB and more go
     back to the system when they are freed, and the resident size is what is in use.
     """
     import ctypes
@@ -349,8 +349,8 @@ def plan(case: dict[str, Any]) -> None:
     from rlhf_peft.planning.forecast import forecast
 
     libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(-3, 2 * 1024**2)
-    libc.mallopt(-1, 4 * 1024**2)
+    libc.mallopt(-3, 128 * 1024)
+    libc.mallopt(-1, 128 * 1024)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "model")
