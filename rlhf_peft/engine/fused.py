@@ -28,7 +28,7 @@ def install(model: nn.Module) -> None:
         if isinstance(module, LoraLayer):
             _install_layer(module)
         elif "forward" not in module.__dict__ and _is_mlp(module):
-            module.forward = FusedMlp(module)  # type: ignore[assignment]
+            module.forward = FusedMlp(module)
 
 
 def _install_layer(layer: Any) -> None:
