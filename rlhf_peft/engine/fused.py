@@ -4,8 +4,8 @@ y = x W^T + b + scale (x A^T) B^T.  PEFT adds the adapter's part in five steps, 
 and copies the 4-bit layer's output first; here nothing of that size is made but the output, and the backward pass keeps
 the input and [n, r] numbers. Of down(silu(gate(x)) * up(x)) it keeps gate(x) and up(x), not what is made of them.
 
-Left out on purpose: half precision (PEFT has the adapter's part in float32 there), dropout, DoRA and other variants, several adapters at once, int8, GPT-2's transposed layers, and
-autocast; these go PEFT's own way.
+Left out on purpose: half precision (PEFT has the adapter's part in float32 there), dropout, DoRA and other variants,
+several adapters at once, int8, GPT-2's transposed layers, and autocast; these go PEFT's own way.
 """
 
 from __future__ import annotations

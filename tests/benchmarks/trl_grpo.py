@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from .measure import forget_peak, median, peak, resident, say
 from .models import make_model, prompts, reward
+from .trl_common import Clock, loading
 
 
 def grpo(case: dict[str, Any]) -> None:
@@ -16,20 +16,8 @@ def grpo(case: dict[str, Any]) -> None:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import BitsAndBytesConfig, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.ends: list[float] = []
-
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.ends.append(time.perf_counter())
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.ends.append(time.perf_counter())
-
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     rows = case["prompts"] * case["generations"]
     micro = case.get("micro", rows)
     with tempfile.TemporaryDirectory() as name:
@@ -50,16 +38,7 @@ def grpo(case: dict[str, Any]) -> None:
             use_cpu=not torch.cuda.is_available(),
             bf16=torch.cuda.is_available(),
             gradient_checkpointing=False,
-            model_init_kwargs={
-                "dtype": dtype,
-                "quantization_config": BitsAndBytesConfig(
-                    load_in_4bit=True,
-                    bnb_4bit_quant_type="nf4",
-                    bnb_4bit_use_double_quant=True,
-                    bnb_4bit_compute_dtype=dtype,
-                ),
-                "device_map": "auto" if torch.cuda.is_available() else "cpu",
-            },
+            model_init_kwargs=loading(),
         )
         clock = Clock()
         trainer = GRPOTrainer(
@@ -73,7 +52,7 @@ def grpo(case: dict[str, Any]) -> None:
         before = resident()
         forget_peak()
         trainer.train()
-        steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
+        steps = clock.steps
         top = peak()
         say({"seconds": median(steps[1:]), "peak": top, "added": top - before, "all": steps})
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from .measure import forget_peak, median, peak, resident, say
 from .models import make_model, prompts
+from .trl_common import Clock, loading
 
 
 def ppo(case: dict[str, Any]) -> None:
@@ -20,43 +20,20 @@ def ppo(case: dict[str, Any]) -> None:
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
         AutoTokenizer,
-        BitsAndBytesConfig,
-        TrainerCallback,
     )
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.ends: list[float] = []
-
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.ends.append(time.perf_counter())
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.ends.append(time.perf_counter())
-
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     rows = case["prompts"] * case["generations"]
     micro = case.get("micro", rows)
     cuda = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as name:
         folder = make_model(Path(name) / "model", size=case.get("size", "34M"))
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        loading = {
-            "dtype": dtype,
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-                llm_int8_skip_modules=["score", "lm_head"],
-            ),
-            "device_map": "auto" if cuda else "cpu",
-        }
+        base = loading(llm_int8_skip_modules=["score", "lm_head"])
         linear = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-        policy = AutoModelForCausalLM.from_pretrained(folder, **loading)
-        judge = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **loading)
-        value = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **loading)
+        policy = AutoModelForCausalLM.from_pretrained(folder, **base)
+        judge = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **base)
+        value = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **base)
         for parameter in value.parameters():
             parameter.requires_grad_(False)
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -97,7 +74,7 @@ def ppo(case: dict[str, Any]) -> None:
         before = resident()
         forget_peak()
         trainer.train()
-        steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
+        steps = clock.steps
         top = peak()
         say({"seconds": median(steps[1:]), "peak": top, "added": top - before, "all": steps})
 
