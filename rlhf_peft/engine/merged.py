@@ -19,8 +19,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-FEW = 64
-"""Rows up to which a CPU is given the product the other way round."""
+from rlhf_peft.maths.dense import Dense
+
 HEADROOM = 1.5
 """Free memory must be this many times the dense weights."""
 
@@ -37,28 +37,6 @@ def dense_weight(layer: Any) -> Tensor:
         return bnb.int8_vectorwise_dequant(weight.data, scales)
     dense = dequantize_module_weight(layer).detach()
     return dense.T if isinstance(layer, Conv1D) else dense
-
-
-class FewRows(nn.Linear):
-    """A dense layer that reads few rows: y = (W x^T)^T, which a CPU computes faster than x W^T."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., out] for [..., in]."""
-        rows = input.reshape(-1, self.in_features)
-        if len(rows) > FEW:
-            return nn.functional.linear(input, self.weight, self.bias)
-        count = len(rows)
-        if (size := _quick_size(count)) > count:
-            rows = nn.functional.pad(rows, (0, 0, 0, size - count))
-        out = (self.weight @ rows.t()).t()[:count]
-        if self.bias is not None:
-            out = out + self.bias
-        return out.view(*input.shape[:-1], self.out_features)
-
-
-def _quick_size(rows: int) -> int:
-    """The next number of rows that is quick: 1 runs on one core, and 10 rows took longer than 16."""
-    return max(2, 1 << (rows - 1).bit_length()) if rows <= 16 else -(-rows // 8) * 8
 
 
 def _quantized(layer: nn.Module) -> bool:
@@ -96,11 +74,10 @@ def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype) -> nn.Line
     return dense
 
 
-def _linear(weight: Tensor) -> nn.Linear:
+def _linear(weight: Tensor) -> Dense:
     """A layer of this shape, without weights."""
-    kind = FewRows if weight.device.type == "cpu" else nn.Linear
     with torch.device("meta"):
-        return kind(weight.shape[1], weight.shape[0], bias=False)
+        return Dense(weight.shape[1], weight.shape[0], bias=False)
 
 
 def _same(layer: nn.Linear) -> nn.Linear:

@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -34,15 +35,15 @@ def main() -> None:
     parser.add_argument("--only", metavar="TEXT", default="", help="lines of the table that hold this text")
     parser.add_argument("--write", action="store_true", help="put the table into tests/benchmarks/README.md")
     parser.add_argument("--gpu", action="store_true", help="the lines of a GPU, instead of the CPU's")
-    parser.add_argument("--attempts", type=int, default=1, help="runs of each; the best counts")
     given = parser.parse_args()
     if given.gpu and not torch.cuda.is_available():
         raise SystemExit("--gpu: there is no NVIDIA GPU here.")
     table_of = GPU_TABLE if given.gpu else TABLE
     lines = [line for line in table_of if given.only.lower() in line.what.lower()]
-    runs = list(dict.fromkeys(run for line in lines for run in line.runs))
     begun = time.perf_counter()
-    found = {run: best([measure(run) for _ in range(given.attempts)]) for run in runs}
+    found: dict[Run, dict[str, Any]] = {}
+    for line in lines:
+        found |= in_turn([run for run in line.runs if run not in found])
     table = render(lines, found, time.perf_counter() - begun)
     print(table)
     if given.write:
@@ -86,11 +87,20 @@ def other_python() -> str:
     return str(python)
 
 
-def best(attempts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fastest of some runs, with the least memory of any."""
-    fastest = min(attempts, key=lambda found: found.get("seconds", -found.get("tokens_per_second", 0.0)))
-    least = {key: min(found[key] for found in attempts) for key in ("peak", "added") if key in fastest}
-    return {**fastest, **least}
+def in_turn(runs: list[Run]) -> dict[Run, dict[str, Any]]:
+    """The figures of a line's runs, which take turns where they have several, since a machine's speed drifts."""
+    tries: dict[Run, list[dict[str, Any]]] = {run: [] for run in runs}
+    for turn in range(max((run.turns for run in runs), default=0)):
+        for run in runs:
+            if turn < run.turns:
+                tries[run].append(measure(run))
+    return {run: typical(figures) for run, figures in tries.items()}
+
+
+def typical(tries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each figure."""
+    numbers = [key for key, value in tries[0].items() if isinstance(value, int | float)]
+    return {key: statistics.median(figures[key] for figures in tries) for key in numbers}
 
 
 def render(lines: list[Line], found: dict[Run, dict[str, Any]], seconds: float) -> str:

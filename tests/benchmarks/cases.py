@@ -22,11 +22,13 @@ class Run:
         contender: the module that has it: ours, generate, trl_grpo, trl_ppo.
         case: its name there.
         options: of the case, as JSON.
+        turns: how often it is measured; the medians count.
     """
 
     contender: str
     case: str
     options: str
+    turns: int = 1
 
     @property
     def label(self) -> str:
@@ -36,9 +38,15 @@ class Run:
         return " ".join(filter(None, (self.contender, self.case, given)))
 
 
-def run(contender: str, case: str, **options: Any) -> Run:
+def run(contender: str, case: str, *, turns: int = 1, **options: Any) -> Run:
     """A run with these options."""
-    return Run(contender, case, json.dumps(options, sort_keys=True))
+    return Run(contender, case, json.dumps(options, sort_keys=True), turns)
+
+
+def rollouts(**options: Any) -> tuple[Run, Run]:
+    """Our rollout and transformers', three turns each."""
+    ours, theirs = (run(who, "rollout", turns=3, **options) for who in ("ours", "generate"))
+    return ours, theirs
 
 
 GRPO = [run("ours", "grpo", **STEP, tokens=tokens) for tokens in (1024, 2048)]
@@ -49,7 +57,7 @@ LEAN = run("ours", "ppo", **STEP, **MICRO, value="reward", merge=False)
 SFT = run("ours", "sft", **STEP, **MICRO)
 MANY, ONE = {**STEP, "steps": 6}, {**STEP, "prompts": 1, "generations": 1, "steps": 6}
 EARLY, ENDS = {**MANY, "early": True}, {**MANY, "ends": 400}
-FLAT = run("ours", "flat", prompts=4, generations=4, prompt=16, new=32, steps=200)
+FLAT = run("ours", "flat", turns=3, prompts=4, generations=4, prompt=16, new=32, steps=200)
 SIZED = {"generations": 4, "prompt": 16, "steps": 40}
 LENGTHS = [run("ours", "flat", **SIZED, prompts=4, new=new) for new in (32, 128)]
 COUNTS = [run("ours", "flat", **SIZED, prompts=prompts, new=32) for prompts in (4, 16)]
@@ -172,25 +180,10 @@ TABLE = [
     Line("PPO step, value on its own adapter", (PPO["own"], *TRL_PPO), _faster, 1.4),
     Line("PPO, added memory, reward trunk", (PPO["reward"], *TRL_PPO), _smaller("added"), 0.5, most=True),
     Line("PPO, added memory, own adapter", (PPO["own"], *TRL_PPO), _smaller("added"), 0.5, most=True),
-    Line(
-        "Rollout, 32 rows",
-        (run("ours", "rollout", **MANY), run("generate", "rollout", **MANY)),
-        _quicker,
-        2.5,
-    ),
-    Line("Rollout, 1 row", (run("ours", "rollout", **ONE), run("generate", "rollout", **ONE)), _quicker, 1.5),
-    Line(
-        "Rollout, 32 rows, three in four end within 24 tokens",
-        (run("ours", "rollout", **EARLY), run("generate", "rollout", **EARLY)),
-        _quicker,
-        4.0,
-    ),
-    Line(
-        "Rollout, 32 rows, each token ends its row with p = 0.05",
-        (run("ours", "rollout", **ENDS), run("generate", "rollout", **ENDS)),
-        _quicker,
-        4.0,
-    ),
+    Line("Rollout, 32 rows", rollouts(**MANY), _quicker, 2.5),
+    Line("Rollout, 1 row", rollouts(**ONE), _quicker, 1.5),
+    Line("Rollout, 32 rows, three in four end within 24 tokens", rollouts(**EARLY), _quicker, 4.0),
+    Line("Rollout, 32 rows, each token ends its row with p = 0.05", rollouts(**ENDS), _quicker, 4.0),
     Line("PPO with four roles against SFT, peak memory", (LEAN, SFT), _against("peak"), 1.15, most=True),
     Line("PPO with four roles against SFT, added memory", (LEAN, SFT), _against("added"), 1.15, most=True),
     *(
@@ -238,7 +231,7 @@ GPU_TABLE = [
     ),
     Line(
         "Rollout, 1.5B, 32 rows",
-        tuple(run(who, "rollout", **DECODE, size="1.5B") for who in ("ours", "generate")),
+        rollouts(**DECODE, size="1.5B"),
         _quicker,
         5.0,
     ),

@@ -102,9 +102,9 @@ def test_a_model_that_computes_otherwise_is_found_out(name):
 def test_rows_are_found_again(which):
     rows = Rows(torch.tensor(which))
     given_rows = torch.randn(len(which), 3)
-    placed = rows.gather(given_rows)
+    placed = rows.gather(given_rows.view(*rows.shape, 3))
     assert placed.shape[:2] == (len(set(which)), max(map(which.count, which)))
-    assert torch.equal(rows.spread(placed), given_rows)
+    assert torch.equal(rows.spread(placed).reshape(given_rows.shape), given_rows)
     for prompt, held in zip(rows.prompts.tolist(), placed, strict=True):
         own = given_rows[torch.tensor(which) == prompt]
         assert torch.equal(held[: len(own)], own) and not held[len(own) :].any()
