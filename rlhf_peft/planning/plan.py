@@ -145,7 +145,7 @@ class _Planner:
     # --- stages ---
 
     def _trl(self, stage: SftStage | PreferenceStage) -> None:
-        """SFT, DPO and KTO: TRL holds whole logits."""
+        """SFT, DPO and KTO, by TRL's trainers."""
         if isinstance(stage, PreferenceStage) and (self.trained_policy or "policy" in stage.init):
             self._role("reference")
         budget = self.recipe.model.tokens_per_forward
@@ -156,11 +156,12 @@ class _Planner:
         tokens = row * (2 if pair else 1)
         tokens *= micro_batch(stage.batch_size, tokens, budget, at_least=least)
         gradients, state = self._training({"policy": (True, False)}, stage.optimizer)
-        logits = {"logits": sizes.whole_logit_bytes(self.shape, tokens)}
+        activations = self._activations(tokens, tokens)
+        widest = max(activations.pop("one layer"), sizes.tile_bytes(self.shape, tokens))
         self._phase(
             stage,
             "update",
-            {"gradients": gradients, "optimizer": state, **self._activations(tokens, tokens), **logits},
+            {"gradients": gradients, "optimizer": state, **activations, "one layer or logits": widest},
         )
         self.trained_policy = True
         self.result.roles.pop("reference", None)

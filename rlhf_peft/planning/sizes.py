@@ -12,6 +12,7 @@ from ..engine.forwards import CHUNK
 from .shape import Linear, Shape
 
 BLOCK, SUPERBLOCK = 64, 256
+TILE = (4096, 32_768)
 SMALL_TENSOR = 4096
 """Tensors with fewer values keep their optimizer state in 32 bits."""
 
@@ -76,10 +77,15 @@ def logit_chunk_bytes(shape: Shape, tokens: int, *, entropy: bool) -> int:
     return min(CHUNK, tokens) * shape.vocabulary * each
 
 
-def whole_logit_bytes(shape: Shape, tokens: int) -> int:
-    """Logits [B, T, V] of a trainer that holds them: themselves, float32 log-probabilities, and gradients of both."""
-    copies = 12 if shape.itemsize >= 4 else 12 + 2 * shape.itemsize
-    return tokens * shape.vocabulary * copies
+def tile_bytes(shape: Shape, tokens: int) -> int:
+    """Logits of a TRL trainer, which computes them in tiles of 4,096 tokens by 32,768 words, most in the backward pass.
+
+    On a GPU a kernel works inside the tile, which has its full width whatever the vocabulary; elsewhere there are up to
+    seven float32 tensors and a mask of its size beside it (`trl.kernels.chunked_logprob`, TRL 1.16).
+    """
+    if shape.device == "cuda":
+        return min(TILE[0], tokens) * TILE[1] * shape.itemsize
+    return min(TILE[0], tokens) * min(TILE[1], shape.vocabulary) * (shape.itemsize + 7 * 4 + 1)
 
 
 def layer_saved(shape: Shape, tokens: int, keys: int, *, fused: bool = False) -> int:

@@ -55,7 +55,7 @@ PPO = {value: run("ours", "ppo", **STEP, **MICRO, value=value) for value in ("re
 TRL_PPO = [run("trl_ppo", "ppo", **STEP, micro=micro) for micro in (8, 32)]
 LEAN = run("ours", "ppo", **STEP, **MICRO, value="reward", merge=False)
 SFT = run("ours", "sft", **STEP, **MICRO)
-MANY, ONE = {**STEP, "steps": 6}, {**STEP, "prompts": 1, "generations": 1, "steps": 6}
+MANY, ONE = {**STEP, "steps": 5}, {**STEP, "prompts": 1, "generations": 1, "steps": 5}
 EARLY, ENDS = {**MANY, "early": True}, {**MANY, "ends": 400}
 FLAT = run("ours", "flat", turns=3, prompts=4, generations=4, prompt=16, new=32, steps=200)
 SIZED = {"generations": 4, "prompt": 16, "steps": 40}

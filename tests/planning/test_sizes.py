@@ -80,7 +80,14 @@ def test_logits_depend_on_the_chunk_and_not_on_all_tokens(llama):
     assert sizes.logit_chunk_bytes(llama, 10**6, entropy=False) == 256 * 100 * 4
     half = dataclasses.replace(llama, itemsize=2)
     assert sizes.logit_chunk_bytes(half, 10, entropy=True) == 10 * 100 * (8 + 2)
-    assert sizes.whole_logit_bytes(half, 10) == 10 * 100 * 16
+
+
+def test_a_trainers_logits_are_a_tile(llama):
+    wide = dataclasses.replace(llama, vocabulary=151_646, itemsize=2)
+    card = dataclasses.replace(wide, device="cuda")
+    assert sizes.tile_bytes(llama, 10) == 10 * 100 * 33
+    assert sizes.tile_bytes(wide, 10**6) == 4096 * 32_768 * 31
+    assert sizes.tile_bytes(card, 10**6) == 4096 * 32_768 * 2
 
 
 @pytest.mark.parametrize("text", ["12GB", "12 gib", "RTX 4070", "NVIDIA GeForce RTX4070", "rtx-3060"])
