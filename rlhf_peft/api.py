@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from typing import Any
 from .data import require
 from .engine import POLICY, SharedBase, Source, cap
 from .engine.source import resolve_device
-from .errors import RunFolderError
+from .errors import CheckpointError, ModelError, RunFolderError
 from .recipe import DatasetSource, PreferenceStage, Recipe, dump, load
 from .registry import Registry
-from .runs import Elsewhere, RunFolder, read_manifest
-from .stages import Context, Ranks, Reporter, lora_spec, read_source, runner
+from .runs import Check, Checkpoint, Checkpoints, Elsewhere, RunFolder, is_run, read_manifest, verify_files
+from .stages import Context, Ranks, Reporter, Saver, fingerprints, lora_spec, read_source, runner
 
 log = logging.getLogger("rlhf_peft")
 
@@ -130,8 +130,14 @@ def run(
     code_files: Sequence[Path] = (),
     trust_remote_code: bool = False,
     begun_by: Path | None = None,
+    resume: bool = False,
+    resume_from: str | None = None,
+    allow_changed: Collection[str] = (),
 ) -> Result:
     """Run all stages of a recipe.
+
+    An interruption or an error leaves a checkpoint of the last update; with `resume` the run goes on from there, and
+    ends with the very files that it would have ended with.
 
     Args:
         recipe: from `load_recipe`.
@@ -141,6 +147,9 @@ def run(
         code_files: plugin and reward files, copied into the run folder.
         trust_remote_code: run code from the model's repository.
         begun_by: a finished run of the recipe's first stages, taken up instead of running them again.
+        resume: go on with a run of that name; begin where there is none, and do nothing where it is finished.
+        resume_from: name of the checkpoint to go on from; default: the newest that is whole.
+        allow_changed: what may differ from the run that is resumed, by the names of the message that refuses it.
 
     Raises:
         UsageError: the recipe, the data, the model or the folder cannot be used; nothing was trained.
@@ -149,9 +158,19 @@ def run(
     begun = time.perf_counter()
     registry = registry or Registry.load()
     ranks = Ranks()
+    ctx: Context | None = None
     reporter = reporter if reporter is not None and ranks.main else Silent()
 
+    if resume and resume_from is None and _finished(recipe.run_folder):
+        return Result(recipe.run_folder, _results(recipe.run_folder))
+    found = _checkpoint(recipe, resume_from) if resume or resume_from else None
+
     def begin(folder: RunFolder) -> None:
+        assert ctx is not None
+        if found is not None:
+            folder.cut(found.info["lines"])
+            ctx.saver.checkpoints.forget_after(found.info["number"])
+            folder.update_manifest(stages_done=found.info["stages"])
         folder.write_recipe(dump(recipe))
         folder.update_manifest(seed=recipe.seed, plugins=registry.versions())
         for file in code_files:
@@ -160,8 +179,10 @@ def run(
 
     # Until a stage has its first figures nothing is written, and a run that is to be replaced stays as it is.
     folder: RunFolder = Elsewhere(recipe.run_folder)
-    if ranks.main:
-        folder = RunFolder.plan(recipe.output_dir, recipe.name, overwrite=overwrite, made=begin)
+    if ranks.main and found is not None:
+        folder = RunFolder.resume(recipe.output_dir, recipe.name, made=begin)
+    elif ranks.main:
+        folder = RunFolder.plan(recipe.output_dir, recipe.name, overwrite=overwrite or resume, made=begin)
     result = Result(folder.path)
     status = "failed"
     last: dict[str, float] = {}
@@ -173,7 +194,13 @@ def run(
         base = load_base(recipe, trust_remote_code=trust_remote_code)
         ranks.start(base.device)
         ctx = Context(recipe, base, registry, folder, reporter, result.stages, ranks)
-        done = 0 if begun_by is None else _take_up(begun_by, ctx)
+        ctx.saver.fingerprints = fingerprints(recipe, registry, base, code_files)
+        ctx.saver.allowed = allow_changed
+        done = 0
+        if found is not None:
+            done = len(ctx.saver.take_up(found))
+        elif begun_by is not None:
+            done = _take_up(begun_by, ctx)
         for stage in recipe.stages[done:]:
             ctx.seed_everything(stage.name)
             began = time.perf_counter()
@@ -181,23 +208,71 @@ def run(
             outcome["seconds"] = time.perf_counter() - began
             result.stages[stage.name] = outcome
             last = outcome.get("metrics", {})
+            ctx.saver.finished(stage)
             folder.stage_done(stage.name)
         status = "done"
     except BaseException as error:
-        status = (
-            "stopped"
-            if getattr(error, "exit_code", 1) == 3 or isinstance(error, KeyboardInterrupt)
-            else "failed"
-        )
+        stopped = getattr(error, "exit_code", 1) == 3 or isinstance(error, KeyboardInterrupt)
+        status = "stopped" if stopped else "failed"
+        if ctx is not None and folder.made:
+            _save(ctx.saver, error)
         raise
     finally:
         reporter.close()
-        if folder.made:
-            folder.finish(status)
+        if ctx is not None and folder.made:
+            _finish(folder, status)
             registry.broadcast("rlhf_peft_run_end", run=ctx.view, status=status, metrics=last)
+        folder.release()
     ranks.stop()
     result.seconds = time.perf_counter() - begun
     return result
+
+
+def _finished(folder: Path) -> bool:
+    """Whether a run that has ended is there."""
+    return folder.is_dir() and is_run(folder) and read_manifest(folder).get("status") == "done"
+
+
+def _results(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the stages of a run returned, as far as its last checkpoint knows."""
+    found, _ = Checkpoints(folder).newest()
+    return {} if found is None else dict(found.info["results"])
+
+
+def _checkpoint(recipe: Recipe, name: str | None) -> Checkpoint | None:
+    """What a run is resumed from; None where there is nothing yet.
+
+    Raises:
+        RunFolderError: the one that is asked for is not there, or is damaged.
+    """
+    checkpoints = Checkpoints(recipe.run_folder)
+    if name is not None:
+        return checkpoints.read(name)
+    found, wrong = checkpoints.newest()
+    for damage in wrong:
+        log.warning("%s. %s", damage, f"Going on from {found.name}." if found else "Beginning again.")
+    return found
+
+
+def _finish(folder: RunFolder, status: str) -> None:
+    """Close the run; a full disk does not hide why it ended."""
+    try:
+        folder.finish(status)
+    except OSError as error:
+        log.warning("%s: how the run ended cannot be written down: %s", folder.path, error)
+
+
+def _save(saver: Saver, error: BaseException) -> None:
+    """Write down where a run stood when it was interrupted, and say so."""
+    try:
+        name = saver.save()
+    except CheckpointError as failed:
+        if failed is not error:
+            error.add_note(str(failed))
+        name = saver.safe
+    if name is not None:
+        after = "To go on" if isinstance(error, KeyboardInterrupt) else "After a fix"
+        error.add_note(f"Checkpoint {name} is safe. {after}: the same command with --resume.")
 
 
 def _take_up(begun: Path, ctx: Context) -> int:
@@ -221,4 +296,25 @@ def _take_up(begun: Path, ctx: Context) -> int:
         if (begun / name).is_file():
             shutil.copyfile(begun / name, ctx.run.path / name)
     ctx.run.update_manifest(stages_done=done, begun=begun.name)
+    ctx.saver.stages = list(done[:-1])
+    ctx.saver.finished(ctx.recipe.stages[len(done) - 1])
     return len(done)
+
+
+def verify(run: Path, *, trust_remote_code: bool = False) -> Iterator[Check]:
+    """Check every hash of a run, and load every adapter and head on its base.
+
+    Raises:
+        UsageError: it is no run folder, or its recipe or base cannot be read.
+    """
+    yield from verify_files(run)
+    recipe = load(run / "recipe.yaml", (), plugins=None)
+    base = load_base(recipe, trust_remote_code=trust_remote_code)
+    for folder in sorted((run / "adapters").glob("*")):
+        role = folder.name
+        try:
+            base.load_role(role, str(folder), head=(folder / "head.safetensors").is_file())
+        except ModelError as error:
+            yield Check(f"adapters/{role} on {recipe.model.path}", str(error))
+        else:
+            yield Check(f"adapters/{role} on {recipe.model.path}")

@@ -8,6 +8,7 @@
     │   ├── PluginError                  a plugin is missing, broken or misused
     │   └── RunFolderError               a run folder exists, is finished or is not a run folder
     ├── RewardError             exit 1   a reward failed while a run was going on
+    ├── CheckpointError         exit 1   a checkpoint could not be written; earlier ones are as they were
     ├── SamplerError            exit 1   a sampler gave something that is not a rollout
     └── GuardError              exit 3   a guard stopped the run (non-finite, reference mismatch, KL limit)
 
@@ -88,6 +89,10 @@ class RunFolderError(UsageError):
 
 class RewardError(RlhfPeftError):
     """A reward raised, timed out, or returned something that is not a score."""
+
+
+class CheckpointError(RlhfPeftError):
+    """A checkpoint could not be written, because the disk is full, say; earlier ones are as they were."""
 
 
 class SamplerError(RlhfPeftError):

@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import logging
+
 import pytest
 import torch
 from hypothesis import settings
@@ -18,3 +20,12 @@ settings.load_profile("short")
 def seeded():
     """Tests that draw from torch's global generator draw the same numbers in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """Our log reaches `caplog`, also after a test that ran the command line, which sends it to stderr alone."""
+    logger = logging.getLogger("rlhf_peft")
+    logger.propagate, logger.handlers = True, []
+    yield
+    logger.propagate, logger.handlers = True, []

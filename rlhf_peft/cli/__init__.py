@@ -40,7 +40,7 @@ def execute(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _sigterm_raises():
+        with _signals():
             _invoke(arguments, settings)
             sys.stdout.flush()
         return EXIT_DONE
@@ -77,20 +77,25 @@ def _told(error: BaseException, settings: Settings) -> int:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
         terminated = isinstance(error, Terminated)
-        _say("terminated" if terminated else "interrupted")
+        _say(_noted("terminated" if terminated else "interrupted", error))
         return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
     if isinstance(error, RlhfPeftError):
-        _say(f"{'stopped (exit 3)' if error.exit_code == 3 else 'error'}: {error}")
+        _say(_noted(f"{'stopped (exit 3)' if error.exit_code == 3 else 'error'}: {error}", error))
         return error.exit_code
     if hasattr(error, "format_message"):
         _say(f"error: {_usage(error)}")
         return EXIT_USAGE
     message = " ".join(str(error).split())
-    _say(
-        f"error: unexpected {type(error).__name__}{': ' if message else ''}{message}. "
-        f"For the whole story: {PROGRAM} --traceback ..."
-    )
+    told = f"error: unexpected {type(error).__name__}{': ' if message else ''}{message}"
+    told = _noted(told, error)
+    _say(f"{told}{'' if told.endswith('.') else '.'} For the whole story: {PROGRAM} --traceback ...")
     return EXIT_FAILED
+
+
+def _noted(message: str, error: BaseException) -> str:
+    """A message with what was noted on the error: where a run can go on, say."""
+    notes = getattr(error, "__notes__", [])
+    return " ".join([message if message.endswith(".") else f"{message}.", *notes]) if notes else message
 
 
 def _usage(error: Any) -> str:
@@ -123,16 +128,24 @@ def _stdout_is_closed() -> bool:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+def _signals() -> Iterator[None]:
+    """The first SIGTERM or Ctrl-C is raised, so that a run can be written down; a second one ends the program."""
+    asked = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED)
+        asked = True
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, terminate)
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -62,12 +62,13 @@ def _global(
         print(context.get_help())
 
 
-from . import bench, plan, plugins, recipes, run, schema, validate  # noqa: E402
+from . import bench, plan, plugins, recipes, run, schema, validate, verify  # noqa: E402
 
 app.command("run")(run.run)
 app.command("validate")(validate.validate)
 app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
 app.command("schema")(schema.schema)
+app.command("verify")(verify.verify)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(plugins.app, name="plugins")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..errors import RunFolderError, UsageError
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -45,6 +45,27 @@ def open_registry(
     for broken in registry.broken:
         logging.getLogger("rlhf_peft").warning("%s", broken)
     return registry
+
+
+def find_run(name: str | None, output_dir: Path = Path("runs")) -> Path:
+    """A run's folder: a name under runs/, a path, or, with nothing, the newest, which is then named.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    from ..runs import is_run
+
+    if name is None:
+        runs = [path.parent for path in output_dir.glob("*/manifest.json") if is_run(path.parent)]
+        if not runs:
+            raise RunFolderError(f"{output_dir}/ holds no run. Give the folder of one.")
+        newest = max(runs, key=lambda path: (path / "manifest.json").stat().st_mtime_ns)
+        print(f"run: {newest}", file=sys.stderr)
+        return newest
+    for path in (Path(name), output_dir / name):
+        if is_run(path):
+            return path
+    raise RunFolderError(f"{name}: no run folder, neither here nor under {output_dir}/.")
 
 
 def add_rewards(registry: Registry, rewards: Sequence[str] | None) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from .options import Overrides, Plugins, RecipeName, Rewards, add_rewards, open_recipe, open_registry
 
 
@@ -16,6 +17,18 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier run of that name.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run of that name; begin it where there is none."),
+    ] = False,
+    resume_from: Annotated[
+        str | None,
+        typer.Option("--resume-from", metavar="NAME", help="Go on from this checkpoint of the run."),
+    ] = None,
+    allow_changed: Annotated[
+        str | None,
+        typer.Option("--allow-changed", metavar="A,B", help="What may differ from the run that is resumed."),
+    ] = None,
     plugin: Plugins = None,
     reward: Rewards = None,
     sweep: Annotated[
@@ -33,6 +46,10 @@ def run(
     ] = False,
 ) -> None:
     """Train what the recipe says; the result goes to <output_dir>/<name>/."""
+    if overwrite and (resume or resume_from):
+        raise UsageError("--overwrite and --resume contradict each other: give one.")
+    if sweep and (resume or resume_from):
+        raise UsageError("--resume does not go with --sweep. Resume the runs of a sweep one by one.")
     if sweep:
         from .sweep import run_sweep
 
@@ -63,6 +80,9 @@ def run(
         reporter=reporter(quiet=quiet),
         code_files=registry.code_files,
         trust_remote_code=trust_remote_code,
+        resume=resume,
+        resume_from=resume_from,
+        allow_changed=tuple(filter(None, (allow_changed or "").split(","))),
     )
     if Ranks().main:
         show(result, loaded)

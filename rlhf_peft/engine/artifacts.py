@@ -46,23 +46,46 @@ class Stored:
     folder: Path
 
 
-def save(model: Any, adapter: str, folder: Path, base: str, head: ScalarHead | None = None) -> None:
-    """Write a role's folder; loads with `PeftModel.from_pretrained`."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A copy of a role at one time, in main memory.
+
+    Attributes:
+        config: of its adapter, as it is written down; None where it has none of its own.
+        weights: PEFT's state dict.
+        head: tensors of its scalar head, or None.
+    """
+
+    config: LoraConfig | None
+    weights: dict[str, Tensor]
+    head: dict[str, Tensor] | None
+
+
+def hold(model: Any, adapter: str | None, base: str, head: ScalarHead | None = None) -> Held:
+    """A copy of an adapter (None: there is none) and a head; `base` is the hub id or path that is written down."""
+    config, weights = None, {}
+    if adapter is not None:
+        config = copy.deepcopy(model.peft_config[adapter])
+        config.inference_mode = True
+        config.base_model_name_or_path = base
+        weights = _copies(adapters.state(model, adapter))
+    return Held(config, weights, None if head is None else _copies(head.state_dict()))
+
+
+def write(held: Held, folder: Path) -> None:
+    """Write a role's folder; loads with `PeftModel.from_pretrained` where it has an adapter."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(adapters.state(model, adapter), folder / ADAPTER_FILE)
-    config = copy.deepcopy(model.peft_config[adapter])
-    config.inference_mode = True
-    config.base_model_name_or_path = base
-    config.save_pretrained(str(folder))
-    if head is None:
+    if held.config is not None:
+        save_file(held.weights, folder / ADAPTER_FILE, metadata={"format": "pt"})
+        held.config.save_pretrained(str(folder))
+    if held.head is None:
         (folder / HEAD_FILE).unlink(missing_ok=True)
     else:
-        _write(head.state_dict(), folder / HEAD_FILE)
+        save_file(held.head, folder / HEAD_FILE, metadata={"format": "pt"})
 
 
-def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
-    own = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    save_file(own, path, metadata={"format": "pt"})
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
 
 
 def resolve(reference: str, role: str) -> Path:
@@ -181,6 +204,15 @@ def _split_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
         "scale": torch.ones(1),
     }
     return {k: v for k, v in weights.items() if not k.startswith(place)}, head
+
+
+def read_head(folder: Path) -> dict[str, Tensor] | None:
+    """The tensors of a role's head; None where it has none.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    return _tensors(folder / HEAD_FILE)
 
 
 def load_head(hidden: int, tensors: Mapping[str, Tensor], where: str) -> ScalarHead:

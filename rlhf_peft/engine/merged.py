@@ -63,8 +63,8 @@ def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype) -> nn.Line
     base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
     weight = dense_weight(base).float()
     if adapter is not None and isinstance(layer, BaseTunerLayer) and adapter in layer.lora_A:
-        delta = layer.get_delta_weight(adapter).detach().float()
-        weight = weight + (delta.T if delta.shape != weight.shape or isinstance(base, Conv1D) else delta)
+        down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        weight = torch.addmm(weight, up.float(), down.float(), alpha=layer.scaling[adapter])
     dense = _linear(weight)
     dense.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
     bias = getattr(base, "bias", None)

@@ -211,8 +211,25 @@ class Roster(Forwards):
         adapter = self.adapter_of(role)
         if adapter is None:
             raise ModelError(f"{role} is the raw base; there is nothing to save.")
+        artifacts.write(self.hold(role), folder)
+
+    def hold(self, role: str) -> artifacts.Held:
+        """A copy of what is a role's own: its adapter, unless it shares another role's, and its head."""
+        adapter = self.adapter_of(role)
         head: Any = self.heads[role] if role in self.heads else None  # noqa: SIM401 (ModuleDict has no get)
-        artifacts.save(self.model, adapter, folder, self.source.path, head)
+        return artifacts.hold(self.model, adapter if adapter == role else None, self.source.path, head)
+
+    def refill(self, role: str, folder: Path) -> None:
+        """Give a role that is there the tensors that were written down of it; its parameters stay the same objects.
+
+        Raises:
+            ModelError: a tensor is missing, unexpected or misshapen.
+        """
+        if self.adapter_of(role) == role:
+            adapters.fill(self.model, role, artifacts.read(folder).weights, f"{folder}: ")
+        if role in self.heads:
+            head = artifacts.load_head(self.width, artifacts.read_head(folder) or {}, str(folder))
+            self.heads[role].load_state_dict(head.state_dict())
 
     def is_zero(self, role: str) -> bool:
         """Whether the role's adapter changes nothing: it is None, or every B is zero."""

@@ -36,6 +36,16 @@ def check_run_name(name: str) -> str:
     return name
 
 
+def check_stage_name(name: str) -> str:
+    """The name itself, or ValueError: it is a part of file names."""
+    if name and not RUN_NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot name a stage: start with a letter or digit, then letters, digits, '.', '_' or '-', no "
+            "dot at the end"
+        )
+    return name
+
+
 def _number(value: Any) -> Any:
     """YAML reads `1e-6` as text: take it as the number it means. `true` is no number."""
     if isinstance(value, bool):
@@ -199,10 +209,22 @@ class Eval(Section):
     )
 
 
+class Checkpoint(Section):
+    """Where a stage can go on after an interruption; its end is always one."""
+
+    every: Count | None = Field(50, description="Updates between checkpoints; null: none on the way.")
+    keep: Count = Field(2, description="Newest checkpoints of a stage that are kept while it trains.")
+    keep_best: str | None = Field(
+        None, description="Figure whose highest checkpoint is kept too, such as `eval/reward`."
+    )
+
+
 class StageBase(Section):
     """What every stage shares."""
 
-    name: str = Field("", description="Name of the stage in the run folder; default: its kind.")
+    name: Annotated[str, AfterValidator(check_stage_name)] = Field(
+        "", description="Name of the stage in the run folder; default: its kind."
+    )
     dataset: DatasetSource = Field(description="The rows to train on.")
     learning_rate: Positive = Field(1e-4, description="Peak learning rate.")
     batch_size: Count = Field(16, description="Rows (pairs) that one update sees.")
@@ -220,6 +242,14 @@ class StageBase(Section):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field("adamw", description="Optimizer.")
     weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay.")
     eval: Eval = Field(default_factory=lambda: Eval(), description="Evaluation while the stage trains.")
+    max_bad_steps: Annotated[int, Field(ge=0), BeforeValidator(_number)] = Field(
+        3,
+        description="Updates in a row that may be skipped because their loss or gradient is not finite; one more stops "
+        "the run (exit 3).",
+    )
+    checkpoint: Checkpoint = Field(
+        default_factory=lambda: Checkpoint(), description="Where the stage can go on after an interruption."
+    )
     init: dict[Literal["policy", "reward", "value"], str] = Field(
         default_factory=dict, description="Role to earlier run, folder or hub id that it starts from."
     )
@@ -292,6 +322,10 @@ class RlStage(StageBase):
     value_learning_rate: Positive | None = Field(None, description="Of the value role; null: the policy's.")
     warmup: NotNegative = Field(
         0.0, description="Warmup: a fraction of the steps below 1, else a number of steps."
+    )
+    checkpoint: Checkpoint = Field(
+        default_factory=lambda: Checkpoint(every=10),
+        description="Where the stage can go on after an interruption.",
     )
     algorithm: OpenSection = Field(description="RL algorithm and its options.")
     sampler: OpenSection = Field(description="Sampler and its options.")

@@ -1,8 +1,22 @@
 """Run folders: writing one, and reading what runs wrote."""
 
+from .checkpoints import Checkpoint, Checkpoints
 from .elsewhere import Elsewhere
 from .folder import RunFolder
-from .manifest import read_manifest, versions
+from .manifest import is_run, read_manifest, versions
 from .read import read_metrics, read_samples
+from .verify import Check, verify_files
 
-__all__ = ["Elsewhere", "RunFolder", "read_manifest", "read_metrics", "read_samples", "versions"]
+__all__ = [
+    "Check",
+    "Checkpoint",
+    "Checkpoints",
+    "Elsewhere",
+    "RunFolder",
+    "is_run",
+    "read_manifest",
+    "read_metrics",
+    "read_samples",
+    "verify_files",
+    "versions",
+]

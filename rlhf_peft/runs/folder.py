@@ -24,8 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import BaseFileLock
 
 from ..errors import RunFolderError
+from .lock import FILE as LOCK
+from .lock import lock
 from .manifest import (
     FILE,
     FORMAT,
@@ -76,6 +79,7 @@ class RunFolder:
         self._manifest: dict[str, Any] = read_manifest(path) if manifest is None else dict(manifest)
         self._recipe: Mapping[str, Any] = {}
         self._pending: Callable[[], None] | None = None
+        self._lock: BaseFileLock | None = None
 
     @classmethod
     def create(cls, output_dir: str | Path, name: str, *, overwrite: bool = False) -> RunFolder:
@@ -118,13 +122,50 @@ class RunFolder:
         folder = cls(path, {})
 
         def make() -> None:
-            folder._manifest = _make(path, overwrite)
+            folder._lock, folder._manifest = _make(path, overwrite)
             folder._pending = None
             if made is not None:
                 made(folder)
 
         folder._pending = make
         return folder
+
+    @classmethod
+    def resume(
+        cls, output_dir: str | Path, name: str, *, made: Callable[[RunFolder], None] | None = None
+    ) -> RunFolder:
+        """The folder of a run that is there, to go on with it; it stays as it is until something is written into it.
+
+        Args:
+            output_dir: where run folders go.
+            name: of the run.
+            made: called before anything is written.
+
+        Raises:
+            RunFolderError: there is no such run, or another process writes it.
+        """
+        parent = Path(output_dir)
+        path = parent / name
+        _check_inside(parent, path, name)
+        manifest = read_manifest(path)
+        folder = cls(path, manifest)
+        folder._lock = lock(path)
+
+        def make() -> None:
+            folder._pending = None
+            again = [*manifest.get("resumed", []), time.time()]
+            folder.update_manifest(status="running", resumed=again, versions=versions())
+            if made is not None:
+                made(folder)
+
+        folder._pending = make
+        return folder
+
+    def release(self) -> None:
+        """Let other processes write the folder."""
+        if self._lock is not None:
+            self._lock.release(force=True)
+            self._lock = None
 
     @property
     def made(self) -> bool:
@@ -172,9 +213,34 @@ class RunFolder:
 
     def _append(self, file: str, rows: Iterable[Mapping[str, Any]]) -> None:
         self.make()
-        lines = [json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+        lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         with (self.path / file).open("a", encoding="utf-8", newline="\n", errors="backslashreplace") as out:
             out.write("".join(lines))
+
+    def lines(self) -> dict[str, int]:
+        """Bytes of each file of lines, and what of them is not on the disk yet is put there."""
+        found = {}
+        for name in (METRICS, SAMPLES):
+            path = self.path / name
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                found[name] = path.stat().st_size
+        return found
+
+    def cut(self, lines: Mapping[str, int]) -> None:
+        """Take off the lines that came after.
+
+        Raises:
+            RunFolderError: there are fewer than there were.
+        """
+        for name in (METRICS, SAMPLES):
+            path, size = self.path / name, lines.get(name, 0)
+            found = path.stat().st_size if path.is_file() else 0
+            if found < size:
+                raise RunFolderError(f"{path}: holds {found:,} bytes, and held {size:,} at the checkpoint.")
+            if path.is_file():
+                os.truncate(path, size)
 
     def adapter_dir(self, role: str) -> Path:
         """The folder of a role's adapter, made if it is missing."""
@@ -210,7 +276,7 @@ class RunFolder:
     def update_manifest(self, **entries: Any) -> None:
         """Set entries of the manifest and write it whole."""
         self.make()
-        manifest = {**self._manifest, **_plain(entries)}
+        manifest = {**self._manifest, **plain(entries)}
         write_manifest(self.path, manifest)
         self._manifest = manifest
 
@@ -230,6 +296,7 @@ class RunFolder:
         if status not in STATUSES[1:]:
             raise ValueError(f"unknown status {status!r}; known: {', '.join(STATUSES[1:])}")
         self.update_manifest(status=status, finished=time.time(), artifacts=self.hashes(), **entries)
+        self.release()
 
     def hashes(self) -> dict[str, str]:
         """Path inside the folder to sha256, of every artifact."""
@@ -259,7 +326,7 @@ def _check_free(path: Path, overwrite: bool) -> None:
         raise RunFolderError(
             f"{path}: cannot be made: no permission to write into {there}. Set output_dir=..."
         )
-    if there != path or not any(path.iterdir()):
+    if there != path or all(found.name == LOCK for found in path.iterdir()):
         return
     if not is_run(path):
         raise RunFolderError(
@@ -271,8 +338,8 @@ def _check_free(path: Path, overwrite: bool) -> None:
         raise RunFolderError(f"{path}: holds {holds}. Replace it with --overwrite, or set another name=...")
 
 
-def _make(path: Path, overwrite: bool) -> dict[str, Any]:
-    """Make the folder, an earlier run gone, with a manifest that says `running`."""
+def _make(path: Path, overwrite: bool) -> tuple[BaseFileLock, dict[str, Any]]:
+    """Make the folder, an earlier run gone, with a manifest that says `running`; it is locked."""
     now = {
         "format": FORMAT,
         "version": VERSION,
@@ -283,13 +350,15 @@ def _make(path: Path, overwrite: bool) -> dict[str, Any]:
     manifest = {**now, "stages_done": [], "versions": versions()}
     try:
         _check_free(path, overwrite)
-        for name in OURS if path.exists() else ():
-            _remove(path / name)
         path.mkdir(parents=True, exist_ok=True)
+        held = lock(path)
+        _check_free(path, overwrite)
+        for name in OURS:
+            _remove(path / name)
         write_manifest(path, manifest)
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be made: {error}") from None
-    return manifest
+    return held, manifest
 
 
 def _remove(path: Path) -> None:
@@ -311,14 +380,14 @@ def _figure(value: Any) -> float | int | None:
     return number if math.isfinite(number) else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Any value as JSON has it: tensors become numbers and lists, paths text, not finite becomes null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)

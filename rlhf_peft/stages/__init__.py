@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 
 from .context import Context, Reporter, StageRunner, lora_spec, read_source
+from .fingerprints import fingerprints
 from .ranks import Ranks
+from .saver import Saver
 
 _KINDS = ("sft", "preference", "reward_model", "rl")
 
@@ -18,4 +20,14 @@ def runner(kind: str) -> StageRunner:
     return found
 
 
-__all__ = ["Context", "Ranks", "Reporter", "StageRunner", "lora_spec", "read_source", "runner"]
+__all__ = [
+    "Context",
+    "Ranks",
+    "Reporter",
+    "Saver",
+    "StageRunner",
+    "fingerprints",
+    "lora_spec",
+    "read_source",
+    "runner",
+]

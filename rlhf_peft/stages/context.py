@@ -17,7 +17,9 @@ from ..engine import LoraSpec, SharedBase
 from ..recipe.schema import DatasetSource, Lora, Recipe, StageBase
 from ..registry import Registry
 from ..runs import RunFolder
+from .fingerprints import rows_digest
 from .ranks import Ranks
+from .saver import Saver
 
 
 class Reporter(Protocol):
@@ -60,6 +62,15 @@ class Context:
     reporter: Reporter
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)
+    saver: Saver = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Where the run is, from its beginning."""
+
+        def told(stage: str, step: int | str, folder: Path) -> None:
+            self.tell("rlhf_peft_checkpoint_saved", stage=stage, step=step, folder=folder)
+
+        self.saver = Saver(self.run, self.base, told, self.results)
 
     @property
     def view(self) -> View:
@@ -89,6 +100,7 @@ class Context:
     def train_and_held_out(self, stage: StageBase) -> tuple[Any, Any]:
         """The rows of a stage, and those held out for its evaluation (None where the recipe holds out none)."""
         rows = self.rows(stage.dataset, stage=stage.name)
+        self.saver.stands_on(f"dataset.{stage.name}", rows_digest(rows))
         rows, held_out = hold_out(rows, stage.dataset.eval_fraction, self.seed(stage.name, "hold-out"))
         if stage.eval.dataset is not None:
             held_out = self.rows(stage.eval.dataset, stage.eval.split, stage=stage.name)
@@ -108,17 +120,21 @@ class Context:
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Write an update's figures down, show them, and tell the observers."""
+        if self.saver.replaying:
+            return
         self.run.append_metrics(stage, step, metrics)
         self.reporter.step(stage, step, metrics)
         self.tell("rlhf_peft_step_end", stage=stage, step=step, metrics=dict(metrics))
 
     def tell(self, hook: str, **said: Any) -> None:
         """Tell the observers, once for all processes."""
-        if self.ranks.main:
+        if self.ranks.main and not self.saver.replaying:
             self.registry.broadcast(hook, run=self.view, **said)
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write completions down, with what they scored."""
+        if self.saver.replaying:
+            return
         self.run.append_samples(rows)
 
     def save_role(self, stage: str, step: int, role: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -33,3 +34,10 @@ def make_optimizer(
 def warmup_steps(warmup: float, total: int) -> int:
     """A recipe's `warmup` in updates: a fraction below 1, else a number."""
     return round(warmup * total) if warmup < 1 else int(warmup)
+
+
+def advance(scheduler: Any) -> None:
+    """The next step of the schedule, also where the update was skipped."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        scheduler.step()

@@ -18,7 +18,7 @@ from ..engine import POLICY, REFERENCE, SharedBase
 from ..errors import GuardError, Problem, RecipeError
 from ..recipe.schema import PreferenceStage
 from .context import Context
-from .trl_bridge import arguments, quietly, settle, train
+from .trl_bridge import arguments, ours, settle, train
 from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
 
 METRICS: dict[str, str] = {
@@ -83,7 +83,7 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
     def build(model: Any, folder: str, tokenizer: Any) -> Any:
         evaluated = 0 if held_out is None else len(held_out)
         trainer, args = _method(stage, arguments(stage, ctx, folder=folder, micro=micro, evaluated=evaluated))
-        trainer = quietly(trainer)(
+        trainer = ours(trainer)(
             model=model,
             ref_model=ctx.base.view(REFERENCE),
             args=settle(args, stage, ctx.base),

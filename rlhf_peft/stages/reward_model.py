@@ -6,7 +6,7 @@ TRL's RewardTrainer would need a model of its own for each head and would save t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from transformers import get_scheduler
 from .. import maths
 from ..data import Pair, encode_pairs, length_batches, pad_right, require
 from ..engine import POLICY, SharedBase
-from ..errors import DataError, GuardError
+from ..errors import DataError
 from ..recipe.schema import RewardModelStage
 from .context import Context, lora_spec, total_steps
-from .optimizer import make_optimizer, warmup_steps
+from .finite import Finite
+from .memory import Budget
+from .optimizer import advance, make_optimizer, warmup_steps
 
 METRICS: dict[str, str] = {
     "loss": "mean over pairs of -p log s(d) - (1 - p) log s(-d), d = r_chosen - r_rejected - margin, s the sigmoid",
@@ -50,9 +52,15 @@ def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
     roles = [f"reward-{i}" for i in range(stage.ensemble)]
     for extra in [role for role in ctx.base.roles if role.startswith("reward-") and role not in roles]:
         ctx.base.remove_role(extra)
-    for number, role in enumerate(roles):
+    # An ensemble that is taken up in the middle has some of its members already, and one in part.
+    state = ctx.saver.state(stage)
+    first = 0 if state is None else state["member"]
+    for role in roles[:first]:
         _begin(stage, ctx, role)
-        Trainer(stage, ctx, role, pairs, held_out, steps).train(number * steps)
+    for number, role in enumerate(roles[first:], first):
+        _begin(stage, ctx, role)
+        Trainer(stage, ctx, number, pairs, held_out, steps).train(state)
+        state = None
         _normalise(stage, ctx.base, role, pairs, ctx.recipe.model.tokens_per_forward)
         ctx.save_role(stage.name, steps * (number + 1), role)
     # 3. What the ensemble as a whole knows.
@@ -123,19 +131,21 @@ class Trainer:
         self,
         stage: RewardModelStage,
         ctx: Context,
-        role: str,
+        member: int,
         pairs: Sequence[Pair],
         held_out: Sequence[Pair],
         steps: int,
     ) -> None:
-        self.stage, self.ctx, self.role = stage, ctx, role
+        self.stage, self.ctx, self.member, self.role = stage, ctx, member, f"reward-{member}"
         self.pairs, self.held_out, self.steps = pairs, held_out, steps
         self.tokens = 0
+        self.finite = Finite(stage.name, stage.max_bad_steps)
         self.budget = ctx.recipe.model.tokens_per_forward
+        self.updating = Budget(stage.name, self.budget)
 
-    def train(self, offset: int) -> None:
-        """All updates; `offset` is added to the step in the log."""
-        stage, base = self.stage, self.ctx.base
+    def train(self, state: Mapping[str, Any] | None = None) -> None:
+        """All updates, or those that are left after a state; earlier members count in the log's steps."""
+        stage, base, offset = self.stage, self.ctx.base, self.member * self.steps
         ctx_seed = self.ctx.generator(stage.name, "data", self.role)
         order = _order(len(self.pairs), self.steps * stage.batch_size, ctx_seed)
         with base.training([self.role]) as parameters, base.role(self.role, train=True):
@@ -150,44 +160,78 @@ class Trainer:
             scheduler = get_scheduler(
                 shape, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps
             )
-            for step in range(1, self.steps + 1):
+            done = 0
+            if state is not None:
+                done, self.tokens, self.finite.in_a_row = state["step"], state["tokens"], state["skipped"]
+                self.updating.tokens = state["budget"]
+                optimizer.load_state_dict(state["optimizer"])
+                scheduler.load_state_dict(state["scheduler"])
+                self.ctx.saver.go_on(state)
+            for step in range(done + 1, self.steps + 1):
                 rows = order[(step - 1) * stage.batch_size : step * stage.batch_size]
                 rate = scheduler.get_last_lr()[0]
-                figures = self._step([self.pairs[i] for i in rows], optimizer, parameters)
-                scheduler.step()
+                figures = self._step(step, [self.pairs[i] for i in rows], optimizer, parameters)
+                advance(scheduler)
                 figures |= {"learning_rate": rate, "epoch": step * stage.batch_size / len(self.pairs)}
                 if self._due(step):
                     held = evaluate(base, self.role, self.held_out, self.budget)
                     figures |= {f"eval/{self.role}/{key}": value for key, value in held.items()}
                 self.ctx.log(stage.name, offset + step, figures)
+                self._remember(step, optimizer, scheduler, figures)
+
+    def _remember(self, step: int, optimizer: Any, scheduler: Any, figures: Mapping[str, float]) -> None:
+        """Not the last update of a member, which its normalisation is to follow."""
+        if step == self.steps:
+            return
+
+        def state() -> dict[str, Any]:
+            return {
+                "member": self.member,
+                "step": step,
+                "tokens": self.tokens,
+                "skipped": self.finite.in_a_row,
+                "budget": self.updating.tokens,
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+            }
+
+        so_far = [f"reward-{number}" for number in range(self.member + 1)]
+        total = self.stage.ensemble * self.steps
+        self.ctx.saver.reached(self.stage, self.member * self.steps + step, total, so_far, state, figures)
 
     def _due(self, step: int) -> bool:
         every = self.stage.eval.every
         return bool(self.held_out) and (step == self.steps or (every is not None and step % every == 0))
 
     def _step(
-        self, pairs: list[Pair], optimizer: torch.optim.Optimizer, parameters: list[Any]
+        self, step: int, pairs: list[Pair], optimizer: torch.optim.Optimizer, parameters: list[Any]
     ) -> dict[str, float]:
         """One update; micro-batches are pairs within the token budget, the loss is the mean over all pairs."""
-        base, totals = self.ctx.base, {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}
+        base = self.ctx.base
         lengths = [2 * max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
-        for micro in length_batches(lengths, max_tokens=self.budget):
-            batch = [pairs[i] for i in micro]
-            rows = [pair.chosen_ids for pair in batch] + [pair.rejected_ids for pair in batch]
-            chosen, rejected = _rewards(base, self.role, rows).chunk(2)
-            loss = self._loss(chosen, rejected, batch).sum() / len(pairs)
-            loss.backward()
-            margin = (chosen - rejected).detach()
-            totals["loss"] += float(loss.detach())
-            totals["accuracy"] += float((margin > 0).sum()) / len(pairs)
-            totals["margin"] += float(margin.sum()) / len(pairs)
+
+        def attempt(tokens: int) -> tuple[dict[str, float], list[str]]:
+            optimizer.zero_grad(set_to_none=True)
+            totals, bad = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}, []
+            for micro in length_batches(lengths, max_tokens=tokens):
+                batch = [pairs[i] for i in micro]
+                rows = [pair.chosen_ids for pair in batch] + [pair.rejected_ids for pair in batch]
+                chosen, rejected = _rewards(base, self.role, rows).chunk(2)
+                losses = self._loss(chosen, rejected, batch)
+                finite = losses.isfinite().tolist()
+                bad += [f"row {pair.index}" for pair, fine in zip(batch, finite, strict=True) if not fine]
+                loss = losses.sum() / len(pairs)
+                loss.backward()
+                margin = (chosen - rejected).detach()
+                totals["loss"] += float(loss.detach())
+                totals["accuracy"] += float((margin > 0).sum()) / len(pairs)
+                totals["margin"] += float(margin.sum()) / len(pairs)
+            return totals, bad
+
+        totals, bad = self.updating.within(attempt, max(lengths))
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.stage.max_grad_norm or math.inf))
-        if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
-            raise GuardError(
-                f"{self.stage.name}: the update is not finite (loss {totals['loss']}, gradient norm {norm}). Lower "
-                "learning_rate."
-            )
-        optimizer.step()
+        if self.finite(step, totals["loss"], norm, bad):
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.tokens += sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
         return {**totals, "grad_norm": norm, "num_tokens": float(self.tokens)}

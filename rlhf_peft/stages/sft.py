@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from ..engine import POLICY
 from ..recipe.schema import SftStage
 from .context import Context
-from .trl_bridge import arguments, quietly, settle, train
+from .trl_bridge import arguments, ours, settle, train
 from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
 
 METRICS: dict[str, str] = {
@@ -63,7 +63,7 @@ def run(stage: SftStage, ctx: Context) -> dict[str, float]:
                 "assistant_only_loss": stage.assistant_only_loss,
             }
         )
-        return quietly(SFTTrainer)(
+        return ours(SFTTrainer)(
             model=model,
             args=settle(args, stage, ctx.base),
             train_dataset=rows,

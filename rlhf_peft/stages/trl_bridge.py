@@ -7,26 +7,30 @@ later stage has an Accelerator of its own.
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.rows import quiet
 from ..engine import POLICY, SharedBase
-from ..errors import DataError, GuardError, UsageError
+from ..errors import DataError, UsageError
 from ..recipe.schema import StageBase
 from .answers import FixedPrompts
 from .context import Context
+from .finite import Finite
 from .optimizer import warmup_steps
 from .trl_rows import eval_batch, rows_a_process
 
@@ -42,8 +46,9 @@ _CHECKPOINTING = _NEW if _NEW in TrainingArguments.__dataclass_fields__ else _OL
 class Figures(TrainerCallback):
     """Hands a trainer's figures to the run: one record an update, evaluations merged into it."""
 
-    def __init__(self, stage: str, ctx: Context, evaluate: bool, prompts: FixedPrompts) -> None:
-        self.stage = stage
+    def __init__(self, stage: StageBase, ctx: Context, evaluate: bool, prompts: FixedPrompts) -> None:
+        self.stage = stage.name
+        self.finite = Finite(stage.name, stage.max_bad_steps)
         self.prompts = prompts
         self.ctx = ctx
         self.evaluate = evaluate
@@ -63,6 +68,7 @@ class Figures(TrainerCallback):
             control.should_evaluate = True
         if state.is_world_process_zero and state.global_step < state.max_steps:
             self.prompts.at(int(state.global_step))
+        control.should_save = True  # after figures and evaluation; see `Ours`
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **kwargs: Any) -> None:
         """Figures of an update, or of an evaluation after it."""
@@ -81,14 +87,18 @@ class Figures(TrainerCallback):
             if state.is_world_process_zero:
                 self.ctx.log(self.stage, int(state.global_step), self._waiting)
             self._waiting = {}
-        self._check(figures, int(state.global_step))
 
-    def _check(self, figures: Mapping[str, float], step: int) -> None:
-        if not math.isfinite(figures.get("loss", 0.0)):
-            raise GuardError(
-                f"{self.stage}: the loss of update {step} is not finite ({figures['loss']}). Lower "
-                "learning_rate."
-            )
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An update without gradients changes nothing: one that is not finite is left without."""
+        if self.ctx.base.dtype == torch.float16:
+            return  # its loss scaling finds its measure by such updates, and skips them itself
+        parameters = [p for p in self.ctx.base.parameters(POLICY) if p.grad is not None]
+        if not parameters:
+            return
+        norm = float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm())
+        if not self.finite(int(state.global_step) + 1, 0.0, norm):
+            for parameter in parameters:
+                parameter.grad = None
 
 
 def arguments(stage: StageBase, ctx: Context, *, folder: str, micro: int, evaluated: int) -> dict[str, Any]:
@@ -161,11 +171,81 @@ def settle(args: Any, stage: StageBase, base: SharedBase) -> Any:
     return args
 
 
-def quietly(trainer: type) -> Any:
-    """A trainer class that sends no telemetry."""
-    return type(
-        trainer.__name__, (trainer,), {"_send_telemetry": lambda self: None, "__doc__": trainer.__doc__}
-    )
+class Ours:
+    """What takes the place of a trainer's telemetry and of its checkpoints, which would be pickled files.
+
+    Attributes:
+        keep: remembers where the trainer is; called after each update.
+        load: gives optimizer and schedule their state.
+        go_on: the same for the policy and for random numbers, once the trainer stands where it was.
+    """
+
+    keep: Callable[[], None]
+    load: Callable[[], None]
+    go_on: Callable[[], None]
+
+    def _send_telemetry(self) -> None: ...
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.keep()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None: ...
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        if checkpoint is not None:
+            self.load()
+
+    def _load_scaler(self, checkpoint: Any) -> None: ...
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        if checkpoint is not None:
+            self.go_on()
+
+
+def ours(trainer: type) -> Any:
+    """A trainer class that sends and writes nothing by itself."""
+    return type(trainer.__name__, (Ours, trainer), {"__doc__": trainer.__doc__})
+
+
+def _connect(trainer: Any, stage: StageBase, ctx: Context, figures: Figures, folder: str) -> str | None:
+    """Let a trainer remember where it is, and take up where it was; returns the folder that it resumes from."""
+
+    def state_dict() -> dict[str, Any]:
+        # Its history of figures grows with every update, and is in metrics.jsonl.
+        state = {**dataclasses.asdict(trainer.state), "log_history": []}
+        scaler = trainer.accelerator.scaler
+        return {
+            "trainer": json.loads(json.dumps(state)),
+            "tokens": trainer._total_train_tokens,
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "steps": figures.steps[:1] + figures.steps[1:][-1:],
+            "eval": figures.eval,
+            "skipped": figures.finite.in_a_row,
+        }
+
+    def keep() -> None:
+        step, total = int(trainer.state.global_step), int(trainer.state.max_steps)
+        last = {**(figures.steps[-1] if figures.steps else {}), **figures.eval}
+        ctx.saver.reached(stage, step, total, [POLICY], state_dict, last)
+
+    trainer.keep = keep
+    state = ctx.saver.state(stage)
+    if state is None:
+        return None
+
+    def load() -> None:
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.lr_scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None and trainer.accelerator.scaler is not None:
+            trainer.accelerator.scaler.load_state_dict(state["scaler"])
+
+    trainer.load, trainer.go_on = load, lambda: ctx.saver.go_on(state)
+    trainer._total_train_tokens = state["tokens"]
+    figures.steps, figures.finite.in_a_row = list(state["steps"]), state["skipped"]
+    (Path(folder) / TRAINER_STATE_NAME).write_text(json.dumps(state["trainer"]), encoding="utf-8")
+    return folder
 
 
 @contextmanager
@@ -201,13 +281,13 @@ def train(
     """
     began = time.monotonic()
     prompts = FixedPrompts(stage, ctx)
-    figures = Figures(stage.name, ctx, held_out is not None, prompts)
+    figures = Figures(stage, ctx, held_out is not None, prompts)
     with own_accelerate(), tempfile.TemporaryDirectory() as folder, ctx.base.lend(POLICY) as model, quiet():
         trainer = build(model, folder, deepcopy(ctx.base.tokenizer))
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(figures)
         _check_rows(stage, trainer.train_dataset)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=_connect(trainer, stage, ctx, figures, folder))
         step = int(trainer.state.global_step)
         main = trainer.is_world_process_zero()
         _release(trainer)

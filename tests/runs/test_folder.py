@@ -135,7 +135,7 @@ def test_overwriting_removes_what_a_run_made_and_nothing_else(run):
     (run.path / "notes.txt").write_text("mine")
     run.finish("done")
     again = RunFolder.create(run.path.parent, "one", overwrite=True)
-    assert sorted(p.name for p in again.path.iterdir()) == ["manifest.json", "notes.txt"]
+    assert sorted(p.name for p in again.path.iterdir()) == [".lock", "manifest.json", "notes.txt"]
     assert read_manifest(again.path)["status"] == "running"
 
 

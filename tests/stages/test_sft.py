@@ -295,6 +295,6 @@ def test_longest_row_is_exact_for_few_rows(make_context: MakeContext, demonstrat
     assert longest_row(rows, encoder) == max(len(encoder.completion(row)) for row in rows)
 
 
-def test_quietly_keeps_the_trainer() -> None:
-    made = trl_bridge.quietly(SFTTrainer)
+def test_ours_keeps_the_trainer() -> None:
+    made = trl_bridge.ours(SFTTrainer)
     assert issubclass(made, SFTTrainer) and made.__name__ == "SFTTrainer"

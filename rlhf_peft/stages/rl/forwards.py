@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...data import length_batches, pad_right
 from ...engine import POLICY, REFERENCE, VALUE, Shared, SharedBase, share
 from ...types import Rollout
+from ..memory import Budget
 
 ValueTrunk = Literal["own", "policy", "reward"] | None
 
@@ -108,11 +109,11 @@ class Scorer:
         base: the shared base.
         value: trunk of the value head, or None.
         temperature: of the sampling distribution.
-        max_tokens: most tokens, padding included, in one forward.
+        budget: of tokens in one forward.
     """
 
-    def __init__(self, base: SharedBase, value: ValueTrunk, temperature: float, max_tokens: int) -> None:
-        self.base, self.value, self.temperature, self.max_tokens = base, value, temperature, max_tokens
+    def __init__(self, base: SharedBase, value: ValueTrunk, temperature: float, budget: Budget) -> None:
+        self.base, self.value, self.temperature, self.budget = base, value, temperature, budget
 
     def __call__(
         self,
@@ -147,8 +148,12 @@ class Scorer:
         )
         frozen = self._frozen(reference, with_values, heads, readers)
         lengths, groups = rollout.lengths.tolist(), rollout.group.tolist()
-        for rows in length_batches(lengths, max_tokens=self.max_tokens, group=groups):
-            self._batch(rollout, rows, frozen, out)
+
+        def attempt(tokens: int) -> None:
+            for rows in length_batches(lengths, max_tokens=tokens, group=groups):
+                self._batch(rollout, rows, frozen, out)
+
+        self.budget.within(attempt, max(lengths))
         return out
 
     def _frozen(

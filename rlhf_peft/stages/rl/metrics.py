@@ -37,6 +37,7 @@ METRICS: dict[str, str] = {
     "completions/eos_rate": "share of completions that ended by EOS",
     "frac_reward_zero_std": "share of groups of two or more rows whose scores are all equal",
     "grad_norm": "mean over updates of the norm of the gradient before clipping",
+    "updates/skipped": "share of the step's updates that were skipped because loss or gradient were not finite",
     "learning_rate": "of the policy, in this step",
     "sampling/sampling_logp_difference/mean": "mean over tokens of |logp - sampler's logp|",
     "sampling/sampling_logp_difference/max": "largest |logp - sampler's logp| of a token",
@@ -138,6 +139,12 @@ class Averages:
         """Take in a figure that counts once."""
         self._sums[name] = self._sums.get(name, 0.0) + value
         self._counts[name] = self._counts.get(name, 0.0) + 1
+
+    def take(self, other: Averages) -> None:
+        """Take in all of another's figures."""
+        for mine, theirs in ((self._sums, other._sums), (self._counts, other._counts)):
+            for name, value in theirs.items():
+                mine[name] = mine.get(name, 0.0) + value
 
     def gather(self, ranks: Ranks) -> None:
         """Take in what the other processes have."""

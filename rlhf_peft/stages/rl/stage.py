@@ -20,7 +20,9 @@ from ...hookspecs import Algorithm, Sampler
 from ...recipe.schema import RlStage
 from ..answers import FixedPrompts
 from ..context import Context
-from ..optimizer import make_optimizer, warmup_steps
+from ..finite import Finite
+from ..memory import Budget
+from ..optimizer import advance, make_optimizer, warmup_steps
 from ..view import BaseView
 from .collect import Collector, ahead
 from .evaluate import Answers, Evaluator
@@ -41,7 +43,7 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
     base.fix_reference()
     loop = Loop(stage, ctx)
     ctx.reporter.stage(stage.name, loop.steps)
-    with base.without_dropout(), base.training([POLICY, *loop.value_roles]) as parameters:
+    with base.without_dropout(), base.training(loop.trained) as parameters:
         loop.prepare(parameters)
         loop.check_reference()
         before = loop.evaluate(0)
@@ -49,7 +51,7 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
         prompts.answer(0)
         last: dict[str, float] = {}
         answers = before
-        for step in range(1, loop.steps + 1):
+        for step in range(loop.resume() + 1, loop.steps + 1):
             last = loop.iteration(step)
             due = stage.eval.every is not None and step % stage.eval.every == 0
             if loop.evaluator is not None and (due or step == loop.steps):
@@ -59,9 +61,10 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
             if step < loop.steps:
                 prompts.at(step)
             loop.check_kl(step, last)
+            ctx.saver.reached(stage, step, loop.steps, loop.trained, loop.state_dict, last)
         prompts.answer(loop.steps)
     loop.close()
-    for role in [POLICY, *loop.value_roles]:
+    for role in loop.trained:
         if base.adapter_of(role) == role:
             ctx.save_role(stage.name, loop.steps, role)
     return outcome(last, before, answers)
@@ -88,16 +91,18 @@ class Loop:
         self._check_sampler()
         self.rewards = Rewards(ctx.registry, stage.rewards, self.base, stage=stage.name)
         self.value_roles = self._make_value()
+        self.trained = [POLICY, *self.value_roles]
         self.view = BaseView(self.base)
         tokens = ctx.recipe.model.tokens_per_forward
-        self.scorer = Scorer(self.base, self.algorithm.value, self.sampler.params.temperature, tokens)
+        self.scoring, self.updating = Budget(stage.name, tokens), Budget(stage.name, tokens)
+        self.scorer = Scorer(self.base, self.algorithm.value, self.sampler.params.temperature, self.scoring)
         self.stream, self.evaluator = self._data()
         self.collector = Collector(
             stage, ctx, self.algorithm, self.sampler, self.scorer, self.rewards, self.stream, self.view
         )
         epochs = max(1, int(stage.num_train_epochs * max(1, self.prompts // stage.prompts_per_step)))
         self.steps = stage.max_steps or epochs
-        self.tokens = 0
+        self.step, self.tokens = 0, 0
 
     def _check_sampler(self) -> None:
         where = f"stages.{self.stage.name}.sampler"
@@ -211,9 +216,10 @@ class Loop:
             self.optimizer,
             parameters,
             max_grad_norm=stage.max_grad_norm,
-            max_tokens=self.ctx.recipe.model.tokens_per_forward,
+            budget=self.updating,
             pad_id=self.view.pad_id,
             importance_cap=stage.importance_cap,
+            finite=Finite(stage.name, stage.max_bad_steps),
         )
 
     def check_reference(self) -> None:
@@ -235,9 +241,47 @@ class Loop:
                 f"most {SAME_POLICY:g}): the KL would be measured against the wrong model."
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the loop has changed so far, beside its roles."""
+        held_out = None if self.evaluator is None else self.evaluator.rewards.state_dict()
+        keeps = self.sampler.state_dict() if hasattr(self.sampler, "state_dict") else None
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "skipped": self.updater.finite.in_a_row,
+            "budgets": [self.scoring.tokens, self.updating.tokens],
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+            "rewards": self.rewards.state_dict(),
+            "held_out_rewards": held_out,
+            "sampler": keeps,
+            "prompts": self.stream.state_dict(),
+        }
+
+    def resume(self) -> int:
+        """Go on from a checkpoint, if there is one of this stage; returns the last step that was done."""
+        state = self.ctx.saver.state(self.stage)
+        if state is None:
+            return 0
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.updater.finite.in_a_row = state["skipped"]
+        self.scoring.tokens, self.updating.tokens = state["budgets"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.rewards.load_state_dict(state["rewards"])
+        if self.evaluator is not None and state["held_out_rewards"] is not None:
+            self.evaluator.rewards.load_state_dict(state["held_out_rewards"])
+        if state["sampler"] is not None:
+            self.sampler.load_state_dict(state["sampler"])  # type: ignore[attr-defined]
+        self.stream.load_state_dict(state["prompts"])
+        self.ctx.saver.go_on(state)
+        return self.step
+
     def iteration(self, step: int) -> dict[str, float]:
         """One rollout and its updates; returns the step's figures."""
-        clock = Clock()
+        self.step, clock = step, Clock()
         # 1. Completions, what all roles and rewards say of them, and the rows to train on.
         got = self.collector(step, clock)
         scored, keep = got.scored, got.keep
@@ -257,8 +301,8 @@ class Loop:
             owner=got.owner,
         )
         rate = self.scheduler.get_last_lr()[0]
-        updates = self.updater(batch, self.ctx.generator(self.stage.name, "permutation", step))
-        self.scheduler.step()
+        updates = self.updater(batch, self.ctx.generator(self.stage.name, "permutation", step), step)
+        advance(self.scheduler)
         clock.lap("update")
         # 4. Figures and samples.
         self.tokens += int(scored.rollout.lengths.sum())

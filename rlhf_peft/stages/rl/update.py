@@ -14,9 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 from ... import maths
 from ...data import length_batches, pad_right
 from ...engine import SharedBase
-from ...errors import GuardError
 from ...hookspecs import Algorithm
 from ...types import Minibatch, Outputs, Scored, Totals
+from ..finite import Finite
+from ..memory import Budget
 from ..ranks import Ranks
 from .forwards import shared_prompts
 from .metrics import Averages
@@ -68,9 +69,10 @@ class Updater:
         optimizer: over the module's trainable parameters.
         parameters: those parameters.
         max_grad_norm: clipping; 0 is off.
-        max_tokens: most tokens, padding included, in one forward.
+        budget: of tokens in one forward.
         pad_id: what padding holds; any id, for masks come from lengths.
         importance_cap: of the weight between trainer and sampler; None: there is none.
+        finite: says whether an update may be taken.
     """
 
     def __init__(
@@ -84,18 +86,23 @@ class Updater:
         parameters: list[nn.Parameter],
         *,
         max_grad_norm: float,
-        max_tokens: int,
+        budget: Budget,
         pad_id: int,
+        finite: Finite,
         importance_cap: float | None = None,
     ) -> None:
+        self.finite = finite
+        self._step_number = 0
+        self._bad: list[int] = []
         self.importance_cap = importance_cap
         self.module, self.base, self.algorithm, self.accelerator = module, base, algorithm, accelerator
         self.ranks = ranks
         self.optimizer, self.parameters = optimizer, parameters
-        self.max_grad_norm, self.max_tokens, self.pad_id = max_grad_norm, max_tokens, pad_id
+        self.max_grad_norm, self.budget, self.pad_id = max_grad_norm, budget, pad_id
 
-    def __call__(self, batch: Batch, generator: torch.Generator) -> dict[str, float]:
-        """All epochs over one batch; returns the figures of the updates."""
+    def __call__(self, batch: Batch, generator: torch.Generator, step: int) -> dict[str, float]:
+        """All epochs over one batch; returns the figures of the updates. `step` is for messages."""
+        self._step_number = step
         averages = Averages()
         extremes = [math.inf, -math.inf]
         for _ in range(self.algorithm.epochs):
@@ -113,12 +120,21 @@ class Updater:
         owner = batch.owner
         busy = [row for row in rows if not bool(batch.idle[row])]
         mine = busy if owner is None else [row for row in busy if int(owner[row]) == self.ranks.rank]
-        loss = 0.0
         lengths = batch.scored.rollout.lengths[mine].tolist()
         units, groups = batch.unit[mine].tolist(), batch.scored.rollout.group[mine].tolist()
-        with self.accelerator.no_sync(self.module):
-            for micro in length_batches(lengths, max_tokens=self.max_tokens, unit=units, group=groups):
-                loss += self.micro_step(batch, [mine[i] for i in micro], totals, averages, extremes)
+
+        def attempt(tokens: int) -> tuple[float, Averages, list[float]]:
+            self._bad = []
+            self.optimizer.zero_grad(set_to_none=True)
+            loss, figures, ratios = 0.0, Averages(), [math.inf, -math.inf]
+            with self.accelerator.no_sync(self.module):
+                for micro in length_batches(lengths, max_tokens=tokens, unit=units, group=groups):
+                    loss += self.micro_step(batch, [mine[i] for i in micro], totals, figures, ratios)
+            return loss, figures, ratios
+
+        loss, figures, ratios = self.budget.within(attempt, max(lengths, default=0))
+        averages.take(figures)
+        extremes[0], extremes[1] = min(extremes[0], ratios[0]), max(extremes[1], ratios[1])
         self.ranks.sum_gradients(self.parameters)
         loss = sum(self.ranks.gather(loss))
         norm = float(
@@ -126,15 +142,21 @@ class Updater:
             if self.parameters
             else 0.0
         )
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise GuardError(
-                f"the update is not finite (loss {loss}, gradient norm {norm}). Lower the learning rate, or look for "
-                "infinite rewards in samples.jsonl."
-            )
-        self.optimizer.step()
+        taken = self.finite(self._step_number, loss, norm, self._named(batch))
+        if taken:
+            self.optimizer.step()
+            averages.add_value("loss", loss)
+            averages.add_value("grad_norm", norm)
         self.optimizer.zero_grad(set_to_none=True)
-        averages.add_value("loss", loss)
-        averages.add_value("grad_norm", norm)
+        averages.add_value("updates/skipped", float(not taken))
+
+    def _named(self, batch: Batch) -> list[str]:
+        """The rows of the last minibatch that have a part that is not finite, by their prompts."""
+        prompts = batch.scored.rollout.columns.get("prompt")
+        told = [
+            f"row {row}" if prompts is None else f"row {row} ({_short(prompts[row])})" for row in self._bad
+        ]
+        return list(dict.fromkeys(told))
 
     def micro_step(
         self, batch: Batch, rows: list[int], totals: Totals, averages: Averages, extremes: list[float]
@@ -147,6 +169,8 @@ class Updater:
             self._note(batch, rows, logps, entropy)
         self._weigh(batch, rows, minibatch, logps.detach())
         terms, figures = self.algorithm.loss(Outputs(logps, values, entropy), minibatch)
+        real = terms if terms.dim() == 1 else torch.where(minibatch.mask, terms, 0.0).sum(-1)
+        self._bad += [row for row, finite in zip(rows, real.isfinite().tolist(), strict=False) if not finite]
         if terms.dim() == 1:
             loss = terms.sum() / totals.rows
         else:
@@ -204,6 +228,12 @@ class Updater:
         if batch.value_hidden is not None:
             hidden = pad_sequence([batch.value_hidden[i] for i in rows], batch_first=True).to(device)
         return ids, minibatch, hidden
+
+
+def _short(prompt: Any) -> str:
+    """The beginning of a prompt, in quotes."""
+    text = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def minibatches(unit: Tensor, keep: Tensor, count: int, generator: torch.Generator) -> Iterator[list[int]]:

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from rlhf_peft.builtin.algorithms.ppo import Ppo, PpoOptions
 from rlhf_peft.engine import LoraSpec, SharedBase, Source
+from rlhf_peft.stages.finite import Finite
+from rlhf_peft.stages.memory import Budget
 from rlhf_peft.stages.ranks import Ranks
 from rlhf_peft.stages.rl.forwards import Scorer, UpdateModule
 from rlhf_peft.stages.rl.metrics import Averages
@@ -56,7 +58,7 @@ def rollout(lengths=((5, 7), (3, 12), (8, 2), (4, 9), (6, 1)), seed=0):
 
 
 def ready(base, trunk, data, max_tokens=10_000):
-    scorer = Scorer(base, trunk, 1.0, max_tokens)
+    scorer = Scorer(base, trunk, 1.0, Budget("rl", max_tokens))
     quantities = scorer(data, heads=("reward-0",))
     mask = torch.nn.utils.rnn.pad_sequence(data.action_mask, batch_first=True)
     scored = Scored(
@@ -86,8 +88,9 @@ def gradient(base, trunk, algorithm, batch, split, pad_id=0):
             None,
             parameters,
             max_grad_norm=0,
-            max_tokens=10_000,
+            budget=Budget("rl", 10_000),
             pad_id=pad_id,
+            finite=Finite("rl", 0),
         )
         rows = [i for part in split for i in part]
         totals = Totals(tokens=int(batch.scored.mask[rows].sum()), rows=len(rows))
@@ -149,7 +152,7 @@ def test_policy_and_reference_agree_after_an_adapter_was_trained(setting):
 def test_policy_and_reference_agree_from_the_raw_base():
     base = SharedBase(Source("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
     base.fix_reference()
-    quantities = Scorer(base, None, 1.0, 10_000)(rollout())
+    quantities = Scorer(base, None, 1.0, Budget("rl", 10_000))(rollout())
     assert base.adapter_of("reference") is None
     assert float((quantities.logps - quantities.ref_logps).abs().max()) < 1e-4
 

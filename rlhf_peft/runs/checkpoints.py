@@ -1,0 +1,183 @@
+"""Checkpoints of a run: written aside, hashed, renamed; complete or absent, never partial.
+
+    checkpoints/<stage>-<step>/   <stage>-done/
+      adapters/<role>/  state.json  state.safetensors  checkpoint.json
+
+checkpoint.json comes last and holds the hash of every other file. What is in the files is the caller's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, RunFolderError
+from .folder import plain
+from .manifest import sha256, sync_folder, write_whole
+
+FOLDER = "checkpoints"
+FILE = "checkpoint.json"
+FORMAT = "rlhf-peft checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One that is whole.
+
+    Attributes:
+        path: its folder.
+        info: what was written down with it, `number` (it counts up) and `files` (path to sha256) among it.
+    """
+
+    path: Path
+    info: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`<stage>-<step>` or `<stage>-done`."""
+        return self.path.name
+
+
+class Checkpoints:
+    """The checkpoints of a run folder.
+
+    Args:
+        run: the run's folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / FOLDER
+
+    def save(self, name: str, info: Mapping[str, Any], fill: Callable[[Path], None]) -> Checkpoint:
+        """Write one; others stay as they are until it is there.
+
+        Args:
+            name: of the checkpoint.
+            info: goes into checkpoint.json.
+            fill: writes the files into a folder.
+
+        Raises:
+            CheckpointError: it could not be written, because the disk is full, say; nothing is left of it.
+        """
+        aside = self.folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _remove(aside)
+            aside.mkdir()
+            fill(aside)
+            files = sorted(path for path in aside.rglob("*") if path.is_file())
+            for file in files:
+                _sync(file)
+            hashes = {file.relative_to(aside).as_posix(): sha256(file) for file in files}
+            number = max((found["number"] for _, found in self._listed()), default=0) + 1
+            written = {
+                "format": FORMAT,
+                "version": VERSION,
+                **info,
+                "number": number,
+                "files": hashes,
+            }
+            text = json.dumps(plain(written), indent=2, ensure_ascii=False, allow_nan=False)
+            write_whole(aside / FILE, text + "\n")
+            for folder in {file.parent for file in files}:
+                sync_folder(folder)
+            target = self.folder / name
+            if target.exists():
+                _remove(target)
+            os.replace(aside, target)
+            sync_folder(self.folder)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                _remove(aside)
+            if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+                raise CheckpointError(
+                    f"{self.folder / name}: cannot be written: {error}. Earlier checkpoints are as they were."
+                ) from error
+            raise
+        return Checkpoint(target, written)
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest one that is whole, as is the one that its stage began with; and what is wrong with newer ones."""
+        wrong: list[str] = []
+        for path, _ in sorted(self._listed(), key=lambda found: -found[1]["number"]):
+            try:
+                found = self.read(path.name)
+                if found.info.get("begun") is not None:
+                    self.read(found.info["begun"])
+            except RunFolderError as error:
+                wrong.append(str(error))
+                continue
+            return found, wrong
+        return None, wrong
+
+    def read(self, name: str) -> Checkpoint:
+        """One by its name, every file checked against its hash.
+
+        Raises:
+            RunFolderError: there is none, or it is damaged.
+        """
+        path = self.folder / name
+        info = _read(path)
+        if info is None:
+            raise RunFolderError(f"{path}: not a checkpoint, or one that is damaged")
+        for file, digest in info["files"].items():
+            if not (path / file).is_file():
+                raise RunFolderError(f"{path}: {file} is missing")
+            if sha256(path / file) != digest:
+                raise RunFolderError(f"{path}: {file} is damaged, its hash is another than was written down")
+        return Checkpoint(path, info)
+
+    def forget_after(self, number: int) -> None:
+        """Remove what came after one, and what was left by a process that was killed while it wrote."""
+        for path in self.folder.glob("*") if self.folder.is_dir() else ():
+            info = _read(path)
+            if info is None or info["number"] > number:
+                _remove(path)
+
+    def remove(self, names: Collection[str]) -> None:
+        """Remove these."""
+        for name in names:
+            _remove(self.folder / name)
+
+    def names(self, stage: str | None = None) -> list[str]:
+        """Those that there are, or those of one stage, the oldest first."""
+        found = sorted(self._listed(), key=lambda found: found[1]["number"])
+        return [path.name for path, info in found if stage is None or info.get("stage") == stage]
+
+    def _listed(self) -> list[tuple[Path, dict[str, Any]]]:
+        paths = (
+            [path for path in self.folder.iterdir() if not path.name.startswith(".")]
+            if self.folder.is_dir()
+            else []
+        )
+        return [(path, info) for path in paths if (info := _read(path)) is not None]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What is written down of a checkpoint; None where that cannot be read."""
+    try:
+        info = json.loads((path / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(info, dict) and info.get("format") == FORMAT and info.get("version") == VERSION
+    whole = whole and isinstance(info.get("number"), int) and isinstance(info.get("files"), dict)
+    return info if whole else None
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()

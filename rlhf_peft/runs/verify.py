@@ -1,0 +1,63 @@
+"""Whether a run folder is what it was when it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import RunFolderError
+from .checkpoints import Checkpoints
+from .folder import ADAPTERS
+from .manifest import read_manifest, sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        what: was looked at.
+        wrong: what is wrong with it and what to do; None: it is as it was.
+    """
+
+    what: str
+    wrong: str | None = None
+
+
+def verify_files(run: Path) -> Iterator[Check]:
+    """Every file whose hash was written down, and every checkpoint.
+
+    Raises:
+        RunFolderError: it is no run folder.
+    """
+    manifest = read_manifest(run)
+    status = manifest.get("status")
+    yield Check(f"manifest.json: status {status}", None if status == "done" else _unfinished(status))
+    hashes = manifest.get("artifacts", {})
+    for name, digest in sorted(hashes.items()):
+        yield Check(name, _file(run / name, digest))
+    found = {p.relative_to(run).as_posix() for p in (run / ADAPTERS).rglob("*") if p.is_file()}
+    for name in sorted(found - hashes.keys()) if status == "done" else ():
+        yield Check(name, "is not in the manifest: it was put there later. Remove it.")
+    checkpoints = Checkpoints(run)
+    folders = [path for path in checkpoints.folder.glob("*") if not path.name.startswith(".")]
+    for path in sorted(folders):
+        try:
+            checkpoints.read(path.name)
+        except RunFolderError as error:
+            yield Check(f"checkpoints/{path.name}", f"{error}. A run resumes from the one before it.")
+        else:
+            yield Check(f"checkpoints/{path.name}")
+
+
+def _unfinished(status: object) -> str:
+    return f"the run is not finished (status {status}). Go on with: rlhf-peft run RECIPE --resume"
+
+
+def _file(path: Path, digest: str) -> str | None:
+    if not path.is_file():
+        return "is missing. Bring it back from a copy, or run again."
+    if sha256(path) != digest:
+        return "is another file than was written. Bring it back from a copy, or run again."
+    return None

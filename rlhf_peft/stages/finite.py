@@ -1,0 +1,57 @@
+"""Updates whose loss or gradient is not finite: skipped and counted, and too many in a row stop the run."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+from ..errors import GuardError
+
+log = logging.getLogger("rlhf_peft")
+NAMED = 3
+"""Rows that a message names."""
+
+
+class Finite:
+    """Looks at every update before it is taken.
+
+    Args:
+        stage: its name, for messages.
+        most: updates in a row that may be skipped.
+
+    Attributes:
+        in_a_row: updates skipped so far, since the last that was taken.
+    """
+
+    def __init__(self, stage: str, most: int) -> None:
+        self.stage, self.most, self.in_a_row = stage, most, 0
+
+    def __call__(self, step: int, loss: float, norm: float, rows: Sequence[str] = ()) -> bool:
+        """Whether an update may be taken.
+
+        Args:
+            step: of the update, for messages.
+            loss: of the update.
+            norm: of its gradient.
+            rows: those whose part is not finite, in words.
+
+        Raises:
+            GuardError: it may not, as none of those before it.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.in_a_row = 0
+            return True
+        self.in_a_row += 1
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        named = f" It comes from {', '.join(rows[:NAMED])}{more}." if rows else ""
+        told = (
+            f"{self.stage} step {step}: the update is not finite (loss {loss}, gradient norm {norm}).{named}"
+        )
+        if self.in_a_row > self.most:
+            raise GuardError(
+                f"{told} {self.in_a_row} updates in a row were of no use. Lower learning_rate, look at those rows and "
+                "at their rewards in samples.jsonl, or allow more with max_bad_steps."
+            )
+        log.warning("%s It is skipped.", told)
+        return False
