@@ -19,6 +19,7 @@ A plugin is one module:
 from __future__ import annotations
 
 from . import maths
+from .dense import Dense, quick_size
 from .errors import (
     DataError,
     GuardError,
@@ -68,6 +69,7 @@ __all__ = [
     "AlgorithmOptions",
     "DataError",
     "Dataset",
+    "Dense",
     "Finish",
     "FunctionOptions",
     "FunctionReward",
@@ -104,4 +106,5 @@ __all__ = [
     "function_reward",
     "hookimpl",
     "maths",
+    "quick_size",
 ]

@@ -19,7 +19,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_peft.maths.dense import Dense
+from ..dense import Dense
 
 HEADROOM = 1.5
 """Free memory must be this many times the dense weights."""

@@ -211,13 +211,18 @@ class Roster(Forwards):
         adapter = self.adapter_of(role)
         if adapter is None:
             raise ModelError(f"{role} is the raw base; there is nothing to save.")
-        artifacts.write(self.hold(role), folder)
+        artifacts.write(artifacts.hold(self.model, adapter, self.source.path, self._head_of(role)), folder)
 
     def hold(self, role: str) -> artifacts.Held:
         """A copy of what is a role's own: its adapter, unless it shares another role's, and its head."""
         adapter = self.adapter_of(role)
-        head: Any = self.heads[role] if role in self.heads else None  # noqa: SIM401 (ModuleDict has no get)
-        return artifacts.hold(self.model, adapter if adapter == role else None, self.source.path, head)
+        own = adapter if adapter == role else None
+        return artifacts.hold(self.model, own, self.source.path, self._head_of(role))
+
+    def _head_of(self, role: str) -> ScalarHead | None:
+        found: Any = self.heads[role] if role in self.heads else None  # noqa: SIM401 (ModuleDict has no get)
+        head: ScalarHead | None = found
+        return head
 
     def refill(self, role: str, folder: Path) -> None:
         """Give a role that is there the tensors that were written down of it; its parameters stay the same objects.

@@ -19,7 +19,6 @@ from .advantages import (
     token_rewards,
     varies,
 )
-from .dense import Dense, quick_size
 from .kl import adaptive_beta, check_kl_placement, kl_estimate, kl_exact
 from .logprobs import token_logprobs
 from .losses import (
@@ -45,7 +44,6 @@ from .masked import (
 from .stats import distinct_n, expected_calibration_error
 
 __all__ = [
-    "Dense",
     "adaptive_beta",
     "bradley_terry",
     "check_kl_placement",
@@ -67,7 +65,6 @@ __all__ = [
     "masked_var",
     "overlong_penalty",
     "ppo_policy_terms",
-    "quick_size",
     "sequence_log_ratio",
     "token_logprobs",
     "token_rewards",

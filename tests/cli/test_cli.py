@@ -171,7 +171,14 @@ def test_run_hands_all_it_was_given_to_the_api(here, api, capsys):
     assert registry.strict_plugins
     assert registry.make("rewards", "short").name == "short"
     assert type(options.pop("reporter")).__name__ == "Quiet"
-    assert options == {"overwrite": True, "code_files": [Path("mine.py")], "trust_remote_code": True}
+    assert options == {
+        "overwrite": True,
+        "code_files": [Path("mine.py")],
+        "trust_remote_code": True,
+        "resume": False,
+        "resume_from": None,
+        "allow_changed": (),
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import torch
 
+from rlhf_peft.dense import Dense
 from rlhf_peft.engine import POLICY
-from rlhf_peft.maths import Dense
 
 from .support import load, stir, tokens
 

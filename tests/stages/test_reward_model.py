@@ -89,9 +89,9 @@ def test_the_update_does_not_depend_on_the_micro_batch(make_context):
     found = []
     with ctx.base.training(["reward-0"]) as parameters, ctx.base.role("reward-0", train=True):
         for budget in (4096, 64):
-            trainer = Trainer(stage_, ctx, "reward-0", pairs, [], 1)
-            trainer.budget = budget
-            figures = trainer._step(pairs[:12], Frozen(), parameters)
+            trainer = Trainer(stage_, ctx, 0, pairs, [], 1)
+            trainer.updating.tokens = budget
+            figures = trainer._step(1, pairs[:12], Frozen(), parameters)
             found.append((torch.cat([p.grad.flatten() for p in parameters]), figures))
             for parameter in parameters:
                 parameter.grad = None

@@ -91,7 +91,7 @@ def test_prints_sends_and_writes_nothing(
     folder = tmp_path / "runs" / "run"
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     policy = [f"adapters/policy/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
-    assert files == [*policy, "manifest.json", "metrics.jsonl"]
+    assert files == [".lock", *policy, "manifest.json", "metrics.jsonl"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demonstrations.jsonl", "runs"]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from rlhf_peft.plugin import maths
+from rlhf_peft.plugin import Dense, quick_size
 
 from .kv_cache import GrowingCache, GrowingLayer
 
@@ -73,7 +73,7 @@ class _Product:
     """
 
     def __init__(self, *layers: Any) -> None:
-        if len(layers) > 1 and all(isinstance(layer, maths.Dense) for layer in layers):
+        if len(layers) > 1 and all(isinstance(layer, Dense) for layer in layers):
             joined = [_join(layers)]
         else:
             joined = [layer.weight for layer in layers]
@@ -209,7 +209,7 @@ class LeanDecoder:
 
     def _columns(self, rows: Tensor) -> Tensor:
         """[H, B] for rows [B, H], filled up."""
-        missing = maths.quick_size(len(rows), rows.device) - len(rows)
+        missing = quick_size(len(rows), rows.device) - len(rows)
         return (torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows).t()
 
     def _turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_peft.maths import Dense, quick_size
-from rlhf_peft.maths.dense import FEW
+from rlhf_peft.dense import FEW, Dense, quick_size
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (2, 1, 8), (2, 5, 8), (1, 8), (8,), (FEW + 1, 8)])
