@@ -246,6 +246,12 @@ def test_only_some_checkpoints_are_kept(tmp_path, whole):
         run(recipe, after=16)
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert {"sft-done", "reward_model-done"} <= names and 1 <= len(names) - 2 <= 2
+    told = [
+        json.loads((path / "checkpoint.json").read_text())
+        for path in (tmp_path / "run" / "checkpoints").iterdir()
+    ]
+    best = {info["best"][1] for info in told if info["best"]}
+    assert best and best <= names
     shutil.rmtree(tmp_path / "run")
 
 

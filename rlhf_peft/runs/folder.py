@@ -218,15 +218,15 @@ class RunFolder:
             out.write("".join(lines))
 
     def lines(self) -> dict[str, int]:
-        """Bytes of each file of lines, and what of them is not on the disk yet is put there."""
-        found = {}
-        for name in (METRICS, SAMPLES):
-            path = self.path / name
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                found[name] = path.stat().st_size
-        return found
+        """Bytes of each file of lines."""
+        paths = {name: self.path / name for name in (METRICS, SAMPLES)}
+        return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
+
+    def sync(self) -> None:
+        """Put the lines that were written onto the disk."""
+        for name in self.lines():
+            with (self.path / name).open("rb") as file:
+                os.fsync(file.fileno())
 
     def cut(self, lines: Mapping[str, int]) -> None:
         """Take off the lines that came after.

@@ -147,6 +147,9 @@ class Saver:
         moment = self._moment
         if moment is None or moment.saved or not self.run.made:
             return self.safe
+        self.run.sync()
+        if stage is not None:
+            self._note_best(stage, moment, figures or {})
         info = {
             "stage": moment.stage,
             "step": moment.step,
@@ -161,15 +164,17 @@ class Saver:
         moment.saved = True
         self.told(moment.stage, moment.step, written.path)
         if stage is not None:
-            self._prune(stage, moment, figures or {})
+            self._prune(stage, moment)
         return written.name
 
-    def _prune(self, stage: StageBase, moment: Moment, figures: Mapping[str, float]) -> None:
+    def _note_best(self, stage: StageBase, moment: Moment, figures: Mapping[str, float]) -> None:
+        """Before it is written, so that a run that is resumed from it knows."""
+        name = stage.checkpoint.keep_best
+        if name is not None and name in figures and (self._best is None or figures[name] > self._best[0]):
+            self._best = (figures[name], moment.name)
+
+    def _prune(self, stage: StageBase, moment: Moment) -> None:
         settings = stage.checkpoint
-        if settings.keep_best is not None and settings.keep_best in figures:
-            found = figures[settings.keep_best]
-            if self._best is None or found > self._best[0]:
-                self._best = (found, moment.name)
         best = None if self._best is None else self._best[1]
         names = [name for name in self.checkpoints.names(stage.name) if name != f"{stage.name}-{DONE}"]
         old = names if moment.step == DONE else names[: -settings.keep]
