@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyView, SamplerError
+from rlhf_peft.plugin import PolicyView, SamplerError, quick_size
 
 from .draw import Knobs, draw
 from .local import LocalSampler
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .lean import LeanDecoder
 
 COMPACT_BELOW = 0.75
-"""The batch is compacted when fewer than this share of its rows are still being written."""
+"""The batch is compacted when fewer than this share of its rows are still being written, or where fewer are quicker."""
 
 
 class CachedOptions(SamplingOptions):
@@ -169,7 +169,7 @@ class Decoder:
             going = [i for i, row in enumerate(alive) if row.finish is None]
             if not going:
                 return
-            if len(going) < COMPACT_BELOW * len(alive):
+            if _fewer(len(going), len(alive), view.device):
                 keep = torch.tensor(going, device=view.device)
                 way.keep(keep)
                 alive = [alive[i] for i in going]
@@ -189,6 +189,12 @@ class Decoder:
             if self.lean:
                 return LeanDecoder(model, *given)
         return _Usual(model, *given)
+
+
+def _fewer(going: int, rows: int, device: torch.device) -> bool:
+    """Whether it pays to go on with those rows only that are still being written."""
+    quicker = device.type == "cpu" and quick_size(going, device) < quick_size(rows, device)
+    return quicker or going < COMPACT_BELOW * rows
 
 
 def _same(model: Any, view: PolicyView, read: _Read) -> bool:
