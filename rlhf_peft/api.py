@@ -71,8 +71,10 @@ def load_recipe(
     return load(source, overrides, plugins=registry)
 
 
-def load_base(recipe: Recipe, *, trust_remote_code: bool = False) -> SharedBase:
-    """The shared base that a recipe asks for.
+def load_base(
+    recipe: Recipe, *, trust_remote_code: bool = False, allow_changed: Collection[str] = ()
+) -> SharedBase:
+    """The shared base that a recipe asks for; `allow_changed` names what may differ from that of loaded adapters.
 
     Raises:
         ModelError: the model, its tokenizer or its quantization cannot be used here.
@@ -96,6 +98,7 @@ def load_base(recipe: Recipe, *, trust_remote_code: bool = False) -> SharedBase:
         max_length=model.max_length,
         gradient_checkpointing=model.gradient_checkpointing,
         merge_rollouts=model.merge_rollouts,
+        accepted=tuple(allow_changed),
     )
 
 
@@ -149,7 +152,8 @@ def run(
         begun_by: a finished run of the recipe's first stages, taken up instead of running them again.
         resume: go on with a run of that name; begin where there is none, and do nothing where it is finished.
         resume_from: name of the checkpoint to go on from; default: the newest that is whole.
-        allow_changed: what may differ from the run that is resumed, by the names of the message that refuses it.
+        allow_changed: what may differ from the run that is resumed, or from the base of adapters that are loaded, by
+            the names of the message that refuses it.
 
     Raises:
         UsageError: the recipe, the data, the model or the folder cannot be used; nothing was trained.
@@ -191,7 +195,7 @@ def run(
         later = recipe.model_copy(update={"stages": recipe.stages[1:]})
         for line in check_data(later, registry=registry):
             log.debug("%s", line)
-        base = load_base(recipe, trust_remote_code=trust_remote_code)
+        base = load_base(recipe, trust_remote_code=trust_remote_code, allow_changed=allow_changed)
         ranks.start(base.device)
         ctx = Context(recipe, base, registry, folder, reporter, result.stages, ranks)
         ctx.saver.fingerprints = fingerprints(recipe, registry, base, code_files)

@@ -24,7 +24,8 @@ from .cells import Cell, beginning, prefix, shared_stages
 from .errors import RlhfPeftError, RunFolderError, UsageError
 from .recipe import Recipe, dump
 from .runs import RunFolder, read_manifest, read_metrics
-from .runs.manifest import is_run, scrub
+from .runs.manifest import is_run
+from .scrub import scrub
 
 SHOWN = (
     "reward",

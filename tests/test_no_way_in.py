@@ -1,14 +1,22 @@
 """Nothing that a user or a run folder holds is ever run: no pickles, no unsafe YAML, no code from data."""
 
 import ast
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import rlhf_peft
+from rlhf_peft.errors import RunFolderError
+from rlhf_peft.runs import RunFolder, verify_files
+from rlhf_peft.scrub import scrub
 
 FILES = sorted(Path(rlhf_peft.__file__).parent.rglob("*.py"))
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+LISTENING = {"socketserver", "http.server", "xmlrpc.server", "wsgiref", "uvicorn", "flask"}
 CALLS = {
     "torch.load": "weights come from safetensors",
     "numpy.load": "arrays may be pickled",
@@ -38,7 +46,11 @@ def findings(tree):
             names = [node.module or ""]
         else:
             names = []
-        yield from (f"line {node.lineno}: imports {name}" for name in names if name.split(".")[0] in MODULES)
+        yield from (
+            f"line {node.lineno}: imports {name}"
+            for name in names
+            if name.split(".")[0] in MODULES or name in LISTENING
+        )
         if isinstance(node, ast.Call):
             called = dotted(node.func)
             if called in CALLS:
@@ -56,6 +68,7 @@ def test_no_file_of_the_package_runs_what_it_reads(file):
     "code",
     [
         "import pickle",
+        "import http.server",
         "from joblib import load",
         "torch.load('x')",
         "yaml.load(text)",
@@ -76,3 +89,118 @@ def test_a_stage_cannot_name_a_place_outside_of_its_run(name):
     recipe = {"version": 1, "name": "r", "model": {"path": "builtin:tiny"}, "stages": [stage]}
     with pytest.raises(RecipeError, match="cannot name a stage"):
         load(recipe)
+
+
+LISTENER = """
+import sys
+bound = []
+sys.addaudithook(lambda event, given: bound.append(given[1]) if event == "socket.bind" else None)
+from rlhf_peft.cli import execute
+code = execute(sys.argv[1:])
+assert not bound, f"listens on {bound}"
+sys.exit(code)
+"""
+
+
+def written_recipe(folder):
+    return (folder / "runs" / "r" / "recipe.yaml").read_text()
+
+
+def test_a_run_listens_nowhere_and_writes_no_secret(tmp_path):
+    (tmp_path / "rewards.py").write_text(
+        "import os\n"
+        "def brief(completions, **columns):\n"
+        "    return [-float(len(text)) for text in completions]\n"
+        "def leaky(completions, **columns):\n"
+        "    raise ValueError('no access with ' + os.environ['MY_TOKEN'])\n"
+    )
+    tiny = {"name": "tiny", "size": 8}
+    recipe = {
+        "version": 1,
+        "name": "r",
+        "output_dir": str(tmp_path / "runs"),
+        "device": "cpu",
+        "model": {"path": "builtin:tiny", "max_length": 64},
+        "stages": [
+            {
+                "stage": "rl",
+                "dataset": {**tiny, "part": "prompts"},
+                "algorithm": {"name": "grpo", "num_generations": 2},
+                "sampler": {"name": "cached", "max_new_tokens": 4},
+                "rewards": [
+                    {"name": "brief"},
+                    {"name": "leaky", "on_error": "abstain"},
+                    {
+                        "name": "http",
+                        "url": "http://127.0.0.1:9/?token=tttt9999",
+                        "on_error": "abstain",
+                    },
+                ],
+                "prompts_per_step": 4,
+                "max_steps": 1,
+            }
+        ],
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    secret = "environment-secret-0815"
+    rewards = [f"--reward={tmp_path}/rewards.py:{name}" for name in ("brief", "leaky")]
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENER, "run", str(tmp_path / "r.yaml"), *rewards],
+        env={**os.environ, "MY_TOKEN": secret, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no access with ***" in done.stderr and "http://127.0.0.1:9/?token=***" in written_recipe(tmp_path)
+    written = "".join(
+        file.read_text(errors="replace") for file in (tmp_path / "runs").rglob("*") if file.is_file()
+    )
+    for hidden in (secret, "tttt9999"):
+        assert hidden not in written, hidden
+        assert hidden not in done.stdout + done.stderr, hidden
+
+
+def test_what_counts_as_a_secret(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("SHORT_TOKEN", "abc")
+    monkeypatch.setenv("HOME_DIRECTORY", "/home/somebody")
+    text = "key 0123456789abcdef, abc, /home/somebody, Authorization: Bearer abcdefgh.1234, sk-abcdefghijklmnop1234"
+    assert scrub(text) == "key ***, abc, /home/somebody, Authorization: Bearer ***, sk-***"
+    assert scrub({"a": ["https://u:p@h/x"]}) == {"a": ["https://***@h/x"]}
+
+
+@pytest.mark.parametrize("part", ["adapters", "checkpoints", "metrics.jsonl", "manifest.json"])
+def test_a_link_inside_of_a_run_leads_nowhere(tmp_path, part):
+    run = RunFolder.create(tmp_path / "runs", "r")
+    run.append_metrics("sft", 1, {"loss": 1.0})
+    run.finish("done")
+    outside = tmp_path / "outside"
+    target = run.path / part
+    if part.endswith(("jsonl", "json")):
+        target.rename(outside)
+    else:
+        outside.mkdir()
+    target.symlink_to(outside)
+    before = outside.stat().st_mtime_ns
+    with pytest.raises(RunFolderError, match=f"{part}: a link that leads out of the run"):
+        RunFolder.resume(tmp_path / "runs", "r")
+    RunFolder.create(tmp_path / "runs", "r", overwrite=True).release()
+    assert not target.is_symlink()
+    assert outside.exists() and outside.stat().st_mtime_ns == before
+
+
+def test_a_manifest_that_names_files_elsewhere_is_found_out(tmp_path):
+    run = RunFolder.create(tmp_path / "runs", "r")
+    run.finish("done")
+    (tmp_path / "elsewhere").write_text("x")
+    run.update_manifest(artifacts={"../../elsewhere": "0" * 64})
+    wrong = {check.what: check.wrong for check in verify_files(run.path)}
+    assert "leads out of the run" in wrong["../../elsewhere"]
+
+
+@pytest.mark.parametrize("name", ["../sft-1", "/etc", "sft-1/..", ""])
+def test_a_checkpoint_is_named_not_found_by_path(tmp_path, name):
+    from rlhf_peft.runs import Checkpoints
+
+    with pytest.raises(RunFolderError, match="not a checkpoint"):
+        Checkpoints(tmp_path).read(name)

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import typer
 
 from ..errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, RlhfPeftError
+from ..scrub import scrub
 from .app import PROGRAM, Settings, app
 
 __all__ = ["execute", "main"]
@@ -108,7 +109,7 @@ def _usage(error: Any) -> str:
 
 def _say(text: str) -> None:
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(scrub(text), file=sys.stderr, flush=True)
     except OSError:
         return
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import RunFolderError, UsageError
+from ..scrub import scrub
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -113,4 +114,4 @@ def log_to_stderr(quiet: bool) -> None:
 class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        print(f"{level}{record.getMessage()}", file=sys.stderr)
+        print(scrub(f"{level}{record.getMessage()}"), file=sys.stderr)

@@ -27,7 +27,11 @@ def run(
     ] = None,
     allow_changed: Annotated[
         str | None,
-        typer.Option("--allow-changed", metavar="A,B", help="What may differ from the run that is resumed."),
+        typer.Option(
+            "--allow-changed",
+            metavar="A,B",
+            help="What may differ from the run that is resumed, or from the base of what is loaded.",
+        ),
     ] = None,
     plugin: Plugins = None,
     reward: Rewards = None,

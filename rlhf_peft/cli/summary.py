@@ -20,7 +20,8 @@ Row = tuple[str, str, str]
 def show(result: Result, recipe: Recipe, console: Console | None = None) -> None:
     """Print what a run came to, on stdout."""
     console = console or Console(soft_wrap=False)
-    table = Table(box=SIMPLE, title=f"{recipe.name}: done in {result.seconds:.0f} s", title_justify="left")
+    how = f"done in {result.seconds:.0f} s" if result.seconds else "has finished before; nothing was run"
+    table = Table(box=SIMPLE, title=f"{recipe.name}: {how}", title_justify="left")
     for column in ("stage", "figure", "value"):
         table.add_column(column)
     for stage in recipe.stages:

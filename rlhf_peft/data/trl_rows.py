@@ -9,7 +9,7 @@ from .checks import check_row, label_of
 from .conversation import explicit, from_sharegpt, tidy, with_system
 from .encode import Encoder
 from .formats import Format
-from .rows import BadRow, BadRows, OnBadRow, numbered, quiet
+from .rows import ROW, BadRow, BadRows, OnBadRow, numbered, quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +27,8 @@ def for_trl(
     stage: str | None = None,
 ) -> Dataset:
     """The rows as a TRL trainer wants them: only the format's columns, the prompt explicit, bad rows out.
+
+    Each row keeps its number in the file (`ROW`), which no trainer reads.
 
     Args:
         dataset: rows in `format`.
@@ -53,7 +55,7 @@ def for_trl(
             values = trl_row(row, format, system)
             if encoder is not None:
                 check_fit(values, encoder)
-            rows.append(values)
+            rows.append({**values, ROW: number})
     bad.finish(len(dataset))
     if unpair and format.kind == "preference":
         rows = [half for row in rows for half in unpaired(row)]

@@ -7,6 +7,8 @@ not.
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,9 +126,16 @@ def add(
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = model.training
     try:
-        model.add_adapter(name, config)
-    except ValueError as error:
-        raise ModelError(f"{where}lora.target_modules: {error}") from error
+        with warnings.catch_warnings():
+            # PEFT tells of patterns that meet no layer; what must be met is checked above.
+            warnings.simplefilter("ignore", UserWarning)
+            model.add_adapter(name, config)
+    except BaseException as error:
+        for layer in layers(model):  # PEFT leaves those that it has got to
+            layer.delete_adapter(name)
+        if isinstance(error, ValueError):
+            raise ModelError(f"{where}lora.target_modules: {error}") from error
+        raise
     finally:
         model.requires_grad_(False)
         for parameter, flag in flags:
@@ -151,6 +160,15 @@ def remove(model: Any, name: str) -> None:
 
 def check_targets(model: nn.Module, config: LoraConfig, where: str = "") -> None:
     """Raise ModelError if a listed target is no module of the model; PEFT minds only if all are not."""
+    patterns = [config.target_modules, config.exclude_modules, *(config.rank_pattern or ())]
+    for pattern in [*patterns, *(config.alpha_pattern or ()), config.layers_pattern]:
+        if isinstance(pattern, str):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ModelError(
+                    f"{where}lora.target_modules: the pattern {pattern!r} is no regular expression ({error})."
+                ) from error
     if isinstance(config.target_modules, str):
         return
     paths = [name.split(".") for name, _ in model.named_modules()]

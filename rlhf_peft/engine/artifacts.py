@@ -1,12 +1,14 @@
 """Adapters and heads on disk: saved in PEFT's own format, and taken in from runs, folders and the hub.
 
-A role's folder holds `adapter_model.safetensors` and `adapter_config.json`, and `head.safetensors` where the
-role has a scalar head. Pickled files are not read.
+A role's folder holds `adapter_model.safetensors` and `adapter_config.json`, `head.safetensors` where the role has
+a scalar head, and `base.json`: the fingerprint of the base. Pickled files are not read.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +16,19 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ModelError
 from . import adapters
+from . import fingerprint as fingerprints
 from .head import ScalarHead
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 HEAD_FILE = "head.safetensors"
+LORA = "LORA"
 SCORE_KEYS = ("score.weight", "v_head.summary.weight", "classifier.weight")
 """Where other tools keep a scalar head inside the adapter's own file."""
 SCORE_MODULES = frozenset(key.split(".")[0] for key in SCORE_KEYS)
@@ -54,22 +59,34 @@ class Held:
         config: of its adapter, as it is written down; None where it has none of its own.
         weights: PEFT's state dict.
         head: tensors of its scalar head, or None.
+        base: fingerprint of the base that it stands on.
     """
 
     config: LoraConfig | None
     weights: dict[str, Tensor]
     head: dict[str, Tensor] | None
+    base: Mapping[str, str]
 
 
-def hold(model: Any, adapter: str | None, base: str, head: ScalarHead | None = None) -> Held:
-    """A copy of an adapter (None: there is none) and a head; `base` is the hub id or path that is written down."""
+def hold(
+    model: Any, adapter: str | None, path: str, base: Mapping[str, str], head: ScalarHead | None = None
+) -> Held:
+    """A copy of an adapter and a head.
+
+    Args:
+        model: PEFT's.
+        adapter: its name; None: there is none.
+        path: hub id or path of the base, which is written down.
+        base: its fingerprint.
+        head: the scalar head, if there is one.
+    """
     config, weights = None, {}
     if adapter is not None:
         config = copy.deepcopy(model.peft_config[adapter])
         config.inference_mode = True
-        config.base_model_name_or_path = base
+        config.base_model_name_or_path = path
         weights = _copies(adapters.state(model, adapter))
-    return Held(config, weights, None if head is None else _copies(head.state_dict()))
+    return Held(config, weights, None if head is None else _copies(head.state_dict()), base)
 
 
 def write(held: Held, folder: Path) -> None:
@@ -82,6 +99,7 @@ def write(held: Held, folder: Path) -> None:
         (folder / HEAD_FILE).unlink(missing_ok=True)
     else:
         save_file(held.head, folder / HEAD_FILE, metadata={"format": "pt"})
+    fingerprints.write(folder, held.base)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,16 +171,27 @@ def read(folder: Path) -> Stored:
             f"{folder}: no {ADAPTER_FILE} beside {CONFIG_FILE} (pickled .bin files are not read)."
         )
     weights, scores = _split_head(tensors)
+    most = max((w.shape[0] for key, w in weights.items() if "lora_A" in key and w.ndim), default=0)
+    if max([config.r, *(config.rank_pattern or {}).values()]) > most:
+        raise ModelError(
+            f"{folder}: {CONFIG_FILE} says a rank of {config.r}, and no tensor of {ADAPTER_FILE} has more than {most}."
+        )
     return Stored(config, weights, _tensors(folder / HEAD_FILE) or scores, folder)
 
 
 def _config(folder: Path) -> LoraConfig:
+    path = folder / CONFIG_FILE
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{folder / CONFIG_FILE}: cannot be read as an adapter's configuration ({error})."
-        ) from error
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(told, dict) and told.get("peft_type", LORA) == LORA:
+            _Written.model_validate(told)
+        with warnings.catch_warnings():
+            # PEFT tells of keys that it ignores.
+            warnings.simplefilter("ignore", UserWarning)
+            config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = _first_wrong(error) if isinstance(error, ValidationError) else str(error)
+        raise ModelError(f"{path}: cannot be read as an adapter's configuration ({reason}).") from error
     if not isinstance(config, LoraConfig):
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise ModelError(f"{folder}: an adapter of type {kind}; only LoRA adapters can be roles.")
@@ -178,6 +207,30 @@ def _config(folder: Path) -> LoraConfig:
             "all roles share. Merge it into the base instead."
         )
     return config
+
+
+class _Written(BaseModel):
+    """What a LoRA configuration must hold to be one; PEFT itself looks at no type."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    r: PositiveInt = 8
+    lora_alpha: FiniteFloat = 8.0
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    use_rslora: bool = False
+    bias: str = "none"
+    target_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    alpha_pattern: dict[str, FiniteFloat] = Field(default_factory=dict)
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+
+
+def _first_wrong(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _tensors(path: Path) -> dict[str, Tensor] | None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -39,6 +39,7 @@ class SharedBase(Roster):
         max_length: longest row in tokens; None: what the model allows.
         gradient_checkpointing: recompute activations in the backward pass.
         merge_rollouts: decode with dense merged weights; None: if they fit in memory.
+        accepted: in what this base may differ from that of adapters which are loaded: names of `fingerprint`.
 
     Raises:
         ModelError: the model, its tokenizer or its quantization cannot be used here.
@@ -53,7 +54,9 @@ class SharedBase(Roster):
         max_length: int | None = None,
         gradient_checkpointing: bool = False,
         merge_rollouts: bool | None = None,
+        accepted: Collection[str] = (),
     ) -> None:
+        self.accepted = accepted
         self.source = source
         self.lora = lora or LoraSpec()
         self.lm, self.device, self.dtype = load_model(source)

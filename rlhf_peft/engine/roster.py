@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from . import adapters, artifacts
+from . import fingerprint as fingerprints
 from .adapters import LoraSpec
 from .forwards import Forwards
 from .head import ScalarHead
@@ -33,16 +35,25 @@ class Roster(Forwards):
     Attributes:
         model: PEFT's model around the causal language model.
         source: where the base comes from.
+        tokenizer: of the base.
         lora: shape of adapters that are given none.
+        accepted: in what a base may differ from the one that a loaded adapter was trained on: names of `fingerprint`.
     """
 
     model: Any
     source: Source
+    tokenizer: Any
     lora: LoraSpec
+    accepted: Collection[str]
     _adapter_of: dict[str, str | None]
     _seed: int
     _linear: list[str]
     _conv1d: bool
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What this base is: `base` (its weights), `quantization` and `chat_template`; saved with every adapter."""
+        return fingerprints.fingerprint(self.source, self.tokenizer)
 
     @property
     def roles(self) -> list[str]:
@@ -169,9 +180,13 @@ class Roster(Forwards):
         """Make a role from something saved: a run, a folder or a hub id; returns the folder it was read from.
 
         Raises:
-            ModelError: nothing is there, it does not fit this base, or a head is wanted and there is none.
+            ModelError: nothing is there, it was trained on another base, it does not fit this one, or a head is wanted
+                and there is none.
         """
         stored = artifacts.read(artifacts.resolve(reference, role))
+        wrong = fingerprints.refusal(stored.folder, self.fingerprint, self.accepted)
+        if wrong:
+            raise ModelError(wrong)
         if head and stored.head is None:
             key = role.rsplit("-", 1)[0]
             raise ModelError(
@@ -211,13 +226,17 @@ class Roster(Forwards):
         adapter = self.adapter_of(role)
         if adapter is None:
             raise ModelError(f"{role} is the raw base; there is nothing to save.")
-        artifacts.write(artifacts.hold(self.model, adapter, self.source.path, self._head_of(role)), folder)
+        artifacts.write(self._held(role, adapter), folder)
 
     def hold(self, role: str) -> artifacts.Held:
         """A copy of what is a role's own: its adapter, unless it shares another role's, and its head."""
         adapter = self.adapter_of(role)
         own = adapter if adapter == role else None
-        return artifacts.hold(self.model, own, self.source.path, self._head_of(role))
+        return self._held(role, own)
+
+    def _held(self, role: str, adapter: str | None) -> artifacts.Held:
+        head = self._head_of(role)
+        return artifacts.hold(self.model, adapter, self.source.path, self.fingerprint, head)
 
     def _head_of(self, role: str) -> ScalarHead | None:
         found: Any = self.heads[role] if role in self.heads else None  # noqa: SIM401 (ModuleDict has no get)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from . import shipped
 from .dump import Options
 from .messages import STAGES
-from .schema import Checkpoint, DatasetSource, Eval, Lora, Model, Recipe, RewardEntry, StageBase
+from .schema import Checkpoint, Collapse, DatasetSource, Eval, Lora, Model, Recipe, RewardEntry, StageBase
 
 _INTRODUCTION = """\
 # Recipes
@@ -52,6 +52,7 @@ _SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("`dataset`", "Of a stage, and of its `eval`.", DatasetSource),
     ("`eval`", "Of a stage.", Eval),
     ("`checkpoint`", "Of a stage; of an RL stage `every` is 10.", Checkpoint),
+    ("`collapse`", "Of an RL stage.", Collapse),
     ("Every stage", "", StageBase),
 )
 

@@ -219,6 +219,26 @@ class Checkpoint(Section):
     )
 
 
+class Collapse(Section):
+    """When a policy counts as collapsed, and what happens then."""
+
+    action: Literal["warn", "stop"] = Field(
+        "warn", description="Warn, once each time that it begins, or stop the run (exit 3)."
+    )
+    steps: Count = Field(
+        10,
+        description="So many steps in a row must look collapsed; steps in which all scores (of each prompt) are equal, "
+        "and steps in which no completion ends, count too.",
+    )
+    entropy: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = Field(
+        0.1, description="Collapsed: entropy below this share of the first step's; 0: never."
+    )
+    length: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = Field(
+        0.1,
+        description="Collapsed: mean length of completions below this share of the first step's; 0: never.",
+    )
+
+
 class StageBase(Section):
     """What every stage shares."""
 
@@ -343,6 +363,10 @@ class RlStage(StageBase):
     )
     kl_limit: Positive | None = Field(
         None, description="Stop (exit 3) when the mean KL of completions, in nats, goes above it."
+    )
+    collapse: Collapse = Field(
+        default_factory=lambda: Collapse(),
+        description="What a policy that repeats itself, falls silent or is told nothing does: warn or stop.",
     )
 
     @model_validator(mode="after")

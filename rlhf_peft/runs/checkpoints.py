@@ -3,12 +3,14 @@
     checkpoints/<stage>-<step>/   <stage>-done/
       adapters/<role>/  state.json  state.safetensors  checkpoint.json
 
-checkpoint.json comes last and holds the hash of every other file. What is in the files is the caller's business.
+checkpoint.json comes last and holds the hash of every other file, and its own. What is in the files is the caller's
+business.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -25,6 +27,7 @@ FOLDER = "checkpoints"
 FILE = "checkpoint.json"
 FORMAT = "rlhf-peft checkpoint"
 VERSION = 1
+SEAL = "sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ class Checkpoints:
                 "number": number,
                 "files": hashes,
             }
-            text = json.dumps(plain(written), indent=2, ensure_ascii=False, allow_nan=False)
+            written = json.loads(json.dumps(plain(written), allow_nan=False))
+            text = json.dumps({**written, SEAL: _seal(written)}, indent=2, ensure_ascii=False)
             write_whole(aside / FILE, text + "\n")
             for folder in {file.parent for file in files}:
                 sync_folder(folder)
@@ -124,7 +128,7 @@ class Checkpoints:
             RunFolderError: there is none, or it is damaged.
         """
         path = self.folder / name
-        info = _read(path)
+        info = _read(path) if name == Path(name).name else None
         if info is None:
             raise RunFolderError(f"{path}: not a checkpoint, or one that is damaged")
         for file, digest in info["files"].items():
@@ -167,8 +171,13 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(info, dict) and info.get("format") == FORMAT and info.get("version") == VERSION
-    whole = whole and isinstance(info.get("number"), int) and isinstance(info.get("files"), dict)
-    return info if whole else None
+    return info if whole and info.pop(SEAL, None) == _seal(info) else None
+
+
+def _seal(info: Mapping[str, Any]) -> str:
+    """sha256 of all that is written down of a checkpoint."""
+    text = json.dumps(info, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sync(file: Path) -> None:

@@ -27,6 +27,7 @@ import yaml
 from filelock import BaseFileLock
 
 from ..errors import RunFolderError
+from ..scrub import scrub
 from .lock import FILE as LOCK
 from .lock import lock
 from .manifest import (
@@ -36,7 +37,6 @@ from .manifest import (
     VERSION,
     is_run,
     read_manifest,
-    scrub,
     sha256,
     versions,
     write_manifest,
@@ -148,6 +148,7 @@ class RunFolder:
         path = parent / name
         _check_inside(parent, path, name)
         manifest = read_manifest(path)
+        _check_links(path)
         folder = cls(path, manifest)
         folder._lock = lock(path)
 
@@ -313,6 +314,15 @@ def _check_inside(parent: Path, path: Path, name: str) -> None:
         raise RunFolderError(f"{name!r} cannot name a run: it would not be a folder inside {parent}")
     if path.is_symlink() or path.resolve() != parent.resolve() / name:
         raise RunFolderError(f"{path}: a link that leads out of {parent}. Remove it or set another name=...")
+
+
+def _check_links(path: Path) -> None:
+    """Refuse to write through a link inside of a run; a run that is replaced loses its links."""
+    for name in OURS:
+        if (path / name).is_symlink():
+            raise RunFolderError(
+                f"{path / name}: a link that leads out of the run. Remove it, or start anew."
+            )
 
 
 def _check_free(path: Path, overwrite: bool) -> None:

@@ -7,13 +7,13 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..errors import RunFolderError
+from ..scrub import scrub
 
 FILE = "manifest.json"
 FORMAT = "rlhf-peft run"
@@ -29,11 +29,15 @@ PACKAGES = (
     "datasets",
     "safetensors",
 )
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
-_SECRET_QUERY = re.compile(
-    r"(?P<key>[?&](?:[A-Za-z0-9_-]*(?:token|key|secret|password|signature|sig)))=[^&\s'\"]+", re.IGNORECASE
-)
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+_KINDS: dict[str, type] = {
+    "status": str,
+    "name": str,
+    "stages_done": list,
+    "artifacts": dict,
+    "versions": dict,
+    "code": dict,
+    "resumed": list,
+}
 
 
 def versions() -> dict[str, str | None]:
@@ -45,18 +49,6 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
-
-
-def scrub(value: Any) -> Any:
-    """The value without credentials: user names and passwords in URLs, tokens in queries, hub tokens."""
-    if isinstance(value, str):
-        value = _USERINFO.sub(r"\g<scheme>***@", value)
-        return _HUB_TOKEN.sub("hf_***", _SECRET_QUERY.sub(r"\g<key>=***", value))
-    if isinstance(value, Mapping):
-        return {str(key): scrub(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [scrub(item) for item in value]
-    return value
 
 
 def sha256(path: Path) -> str:
@@ -117,6 +109,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise RunFolderError(
             f"{path}: manifest version {found}; this rlhf-peft reads {VERSION}. Upgrade rlhf-peft."
         )
+    for key, kind in _KINDS.items():
+        if not isinstance(manifest.get(key, kind()), kind):
+            raise RunFolderError(f"{path}: {key} is {type(manifest[key]).__name__}, expected {kind.__name__}")
     return manifest
 
 

@@ -35,14 +35,14 @@ def read_samples(run: str | Path) -> list[dict[str, Any]]:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         half_written = number == len(lines)
         if half_written or not line:
             continue
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
             raise RunFolderError(f"{path}, line {number}: not JSON") from None
         if not isinstance(row, dict):
             raise RunFolderError(f"{path}, line {number}: not an object")

@@ -36,7 +36,7 @@ def verify_files(run: Path) -> Iterator[Check]:
     yield Check(f"manifest.json: status {status}", None if status == "done" else _unfinished(status))
     hashes = manifest.get("artifacts", {})
     for name, digest in sorted(hashes.items()):
-        yield Check(name, _file(run / name, digest))
+        yield Check(name, _file(run, name, digest))
     found = {p.relative_to(run).as_posix() for p in (run / ADAPTERS).rglob("*") if p.is_file()}
     for name in sorted(found - hashes.keys()) if status == "done" else ():
         yield Check(name, "is not in the manifest: it was put there later. Remove it.")
@@ -55,7 +55,14 @@ def _unfinished(status: object) -> str:
     return f"the run is not finished (status {status}). Go on with: rlhf-peft run RECIPE --resume"
 
 
-def _file(path: Path, digest: str) -> str | None:
+def _file(run: Path, name: str, digest: str) -> str | None:
+    path = run / name
+    try:
+        inside = path.resolve().is_relative_to(run.resolve())
+    except (ValueError, OSError):  # no name that a file can have
+        inside = False
+    if not inside:
+        return "leads out of the run. Somebody has changed the manifest, or put a link there: remove it."
     if not path.is_file():
         return "is missing. Bring it back from a copy, or run again."
     if sha256(path) != digest:

@@ -7,6 +7,7 @@ from ..hookspecs import Sampler
 from ..recipe.schema import StageBase
 from ..types import Request
 from .context import Context
+from .sampling import prompts_at_once, sample
 from .view import BaseView
 
 
@@ -25,7 +26,7 @@ class FixedPrompts:
     """
 
     def __init__(self, stage: StageBase, ctx: Context, sampler: Sampler | None = None) -> None:
-        self.stage, self.ctx = stage, ctx
+        self.stage, self.ctx, self.budget = stage, ctx, prompts_at_once(stage.name)
         self.prompts = []
         if stage.eval.prompts is None or not ctx.ranks.main:
             return
@@ -57,7 +58,7 @@ class FixedPrompts:
             Request(p.ids, i, seed(self.stage.name, "prompts", i), self.sampler.params, columns=p.columns)
             for i, p in enumerate(self.prompts)
         ]
-        rollout = self.sampler.sample(requests)
+        rollout = sample(self.sampler, requests, self.budget)
         self.ctx.samples(
             [
                 {

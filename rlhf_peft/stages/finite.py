@@ -22,29 +22,34 @@ class Finite:
 
     Attributes:
         in_a_row: updates skipped so far, since the last that was taken.
+        taken: whether the last one was.
     """
 
     def __init__(self, stage: str, most: int) -> None:
-        self.stage, self.most, self.in_a_row = stage, most, 0
+        self.stage, self.most = stage, most
+        self.in_a_row, self.taken = 0, True
 
-    def __call__(self, step: int, loss: float, norm: float, rows: Sequence[str] = ()) -> bool:
+    def __call__(
+        self, step: int, loss: float, norm: float, rows: Sequence[str] = (), seen: Sequence[str] = ()
+    ) -> bool:
         """Whether an update may be taken.
 
         Args:
             step: of the update, for messages.
             loss: of the update.
             norm: of its gradient.
-            rows: those whose part is not finite, in words.
+            rows: those whose part of the loss is not finite, in words.
+            seen: all rows of the update, which are named where it is the gradient alone that is not finite.
 
         Raises:
             GuardError: it may not, as none of those before it.
         """
-        if math.isfinite(loss) and math.isfinite(norm):
+        self.taken = math.isfinite(loss) and math.isfinite(norm)
+        if self.taken:
             self.in_a_row = 0
             return True
         self.in_a_row += 1
-        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-        named = f" It comes from {', '.join(rows[:NAMED])}{more}." if rows else ""
+        named = f" It comes from {_few(rows)}." if rows else f" It was made of {_few(seen)}." if seen else ""
         told = (
             f"{self.stage} step {step}: the update is not finite (loss {loss}, gradient norm {norm}).{named}"
         )
@@ -55,3 +60,10 @@ class Finite:
             )
         log.warning("%s It is skipped.", told)
         return False
+
+
+def _few(rows: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    distinct = list(dict.fromkeys(rows))
+    more = f" and {len(distinct) - NAMED} more" if len(distinct) > NAMED else ""
+    return f"{', '.join(distinct[:NAMED])}{more}"

@@ -1,4 +1,4 @@
-"""Out of memory: fewer tokens in a forward, and the same thing again."""
+"""Out of memory: less at once, and the same thing again."""
 
 from __future__ import annotations
 
@@ -16,52 +16,70 @@ Done = TypeVar("Done")
 
 
 class Budget:
-    """Most tokens in one forward; halved, for good, where memory does not suffice.
+    """How much is done at once; halved, for good, where memory does not suffice.
 
     Args:
         stage: its name, for messages.
-        tokens: to begin with, padding included.
+        amount: to begin with; None: everything.
+        what: it is an amount of, and what is done with it.
+        key: of the recipe that sets it, if one does.
 
     Attributes:
-        tokens: at present.
+        amount: at present; None: everything.
     """
 
-    def __init__(self, stage: str, tokens: int) -> None:
-        self.stage, self.tokens = stage, tokens
+    def __init__(
+        self,
+        stage: str,
+        amount: int | None,
+        what: str = "tokens in one forward",
+        key: str | None = "model.tokens_per_forward",
+    ) -> None:
+        self.stage, self.amount, self.what, self.key = stage, amount, what, key
 
-    def within(self, attempt: Callable[[int], Done], longest: int) -> Done:
-        """What an attempt gives, with as many tokens as fit.
+    def within(self, attempt: Callable[[int], Done], least: int, most: int) -> Done:
+        """What an attempt gives, with as much at once as fits.
 
         Args:
-            attempt: takes the number of tokens; it may be called again, and must then begin anew.
-            longest: tokens of the longest row; fewer are of no use.
+            attempt: takes the amount; it may be called again, and must then begin anew.
+            least: amount of the smallest part: less is of no use.
+            most: amount of all there is to do: more is of no use either.
 
         Raises:
-            RlhfPeftError: one row alone does not fit.
+            RlhfPeftError: the smallest part alone does not fit.
         """
         while True:
-            failed = None
+            amount = most if self.amount is None else self.amount
             try:
-                return attempt(self.tokens)
+                return attempt(amount)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                failed = " ".join(str(error).split())[:200]
+                failed = reason(error)
             # Outside of the handler the error, and with it what its frames hold, is gone.
-            if self.tokens <= longest:
-                raise RlhfPeftError(
-                    f"{self.stage}: out of memory with one row of {longest:,} tokens in a forward ({failed}). "
-                    "`rlhf-peft plan` says what would fit."
-                )
+            amount = min(amount, most)
+            if amount <= least:
+                raise RlhfPeftError(too_little(self.stage, f"{least:,} {self.what}", failed))
             free()
-            self.tokens = max(longest, min(self.tokens, 2**20) // 2)
+            self.amount = max(least, amount // 2)
+            told = "" if self.key is None else f" To begin so: {self.key}={self.amount}"
             log.warning(
-                "%s: out of memory. From here on at most %s tokens go into one forward; to begin so: "
-                "model.tokens_per_forward=%d",
+                "%s: out of memory. From here on at most %s %s.%s",
                 self.stage,
-                f"{self.tokens:,}",
-                self.tokens,
+                f"{self.amount:,}",
+                self.what,
+                told,
             )
+
+
+def reason(error: RuntimeError | MemoryError) -> str:
+    """What an error says that means that memory does not suffice; any other error is raised again."""
+    if not out_of_memory(error):
+        raise error
+    return " ".join(str(error).split())[:200] or "no memory"
+
+
+def too_little(stage: str, what: str, failed: str) -> str:
+    """What to tell where even the least does not fit."""
+    return f"{stage}: out of memory with {what} ({failed}). `rlhf-peft plan` says what would fit."
 
 
 def out_of_memory(error: BaseException) -> bool:

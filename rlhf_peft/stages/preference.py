@@ -18,8 +18,9 @@ from ..engine import POLICY, REFERENCE, SharedBase
 from ..errors import GuardError, Problem, RecipeError
 from ..recipe.schema import PreferenceStage
 from .context import Context
-from .trl_bridge import arguments, ours, settle, train
+from .trl_bridge import arguments, settle, train
 from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
+from .trl_trainer import ours
 
 METRICS: dict[str, str] = {
     "loss": "s is the sigmoid. DPO: mean over pairs of (-(1-e) log s(d) + e log s(-d)) / (1 - 2e), "
@@ -38,6 +39,7 @@ METRICS: dict[str, str] = {
     "entropy": "mean entropy of the next token at completion tokens, in nats",
     "mean_token_accuracy": "DPO: share of chosen completion tokens that are the policy's likeliest",
     "grad_norm": "norm of the gradient before clipping",
+    "updates/skipped": "1 where the update was skipped because loss or gradient were not finite",
     "learning_rate": "of this update",
     "num_tokens": "tokens read so far",
     "epoch": "passes over the rows so far",
@@ -69,37 +71,36 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
     rows, held_out = rows_for(stage, ctx, stage.method)
     encoder, budget = ctx.encoder(stage.dataset), ctx.recipe.model.tokens_per_forward
     tokens = longest_row(rows, encoder) * (2 if stage.method == "dpo" else 1)
-    micro = micro_batch(rows_a_process(stage), tokens, budget, at_least=2 if stage.method == "kto" else 1)
+    fewest = 2 if stage.method == "kto" else 1
+    micro = micro_batch(rows_a_process(stage), tokens, budget, at_least=fewest)
     if stage.method == "kto":
         _check_kto(stage, micro)
-        rows, held_out = (_mixed(part, micro, ctx, stage.name) for part in (rows, held_out))
+        # It takes rows in order.
+        seed = ctx.seed(stage.name, "order")
+        rows = rows.shuffle(seed=seed)
+        held_out = None if held_out is None else held_out.shuffle(seed=seed)
     _check_reference(
         ctx, [encoder.pair(r)[0] if "chosen" in r else encoder.completion(r) for r in rows.take(8)]
     )
 
     # 3. TRL trains.
-    made: list[Any] = []
-
-    def build(model: Any, folder: str, tokenizer: Any) -> Any:
+    def build(model: Any, folder: str, tokenizer: Any, micro: int) -> Any:
         evaluated = 0 if held_out is None else len(held_out)
         trainer, args = _method(stage, arguments(stage, ctx, folder=folder, micro=micro, evaluated=evaluated))
-        trainer = ours(trainer)(
+        return ours(trainer)(
             model=model,
             ref_model=ctx.base.view(REFERENCE),
             args=settle(args, stage, ctx.base),
-            train_dataset=rows,
-            eval_dataset=held_out,
+            train_dataset=_neighbours(stage, rows, micro),
+            eval_dataset=None if held_out is None else _neighbours(stage, held_out, micro),
             processing_class=tokenizer,
         )
-        made.append(trainer.eval_dataset)
-        return trainer
 
-    ctx.seed_everything(stage.name, "train")
-    figures = train(stage, ctx, rows, held_out, build)
+    figures, evaluated = train(stage, ctx, held_out, build, micro, fewest)
 
     # 4. KTO has no pairs, so the accuracy of its rewards is over all pairs of a good and a bad row.
     if stage.method == "kto" and held_out is not None:
-        figures["eval_rewards/accuracies"] = _order_accuracy(ctx, made[0])
+        figures["eval_rewards/accuracies"] = _order_accuracy(ctx, evaluated)
     return figures
 
 
@@ -128,12 +129,10 @@ def _check_kto(stage: PreferenceStage, micro: int) -> None:
         raise RecipeError("the recipe", [problem])
 
 
-def _mixed(rows: Any, micro: int, ctx: Context, name: str) -> Any:
-    """Rows shuffled once, for KTO takes them in order; no last batch of one row, which has no neighbour."""
-    if rows is None:
-        return None
-    rows = rows.shuffle(seed=ctx.seed(name, "order"))
-    return rows.select(range(len(rows) - 1)) if len(rows) > 1 and len(rows) % micro == 1 else rows
+def _neighbours(stage: PreferenceStage, rows: Any, micro: int) -> Any:
+    """For KTO no last batch of one row, which has no neighbour."""
+    alone = stage.method == "kto" and len(rows) > 1 and len(rows) % micro == 1
+    return rows.select(range(len(rows) - 1)) if alone else rows
 
 
 def _check_reference(ctx: Context, rows: Sequence[list[int]]) -> None:

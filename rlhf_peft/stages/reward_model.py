@@ -28,6 +28,7 @@ METRICS: dict[str, str] = {
     "accuracy": "share of the update's pairs with r_chosen > r_rejected",
     "margin": "mean over the update's pairs of r_chosen - r_rejected",
     "grad_norm": "norm of the gradient before clipping",
+    "updates/skipped": "1 where the update was skipped because loss or gradient were not finite",
     "learning_rate": "of the adapter and its head, in this update",
     "num_tokens": "tokens read so far",
     "epoch": "passes over the pairs so far",
@@ -49,6 +50,7 @@ def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
     steps = total_steps(stage, len(pairs))
     ctx.reporter.stage(stage.name, steps * stage.ensemble)
     # 2. One adapter and head after the other, each with its own initialisation and data order.
+    scoring = Budget(stage.name, ctx.recipe.model.tokens_per_forward)
     roles = [f"reward-{i}" for i in range(stage.ensemble)]
     for extra in [role for role in ctx.base.roles if role.startswith("reward-") and role not in roles]:
         ctx.base.remove_role(extra)
@@ -59,12 +61,12 @@ def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
         _begin(stage, ctx, role)
     for number, role in enumerate(roles[first:], first):
         _begin(stage, ctx, role)
-        Trainer(stage, ctx, number, pairs, held_out, steps).train(state)
+        Trainer(stage, ctx, number, pairs, held_out, steps, scoring).train(state)
         state = None
-        _normalise(stage, ctx.base, role, pairs, ctx.recipe.model.tokens_per_forward)
+        _normalise(stage, ctx.base, role, pairs, scoring)
         ctx.save_role(stage.name, steps * (number + 1), role)
     # 3. What the ensemble as a whole knows.
-    metrics = _evaluate_all(ctx, roles, held_out)
+    metrics = _evaluate_all(ctx.base, roles, held_out, scoring)
     if metrics:
         ctx.log(stage.name, steps * stage.ensemble, metrics)
     return {"metrics": metrics, "pairs": len(pairs), "held_out": len(held_out)}
@@ -99,7 +101,7 @@ def _begin(stage: RewardModelStage, ctx: Context, role: str) -> None:
 
 
 def _normalise(
-    stage: RewardModelStage, base: SharedBase, role: str, pairs: Sequence[Pair], budget: int
+    stage: RewardModelStage, base: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget
 ) -> None:
     """Shift the head so that chosen answers have mean 0, and scale it if asked, once it is trained."""
     if stage.normalize == "none":
@@ -109,12 +111,16 @@ def _normalise(
 
 
 @torch.no_grad()
-def score(base: SharedBase, role: str, rows: Sequence[Tensor], max_tokens: int) -> Tensor:
-    """[N] rewards of rows of tokens."""
-    out = torch.zeros(len(rows))
-    with base.role(role, train=False):
-        for batch in length_batches([len(row) for row in rows], max_tokens=max_tokens):
-            out[batch] = _rewards(base, role, [rows[i] for i in batch]).float().cpu()
+def score(base: SharedBase, role: str, rows: Sequence[Tensor], budget: Budget) -> Tensor:
+    """[N] rewards of rows of tokens; `budget` is of tokens in one forward."""
+    out, lengths = torch.zeros(len(rows)), [len(row) for row in rows]
+
+    def attempt(tokens: int) -> None:
+        with base.role(role, train=False):
+            for batch in length_batches(lengths, max_tokens=tokens):
+                out[batch] = _rewards(base, role, [rows[i] for i in batch]).float().cpu()
+
+    budget.within(attempt, max(lengths), len(lengths) * max(lengths))
     return out
 
 
@@ -135,13 +141,13 @@ class Trainer:
         pairs: Sequence[Pair],
         held_out: Sequence[Pair],
         steps: int,
+        scoring: Budget,
     ) -> None:
         self.stage, self.ctx, self.member, self.role = stage, ctx, member, f"reward-{member}"
         self.pairs, self.held_out, self.steps = pairs, held_out, steps
         self.tokens = 0
         self.finite = Finite(stage.name, stage.max_bad_steps)
-        self.budget = ctx.recipe.model.tokens_per_forward
-        self.updating = Budget(stage.name, self.budget)
+        self.scoring, self.updating = scoring, Budget(stage.name, ctx.recipe.model.tokens_per_forward)
 
     def train(self, state: Mapping[str, Any] | None = None) -> None:
         """All updates, or those that are left after a state; earlier members count in the log's steps."""
@@ -163,7 +169,7 @@ class Trainer:
             done = 0
             if state is not None:
                 done, self.tokens, self.finite.in_a_row = state["step"], state["tokens"], state["skipped"]
-                self.updating.tokens = state["budget"]
+                self.updating.amount = state["budget"]
                 optimizer.load_state_dict(state["optimizer"])
                 scheduler.load_state_dict(state["scheduler"])
                 self.ctx.saver.go_on(state)
@@ -174,7 +180,7 @@ class Trainer:
                 advance(scheduler)
                 figures |= {"learning_rate": rate, "epoch": step * stage.batch_size / len(self.pairs)}
                 if self._due(step):
-                    held = evaluate(base, self.role, self.held_out, self.budget)
+                    held = evaluate(base, self.role, self.held_out, self.scoring)
                     figures |= {f"eval/{self.role}/{key}": value for key, value in held.items()}
                 self.ctx.log(stage.name, offset + step, figures)
                 self._remember(step, optimizer, scheduler, figures)
@@ -190,7 +196,7 @@ class Trainer:
                 "step": step,
                 "tokens": self.tokens,
                 "skipped": self.finite.in_a_row,
-                "budget": self.updating.tokens,
+                "budget": self.updating.amount,
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
             }
@@ -228,13 +234,14 @@ class Trainer:
                 totals["margin"] += float(margin.sum()) / len(pairs)
             return totals, bad
 
-        totals, bad = self.updating.within(attempt, max(lengths))
+        totals, bad = self.updating.within(attempt, max(lengths), len(lengths) * max(lengths))
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.stage.max_grad_norm or math.inf))
-        if self.finite(step, totals["loss"], norm, bad):
+        if self.finite(step, totals["loss"], norm, bad, [f"row {pair.index}" for pair in pairs]):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.tokens += sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
-        return {**totals, "grad_norm": norm, "num_tokens": float(self.tokens)}
+        skipped = {"updates/skipped": float(not self.finite.taken)}
+        return {**totals, "grad_norm": norm, **skipped, "num_tokens": float(self.tokens)}
 
     def _loss(self, chosen: Tensor, rejected: Tensor, batch: list[Pair]) -> Tensor:
         label = torch.tensor([pair.label for pair in batch], device=chosen.device)
@@ -267,18 +274,19 @@ def describe(chosen: Tensor, rejected: Tensor, pairs: Sequence[Pair]) -> dict[st
     }
 
 
-def evaluate(base: SharedBase, role: str, pairs: Sequence[Pair], max_tokens: int) -> dict[str, float]:
+def evaluate(base: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget) -> dict[str, float]:
     """Accuracy, margin, loss and calibration of one head."""
-    rewards = score(base, role, [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs], max_tokens)
+    rewards = score(base, role, [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs], budget)
     chosen, rejected = rewards.chunk(2)
     return describe(chosen, rejected, pairs)
 
 
-def _evaluate_all(ctx: Context, roles: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
+def _evaluate_all(
+    base: SharedBase, roles: Sequence[str], pairs: Sequence[Pair], budget: Budget
+) -> dict[str, float]:
     if not pairs:
         return {}
     rows = [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]
-    budget = ctx.recipe.model.tokens_per_forward
-    each = torch.stack([score(ctx.base, role, rows, budget) for role in roles])
+    each = torch.stack([score(base, role, rows, budget) for role in roles])
     chosen, rejected = each.mean(0).chunk(2)
     return {f"eval/{key}": value for key, value in describe(chosen, rejected, pairs).items()}

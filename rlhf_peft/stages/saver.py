@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..engine import REFERENCE, SharedBase
 from ..engine.artifacts import HEAD_FILE, Held, write
+from ..engine.fingerprint import short
 from ..errors import RunFolderError
 from ..recipe.schema import StageBase
 from ..runs import Checkpoint, Checkpoints, RunFolder
@@ -227,13 +228,38 @@ class Saver:
         refused = [name for name in changed if name not in self.allowed]
         if refused:
             told = [
-                f"{name} changed ({_short(before.get(name))} -> {_short(self.fingerprints.get(name))})"
+                f"{name} changed ({short(before.get(name))} -> {short(self.fingerprints.get(name))})"
                 for name in refused
             ]
             raise RunFolderError(
                 f"cannot resume {self.run.path} from {found.name}: {', '.join(told)}. Restore what was, or accept "
                 f"it by name: --allow-changed {','.join([*self.allowed, *refused])}"
             )
+
+    def again(self, stage: StageBase, lines: Mapping[str, int]) -> dict[str, Any] | None:
+        """Back to the last update of a stage that has failed after it; returns its state, as `state` does.
+
+        Args:
+            stage: part of the recipe.
+            lines: bytes of each file of lines when the stage began.
+
+        Returns:
+            None where it had not come to its first update: it begins, as it did.
+
+        Raises:
+            CheckpointError: the last update cannot be written down.
+        """
+        if self._resumed is not None:
+            return self.state(stage)
+        moment = self._moment
+        if moment is None or moment.stage != stage.name or not self.run.made:
+            self.run.cut(lines)
+            return None
+        name = self.save()
+        assert name is not None
+        self.run.cut(moment.lines)
+        self._resumed, self.replaying = self.checkpoints.read(name), True
+        return self.state(stage)
 
     def state(self, stage: StageBase) -> dict[str, Any] | None:
         """The state that a stage goes on from; None: it begins. `go_on` is to follow when the stage has taken it."""
@@ -250,10 +276,6 @@ class Saver:
             self.base.refill(folder.name, folder)
         set_random_state(state["random"])
         self.replaying = False
-
-
-def _short(digest: str | None) -> str:
-    return "none" if digest is None else digest[:4]
 
 
 def _write(moment: Moment, folder: Path) -> None:

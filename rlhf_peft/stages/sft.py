@@ -13,14 +13,16 @@ from trl import SFTConfig, SFTTrainer
 from ..engine import POLICY
 from ..recipe.schema import SftStage
 from .context import Context
-from .trl_bridge import arguments, ours, settle, train
+from .trl_bridge import arguments, settle, train
 from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
+from .trl_trainer import ours
 
 METRICS: dict[str, str] = {
     "loss": "mean of -log p over the update's trained tokens, in nats",
     "entropy": "mean entropy of the next token at trained tokens, in nats",
     "mean_token_accuracy": "share of trained tokens that are the policy's likeliest",
     "grad_norm": "norm of the gradient before clipping",
+    "updates/skipped": "1 where the update was skipped because loss or gradient were not finite",
     "learning_rate": "of this update",
     "num_tokens": "tokens read so far",
     "epoch": "passes over the rows so far",
@@ -51,7 +53,7 @@ def run(stage: SftStage, ctx: Context) -> dict[str, float]:
     micro = micro_batch(rows_a_process(stage), longest, budget)
 
     # 3. TRL trains.
-    def build(model: Any, folder: str, tokenizer: Any) -> Any:
+    def build(model: Any, folder: str, tokenizer: Any, micro: int) -> Any:
         evaluated = 0 if held_out is None else len(held_out)
         args = SFTConfig(
             **{
@@ -71,5 +73,4 @@ def run(stage: SftStage, ctx: Context) -> dict[str, float]:
             processing_class=tokenizer,
         )
 
-    ctx.seed_everything(stage.name, "train")
-    return train(stage, ctx, rows, held_out, build)
+    return train(stage, ctx, held_out, build, micro)[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import tempfile
 import time
@@ -26,17 +27,21 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.rows import quiet
 from ..engine import POLICY, SharedBase
-from ..errors import DataError, UsageError
+from ..errors import DataError, RlhfPeftError, UsageError
 from ..recipe.schema import StageBase
 from .answers import FixedPrompts
 from .context import Context
 from .finite import Finite
+from .memory import free, reason, too_little
 from .optimizer import warmup_steps
-from .trl_rows import eval_batch, rows_a_process
+from .trl_rows import eval_batch, micro_batch, processes, rows_a_process
+
+log = logging.getLogger("rlhf_peft")
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 SILENT = ("_runtime", "_per_second", "eval_num_tokens", "total_flos", "train_loss")
 """Endings of figures that are not written down: times of parts, and sums of what is there already."""
+
 
 _STATES = (PartialState, AcceleratorState, GradientState)
 _NEW, _OLD = "activation_checkpointing", "gradient_checkpointing"
@@ -47,6 +52,8 @@ class Figures(TrainerCallback):
     """Hands a trainer's figures to the run: one record an update, evaluations merged into it."""
 
     def __init__(self, stage: StageBase, ctx: Context, evaluate: bool, prompts: FixedPrompts) -> None:
+        self.trainer: Any = None
+        self.step, self.main = 0, True
         self.stage = stage.name
         self.finite = Finite(stage.name, stage.max_bad_steps)
         self.prompts = prompts
@@ -61,6 +68,11 @@ class Figures(TrainerCallback):
         if state.is_world_process_zero:
             self.ctx.reporter.stage(self.stage, int(state.max_steps))
             self.prompts.answer(0)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Where the first update begins is remembered too: it may have to be done again."""
+        if state.global_step == 0 and not self.ctx.saver.replaying:
+            self.trainer.keep()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the last update there is always an evaluation."""
@@ -81,6 +93,7 @@ class Figures(TrainerCallback):
         elif "loss" not in figures:
             return
         else:
+            figures["updates/skipped"] = float(not self.finite.taken)
             self.steps.append(figures)
         self._waiting.update(figures)
         if evaluated or not control.should_evaluate:
@@ -90,13 +103,14 @@ class Figures(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An update without gradients changes nothing: one that is not finite is left without."""
+        loss, bad, seen = self.trainer.update_read()
         if self.ctx.base.dtype == torch.float16:
             return  # its loss scaling finds its measure by such updates, and skips them itself
         parameters = [p for p in self.ctx.base.parameters(POLICY) if p.grad is not None]
         if not parameters:
             return
         norm = float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm())
-        if not self.finite(int(state.global_step) + 1, 0.0, norm):
+        if not self.finite(int(state.global_step) + 1, loss, norm, bad, seen):
             for parameter in parameters:
                 parameter.grad = None
 
@@ -171,44 +185,11 @@ def settle(args: Any, stage: StageBase, base: SharedBase) -> Any:
     return args
 
 
-class Ours:
-    """What takes the place of a trainer's telemetry and of its checkpoints, which would be pickled files.
-
-    Attributes:
-        keep: remembers where the trainer is; called after each update.
-        load: gives optimizer and schedule their state.
-        go_on: the same for the policy and for random numbers, once the trainer stands where it was.
-    """
-
-    keep: Callable[[], None]
-    load: Callable[[], None]
-    go_on: Callable[[], None]
-
-    def _send_telemetry(self) -> None: ...
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.keep()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None: ...
-
-    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        if checkpoint is not None:
-            self.load()
-
-    def _load_scaler(self, checkpoint: Any) -> None: ...
-
-    def _load_rng_state(self, checkpoint: Any) -> None:
-        if checkpoint is not None:
-            self.go_on()
-
-
-def ours(trainer: type) -> Any:
-    """A trainer class that sends and writes nothing by itself."""
-    return type(trainer.__name__, (Ours, trainer), {"__doc__": trainer.__doc__})
-
-
-def _connect(trainer: Any, stage: StageBase, ctx: Context, figures: Figures, folder: str) -> str | None:
+def _connect(
+    trainer: Any, stage: StageBase, ctx: Context, figures: Figures, folder: str, state: dict[str, Any] | None
+) -> str | None:
     """Let a trainer remember where it is, and take up where it was; returns the folder that it resumes from."""
+    micro = trainer.args.per_device_train_batch_size
 
     def state_dict() -> dict[str, Any]:
         # Its history of figures grows with every update, and is in metrics.jsonl.
@@ -223,6 +204,7 @@ def _connect(trainer: Any, stage: StageBase, ctx: Context, figures: Figures, fol
             "steps": figures.steps[:1] + figures.steps[1:][-1:],
             "eval": figures.eval,
             "skipped": figures.finite.in_a_row,
+            "micro": micro,
         }
 
     def keep() -> None:
@@ -231,7 +213,6 @@ def _connect(trainer: Any, stage: StageBase, ctx: Context, figures: Figures, fol
         ctx.saver.reached(stage, step, total, [POLICY], state_dict, last)
 
     trainer.keep = keep
-    state = ctx.saver.state(stage)
     if state is None:
         return None
 
@@ -244,7 +225,9 @@ def _connect(trainer: Any, stage: StageBase, ctx: Context, figures: Figures, fol
     trainer.load, trainer.go_on = load, lambda: ctx.saver.go_on(state)
     trainer._total_train_tokens = state["tokens"]
     figures.steps, figures.finite.in_a_row = list(state["steps"]), state["skipped"]
-    (Path(folder) / TRAINER_STATE_NAME).write_text(json.dumps(state["trainer"]), encoding="utf-8")
+    # It may have been trained with more rows in a forward till then.
+    stood = {**state["trainer"], "train_batch_size": micro}
+    (Path(folder) / TRAINER_STATE_NAME).write_text(json.dumps(stood), encoding="utf-8")
     return folder
 
 
@@ -265,41 +248,88 @@ def own_accelerate() -> Iterator[None]:
 
 
 def train(
-    stage: StageBase, ctx: Context, rows: Any, held_out: Any, build: Callable[[Any, str, Any], Any]
-) -> dict[str, float]:
+    stage: StageBase,
+    ctx: Context,
+    held_out: Any,
+    build: Callable[[Any, str, Any, int], Any],
+    micro: int,
+    at_least: int = 1,
+) -> tuple[dict[str, float], Any]:
     """Train the policy with a trainer of TRL's, and save it.
+
+    Where memory does not suffice, the update is done again with fewer rows in a forward.
 
     Args:
         stage: part of the recipe.
         ctx: the run.
-        rows: to train on.
         held_out: to evaluate on, or None.
-        build: makes the trainer from the lent model, a folder that is thrown away, and a tokenizer to spoil.
+        build: makes the trainer from the lent model, a folder that is thrown away, a tokenizer to spoil, and the rows
+            of one forward.
+        micro: rows of one forward.
+        at_least: fewest rows of one forward.
 
     Returns:
-        The figures of the end.
+        The figures of the end, and the held-out rows as the trainer has them.
+
+    Raises:
+        RlhfPeftError: out of memory with the fewest rows in a forward.
     """
-    began = time.monotonic()
+    began, lines = time.monotonic(), ctx.run.lines() if ctx.run.made else {}
     prompts = FixedPrompts(stage, ctx)
-    figures = Figures(stage, ctx, held_out is not None, prompts)
-    with own_accelerate(), tempfile.TemporaryDirectory() as folder, ctx.base.lend(POLICY) as model, quiet():
-        trainer = build(model, folder, deepcopy(ctx.base.tokenizer))
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(figures)
-        _check_rows(stage, trainer.train_dataset)
-        trainer.train(resume_from_checkpoint=_connect(trainer, stage, ctx, figures, folder))
-        step = int(trainer.state.global_step)
-        main = trainer.is_world_process_zero()
-        _release(trainer)
-    if main:
-        prompts.answer(step)
-        ctx.save_role(stage.name, step, POLICY)
-    return {
+    state = ctx.saver.state(stage)
+    micro = micro if state is None else min(micro, state["micro"])
+    while True:
+        figures = Figures(stage, ctx, held_out is not None, prompts)
+        try:
+            evaluated = _attempt(stage, ctx, figures, build, micro, state)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if processes() > 1:  # the others wait for this one
+                raise
+            failed = reason(error)
+        # Outside of the handler the error, and with it what its frames hold, is gone.
+        if micro <= at_least:
+            raise RlhfPeftError(too_little(stage.name, f"{micro} rows in one forward", failed))
+        free()
+        micro = micro_batch(rows_a_process(stage), 1, max(at_least, micro // 2), at_least)
+        log.warning("%s: out of memory. From here on %d rows go into one forward.", stage.name, micro)
+        state = ctx.saver.again(stage, lines)
+    if figures.main:
+        prompts.answer(figures.step)
+        ctx.save_role(stage.name, figures.step, POLICY)
+    told = {
         **_summary(figures.steps),
         **figures.eval,
-        "steps": float(step),
+        "steps": float(figures.step),
         "seconds": time.monotonic() - began,
     }
+    return told, evaluated
+
+
+def _attempt(
+    stage: StageBase,
+    ctx: Context,
+    figures: Figures,
+    build: Callable[[Any, str, Any, int], Any],
+    micro: int,
+    state: dict[str, Any] | None,
+) -> Any:
+    """Train to the end, from the beginning or from a state; returns the held-out rows as the trainer has them."""
+    ctx.seed_everything(stage.name, "train")
+    with own_accelerate(), tempfile.TemporaryDirectory() as folder, ctx.base.lend(POLICY) as model, quiet():
+        trainer = build(model, folder, deepcopy(ctx.base.tokenizer), micro)
+        try:
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(figures)
+            trainer.know_rows()
+            figures.trainer = trainer
+            _check_rows(stage, trainer.train_dataset)
+            trainer.train(resume_from_checkpoint=_connect(trainer, stage, ctx, figures, folder, state))
+            figures.step, figures.main = int(trainer.state.global_step), trainer.is_world_process_zero()
+            return trainer.eval_dataset
+        finally:
+            figures.trainer = None
+            _release(trainer)
 
 
 def _check_rows(stage: StageBase, rows: Any) -> None:

@@ -55,6 +55,7 @@ def test_a_saved_role_loads_in_plain_peft(folder_of, tmp_path, name, quantizatio
     assert sorted(p.name for p in (tmp_path / POLICY).iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "base.json",
     ]
 
 
@@ -163,7 +164,7 @@ def refused(base, folder, match, role="reward-0", head=True):
 
 
 def test_an_adapter_of_another_base(run, folder_of):
-    other = load(folder_of("llama_bias"))
+    other = load(folder_of("llama_bias"), accepted=("base",))
     first = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
     for role in (POLICY, "reward-0"):
         refused(
@@ -177,7 +178,7 @@ def test_an_adapter_of_another_base(run, folder_of):
 
 def test_an_adapter_of_another_architecture(run, folder_of):
     refused(
-        load(folder_of("gpt2")),
+        load(folder_of("gpt2"), accepted=("base",)),
         run[1],
         "adapters/policy: lora.target_modules: model.layers.0.*not in this base.*c_attn",
         POLICY,

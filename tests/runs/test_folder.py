@@ -8,7 +8,8 @@ import torch
 
 from rlhf_peft.errors import RunFolderError
 from rlhf_peft.runs import RunFolder, read_manifest, read_metrics, read_samples
-from rlhf_peft.runs.manifest import scrub, sha256, write_whole
+from rlhf_peft.runs.manifest import sha256, write_whole
+from rlhf_peft.scrub import scrub
 
 
 @pytest.fixture

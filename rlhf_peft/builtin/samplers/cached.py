@@ -198,11 +198,11 @@ def _fewer(going: int, rows: int, device: torch.device) -> bool:
 
 
 def _same(model: Any, view: PolicyView, read: _Read) -> bool:
-    """Whether one step after the first prompts gives the same logits both ways, for two rows each."""
-    from .lean import LeanDecoder
+    """Whether one step after the first prompts gives the same logits both ways, for several rows each."""
+    from .lean import FEW, LeanDecoder
 
     few = read.mask[:2]
-    which = torch.arange(len(few), device=few.device).repeat_interleave(2)
+    which = torch.arange(len(few), device=few.device).repeat_interleave(1 + FEW)
     tokens = torch.arange(len(which), device=few.device) % read.logits.shape[-1]
     positions = few.sum(-1)[which].unsqueeze(-1).clamp(max=view.max_length - 1)
     ours = LeanDecoder(model, read.cache.first(len(few)), few, which, 1).step(tokens, positions).float()

@@ -57,6 +57,17 @@ class GrowingLayer(CacheLayerMixin):
             torch.index_select(old[:, :, : self.length], 0, rows, out=new[:, :, : self.length])
             setattr(self, name, new)
 
+    def put_before(self, keys: Tensor, values: Tensor) -> None:
+        """Let these [B, heads, P, d] come before what is held, and leave as much room after it as there was."""
+        filled = self.length
+        self.capacity += keys.shape[-2]
+        for name, first in (("keys", keys), ("values", values)):
+            old = getattr(self, name)[:, :, :filled] if self.is_initialized else first[:, :, :0]
+            new = first.new_empty(*first.shape[:2], self.capacity, first.shape[-1])
+            torch.cat((first, old), dim=-2, out=new[:, :, : first.shape[-2] + filled])
+            setattr(self, name, new)
+        self.length, self.is_initialized = filled + keys.shape[-2], True
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length that the next mask must cover, and its offset."""
         return self.length + query_length, 0

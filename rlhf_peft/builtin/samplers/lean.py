@@ -28,6 +28,8 @@ ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 NORMS = {"q_norm", "k_norm"}
 NARROW = 16
 """Columns from which their layout makes no difference to a product."""
+FEW = 8
+"""Rows up to which a CPU reads one copy of its prompt for each in less time than it takes to bring them together."""
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -160,6 +162,8 @@ class LeanDecoder:
         queries = len(attention.q_proj.weight) // attention.head_dim
         self._scale = self._embed.weight.new_ones(queries + heads, 1)
         self._scale[:queries] = attention.scaling
+        self._heads = heads
+        self._rows: Rows | None
         self._follow(which)
 
     @staticmethod
@@ -177,13 +181,22 @@ class LeanDecoder:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows; prompts that none of them follows are let go."""
-        self._follow(self._rows.group[rows])
         for held in self._own:
             if held.is_initialized:
                 held.select(rows)
+        if self._rows is not None:
+            self._follow(self._rows.group[rows])
+        elif self._hidden is not None:
+            self._hidden = self._hidden[rows]
 
     def _follow(self, which: Tensor) -> None:
-        """Each row's prompt; prompts that none follows are let go."""
+        """Each row's prompt; prompts that none follows are let go, and few rows have their own copies from now on."""
+        if len(which) <= FEW and which.device.type == "cpu":
+            for held, (keys, values) in zip(self._own, self._read, strict=True):
+                held.put_before(keys[which], values[which])
+            self._hidden = None if self._hidden is None else self._hidden[which]
+            self._rows, self._read = None, []
+            return
         self._rows = Rows(which)
         left = self._rows.prompts
         if len(left) < len(self._read[0][0]):
@@ -220,10 +233,8 @@ class LeanDecoder:
 
     def _attend(self, number: int, layer: _Layer, qkv: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         """[B, K * Q * d] for [(K * Q + 2 K) * d, B]."""
-        attention, shape = layer.attention, self._rows.shape
-        count, size = len(self._rows.group), attention.head_dim
-        read_keys, read_values = self._read[number]
-        heads, length = read_keys.shape[1], read_keys.shape[2]
+        attention, count, heads = layer.attention, len(turn[0]), self._heads
+        size = attention.head_dim
         rows = qkv.t()[:count].contiguous().view(count, -1, size)
         turned, v = rows[:, :-heads], rows[:, -heads:].unsqueeze(2)
         if hasattr(attention, "q_norm"):
@@ -231,7 +242,15 @@ class LeanDecoder:
             turned = torch.cat((_normed(attention.q_norm, q), _normed(attention.k_norm, k)), dim=1)
         turned = _turned(turned, *turn)
         own_keys, own_values = self._own[number].update(turned[:, -heads:].unsqueeze(2), v)
-        q = turned[:, :-heads].reshape(*shape, heads, -1, size)
+        if self._rows is None:
+            scores = _per_head(turned[:, :-heads].reshape(count, heads, -1, size), own_keys.transpose(-1, -2))
+            if self._hidden is not None:
+                scores[..., : self._hidden.shape[1]] += self._hidden[:, None, None, :]
+            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(qkv.dtype)
+            return _per_head(weights, own_values).view(count, -1)
+        read_keys, read_values = self._read[number]
+        length = read_keys.shape[2]
+        q = turned[:, :-heads].reshape(*self._rows.shape, heads, -1, size)
         scores = torch.cat((self._to_read(q, read_keys), _per_head(q, own_keys.transpose(-1, -2))), dim=-1)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
         out = _per_head(weights[..., length:], own_values)
@@ -240,6 +259,7 @@ class LeanDecoder:
 
     def _to_read(self, q: Tensor, keys: Tensor) -> Tensor:
         """[..., K, Q, P]: scores of the prompts' tokens."""
+        assert self._rows is not None
         placed = self._rows.gather(q).transpose(1, 2)
         scores = torch.bmm(placed.flatten(2, 3).flatten(0, 1), keys.flatten(0, 1).transpose(-1, -2))
         scores = scores.view(*placed.shape[:-1], -1)
@@ -249,6 +269,7 @@ class LeanDecoder:
 
     def _of_read(self, weights: Tensor, values: Tensor) -> Tensor:
         """[..., K, Q, d]: the prompts' part of the output."""
+        assert self._rows is not None
         placed = self._rows.gather(weights).transpose(1, 2)
         out = torch.bmm(placed.flatten(2, 3).flatten(0, 1), values.flatten(0, 1))
         return self._rows.spread(out.view(*placed.shape[:-1], -1).transpose(1, 2))

@@ -14,6 +14,8 @@ from ...hookspecs import Algorithm, Sampler
 from ...recipe.schema import RlStage
 from ...types import Rollout, Scored
 from ..context import Context
+from ..memory import Budget
+from ..sampling import sample
 from ..view import BaseView, SeededContext
 from .forwards import Quantities, Scorer
 from .record import Clock
@@ -90,6 +92,7 @@ class Collector:
         ctx: the run.
         algorithm: says what to sample, and what to keep.
         sampler: writes the completions.
+        budget: of prompts that it answers at once.
         scorer: runs the roles.
         rewards: give the scores.
         stream: deals the prompts.
@@ -102,13 +105,14 @@ class Collector:
         ctx: Context,
         algorithm: Algorithm,
         sampler: Sampler,
+        budget: Budget,
         scorer: Scorer,
         rewards: Rewards,
         stream: PromptStream,
         view: BaseView,
     ) -> None:
         self.stage, self.ctx, self.algorithm, self.sampler = stage, ctx, algorithm, sampler
-        self.scorer, self.rewards, self.stream, self.view = scorer, rewards, stream, view
+        self.budget, self.scorer, self.rewards, self.stream, self.view = budget, scorer, rewards, stream, view
         self._rows: list[int] = []
 
     def __call__(self, step: int, clock: Clock) -> Collected:
@@ -153,7 +157,7 @@ class Collector:
             self.sampler.sync(self.view, step)
         generator = self.ctx.generator(self.stage.name, "judge", step, round)
         judge = Judge(self.scorer, self.rewards, self.view, generator, step)
-        rollout = self.sampler.sample(requests, judge)
+        rollout = sample(self.sampler, requests, self.budget, judge)
         self._rows = [mine[group].index for group in rollout.group.tolist()]
         rollout.group = rollout.group * ranks.world + ranks.rank
         return rollout

@@ -11,6 +11,8 @@ import torch
 from ... import maths
 from ...hookspecs import Sampler
 from ...types import Request, Rollout
+from ..memory import Budget
+from ..sampling import sample
 from ..view import BaseView
 from .collect import Judge
 from .forwards import Scorer
@@ -35,6 +37,7 @@ class Evaluator:
     Args:
         prompts: held-out prompts.
         sampler: writes the answers.
+        budget: of prompts that it answers at once.
         rewards: those that are trained on, and those that are only measured.
         scorer: for the KL and the heads.
         seed: gives each row its seed.
@@ -44,28 +47,23 @@ class Evaluator:
         self,
         prompts: Sequence[Any],
         sampler: Sampler,
+        budget: Budget,
         rewards: Rewards,
         scorer: Scorer,
         seed: Callable[..., int],
     ) -> None:
-        self.prompts, self.sampler, self.rewards, self.scorer, self._seed = (
-            prompts,
-            sampler,
-            rewards,
-            scorer,
-            seed,
-        )
+        self.prompts, self.sampler, self.budget = prompts, sampler, budget
+        self.rewards, self.scorer, self._seed = rewards, scorer, seed
 
     def __call__(self, view: BaseView, step: int) -> Answers:
         """Sample, score and measure."""
         self.sampler.sync(view, step)
-        rollout = self.sampler.sample(
-            [
-                Request(prompt.ids, i, self._seed("eval", i), self.sampler.params, columns=prompt.columns)
-                for i, prompt in enumerate(self.prompts)
-            ],
-            Judge(self.scorer, self.rewards, view, self._generator("judge"), step),
-        )
+        requests = [
+            Request(prompt.ids, i, self._seed("eval", i), self.sampler.params, columns=prompt.columns)
+            for i, prompt in enumerate(self.prompts)
+        ]
+        judge = Judge(self.scorer, self.rewards, view, self._generator("judge"), step)
+        rollout = sample(self.sampler, requests, self.budget, judge)
         quantities = self.scorer(
             rollout, values=False, heads=self.rewards.heads, readers=self.rewards.logp_roles
         )

@@ -153,7 +153,7 @@ class Scorer:
             for rows in length_batches(lengths, max_tokens=tokens, group=groups):
                 self._batch(rollout, rows, frozen, out)
 
-        self.budget.within(attempt, max(lengths))
+        self.budget.within(attempt, max(lengths), len(lengths) * max(lengths))
         return out
 
     def _frozen(

@@ -23,10 +23,12 @@ from ..context import Context
 from ..finite import Finite
 from ..memory import Budget
 from ..optimizer import advance, make_optimizer, warmup_steps
+from ..sampling import prompts_at_once
 from ..view import BaseView
 from .collect import Collector, ahead
 from .evaluate import Answers, Evaluator
 from .forwards import Scorer, UpdateModule
+from .guards import Guards
 from .metrics import describe_scores
 from .record import Clock, describe, held_out_samples, outcome, padded, sampled_rows, samples
 from .rewarding import Rewards
@@ -60,7 +62,7 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
             ctx.log(stage.name, step, last)
             if step < loop.steps:
                 prompts.at(step)
-            loop.check_kl(step, last)
+            loop.guards(step, last)
             ctx.saver.reached(stage, step, loop.steps, loop.trained, loop.state_dict, last)
         prompts.answer(loop.steps)
     loop.close()
@@ -94,15 +96,29 @@ class Loop:
         self.trained = [POLICY, *self.value_roles]
         self.view = BaseView(self.base)
         tokens = ctx.recipe.model.tokens_per_forward
-        self.scoring, self.updating = Budget(stage.name, tokens), Budget(stage.name, tokens)
-        self.scorer = Scorer(self.base, self.algorithm.value, self.sampler.params.temperature, self.scoring)
+        scoring, self.updating, self.sampling = (
+            Budget(stage.name, tokens),
+            Budget(stage.name, tokens),
+            prompts_at_once(stage.name),
+        )
+        self.budgets = [scoring, self.updating, self.sampling]
+        self.scorer = Scorer(self.base, self.algorithm.value, self.sampler.params.temperature, scoring)
         self.stream, self.evaluator = self._data()
         self.collector = Collector(
-            stage, ctx, self.algorithm, self.sampler, self.scorer, self.rewards, self.stream, self.view
+            stage,
+            ctx,
+            self.algorithm,
+            self.sampler,
+            self.sampling,
+            self.scorer,
+            self.rewards,
+            self.stream,
+            self.view,
         )
         epochs = max(1, int(stage.num_train_epochs * max(1, self.prompts // stage.prompts_per_step)))
         self.steps = stage.max_steps or epochs
         self.step, self.tokens = 0, 0
+        self.guards = Guards(stage)
 
     def _check_sampler(self) -> None:
         where = f"stages.{self.stage.name}.sampler"
@@ -170,7 +186,9 @@ class Loop:
             only_measured = [entry.model_copy(update={"weight": 0.0}) for entry in stage.eval.rewards]
             rewards = Rewards(ctx.registry, [*stage.rewards, *only_measured], self.base, stage=stage.name)
             seed = lambda *stream: ctx.seed(stage.name, *stream)  # noqa: E731
-            evaluator = Evaluator(asked, self.sampler, rewards, self.scorer, seed)
+            evaluator = Evaluator(
+                asked, self.sampler, prompts_at_once(stage.name), rewards, self.scorer, seed
+            )
         return stream, evaluator
 
     def prepare(self, parameters: list[nn.Parameter]) -> None:
@@ -249,7 +267,7 @@ class Loop:
             "step": self.step,
             "tokens": self.tokens,
             "skipped": self.updater.finite.in_a_row,
-            "budgets": [self.scoring.tokens, self.updating.tokens],
+            "budgets": [budget.amount for budget in self.budgets],
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "algorithm": self.algorithm.state_dict(),
@@ -257,6 +275,7 @@ class Loop:
             "held_out_rewards": held_out,
             "sampler": keeps,
             "prompts": self.stream.state_dict(),
+            "guards": self.guards.state_dict(),
         }
 
     def resume(self) -> int:
@@ -266,7 +285,8 @@ class Loop:
             return 0
         self.step, self.tokens = state["step"], state["tokens"]
         self.updater.finite.in_a_row = state["skipped"]
-        self.scoring.tokens, self.updating.tokens = state["budgets"]
+        for budget, amount in zip(self.budgets, state["budgets"], strict=True):
+            budget.amount = amount
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.algorithm.load_state_dict(state["algorithm"])
@@ -276,6 +296,7 @@ class Loop:
         if state["sampler"] is not None:
             self.sampler.load_state_dict(state["sampler"])  # type: ignore[attr-defined]
         self.stream.load_state_dict(state["prompts"])
+        self.guards.load_state_dict(state["guards"])
         self.ctx.saver.go_on(state)
         return self.step
 
@@ -337,16 +358,3 @@ class Loop:
         if step == 0:
             self.ctx.log(self.stage.name, 0, answers.metrics)
         return answers
-
-    def check_kl(self, step: int, figures: dict[str, float]) -> None:
-        """Stop where the KL went above the recipe's limit.
-
-        Raises:
-            GuardError: it did.
-        """
-        limit = self.stage.kl_limit
-        if limit is not None and figures.get("kl", 0.0) > limit:
-            raise GuardError(
-                f"at {self.stage.name} step {step} the KL is {figures['kl']:.1f} nats a completion, above kl_limit "
-                f"{limit:g}. Raise algorithm.beta, or lower learning_rate."
-            )

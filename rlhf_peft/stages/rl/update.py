@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +132,8 @@ class Updater:
                     loss += self.micro_step(batch, [mine[i] for i in micro], totals, figures, ratios)
             return loss, figures, ratios
 
-        loss, figures, ratios = self.budget.within(attempt, max(lengths, default=0))
+        longest = max(lengths, default=1)
+        loss, figures, ratios = self.budget.within(attempt, longest, max(1, len(lengths)) * longest)
         averages.take(figures)
         extremes[0], extremes[1] = min(extremes[0], ratios[0]), max(extremes[1], ratios[1])
         self.ranks.sum_gradients(self.parameters)
@@ -142,7 +143,8 @@ class Updater:
             if self.parameters
             else 0.0
         )
-        taken = self.finite(self._step_number, loss, norm, self._named(batch))
+        bad, seen = self._named(batch, self._bad), self._named(batch, busy)
+        taken = self.finite(self._step_number, loss, norm, bad, seen)
         if taken:
             self.optimizer.step()
             averages.add_value("loss", loss)
@@ -150,13 +152,10 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         averages.add_value("updates/skipped", float(not taken))
 
-    def _named(self, batch: Batch) -> list[str]:
-        """The rows of the last minibatch that have a part that is not finite, by their prompts."""
+    def _named(self, batch: Batch, rows: Sequence[int]) -> list[str]:
+        """Rows in words: by their prompts."""
         prompts = batch.scored.rollout.columns.get("prompt")
-        told = [
-            f"row {row}" if prompts is None else f"row {row} ({_short(prompts[row])})" for row in self._bad
-        ]
-        return list(dict.fromkeys(told))
+        return [f"row {row}" if prompts is None else f"row {row} ({_short(prompts[row])})" for row in rows]
 
     def micro_step(
         self, batch: Batch, rows: list[int], totals: Totals, averages: Averages, extremes: list[float]

@@ -44,7 +44,17 @@ PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14]]
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_bias", "qwen2", "qwen3"])
-@pytest.mark.parametrize("which", [[0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0], [2], [2, 0]])
+@pytest.mark.parametrize(
+    "which",
+    [
+        [0, 0, 1, 1, 2, 2],
+        [0, 1, 1, 1, 2, 0],
+        [2],
+        [2, 0],
+        [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2],
+        [2, 1, 0, 0, 1, 2, 2, 1, 1, 1, 0, 1, 1, 1],
+    ],
+)
 def test_steps_are_the_models_own_while_rows_come_and_go(name, which):
     model, which = model_of(name), torch.tensor(which)
     assert LeanDecoder.supports(model)
@@ -58,7 +68,10 @@ def test_steps_are_the_models_own_while_rows_come_and_go(name, which):
             theirs = usual.step(tokens, (lengths + t).unsqueeze(-1))
             assert torch.allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max())), t
             if t in (1, 3) and len(lengths) > 2:
-                keep = torch.arange(1, len(lengths))
+                # Many rows read their prompts together, and each its own as they become few.
+                keep = (
+                    torch.arange(1, len(lengths)) if t == 1 else torch.arange(len(lengths) // 2, len(lengths))
+                )
                 lean.keep(keep), usual.keep(keep)
                 lengths = lengths[keep]
 

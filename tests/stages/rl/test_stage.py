@@ -9,45 +9,12 @@ import torch
 from rlhf_peft.builtin.algorithms import Grpo
 from rlhf_peft.errors import GuardError, UsageError
 from rlhf_peft.hookspecs import hookimpl
-from rlhf_peft.plugin import Options, Scores
-from rlhf_peft.recipe.schema import RewardEntry
-from rlhf_peft.stages import reward_model, rl
+from rlhf_peft.stages import reward_model
 from rlhf_peft.stages.rl.forwards import UpdateModule
 from rlhf_peft.stages.rl.metrics import undocumented
 from rlhf_peft.stages.rl.stage import Loop
 
-PROMPTS = {"name": "tiny", "part": "prompts", "size": 32}
-HELD = {"name": "tiny", "part": "prompts", "questions": "test", "size": 8}
-
-
-def stage(**changes):
-    algorithm = {
-        "name": "ppo",
-        "num_epochs": 2,
-        "num_minibatches": 2,
-        "value": "policy",
-        **changes.pop("algorithm", {}),
-    }
-    return {
-        "stage": "rl",
-        "dataset": PROMPTS,
-        "algorithm": algorithm,
-        "sampler": {"name": "cached", "max_new_tokens": 16},
-        "rewards": [{"name": "tiny-gold"}],
-        "prompts_per_step": 8,
-        "learning_rate": 1e-3,
-        "max_steps": 2,
-        "eval": {"dataset": HELD},
-        **changes,
-    }
-
-
-def run(ctx):
-    return rl.run(ctx.recipe.stages[-1], ctx)
-
-
-def logged(ctx):
-    return [json.loads(line) for line in (ctx.run.path / "metrics.jsonl").read_text().splitlines()]
+from .support import logged, outcome_of, run, same, stage, with_coarse
 
 
 @pytest.fixture
@@ -126,12 +93,6 @@ def test_a_wrong_reference_stops_the_run(make_context, monkeypatch):
         run(ctx)
 
 
-def test_a_kl_limit_stops_the_run(make_context):
-    ctx = make_context(stage(kl_limit=1e-9, learning_rate=5e-3, max_steps=4))
-    with pytest.raises(GuardError, match="kl_limit"):
-        run(ctx)
-
-
 def test_temperature_zero_is_refused(make_context):
     with pytest.raises(UsageError, match="temperature"):
         run(make_context(stage(sampler={"name": "cached", "temperature": 0})))
@@ -179,52 +140,6 @@ def test_every_algorithm_trains_the_policy_and_explains_its_figures(make_context
     assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
     if "num_generations" in ALGORITHMS[name]:
         assert lines[0]["frac_reward_zero_std"] < 1.0
-
-
-class Coarse:
-    """Scores that are all equal in every other group."""
-
-    roles, scope, timeout = (), "row", None
-    Options = Options
-
-    def __init__(self, options): ...
-
-    async def score(self, batch):
-        odd = batch.rollout.group % 2
-        return Scores(row=torch.arange(len(batch)).float() * odd)
-
-    class Plugin:
-        @hookimpl
-        def rlhf_peft_register_rewards(self, register):
-            register("coarse", Coarse)
-
-
-def with_coarse(make_context, **changes):
-    ctx = make_context({**stage(eval={}, prompts_per_step=4, max_steps=2), **changes})
-    ctx.registry.add(Coarse.Plugin(), "coarse", "tests", "1", "a test")
-    ctx.recipe.stages[-1] = ctx.recipe.stages[-1].model_copy(
-        update={"rewards": [RewardEntry.model_validate({"name": "coarse"})]}
-    )
-    return ctx
-
-
-def outcome_of(ctx):
-    """Adapter and figures after a run."""
-    run(ctx)
-    lines = [
-        {k: v for k, v in line.items() if "time" not in k and "per_second" not in k} for line in logged(ctx)
-    ]
-    return {n: p.detach().clone() for n, p in ctx.base.model.named_parameters() if ".policy." in n}, lines
-
-
-def same(first, second):
-    """Two outcomes, up to rounding."""
-    for name, weight in first[0].items():
-        assert torch.allclose(weight, second[0][name], atol=1e-6), name
-    for mine, theirs in zip(first[1], second[1], strict=True):
-        assert mine.keys() == theirs.keys()
-        for key in mine.keys() - {"stage"}:
-            assert mine[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5), key
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
@@ -354,85 +269,3 @@ def test_prompts_that_leave_no_room_are_refused_with_their_row(make_context, tmp
     file.write_text(json.dumps({"prompt": "a fox and a bear " * 40}) + "\n")
     with pytest.raises(DataError, match=r"row 1"):
         run(make_context(stage(dataset={"path": str(file)}, eval={}, rewards=[{"name": "tiny-gold"}])))
-
-
-class Spoiled(Grpo):
-    """GRPO whose loss of one row is not a number, in the micro-batches that are named."""
-
-    spoil: tuple[int, ...] = ()
-    calls = 0
-
-    def loss(self, outputs, minibatch):
-        terms, figures = super().loss(outputs, minibatch)
-        Spoiled.calls += 1
-        if Spoiled.calls in self.spoil:
-            terms = terms.clone()
-            terms[0] = float("nan")
-        return terms, figures
-
-    class Plugin:
-        @hookimpl
-        def rlhf_peft_register_algorithms(self, register):
-            register("spoiled", Spoiled)
-
-
-def spoiled(make_context, monkeypatch, spoil, **changes):
-    monkeypatch.setattr(Spoiled, "spoil", spoil)
-    monkeypatch.setattr(Spoiled, "calls", 0)
-    ctx = make_context(stage(eval={}, algorithm={"name": "ppo"}, prompts_per_step=4, **changes))
-    ctx.registry.add(Spoiled.Plugin(), "spoiled", "tests", "1", "a test")
-    algorithm = {"name": "spoiled", "num_generations": 4, "num_epochs": 2, "beta": 0.0}
-    section = ctx.recipe.stages[-1].algorithm.__class__.model_validate(algorithm)
-    ctx.recipe.stages[-1] = ctx.recipe.stages[-1].model_copy(update={"algorithm": section})
-    return ctx
-
-
-def test_an_update_that_is_not_finite_is_skipped_and_its_rows_are_named(make_context, monkeypatch, caplog):
-    ctx = spoiled(make_context, monkeypatch, (1,))
-    run(ctx)
-    first, second = logged(ctx)
-    assert (first["updates/skipped"], second["updates/skipped"]) == (0.5, 0.0)
-    assert math.isfinite(first["loss"]) and not ctx.base.is_zero("policy")
-    assert "rl step 1: the update is not finite (loss nan" in caplog.text
-    assert "It comes from row" in caplog.text and "It is skipped." in caplog.text
-
-
-def test_an_update_that_is_skipped_changes_nothing(make_context, monkeypatch):
-    ctx = spoiled(make_context, monkeypatch, tuple(range(1, 100)), max_steps=1)
-    before = {n: p.detach().clone() for n, p in ctx.base.model.named_parameters()}
-    run(ctx)
-    for name, parameter in ctx.base.model.named_parameters():
-        assert torch.equal(parameter, before[name]), name
-
-
-def test_too_many_updates_in_a_row_that_are_not_finite_stop_the_run(make_context, monkeypatch):
-    ctx = spoiled(make_context, monkeypatch, tuple(range(1, 100)), max_bad_steps=2)
-    with pytest.raises(GuardError, match=r"rl step 2: .*3 updates in a row were of no use"):
-        run(ctx)
-
-
-@pytest.mark.parametrize("where", ["update", "scoring"])
-def test_out_of_memory_the_step_is_taken_again_in_smaller_parts(make_context, monkeypatch, caplog, where):
-    algorithm = {"name": "ppo", "num_generations": 4, "num_minibatches": 2, "value": "own"}
-    plain = outcome_of(with_coarse(make_context, algorithm=algorithm))
-    refused = []
-
-    def limited(original, place):
-        def call(self, *given, **named):
-            rows = len(given[place])
-            if rows > 2:
-                refused.append(rows)
-                raise torch.OutOfMemoryError("out of memory")
-            return original(self, *given, **named)
-
-        return call
-
-    if where == "update":
-        monkeypatch.setattr(UpdateModule, "forward", limited(UpdateModule.forward, 0))
-    else:
-        monkeypatch.setattr(rl.stage.Scorer, "_batch", limited(rl.stage.Scorer._batch, 1))
-    found = outcome_of(with_coarse(make_context, algorithm=algorithm))
-    same(found, plain)
-    assert refused and "out of memory. From here on at most" in caplog.text
-    # What fits is remembered: the second step asks for too much no more.
-    assert len(refused) <= 8
