@@ -234,7 +234,7 @@ def loaded_elsewhere(ctx, prompts):
 
 
 def test_stories_become_more_cheerful(tmp_path):
-    ctx, results = train(tmp_path, 0, pairs=960, epochs=1, steps=16, held_out=200, size=32)
+    ctx, results = train(tmp_path, 0, pairs=960, epochs=1, steps=14, held_out=200, size=32)
     after, before = results["rl"]["after"], results["rl"]["before"]
     assert rises(results)["learned"] > 0.3
     assert 0 < after["eval/kl"] < 10

@@ -121,7 +121,7 @@ class Saver:
             return
         self._remember(stage.name, step, roles, state(), self.stages)
         settings = stage.checkpoint
-        if settings.every is not None and step % settings.every == 0:
+        if settings.every is not None and step > 0 and step % settings.every == 0:
             self.save(stage, figures)
 
     def finished(self, stage: StageBase) -> None:

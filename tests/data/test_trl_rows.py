@@ -7,6 +7,7 @@ from trl.data_utils import is_conversational, unpair_preference_dataset
 from rlhf_peft.data.encode import Encoder
 from rlhf_peft.data.formats import detect, require
 from rlhf_peft.data.load import load_rows
+from rlhf_peft.data.rows import ROW
 from rlhf_peft.data.trl_rows import for_trl
 from rlhf_peft.errors import DataError
 
@@ -15,8 +16,19 @@ from .test_formats import ASK, BAD, GOOD, TRL
 
 
 def converted(*rows, **options):
+    """The rows for TRL, without their numbers."""
     data = Dataset.from_list(list(rows))
-    return for_trl(data, detect(data), **options)
+    return for_trl(data, detect(data), **options).remove_columns(ROW)
+
+
+def test_each_row_keeps_its_number():
+    rows = [{"text": "one"}, {"text": " "}, {"text": "three"}]
+    data = Dataset.from_list(rows)
+    assert for_trl(data, detect(data), on_bad_row="skip")[ROW] == [1, 3]
+    pairs = Dataset.from_list(
+        [TRL["preference", True], {**TRL["preference", True], "chosen": [assistant("four")]}]
+    )
+    assert for_trl(pairs, detect(pairs), unpair=True)[ROW] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("kind, conversational", TRL)
@@ -38,7 +50,7 @@ def test_real_preferences(method, name, request, caplog):
         for_trl(rows, format, source=path.name)
     out = for_trl(rows, format, unpair=method == "kto", on_bad_row="skip", source=path.name)
     expected = ["prompt", "chosen", "rejected"] if method == "dpo" else ["prompt", "completion", "label"]
-    assert out.column_names == expected
+    assert set(out.column_names) == {*expected, ROW}
     assert len(out) == (len(rows) - bad) * (1 if method == "dpo" else 2)
     assert f"left out {bad} of {len(rows):,} rows" in caplog.text
     if name == "hh":
@@ -49,7 +61,7 @@ def test_gsm8k_demonstrations(gsm8k):
     columns = {"prompt": "question", "completion": "answer"}
     rows = load_rows(path=gsm8k, split="train[:50]", columns=columns)
     out = for_trl(rows, require(rows, "sft", "gsm8k.jsonl"))
-    assert out.column_names == ["prompt", "completion"] and len(out) == 50
+    assert out.column_names == ["prompt", "completion", ROW] and len(out) == 50
 
 
 def test_unpaired_as_trl_does_it():

@@ -9,10 +9,15 @@ import torch
 from rlhf_peft.data import Pair
 from rlhf_peft.errors import DataError
 from rlhf_peft.stages import reward_model
+from rlhf_peft.stages.memory import Budget
 from rlhf_peft.stages.reward_model import Trainer, describe, evaluate, score
 
 PAIRS = {"name": "tiny", "part": "preferences", "size": 96, "noise": 0.0}
 HELD = {"name": "tiny", "part": "preferences", "questions": "test", "size": 48, "noise": 0.0}
+
+
+def budget():
+    return Budget("reward_model", 4096)
 
 
 def stage(**changes):
@@ -62,7 +67,7 @@ def test_chosen_answers_have_mean_zero_afterwards(make_context, how, spread):
     stage_ = ctx.recipe.stages[0]
     run(ctx)
     pairs, _ = reward_model._pairs(stage_, ctx)
-    rewards = score(ctx.base, "reward-0", [p.chosen_ids for p in pairs], 4096)
+    rewards = score(ctx.base, "reward-0", [p.chosen_ids for p in pairs], budget())
     assert float(rewards.mean()) == pytest.approx(0.0, abs=1e-3)
     if spread:
         assert float(rewards.std()) == pytest.approx(spread, abs=1e-2)
@@ -88,9 +93,9 @@ def test_the_update_does_not_depend_on_the_micro_batch(make_context):
         weight.copy_(torch.linspace(-1, 1, weight.numel()))
     found = []
     with ctx.base.training(["reward-0"]) as parameters, ctx.base.role("reward-0", train=True):
-        for budget in (4096, 64):
-            trainer = Trainer(stage_, ctx, 0, pairs, [], 1)
-            trainer.updating.tokens = budget
+        for tokens in (4096, 64):
+            trainer = Trainer(stage_, ctx, 0, pairs, [], 1, budget())
+            trainer.updating.amount = tokens
             figures = trainer._step(1, pairs[:12], Frozen(), parameters)
             found.append((torch.cat([p.grad.flatten() for p in parameters]), figures))
             for parameter in parameters:
@@ -141,7 +146,7 @@ def test_evaluation_is_what_the_heads_say(make_context):
             torch.tensor([len(pairs[0].rejected_ids)]),
             "reward-0",
         )
-    assert evaluate(ctx.base, "reward-0", pairs[:1], 4096)["margin"] == pytest.approx(
+    assert evaluate(ctx.base, "reward-0", pairs[:1], budget())["margin"] == pytest.approx(
         float(one - two), abs=1e-4
     )
 

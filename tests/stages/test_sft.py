@@ -17,8 +17,9 @@ from trl import SFTTrainer
 
 from rlhf_peft.engine import POLICY
 from rlhf_peft.errors import DataError, GuardError, UsageError
-from rlhf_peft.stages import sft, trl_bridge
+from rlhf_peft.stages import sft
 from rlhf_peft.stages.trl_rows import eval_batch, longest_row, micro_batch, rows_for
+from rlhf_peft.stages.trl_trainer import ours
 
 from .conftest import MakeContext, policy_of, write
 
@@ -90,7 +91,10 @@ def test_prints_sends_and_writes_nothing(
     assert capfd.readouterr() == ("", "")
     folder = tmp_path / "runs" / "run"
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    policy = [f"adapters/policy/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
+    policy = [
+        f"adapters/policy/{name}"
+        for name in ("adapter_config.json", "adapter_model.safetensors", "base.json")
+    ]
     assert files == [".lock", *policy, "manifest.json", "metrics.jsonl"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demonstrations.jsonl", "runs"]
 
@@ -296,5 +300,5 @@ def test_longest_row_is_exact_for_few_rows(make_context: MakeContext, demonstrat
 
 
 def test_ours_keeps_the_trainer() -> None:
-    made = trl_bridge.ours(SFTTrainer)
+    made = ours(SFTTrainer)
     assert issubclass(made, SFTTrainer) and made.__name__ == "SFTTrainer"
