@@ -172,7 +172,6 @@ def run(
     def begin(folder: RunFolder) -> None:
         assert ctx is not None
         if found is not None:
-            folder.cut(found.info["lines"])
             ctx.saver.checkpoints.forget_after(found.info["number"])
             folder.update_manifest(stages_done=found.info["stages"])
         folder.write_recipe(dump(recipe))
@@ -184,7 +183,7 @@ def run(
     # Until a stage has its first figures nothing is written, and a run that is to be replaced stays as it is.
     folder: RunFolder = Elsewhere(recipe.run_folder)
     if ranks.main and found is not None:
-        folder = RunFolder.resume(recipe.output_dir, recipe.name, made=begin)
+        folder = RunFolder.resume(recipe.output_dir, recipe.name, lines=found.info["lines"], made=begin)
     elif ranks.main:
         folder = RunFolder.plan(recipe.output_dir, recipe.name, overwrite=overwrite or resume, made=begin)
     result = Result(folder.path)
@@ -247,14 +246,19 @@ def _checkpoint(recipe: Recipe, name: str | None) -> Checkpoint | None:
     """What a run is resumed from; None where there is nothing yet.
 
     Raises:
-        RunFolderError: the one that is asked for is not there, or is damaged.
+        RunFolderError: the one that is asked for is not there, or is damaged, or all that there are.
     """
     checkpoints = Checkpoints(recipe.run_folder)
     if name is not None:
         return checkpoints.read(name)
     found, wrong = checkpoints.newest()
+    if found is None and wrong:
+        raise RunFolderError(
+            f"{wrong[0]}. No checkpoint of {recipe.run_folder} is whole, and nothing was touched: bring one back from a "
+            "copy, or begin again with --overwrite."
+        )
     for damage in wrong:
-        log.warning("%s. %s", damage, f"Going on from {found.name}." if found else "Beginning again.")
+        log.warning("%s. Going on from %s.", damage, found.name if found else "the beginning")
     return found
 
 

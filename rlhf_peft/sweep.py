@@ -24,8 +24,8 @@ from .cells import Cell, beginning, prefix, shared_stages
 from .errors import RlhfPeftError, RunFolderError, UsageError
 from .recipe import Recipe, dump
 from .runs import RunFolder, read_manifest, read_metrics
+from .runs.folder import without_credentials
 from .runs.manifest import is_run
-from .scrub import scrub
 
 SHOWN = (
     "reward",
@@ -196,7 +196,7 @@ def _free() -> None:
 def _same(recipe: Recipe) -> bool:
     """Whether the run that is there has the very same recipe."""
     file = recipe.run_folder / "recipe.yaml"
-    return file.is_file() and file.read_text(encoding="utf-8") == scrub(dump(recipe))
+    return file.is_file() and file.read_text(encoding="utf-8") == without_credentials(dump(recipe))
 
 
 def _check_room(recipe: Recipe, overwrite: bool) -> None:

@@ -160,6 +160,30 @@ def test_a_run_listens_nowhere_and_writes_no_secret(tmp_path):
         assert hidden not in done.stdout + done.stderr, hidden
 
 
+@pytest.mark.parametrize("name", ["evil.py:run", "evil:run", "os:system", "./evil.py:run", "evil"])
+@pytest.mark.parametrize("kind", ["rewards", "algorithm", "sampler", "dataset"])
+def test_no_key_of_a_recipe_imports_code(tmp_path, monkeypatch, name, kind):
+    from rlhf_peft.errors import RecipeError
+    from rlhf_peft.recipe import load
+    from rlhf_peft.registry import Registry
+
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef run(*a, **k): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stage = {
+        "stage": "rl",
+        "dataset": {"name": "tiny", "part": "prompts"},
+        "algorithm": {"name": "ppo"},
+        "sampler": {"name": "cached"},
+        "rewards": [{"name": "tiny-gold"}],
+    }
+    stage[kind] = [{"name": name}] if kind == "rewards" else {"name": name}
+    recipe = {"version": 1, "name": "r", "model": {"path": "builtin:tiny"}, "stages": [stage]}
+    with pytest.raises(RecipeError):
+        load(recipe, (), plugins=Registry.load(no_plugins=True))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_what_counts_as_a_secret(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     monkeypatch.setenv("SHORT_TOKEN", "abc")
@@ -187,6 +211,27 @@ def test_a_link_inside_of_a_run_leads_nowhere(tmp_path, part):
     RunFolder.create(tmp_path / "runs", "r", overwrite=True).release()
     assert not target.is_symlink()
     assert outside.exists() and outside.stat().st_mtime_ns == before
+
+
+def test_a_link_deeper_down_leads_nowhere_either(tmp_path):
+    run = RunFolder.create(tmp_path / "runs", "r")
+    run.adapter_dir("policy")
+    run.finish("done")
+    (tmp_path / "outside").write_text("x")
+    (run.path / "adapters" / "policy" / "adapter_model.safetensors").symlink_to(tmp_path / "outside")
+    with pytest.raises(RunFolderError, match="adapter_model.safetensors: a link"):
+        RunFolder.resume(tmp_path / "runs", "r")
+
+
+@pytest.mark.parametrize("secret", ["sk-abcdefgh12345678", "* odd: 'one\nof' two lines", "&anchor: [x]"])
+def test_a_recipe_stays_a_recipe_without_its_secrets(tmp_path, monkeypatch, secret):
+    import yaml
+
+    monkeypatch.setenv("MY_API_KEY", secret)
+    run = RunFolder.create(tmp_path, "r")
+    run.write_recipe(yaml.safe_dump({"name": "r", "key": secret, "text": f"with {secret}"}))
+    text = (run.path / "recipe.yaml").read_text()
+    assert yaml.safe_load(text) == {"name": "r", "key": "***", "text": "with ***"}
 
 
 def test_a_manifest_that_names_files_elsewhere_is_found_out(tmp_path):

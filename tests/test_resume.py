@@ -207,3 +207,75 @@ def test_verify_names_the_newest_run(tmp_path, whole, capsys, monkeypatch):
     assert "run: runs/mine" in capsys.readouterr().err
     assert execute(["verify", "mine"]) == 0
     assert execute(["verify", "yours"]) == 2
+
+
+def out_of_memory(monkeypatch, allowed):
+    """SFT's loss takes so many rows at once and no more."""
+    from trl import SFTTrainer
+
+    original, refused = SFTTrainer.compute_loss, []
+
+    def limited(self, model, inputs, *given, **named):
+        if len(inputs["input_ids"]) > allowed:
+            refused.append(len(inputs["input_ids"]))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, model, inputs, *given, **named)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", limited)
+    return refused
+
+
+def test_out_of_memory_in_the_first_update_after_a_resume_loses_nothing(tmp_path, whole, monkeypatch):
+    """Nothing has been written by the new process then, and nothing is remembered."""
+    recipe = pipeline(tmp_path, sft={"batch_size": 4, "eval": {}})
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, after=2)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    refused = out_of_memory(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, after=3, resume=True)
+    assert refused == [4]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    assert lines[: len(before) - 1] == before[: len(before) - 1]
+    assert [line["step"] for line in told if line["stage"] == "sft"] == [1, 2, 3, 4]
+    monkeypatch.undo()
+    run(recipe, resume=True)
+
+
+def test_a_run_that_is_to_be_replaced_stays_where_nothing_fits(tmp_path, whole, monkeypatch):
+    from rlhf_peft.errors import RlhfPeftError
+
+    recipe = pipeline(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, after=4)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
+    out_of_memory(monkeypatch, 0)
+    with pytest.raises(RlhfPeftError, match="out of memory with 1 rows"):
+        run(recipe, overwrite=True)
+    assert {
+        p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"
+    } == before
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_replaced(tmp_path, whole):
+    recipe = pipeline(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, after=2)
+    for file in (tmp_path / "run" / "checkpoints").glob("*/checkpoint.json"):
+        file.write_text(file.read_text().replace('"number"', '"nomber"'))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunFolderError, match=r"checkpoint.json is damaged.*nothing was touched.*--overwrite"):
+        run(recipe, resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_figure_that_is_not_a_number_is_never_the_best(tmp_path, whole):
+    from rlhf_peft.stages.saver import Moment, Saver
+
+    saver = Saver(None, None, None, {})
+    moment = lambda step: Moment("rl", step, {}, {}, {}, {}, [])  # noqa: E731
+    stage = pipeline(tmp_path, rl={"checkpoint": {"keep_best": "kl"}}).stages[-1]
+    for step, value in enumerate([float("nan"), 1.0, float("nan"), 0.5], start=1):
+        saver._note_best(stage, moment(step), {"kl": value})
+    assert saver._best == (1.0, "rl-2")

@@ -75,7 +75,7 @@ def _told(error: BaseException, settings: Settings) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else EXIT_FAILED
     if settings.traceback:
-        traceback.print_exception(error)
+        _say("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, KeyboardInterrupt):
         terminated = isinstance(error, Terminated)
         _say(_noted("terminated" if terminated else "interrupted", error))

@@ -54,6 +54,8 @@ def run(
         raise UsageError("--overwrite and --resume contradict each other: give one.")
     if sweep and (resume or resume_from):
         raise UsageError("--resume does not go with --sweep. Resume the runs of a sweep one by one.")
+    if sweep and allow_changed:
+        raise UsageError("--allow-changed does not go with --sweep. Run the cell that needs it by itself.")
     if sweep:
         from .sweep import run_sweep
 

@@ -12,11 +12,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from peft import LoraConfig, PeftConfig
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -171,11 +171,6 @@ def read(folder: Path) -> Stored:
             f"{folder}: no {ADAPTER_FILE} beside {CONFIG_FILE} (pickled .bin files are not read)."
         )
     weights, scores = _split_head(tensors)
-    most = max((w.shape[0] for key, w in weights.items() if "lora_A" in key and w.ndim), default=0)
-    if max([config.r, *(config.rank_pattern or {}).values()]) > most:
-        raise ModelError(
-            f"{folder}: {CONFIG_FILE} says a rank of {config.r}, and no tensor of {ADAPTER_FILE} has more than {most}."
-        )
     return Stored(config, weights, _tensors(folder / HEAD_FILE) or scores, folder)
 
 
@@ -209,19 +204,23 @@ def _config(folder: Path) -> LoraConfig:
     return config
 
 
+Rank = Annotated[int, Field(ge=1, le=2**16)]
+"""A larger one is no low rank, and would take all memory before its tensors are looked at."""
+
+
 class _Written(BaseModel):
     """What a LoRA configuration must hold to be one; PEFT itself looks at no type."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    r: PositiveInt = 8
+    r: Rank = 8
     lora_alpha: FiniteFloat = 8.0
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     use_rslora: bool = False
     bias: str = "none"
     target_modules: str | list[str] | None = None
     modules_to_save: list[str] | None = None
-    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
     alpha_pattern: dict[str, FiniteFloat] = Field(default_factory=dict)
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
@@ -259,13 +258,14 @@ def _split_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
     return {k: v for k, v in weights.items() if not k.startswith(place)}, head
 
 
-def read_head(folder: Path) -> dict[str, Tensor] | None:
-    """The tensors of a role's head; None where it has none.
+def read_role(folder: Path) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
+    """The tensors of a role's adapter and head; None for what it has not.
 
     Raises:
-        ModelError: the file is damaged.
+        ModelError: a file is damaged.
     """
-    return _tensors(folder / HEAD_FILE)
+    weights = read(folder).weights if (folder / CONFIG_FILE).is_file() else None
+    return weights, _tensors(folder / HEAD_FILE)
 
 
 def load_head(hidden: int, tensors: Mapping[str, Tensor], where: str) -> ScalarHead:

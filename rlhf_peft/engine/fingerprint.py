@@ -98,10 +98,18 @@ def _weights(source: Source) -> str:
     folder = _folder(source)
     if folder is None:
         return digest([source.path, source.revision])
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    files = [folder / name for name in _names(folder) if (folder / name).is_file()]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     told = {key: value for key, value in config.items() if key not in PASSING}
     return digest([told, [(file.name, file.stat().st_size, sampled_hash(file)) for file in files]])
+
+
+def _names(folder: Path) -> list[str]:
+    """The files that transformers reads weights from."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
 
 def _folder(source: Source) -> Path | None:

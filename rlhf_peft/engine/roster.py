@@ -243,17 +243,25 @@ class Roster(Forwards):
         head: ScalarHead | None = found
         return head
 
-    def refill(self, role: str, folder: Path) -> None:
-        """Give a role that is there the tensors that were written down of it; its parameters stay the same objects.
+    def refill(
+        self, role: str, weights: Mapping[str, Tensor] | None, head: Mapping[str, Tensor] | None, where: str
+    ) -> None:
+        """Give a role that is there the tensors that were kept of it; its parameters stay the same objects.
+
+        Args:
+            role: its name.
+            weights: of its adapter; None where it shares another role's.
+            head: of its scalar head, where it has one.
+            where: begins the message where something does not fit.
 
         Raises:
             ModelError: a tensor is missing, unexpected or misshapen.
         """
         if self.adapter_of(role) == role:
-            adapters.fill(self.model, role, artifacts.read(folder).weights, f"{folder}: ")
+            adapters.fill(self.model, role, weights or {}, f"{where}: ")
         if role in self.heads:
-            head = artifacts.load_head(self.width, artifacts.read_head(folder) or {}, str(folder))
-            self.heads[role].load_state_dict(head.state_dict())
+            made = artifacts.load_head(self.width, head or {}, where)
+            self.heads[role].load_state_dict(made.state_dict())
 
     def is_zero(self, role: str) -> bool:
         """Whether the role's adapter changes nothing: it is None, or every B is zero."""

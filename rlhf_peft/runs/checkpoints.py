@@ -26,7 +26,7 @@ from .manifest import sha256, sync_folder, write_whole
 FOLDER = "checkpoints"
 FILE = "checkpoint.json"
 FORMAT = "rlhf-peft checkpoint"
-VERSION = 1
+VERSION = 2
 SEAL = "sha256"
 
 
@@ -109,7 +109,11 @@ class Checkpoints:
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest one that is whole, as is the one that its stage began with; and what is wrong with newer ones."""
-        wrong: list[str] = []
+        wrong = [
+            f"{path}: not a checkpoint that this version reads, or one whose {FILE} is damaged"
+            for path in self._folders()
+            if _read(path) is None
+        ]
         for path, _ in sorted(self._listed(), key=lambda found: -found[1]["number"]):
             try:
                 found = self.read(path.name)
@@ -155,13 +159,12 @@ class Checkpoints:
         found = sorted(self._listed(), key=lambda found: found[1]["number"])
         return [path.name for path, info in found if stage is None or info.get("stage") == stage]
 
+    def _folders(self) -> list[Path]:
+        there = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [path for path in there if not path.name.startswith(".")]
+
     def _listed(self) -> list[tuple[Path, dict[str, Any]]]:
-        paths = (
-            [path for path in self.folder.iterdir() if not path.name.startswith(".")]
-            if self.folder.is_dir()
-            else []
-        )
-        return [(path, info) for path in paths if (info := _read(path)) is not None]
+        return [(path, info) for path in self._folders() if (info := _read(path)) is not None]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

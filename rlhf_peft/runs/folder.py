@@ -80,6 +80,7 @@ class RunFolder:
         self._recipe: Mapping[str, Any] = {}
         self._pending: Callable[[], None] | None = None
         self._lock: BaseFileLock | None = None
+        self._lines: dict[str, int] = {}
 
     @classmethod
     def create(cls, output_dir: str | Path, name: str, *, overwrite: bool = False) -> RunFolder:
@@ -132,13 +133,19 @@ class RunFolder:
 
     @classmethod
     def resume(
-        cls, output_dir: str | Path, name: str, *, made: Callable[[RunFolder], None] | None = None
+        cls,
+        output_dir: str | Path,
+        name: str,
+        *,
+        lines: Mapping[str, int] | None = None,
+        made: Callable[[RunFolder], None] | None = None,
     ) -> RunFolder:
         """The folder of a run that is there, to go on with it; it stays as it is until something is written into it.
 
         Args:
             output_dir: where run folders go.
             name: of the run.
+            lines: bytes of each file of lines that stay; those after them are taken off. None: all stay.
             made: called before anything is written.
 
         Raises:
@@ -151,9 +158,11 @@ class RunFolder:
         _check_links(path)
         folder = cls(path, manifest)
         folder._lock = lock(path)
+        folder._lines = folder._sizes() if lines is None else dict(lines)
 
         def make() -> None:
             folder._pending = None
+            folder.cut(folder._lines)
             again = [*manifest.get("resumed", []), time.time()]
             folder.update_manifest(status="running", resumed=again, versions=versions())
             if made is not None:
@@ -187,7 +196,7 @@ class RunFolder:
     def write_recipe(self, text: str) -> None:
         """Write recipe.yaml, without credentials."""
         self.make()
-        clean = scrub(text)
+        clean = without_credentials(text)
         write_whole(self.path / RECIPE, clean)
         self._recipe = yaml.safe_load(clean)
 
@@ -219,7 +228,10 @@ class RunFolder:
             out.write("".join(lines))
 
     def lines(self) -> dict[str, int]:
-        """Bytes of each file of lines."""
+        """Bytes of each file of lines; of a folder that is not made yet, those that it will have."""
+        return self._sizes() if self.made else dict(self._lines)
+
+    def _sizes(self) -> dict[str, int]:
         paths = {name: self.path / name for name in (METRICS, SAMPLES)}
         return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
 
@@ -230,11 +242,13 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def cut(self, lines: Mapping[str, int]) -> None:
-        """Take off the lines that came after.
+        """Take off the lines that came after; nothing of a folder that is not made yet.
 
         Raises:
             RunFolderError: there are fewer than there were.
         """
+        if not self.made:
+            return
         for name in (METRICS, SAMPLES):
             path, size = self.path / name, lines.get(name, 0)
             found = path.stat().st_size if path.is_file() else 0
@@ -308,6 +322,15 @@ class RunFolder:
         return {file.relative_to(self.path).as_posix(): sha256(file) for file in files}
 
 
+def without_credentials(recipe: str) -> str:
+    """A recipe's text as it is written into the run folder: the same where it holds none."""
+    data = yaml.safe_load(recipe)
+    clean = scrub(data)
+    return (
+        recipe if clean == data else yaml.safe_dump(clean, sort_keys=False, allow_unicode=True, width=2**20)
+    )
+
+
 def _check_inside(parent: Path, path: Path, name: str) -> None:
     """Refuse a name that is a path, and a link that leads out of the output folder."""
     if not _NAME.fullmatch(name):
@@ -319,10 +342,11 @@ def _check_inside(parent: Path, path: Path, name: str) -> None:
 def _check_links(path: Path) -> None:
     """Refuse to write through a link inside of a run; a run that is replaced loses its links."""
     for name in OURS:
-        if (path / name).is_symlink():
-            raise RunFolderError(
-                f"{path / name}: a link that leads out of the run. Remove it, or start anew."
-            )
+        place = path / name
+        inside = place.rglob("*") if place.is_dir() and not place.is_symlink() else ()
+        for found in (place, *inside):
+            if found.is_symlink():
+                raise RunFolderError(f"{found}: a link that leads out of the run. Remove it, or start anew.")
 
 
 def _check_free(path: Path, overwrite: bool) -> None:

@@ -87,7 +87,10 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    return "DefaultCPUAllocator" in text or "out of memory" in text.lower()
+    return (
+        any(word in text for word in ("DefaultCPUAllocator", "ALLOC_FAILED"))
+        or "out of memory" in text.lower()
+    )
 
 
 def free() -> None:

@@ -18,6 +18,7 @@ from ..engine import POLICY, REFERENCE, SharedBase
 from ..errors import GuardError, Problem, RecipeError
 from ..recipe.schema import PreferenceStage
 from .context import Context
+from .memory import Budget
 from .trl_bridge import arguments, settle, train
 from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
 from .trl_trainer import ours
@@ -80,7 +81,9 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
         rows = rows.shuffle(seed=seed)
         held_out = None if held_out is None else held_out.shuffle(seed=seed)
     _check_reference(
-        ctx, [encoder.pair(r)[0] if "chosen" in r else encoder.completion(r) for r in rows.take(8)]
+        ctx,
+        stage.name,
+        [encoder.pair(r)[0] if "chosen" in r else encoder.completion(r) for r in rows.take(8)],
     )
 
     # 3. TRL trains.
@@ -100,7 +103,7 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
 
     # 4. KTO has no pairs, so the accuracy of its rewards is over all pairs of a good and a bad row.
     if stage.method == "kto" and held_out is not None:
-        figures["eval_rewards/accuracies"] = _order_accuracy(ctx, evaluated)
+        figures["eval_rewards/accuracies"] = _order_accuracy(ctx, stage.name, evaluated)
     return figures
 
 
@@ -135,10 +138,10 @@ def _neighbours(stage: PreferenceStage, rows: Any, micro: int) -> Any:
     return rows.select(range(len(rows) - 1)) if alone else rows
 
 
-def _check_reference(ctx: Context, rows: Sequence[list[int]]) -> None:
+def _check_reference(ctx: Context, name: str, rows: Sequence[list[int]]) -> None:
     """Policy and reference must say the same of real rows before the first update."""
     parts = [(0, ids) for ids in rows]
-    budget = ctx.recipe.model.tokens_per_forward
+    budget = Budget(name, ctx.recipe.model.tokens_per_forward)
     policy, reference = (_logps(ctx.base, role, parts, budget) for role in (POLICY, REFERENCE))
     difference = float(((policy - reference).abs() / torch.tensor([len(ids) for ids in rows])).max())
     if difference > SAME_POLICY:
@@ -148,26 +151,30 @@ def _check_reference(ctx: Context, rows: Sequence[list[int]]) -> None:
         )
 
 
-def _order_accuracy(ctx: Context, rows: Any) -> float:
+def _order_accuracy(ctx: Context, name: str, rows: Any) -> float:
     """Share of pairs of a desirable and an undesirable row that the implicit rewards order rightly."""
     parts = [(len(row["prompt_ids"]), row["prompt_ids"] + row["completion_ids"]) for row in rows]
-    budget = ctx.recipe.model.tokens_per_forward
+    budget = Budget(name, ctx.recipe.model.tokens_per_forward)
     rewards = _logps(ctx.base, POLICY, parts, budget) - _logps(ctx.base, REFERENCE, parts, budget)
     good = torch.tensor(rows["label"], dtype=torch.bool)
     return float((rewards[good][:, None] > rewards[~good][None, :]).float().mean())
 
 
 @torch.no_grad()
-def _logps(base: SharedBase, role: str, parts: Sequence[tuple[int, list[int]]], budget: int) -> Tensor:
+def _logps(base: SharedBase, role: str, parts: Sequence[tuple[int, list[int]]], budget: Budget) -> Tensor:
     """[N]: log-probability of each row's tokens, given those before them, from a position on."""
-    out = torch.zeros(len(parts))
-    with base.role(role, train=False):
-        for batch in length_batches([len(ids) for _, ids in parts], max_tokens=budget):
-            ids = pad_right([torch.tensor(parts[i][1]) for i in batch], base.tokenizer.pad_token_id)
-            starts = torch.tensor([[parts[i][0]] for i in batch])
-            ends = torch.tensor([[len(parts[i][1])] for i in batch])
-            place = torch.arange(ids.shape[1])[None]
-            mask = ((place >= starts) & (place < ends)).to(base.device)
-            ids = ids.to(base.device)
-            out[batch] = base.logps(base.hidden(ids), ids, mask)[0].sum(-1).cpu()
+    out, lengths = torch.zeros(len(parts)), [len(ids) for _, ids in parts]
+
+    def attempt(tokens: int) -> None:
+        with base.role(role, train=False):
+            for batch in length_batches(lengths, max_tokens=tokens):
+                ids = pad_right([torch.tensor(parts[i][1]) for i in batch], base.tokenizer.pad_token_id)
+                starts = torch.tensor([[parts[i][0]] for i in batch])
+                ends = torch.tensor([[len(parts[i][1])] for i in batch])
+                place = torch.arange(ids.shape[1])[None]
+                mask = ((place >= starts) & (place < ends)).to(base.device)
+                ids = ids.to(base.device)
+                out[batch] = base.logps(base.hidden(ids), ids, mask)[0].sum(-1).cpu()
+
+    budget.within(attempt, max(lengths), len(lengths) * max(lengths))
     return out

@@ -7,6 +7,7 @@ its last update. So a state holds what training changes and nothing that follows
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..engine import REFERENCE, SharedBase
-from ..engine.artifacts import HEAD_FILE, Held, write
+from ..engine.artifacts import HEAD_FILE, Held, read_role, write
 from ..engine.fingerprint import short
 from ..errors import RunFolderError
 from ..recipe.schema import StageBase
@@ -83,6 +84,8 @@ class Saver:
     _moment: Moment | None = None
     _begun: str | None = None
     _resumed: Checkpoint | None = None
+    _taken: Checkpoint | None = None
+    _back: Moment | None = None
     _best: tuple[float, str] | None = None
 
     @property
@@ -171,8 +174,9 @@ class Saver:
     def _note_best(self, stage: StageBase, moment: Moment, figures: Mapping[str, float]) -> None:
         """Before it is written, so that a run that is resumed from it knows."""
         name = stage.checkpoint.keep_best
-        if name is not None and name in figures and (self._best is None or figures[name] > self._best[0]):
-            self._best = (figures[name], moment.name)
+        value = None if name is None else figures.get(name)
+        if value is not None and math.isfinite(value) and (self._best is None or value > self._best[0]):
+            self._best = (value, moment.name)
 
     def _prune(self, stage: StageBase, moment: Moment) -> None:
         settings = stage.checkpoint
@@ -245,24 +249,25 @@ class Saver:
 
         Returns:
             None where it had not come to its first update: it begins, as it did.
-
-        Raises:
-            CheckpointError: the last update cannot be written down.
         """
-        if self._resumed is not None:
-            return self.state(stage)
-        moment = self._moment
-        if moment is None or moment.stage != stage.name or not self.run.made:
+        moment, taken = self._moment, self._resumed or self._taken
+        if moment is not None and moment.stage == stage.name:
+            self._back, self.replaying = moment, True
+            self.run.cut(moment.lines)
+        elif taken is not None and taken.info["stage"] == stage.name:
+            self._resumed, self.replaying = taken, True
+            self.run.cut(taken.info["lines"])
+        else:
             self.run.cut(lines)
-            return None
-        name = self.save()
-        assert name is not None
-        self.run.cut(moment.lines)
-        self._resumed, self.replaying = self.checkpoints.read(name), True
         return self.state(stage)
 
     def state(self, stage: StageBase) -> dict[str, Any] | None:
         """The state that a stage goes on from; None: it begins. `go_on` is to follow when the stage has taken it."""
+        if self._back is not None:
+            # What is remembered stays as it is, whatever becomes of this.
+            tensors = {name: tensor.clone() for name, tensor in self._back.tensors.items()}
+            back: dict[str, Any] = unpack(self._back.state, tensors)
+            return back
         found = self._resumed
         if found is None or found.info["stage"] != stage.name:
             return None
@@ -270,10 +275,16 @@ class Saver:
 
     def go_on(self, state: Mapping[str, Any]) -> None:
         """Trained roles become what they were, and what is drawn and written from here on follows from there."""
-        found, self._resumed = self._resumed, None
-        assert found is not None
-        for folder in sorted((found.path / "adapters").iterdir()):
-            self.base.refill(folder.name, folder)
+        if self._back is not None:
+            for role, held in self._back.roles.items():
+                self.base.refill(role, held.weights, held.head, self._back.name)
+            self._back = None
+        else:
+            found, self._resumed = self._resumed, None
+            assert found is not None
+            self._taken = found
+            for folder in sorted((found.path / "adapters").iterdir()):
+                self.base.refill(folder.name, *read_role(folder), str(folder))
         set_random_state(state["random"])
         self.replaying = False
 

@@ -222,7 +222,12 @@ def _connect(
         if state["scaler"] is not None and trainer.accelerator.scaler is not None:
             trainer.accelerator.scaler.load_state_dict(state["scaler"])
 
-    trainer.load, trainer.go_on = load, lambda: ctx.saver.go_on(state)
+    def go_on() -> None:
+        # The evaluation that every training begins with was of the weights before.
+        figures.eval = dict(state["eval"])
+        ctx.saver.go_on(state)
+
+    trainer.load, trainer.go_on = load, go_on
     trainer._total_train_tokens = state["tokens"]
     figures.steps, figures.finite.in_a_row = list(state["steps"]), state["skipped"]
     # It may have been trained with more rows in a forward till then.
@@ -274,7 +279,7 @@ def train(
     Raises:
         RlhfPeftError: out of memory with the fewest rows in a forward.
     """
-    began, lines = time.monotonic(), ctx.run.lines() if ctx.run.made else {}
+    began, lines = time.monotonic(), ctx.run.lines()
     prompts = FixedPrompts(stage, ctx)
     state = ctx.saver.state(stage)
     micro = micro if state is None else min(micro, state["micro"])
@@ -288,10 +293,11 @@ def train(
                 raise
             failed = reason(error)
         # Outside of the handler the error, and with it what its frames hold, is gone.
-        if micro <= at_least:
+        fewer = micro_batch(rows_a_process(stage), 1, max(at_least, micro // 2), at_least)
+        if fewer >= micro:
             raise RlhfPeftError(too_little(stage.name, f"{micro} rows in one forward", failed))
         free()
-        micro = micro_batch(rows_a_process(stage), 1, max(at_least, micro // 2), at_least)
+        micro = fewer
         log.warning("%s: out of memory. From here on %d rows go into one forward.", stage.name, micro)
         state = ctx.saver.again(stage, lines)
     if figures.main:

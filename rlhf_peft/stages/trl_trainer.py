@@ -42,6 +42,7 @@ class Ours:
     model: Any
     data_collator: Any
     args: Any
+    accelerator: Any
     _metrics: Any
     _total_train_tokens: Any
     _prepare_inputs: Callable[[Any], Any]
@@ -64,9 +65,11 @@ class Ours:
 
     def update_read(self) -> tuple[float, list[str], list[str]]:
         """Loss of the forwards since the last call, the rows whose loss is not finite, and all rows."""
-        said = float(sum(self._losses)), self._bad, self._seen
+        loss, bad, seen = sum(self._losses, torch.zeros(())), self._bad, self._seen
         self._losses, self._bad, self._seen = [], [], []
-        return said
+        if self.accelerator.num_processes > 1:  # all must come to the same verdict
+            loss = self.accelerator.gather(loss.to(self.accelerator.device)).mean()
+        return float(loss), bad, seen
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -79,7 +82,7 @@ class Ours:
             value = (out[0] if return_outputs else out).detach()
             # A loss that knows the tokens of the whole update is a part of it already.
             part = 1.0 if num_items_in_batch is not None else self.args.gradient_accumulation_steps
-            self._losses.append(value / part)
+            self._losses.append(value.float().cpu() / part)
             self._seen += read.named()
             if not bool(value.isfinite()):
                 self._bad += self._not_finite(model, read, loss)
@@ -88,6 +91,8 @@ class Ours:
     @torch.no_grad()
     def _not_finite(self, model: Any, read: Read, loss: Callable[..., Any]) -> list[str]:
         """The rows of a batch whose loss alone is not finite; its figures stay as they were."""
+        if self.accelerator.num_processes > 1:  # the others do not compute a second time
+            return read.named()
         before = deepcopy(self._metrics), self._total_train_tokens
         bad = []
         for row in read.rows:

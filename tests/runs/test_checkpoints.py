@@ -59,7 +59,8 @@ def test_one_whose_stage_cannot_begin_gives_way(there):
 def test_one_that_is_not_ours_is_none(there, text):
     path = there.save("rl-1", {}, fill()).path
     (path / "checkpoint.json").write_text(text)
-    assert there.newest() == (None, [])
+    found, wrong = there.newest()
+    assert found is None and len(wrong) == 1 and "checkpoint.json is damaged" in wrong[0]
     with pytest.raises(RunFolderError, match="not a checkpoint, or one that is damaged"):
         there.read("rl-1")
 

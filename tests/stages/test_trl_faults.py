@@ -164,3 +164,18 @@ def test_what_does_not_fit_at_all_is_said(
         RlhfPeftError, match=r"sft: out of memory with 1 rows in one forward .*rlhf-peft plan"
     ):
         run(make_context(stage("sft", demonstrations)))
+
+
+def test_kto_with_an_odd_number_of_rows_does_not_try_for_ever(
+    make_context: MakeContext, labelled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def never(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        assert len(calls) < 5
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(KTOTrainer, "compute_loss", never)
+    with pytest.raises(RlhfPeftError, match=r"preference: out of memory with 7 rows in one forward"):
+        run(make_context(stage("kto", labelled, batch_size=7)))

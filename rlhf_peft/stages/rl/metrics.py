@@ -112,7 +112,8 @@ def _mean(values: Tensor) -> float:
 
 
 def _std(values: Tensor) -> float:
-    return float(values.std()) if len(values) > 1 else 0.0
+    """0 where all are equal, whatever their mean is rounded to."""
+    return float(values.std()) if len(values) > 1 and bool(values.max() > values.min()) else 0.0
 
 
 class Averages:

@@ -69,6 +69,13 @@ def test_what_was_seen_before_an_interruption_counts(caplog):
     assert "entropy is 0.1" in caplog.text
 
 
+def test_one_score_is_not_the_same_score_for_all(caplog):
+    look = guards()
+    for step in range(1, 9):
+        look(step, {**FINE, "reward_std": 0.0, "rows": 1.0})
+    assert not caplog.records
+
+
 def test_nothing_is_said_where_shares_are_zero(caplog):
     look = guards(entropy=0.0, length=0.0)
     for step in range(1, 9):
