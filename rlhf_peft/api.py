@@ -254,8 +254,8 @@ def _checkpoint(recipe: Recipe, name: str | None) -> Checkpoint | None:
     found, wrong = checkpoints.newest()
     if found is None and wrong:
         raise RunFolderError(
-            f"{wrong[0]}. No checkpoint of {recipe.run_folder} is whole, and nothing was touched: bring one back from a "
-            "copy, or begin again with --overwrite."
+            f"{wrong[0]}. No checkpoint of {recipe.run_folder} is whole, and nothing was touched: bring one back from "
+            "a copy, or begin again with --overwrite."
         )
     for damage in wrong:
         log.warning("%s. Going on from %s.", damage, found.name if found else "the beginning")

@@ -219,7 +219,7 @@ def test_a_link_deeper_down_leads_nowhere_either(tmp_path):
     run.finish("done")
     (tmp_path / "outside").write_text("x")
     (run.path / "adapters" / "policy" / "adapter_model.safetensors").symlink_to(tmp_path / "outside")
-    with pytest.raises(RunFolderError, match="adapter_model.safetensors: a link"):
+    with pytest.raises(RunFolderError, match=r"adapter_model\.safetensors: a link"):
         RunFolder.resume(tmp_path / "runs", "r")
 
 
