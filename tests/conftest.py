@@ -29,3 +29,11 @@ def heard():
     logger.propagate, logger.handlers = True, []
     yield
     logger.propagate, logger.handlers = True, []
+
+
+LONG = ("test_quickstart", "test_tinystories", "test_resume", "test_crashes", "test_sweep", "test_trl_faults")
+"""Files with few tests that take long: begun first, so that no worker is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.stem.startswith(LONG))
