@@ -39,7 +39,8 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, whole, after):
     recipe = pipeline(tmp_path)
     with pytest.raises(KeyboardInterrupt) as caught:
         run(recipe, after=after)
-    assert "--resume" in caught.value.__notes__[0]
+    # Told of the evaluation before the first update, there is nothing to go on from yet.
+    assert after == 1 or "--resume" in caught.value.__notes__[0]
     again = run(recipe, resume=True)
     same(ended(tmp_path / "run"), expected)
     seconds = ("seconds",)
