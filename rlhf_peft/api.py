@@ -252,13 +252,15 @@ def _checkpoint(recipe: Recipe, name: str | None) -> Checkpoint | None:
     if name is not None:
         return checkpoints.read(name)
     found, wrong = checkpoints.newest()
-    if found is None and wrong:
+    if found is None:
+        if not wrong:
+            return None
         raise RunFolderError(
             f"{wrong[0]}. No checkpoint of {recipe.run_folder} is whole, and nothing was touched: bring one back from "
             "a copy, or begin again with --overwrite."
         )
     for damage in wrong:
-        log.warning("%s. Going on from %s.", damage, found.name if found else "the beginning")
+        log.warning("%s. Going on from %s.", damage, found.name)
     return found
 
 

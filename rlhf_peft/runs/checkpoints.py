@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from ..errors import CheckpointError, RunFolderError
 from .folder import plain
 from .manifest import sha256, sync_folder, write_whole
+from .places import remove
 
 FOLDER = "checkpoints"
 FILE = "checkpoint.json"
@@ -72,7 +72,7 @@ class Checkpoints:
         aside = self.folder / f".{name}.{os.getpid()}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _remove(aside)
+            remove(aside)
             aside.mkdir()
             fill(aside)
             files = sorted(path for path in aside.rglob("*") if path.is_file())
@@ -94,12 +94,12 @@ class Checkpoints:
                 sync_folder(folder)
             target = self.folder / name
             if target.exists():
-                _remove(target)
+                remove(target)
             os.replace(aside, target)
             sync_folder(self.folder)
         except BaseException as error:
             with contextlib.suppress(OSError):
-                _remove(aside)
+                remove(aside)
             if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
                 raise CheckpointError(
                     f"{self.folder / name}: cannot be written: {error}. Earlier checkpoints are as they were."
@@ -147,12 +147,12 @@ class Checkpoints:
         for path in self.folder.glob("*") if self.folder.is_dir() else ():
             info = _read(path)
             if info is None or info["number"] > number:
-                _remove(path)
+                remove(path)
 
     def remove(self, names: Collection[str]) -> None:
         """Remove these."""
         for name in names:
-            _remove(self.folder / name)
+            remove(self.folder / name)
 
     def names(self, stage: str | None = None) -> list[str]:
         """Those that there are, or those of one stage, the oldest first."""
@@ -186,10 +186,3 @@ def _seal(info: Mapping[str, Any]) -> str:
 def _sync(file: Path) -> None:
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()

@@ -29,13 +29,6 @@ class Elsewhere(RunFolder):
     def _append(self, file: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Nothing."""
 
-    def lines(self) -> dict[str, int]:
-        """None."""
-        return {}
-
-    def cut(self, lines: Mapping[str, int]) -> None:
-        """Nothing."""
-
     def adapter_dir(self, role: str) -> Path:
         """Where the other process writes it."""
         return self.path / "adapters" / role

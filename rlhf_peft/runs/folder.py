@@ -28,20 +28,19 @@ from filelock import BaseFileLock
 
 from ..errors import RunFolderError
 from ..scrub import scrub
-from .lock import FILE as LOCK
 from .lock import lock
 from .manifest import (
     FILE,
     FORMAT,
     STATUSES,
     VERSION,
-    is_run,
     read_manifest,
     sha256,
     versions,
     write_manifest,
     write_whole,
 )
+from .places import check_free, check_inside, check_links, remove
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
@@ -53,7 +52,6 @@ OURS = (RECIPE, METRICS, SAMPLES, "report.html", ADAPTERS, CODE, "checkpoints", 
 
 _HASHED = (RECIPE, METRICS, SAMPLES, ADAPTERS, CODE)
 _ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.)")
 
 
 @dataclass(frozen=True)
@@ -115,9 +113,9 @@ class RunFolder:
         """
         parent = Path(output_dir)
         path = parent / name
-        _check_inside(parent, path, name)
+        check_inside(parent, path, name)
         try:
-            _check_free(path, overwrite)
+            check_free(path, overwrite)
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be made: {error}") from None
         folder = cls(path, {})
@@ -153,9 +151,9 @@ class RunFolder:
         """
         parent = Path(output_dir)
         path = parent / name
-        _check_inside(parent, path, name)
+        check_inside(parent, path, name)
         manifest = read_manifest(path)
-        _check_links(path)
+        check_links(path, OURS)
         folder = cls(path, manifest)
         folder._lock = lock(path)
         folder._lines = folder._sizes() if lines is None else dict(lines)
@@ -331,47 +329,6 @@ def without_credentials(recipe: str) -> str:
     )
 
 
-def _check_inside(parent: Path, path: Path, name: str) -> None:
-    """Refuse a name that is a path, and a link that leads out of the output folder."""
-    if not _NAME.fullmatch(name):
-        raise RunFolderError(f"{name!r} cannot name a run: it would not be a folder inside {parent}")
-    if path.is_symlink() or path.resolve() != parent.resolve() / name:
-        raise RunFolderError(f"{path}: a link that leads out of {parent}. Remove it or set another name=...")
-
-
-def _check_links(path: Path) -> None:
-    """Refuse to write through a link inside of a run; a run that is replaced loses its links."""
-    for name in OURS:
-        place = path / name
-        inside = place.rglob("*") if place.is_dir() and not place.is_symlink() else ()
-        for found in (place, *inside):
-            if found.is_symlink():
-                raise RunFolderError(f"{found}: a link that leads out of the run. Remove it, or start anew.")
-
-
-def _check_free(path: Path, overwrite: bool) -> None:
-    """Say why there is no room for a new run, if so; nothing is touched."""
-    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-    if not there.is_dir():
-        if there == path:
-            raise RunFolderError(f"{path}: a file is in the way. Move it or set another name=...")
-        raise RunFolderError(f"{path}: cannot be made: {there} is a file. Move it or set output_dir=...")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RunFolderError(
-            f"{path}: cannot be made: no permission to write into {there}. Set output_dir=..."
-        )
-    if there != path or all(found.name == LOCK for found in path.iterdir()):
-        return
-    if not is_run(path):
-        raise RunFolderError(
-            f"{path}: holds files that are not a run's, so nothing was touched. Move them or set name=..."
-        )
-    if not overwrite:
-        status = read_manifest(path).get("status")
-        holds = "a finished run" if status == "done" else f"a run that is not finished (status {status})"
-        raise RunFolderError(f"{path}: holds {holds}. Replace it with --overwrite, or set another name=...")
-
-
 def _make(path: Path, overwrite: bool) -> tuple[BaseFileLock, dict[str, Any]]:
     """Make the folder, an earlier run gone, with a manifest that says `running`; it is locked."""
     now = {
@@ -383,23 +340,16 @@ def _make(path: Path, overwrite: bool) -> tuple[BaseFileLock, dict[str, Any]]:
     }
     manifest = {**now, "stages_done": [], "versions": versions()}
     try:
-        _check_free(path, overwrite)
+        check_free(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
         held = lock(path)
-        _check_free(path, overwrite)
+        check_free(path, overwrite)
         for name in OURS:
-            _remove(path / name)
+            remove(path / name)
         write_manifest(path, manifest)
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be made: {error}") from None
     return held, manifest
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
 
 
 def _figure(value: Any) -> float | int | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..errors import GuardError
 
 log = logging.getLogger("rlhf_peft")
+Named = tuple[Sequence[str], Sequence[str]]
 NAMED = 3
 """Rows that a message names."""
 
@@ -29,17 +30,15 @@ class Finite:
         self.stage, self.most = stage, most
         self.in_a_row, self.taken = 0, True
 
-    def __call__(
-        self, step: int, loss: float, norm: float, rows: Sequence[str] = (), seen: Sequence[str] = ()
-    ) -> bool:
+    def __call__(self, step: int, loss: float, norm: float, rows: Callable[[], Named]) -> bool:
         """Whether an update may be taken.
 
         Args:
             step: of the update, for messages.
             loss: of the update.
             norm: of its gradient.
-            rows: those whose part of the loss is not finite, in words.
-            seen: all rows of the update, which are named where it is the gradient alone that is not finite.
+            rows: gives, in words, those whose part of the loss is not finite, and all rows of the update, which are
+                named where it is the gradient alone that is not finite. Asked only where an update may not be taken.
 
         Raises:
             GuardError: it may not, as none of those before it.
@@ -49,7 +48,8 @@ class Finite:
             self.in_a_row = 0
             return True
         self.in_a_row += 1
-        named = f" It comes from {_few(rows)}." if rows else f" It was made of {_few(seen)}." if seen else ""
+        bad, seen = rows()
+        named = f" It comes from {_few(bad)}." if bad else f" It was made of {_few(seen)}." if seen else ""
         told = (
             f"{self.stage} step {step}: the update is not finite (loss {loss}, gradient norm {norm}).{named}"
         )

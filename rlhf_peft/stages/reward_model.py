@@ -236,7 +236,7 @@ class Trainer:
 
         totals, bad = self.updating.within(attempt, max(lengths), len(lengths) * max(lengths))
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.stage.max_grad_norm or math.inf))
-        if self.finite(step, totals["loss"], norm, bad, [f"row {pair.index}" for pair in pairs]):
+        if self.finite(step, totals["loss"], norm, lambda: (bad, [f"row {pair.index}" for pair in pairs])):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.tokens += sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)

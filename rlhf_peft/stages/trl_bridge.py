@@ -110,7 +110,7 @@ class Figures(TrainerCallback):
         if not parameters:
             return
         norm = float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm())
-        if not self.finite(int(state.global_step) + 1, loss, norm, bad, seen):
+        if not self.finite(int(state.global_step) + 1, loss, norm, lambda: (bad, seen)):
             for parameter in parameters:
                 parameter.grad = None
 

@@ -143,8 +143,8 @@ class Updater:
             if self.parameters
             else 0.0
         )
-        bad, seen = self._named(batch, self._bad), self._named(batch, busy)
-        taken = self.finite(self._step_number, loss, norm, bad, seen)
+        named = lambda: (self._named(batch, self._bad), self._named(batch, busy))  # noqa: E731
+        taken = self.finite(self._step_number, loss, norm, named)
         if taken:
             self.optimizer.step()
             averages.add_value("loss", loss)

@@ -11,22 +11,9 @@ import torch
 
 from rlhf_peft.errors import CheckpointError
 
-from .resuming import Dies, ended, pipeline, run, same
+from .support import Dies, ended, pipeline, run, same
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run in one piece."""
-    folder = tmp_path_factory.mktemp("whole")
-    result = run(pipeline(folder))
-    return ended(folder / "run"), result, folder / "run"
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, whole, caplog):

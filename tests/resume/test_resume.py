@@ -11,22 +11,9 @@ import torch
 
 from rlhf_peft.errors import RunFolderError
 
-from .resuming import ended, pipeline, preferences, run, same
+from .support import ended, pipeline, preferences, run, same
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run in one piece."""
-    folder = tmp_path_factory.mktemp("whole")
-    result = run(pipeline(folder))
-    return ended(folder / "run"), result, folder / "run"
 
 
 # What is told: SFT 0 to 4; rewards 3 + 3; RL 0 to 4.

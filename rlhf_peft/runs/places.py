@@ -1,0 +1,69 @@
+"""Where a run may be written: inside its output folder, over nobody's files, through no link."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import RunFolderError
+from .lock import FILE as LOCK
+from .manifest import is_run, read_manifest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.)")
+
+
+def check_inside(parent: Path, path: Path, name: str) -> None:
+    """Refuse a name that is a path, and a link that leads out of the output folder."""
+    if not _NAME.fullmatch(name):
+        raise RunFolderError(f"{name!r} cannot name a run: it would not be a folder inside {parent}")
+    if path.is_symlink() or path.resolve() != parent.resolve() / name:
+        raise RunFolderError(f"{path}: a link that leads out of {parent}. Remove it or set another name=...")
+
+
+def check_links(path: Path, names: Sequence[str]) -> None:
+    """Refuse to write through a link inside of a run; a run that is replaced loses its links.
+
+    Args:
+        path: of the run.
+        names: of what a run makes.
+    """
+    for name in names:
+        place = path / name
+        inside = place.rglob("*") if place.is_dir() and not place.is_symlink() else ()
+        for found in (place, *inside):
+            if found.is_symlink():
+                raise RunFolderError(f"{found}: a link that leads out of the run. Remove it, or start anew.")
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Say why there is no room for a new run, if so; nothing is touched."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        if there == path:
+            raise RunFolderError(f"{path}: a file is in the way. Move it or set another name=...")
+        raise RunFolderError(f"{path}: cannot be made: {there} is a file. Move it or set output_dir=...")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunFolderError(
+            f"{path}: cannot be made: no permission to write into {there}. Set output_dir=..."
+        )
+    if there != path or all(found.name == LOCK for found in path.iterdir()):
+        return
+    if not is_run(path):
+        raise RunFolderError(
+            f"{path}: holds files that are not a run's, so nothing was touched. Move them or set name=..."
+        )
+    if not overwrite:
+        status = read_manifest(path).get("status")
+        holds = "a finished run" if status == "done" else f"a run that is not finished (status {status})"
+        raise RunFolderError(f"{path}: holds {holds}. Replace it with --overwrite, or set another name=...")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all in it, or a link but not what it leads to; nothing where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
