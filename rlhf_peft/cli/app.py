@@ -62,13 +62,38 @@ def _global(
         print(context.get_help())
 
 
-from . import bench, plan, plugins, recipes, run, schema, validate, verify  # noqa: E402
+from . import (  # noqa: E402
+    bench,
+    chat,
+    data,
+    doctor,
+    eval,
+    export,
+    label,
+    plan,
+    plugins,
+    recipes,
+    report,
+    run,
+    runs,
+    schema,
+    validate,
+    verify,
+)
 
 app.command("run")(run.run)
 app.command("validate")(validate.validate)
 app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
-app.command("schema")(schema.schema)
+app.command("data")(data.data)
+app.add_typer(runs.app, name="runs")
+app.command("report")(report.report)
+app.command("eval")(eval.evaluate)
+app.command("chat")(chat.chat)
+app.command("label")(label.label)
+app.command("export")(export.export)
 app.command("verify")(verify.verify)
+app.command("doctor")(doctor.doctor)
+app.command("schema")(schema.schema)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(plugins.app, name="plugins")

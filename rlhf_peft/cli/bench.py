@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Overrides, Plugins, RecipeName, Rewards, open_recipe
+from .options import Json, Overrides, Plugins, RecipeName, Rewards, Trust, open_recipe
 
 if TYPE_CHECKING:
     from ..planning.bench import Bench
@@ -19,13 +19,11 @@ def bench(
     recipe: RecipeName,
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps; the first only warms up.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Json = False,
     plugin: Plugins = None,
     reward: Rewards = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that a model's repository brings.")
-    ] = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Seconds, tokens a second and memory of rollout, scoring and update; nothing is written."""
     loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward, quiet=quiet)

@@ -28,6 +28,16 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[K=V]...", help="Override a value: stages.rl.rewards.length.weight=0.2"),
 ]
+RunName = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help="A name under runs/, or a path; nothing: the newest."),
+]
+Device = Annotated[str | None, typer.Option("--device", help="Instead of the recipe's.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that a model's repository brings.")
+]
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", metavar="F.py", help="A plugin in one file.")]
 Rewards = Annotated[
     list[str] | None,
@@ -98,6 +108,21 @@ def open_recipe(
     registry = open_registry(settings, plugins, strict=strict, quiet=quiet)
     names = add_rewards(registry, rewards)
     return load(recipe, overrides or (), plugins=registry, rewards=names), registry
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask, unless told.
+
+    Raises:
+        UsageError: there is no terminal to ask on, or the answer was no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("nothing was changed: there is no terminal to ask on. Say --yes.")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was changed.")
 
 
 def log_to_stderr(quiet: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Overrides, Plugins, RecipeName, Rewards, open_recipe
+from .options import Overrides, Plugins, RecipeName, Rewards, Trust, open_recipe
 
 if TYPE_CHECKING:
     from ..planning.forecast import Forecast
@@ -24,9 +24,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, in bytes.")] = False,
     plugin: Plugins = None,
     reward: Rewards = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that a model's repository brings.")
-    ] = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Memory per role and per phase, whether it fits, and what would make it fit (exit 1: it does not)."""
     loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward, quiet=True)

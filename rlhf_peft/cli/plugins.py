@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import EXIT_FAILED, PluginError, UsageError
+from .options import Json, Yes, confirm
 
 if TYPE_CHECKING:
     from ..registry import Registry
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, show, install, write and check plugins.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A distribution, a plugin, or what one registers.")]
-Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -93,7 +92,7 @@ def install(
         print("everything is installed already.", file=sys.stderr)
         return
     print(*changes, sep="\n")
-    _confirm("Install these?", yes)
+    confirm("Install these?", yes)
     installer.install(wanted)
     print("next: rlhf-peft plugins list", file=sys.stderr)
 
@@ -105,7 +104,7 @@ def uninstall(name: Name, yes: Yes = False) -> None:
     from ..packages import Installer
 
     print(f"- {distribution} {version}")
-    _confirm("Remove it?", yes)
+    confirm("Remove it?", yes)
     Installer().uninstall(distribution)
 
 
@@ -189,18 +188,3 @@ def _installed(name: str) -> tuple[str, str]:
     if by_name:
         raise PluginError(f"{name} is a plugin of {' and of '.join(by_name)}. Give the distribution.")
     raise PluginError(f"no plugin {name!r} is installed. Installed: {', '.join(sorted(known)) or 'none'}.")
-
-
-def _confirm(question: str, yes: bool) -> None:
-    """Ask, unless told.
-
-    Raises:
-        UsageError: there is no terminal to ask on, or the answer was no.
-    """
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError("nothing was changed: there is no terminal to ask on. Say --yes.")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UsageError("nothing was changed.")

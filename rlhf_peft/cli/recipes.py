@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from .options import Json
 
 app = typer.Typer(help="List, show and copy the recipes that are shipped; take over TRL's.")
 
@@ -23,7 +24,7 @@ def _group(context: typer.Context) -> None:
 
 
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def list_(as_json: Json = False) -> None:
     """List the shipped recipes."""
     from ..recipe import shipped
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Overrides, Plugins, RecipeName, Rewards, add_rewards, open_recipe, open_registry
+from .options import Overrides, Plugins, RecipeName, Rewards, Trust, add_rewards, open_recipe, open_registry
 
 
 def run(
@@ -45,9 +45,7 @@ def run(
     strict_plugins: Annotated[
         bool, typer.Option("--strict-plugins", help="An observer that raises ends the run.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that a model's repository brings.")
-    ] = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Train what the recipe says; the result goes to <output_dir>/<name>/."""
     if overwrite and (resume or resume_from):

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from .options import find_run
+from .options import RunName, Trust, find_run
 
 
 def verify(
-    run: Annotated[
-        str | None,
-        typer.Argument(metavar="[RUN]", help="A name under runs/, a path, or nothing: the newest."),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that a model's repository brings.")
-    ] = False,
+    run: RunName = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Check every hash of a run, and load every adapter and head; one line a check. Exit 1 where one fails."""
     from .. import api

@@ -114,10 +114,15 @@ def require(dataset: Dataset, method: Method, source: str, *, stage: str | None 
     raise DataError(misfit(dataset, method, source, stage))
 
 
+def mappable(method: Method) -> list[tuple[str, ...]]:
+    """The sets of columns that a file's own columns can be mapped to."""
+    return [columns for _, columns in ACCEPTS[method] if columns != ("conversations",)]
+
+
 def misfit(dataset: Dataset, method: Method, source: str, stage: str | None) -> str:
     """Where, what was found, what was expected, what to type."""
     found = columns_of(dataset)
-    shapes = [columns for _, columns in ACCEPTS[method] if columns != ("conversations",)]
+    shapes = mappable(method)
     note = dataset.info.description or ""
     note = f" ({note})" if note.startswith("separator ") else ""
     wanted = ", or ".join("+".join(columns) for columns in shapes)

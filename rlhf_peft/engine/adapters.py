@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,14 @@ from ..errors import ModelError
 ALL_LINEAR = "all-linear"
 PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 """Initialisations that leave the base's weights alone; others (pissa, olora, ...) subtract from them."""
+
+
+@contextmanager
+def renamed() -> Iterator[None]:
+    """PEFT reads a property that transformers renames; of that nobody need be warned inside."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -90,9 +89,7 @@ class SharedBase(Roster):
     def _first_adapter(self) -> Any:
         adapters.check_targets(self.lm, self._fitted(self.lora))
         try:
-            with self._seeded(POLICY), warnings.catch_warnings():
-                # PEFT reads a property that transformers renames.
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            with self._seeded(POLICY), adapters.renamed():
                 config = self._fitted(self.lora)
                 config.base_model_name_or_path = None  # PEFT puts the folder here, with a warning
                 model = get_peft_model(self.lm, config, adapter_name=POLICY)

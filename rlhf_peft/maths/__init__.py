@@ -41,10 +41,11 @@ from .masked import (
     weighted_sum,
     whiten,
 )
-from .stats import distinct_n, expected_calibration_error
+from .stats import bootstrap_interval, distinct_n, expected_calibration_error, reliability
 
 __all__ = [
     "adaptive_beta",
+    "bootstrap_interval",
     "bradley_terry",
     "check_kl_placement",
     "cispo_terms",
@@ -65,6 +66,7 @@ __all__ = [
     "masked_var",
     "overlong_penalty",
     "ppo_policy_terms",
+    "reliability",
     "sequence_log_ratio",
     "token_logprobs",
     "token_rewards",

@@ -3,6 +3,7 @@
 from .checkpoints import Checkpoint, Checkpoints
 from .elsewhere import Elsewhere
 from .folder import RunFolder
+from .history import History, histories, remove_run
 from .manifest import is_run, read_manifest, versions
 from .read import read_metrics, read_samples
 from .verify import Check, verify_files
@@ -12,11 +13,14 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Elsewhere",
+    "History",
     "RunFolder",
+    "histories",
     "is_run",
     "read_manifest",
     "read_metrics",
     "read_samples",
+    "remove_run",
     "verify_files",
     "versions",
 ]

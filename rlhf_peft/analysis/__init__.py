@@ -1,0 +1,1 @@
+"""What runs have come to: curves, comparisons, figures, the report."""

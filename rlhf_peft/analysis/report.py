@@ -1,0 +1,322 @@
+"""The report: one HTML file that opens anywhere, with figures, and the answers to search and sort."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from .. import __version__
+from ..maths import reliability
+from ..runs import History
+from . import figures
+from .answers import Answer, answers, score
+from .curves import Curve, curve
+
+MOST_ANSWERS = 1000
+"""Of a run; a page with more is slow to open."""
+PHASES = ("rollout", "scoring", "update")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One figure of the page.
+
+    Attributes:
+        title: above it.
+        svg: the figure.
+        note: below it: what it shows, and what to look for.
+    """
+
+    title: str
+    svg: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure over the steps of a stage.
+
+    Attributes:
+        title: above it.
+        figures: of metrics.jsonl to their names; one that ends in `*` stands for all that begin so.
+        note: below it.
+    """
+
+    title: str
+    figures: Mapping[str, str]
+    note: str
+
+
+CHARTS: dict[str, tuple[Chart, ...]] = {
+    "sft": (
+        Chart(
+            "Loss",
+            {"loss": "loss", "eval_loss": "held-out loss"},
+            "Nats a token. Held-out loss that rises: too many passes.",
+        ),
+        Chart(
+            "Token accuracy",
+            {"mean_token_accuracy": "training", "eval_mean_token_accuracy": "held out"},
+            "Share of tokens that were the policy's likeliest.",
+        ),
+    ),
+    "preference": (
+        Chart(
+            "Loss",
+            {"loss": "loss", "eval_loss": "held-out loss"},
+            "Starts at 0.693 where the policy is the reference.",
+        ),
+        Chart(
+            "Accuracy",
+            {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
+            "Share of pairs that the implicit reward orders rightly.",
+        ),
+        Chart(
+            "Margin",
+            {"rewards/margins": "training", "eval_rewards/margins": "held out"},
+            "Chosen minus rejected.",
+        ),
+    ),
+    "reward_model": (
+        Chart("Loss", {"loss": "loss", "eval/loss": "held out"}, "Bradley-Terry loss; 0.693 is a coin."),
+        Chart(
+            "Accuracy",
+            {"accuracy": "training", "eval/*accuracy": "held out"},
+            "Share of pairs ordered rightly.",
+        ),
+    ),
+    "rl": (
+        Chart(
+            "Reward",
+            {"reward": "sampled", "eval/reward": "held out"},
+            "Weighted sum of all rewards. Look at the answers too.",
+        ),
+        Chart(
+            "Each reward",
+            {"rewards/*/mean": ""},
+            "Unweighted. One that falls while the sum rises is being traded away.",
+        ),
+        Chart("Each reward, held out", {"eval/rewards/*/mean": ""}, "On prompts that were never trained on."),
+        Chart(
+            "KL to the reference",
+            {"kl": "sampled", "eval/kl": "held out"},
+            "Nats a completion: how far the policy has gone.",
+        ),
+        Chart(
+            "Length of completions",
+            {
+                "completions/mean_length": "mean",
+                "completions/min_length": "shortest",
+                "completions/max_length": "longest",
+            },
+            "Tokens. A reward that is really length shows here.",
+        ),
+        Chart(
+            "Ended by themselves",
+            {"completions/eos_rate": "sampled", "eval/completions/eos_rate": "held out"},
+            "Share.",
+        ),
+        Chart("Entropy", {"entropy": ""}, "Nats a token. Near zero the policy says one thing only."),
+        Chart(
+            "Clip fraction",
+            {"clip_ratio/region_mean": "policy", "clip_ratio/value_mean": "value"},
+            "Share of tokens whose gradient the clip silences. Much above 0.2: smaller steps.",
+        ),
+        Chart("Value loss", {"value/loss": ""}, "Mean over tokens."),
+        Chart(
+            "Explained variance",
+            {"value/explained_variance": ""},
+            "1: the value foresees the return; 0 or less: it does not help.",
+        ),
+        Chart("Gradient norm", {"grad_norm": ""}, "Before clipping."),
+        Chart("Seconds a step", {f"time/{phase}": phase for phase in PHASES}, "By phase."),
+    ),
+}
+
+
+def report(runs: Sequence[History]) -> str:
+    """The page.
+
+    Args:
+        runs: one, or several to be overlaid.
+
+    Raises:
+        RunFolderError: a run's files cannot be read.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader("rlhf_peft.analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    stages = list(dict.fromkeys((name, kind) for run in runs for name, kind in run.kinds.items()))
+    shown = [(name, kind, _drawn(runs, name, kind)) for name, kind in stages]
+    listed = _answers(runs, stages)
+    page = templates.get_template("report.html.j2").render(
+        title=" and ".join(run.name for run in runs),
+        made=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        runs=[summary(run) for run in runs],
+        time=_time(runs),
+        stages=[(name, kind, drawn) for name, kind, drawn in shown if drawn],
+        answers=[answer.plain() for answer in listed],
+        rewards=list(dict.fromkeys(name for answer in listed for name in answer.rewards)),
+    )
+    return page
+
+
+def summary(run: History) -> dict[str, Any]:
+    """What stands at the head of the page."""
+    recipe, manifest = run.recipe, run.manifest
+    versions = {name: found for name, found in manifest.get("versions", {}).items() if found}
+    return {
+        "name": run.name,
+        "status": run.status,
+        "seconds": run.seconds,
+        "model": recipe["model"].get("path"),
+        "quantization": recipe["model"].get("quantization"),
+        "lora": recipe.get("lora", {}).get("r"),
+        "seed": recipe.get("seed"),
+        "hardware": manifest.get("hardware"),
+        "versions": ", ".join(f"{name} {found}" for name, found in versions.items()),
+        "stages": [_stage_row(run, stage) for stage in recipe["stages"]],
+        "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8", errors="replace"),
+    }
+
+
+def _stage_row(run: History, stage: Mapping[str, Any]) -> dict[str, Any]:
+    name, data = str(stage["name"]), stage.get("dataset", {})
+    last = run.last(name)
+    known = ("eval/reward", "reward", "kl", "eval/accuracy", "eval_loss", "loss")
+    how = stage.get("method") or (stage.get("algorithm") or {}).get("name") or ""
+    return {
+        "name": name,
+        "kind": f"{stage['stage']} {how}".strip(),
+        "data": data.get("path") or data.get("name"),
+        "steps": max((int(line["step"]) for line in run.lines(name)), default=0),
+        "figures": {key: last[key] for key in known if key in last},
+    }
+
+
+def _drawn(runs: Sequence[History], stage: str, kind: str) -> list[Drawn]:
+    """The figures of one stage that there is anything to draw of."""
+    found = []
+    for chart in CHARTS.get(kind, ()):
+        curves = _curves(runs, stage, chart.figures)
+        if curves:
+            found.append(Drawn(chart.title, figures.lines(chart.title, curves, "step"), chart.note))
+    extra: dict[str, tuple[Callable[..., Drawn | None], ...]] = {
+        "rl": (_against_kl, _distribution),
+        "reward_model": (_calibrated,),
+    }
+    return found + [drawn for draw in extra.get(kind, ()) if (drawn := draw(runs, stage)) is not None]
+
+
+def _curves(runs: Sequence[History], stage: str, wanted: Mapping[str, str]) -> dict[str, Curve]:
+    curves: dict[str, Curve] = {}
+    for run in runs:
+        there = run.last(stage)
+        for pattern, label in wanted.items():
+            begin, star, end = pattern.partition("*")
+            names = [n for n in there if n.startswith(begin) and n.endswith(end)] if star else [pattern]
+            for name in names:
+                inner = name.removeprefix(begin).removesuffix(end).strip("/") if star else ""
+                words = " ".join(filter(None, (run.name if len(runs) > 1 else "", label, inner)))
+                drawn = curve(run, stage, name)
+                if drawn.x:
+                    curves[words or name] = drawn
+    return curves
+
+
+def _against_kl(runs: Sequence[History], stage: str) -> Drawn | None:
+    curves = {}
+    for run in runs:
+        for figure, label in (("reward", "sampled"), ("eval/reward", "held out")):
+            found = curve(run, stage, figure, "kl")
+            if len(found.x) > 1:
+                curves[f"{run.name}, {label}" if len(runs) > 1 else label] = found
+    if not curves:
+        return None
+    title = "Reward against KL"
+    drawn = figures.path(title, curves, "KL to the reference", "reward")
+    return Drawn(
+        title,
+        drawn,
+        "What each nat of distance buys; the dot is the end. Where it bends down, the reward is being gamed.",
+    )
+
+
+def _distribution(runs: Sequence[History], stage: str) -> Drawn | None:
+    groups: dict[str, list[float]] = {}
+    for run in runs:
+        rows = [row for row in run.samples if row.get("stage") == stage and row.get("split") == "eval"]
+        steps = [row["step"] for row in rows]
+        for label, step in (("before", min(steps, default=0)), ("after", max(steps, default=0))):
+            values = [score(row) for row in rows if row["step"] == step]
+            given = [value for value in values if value is not None and math.isfinite(value)]
+            if given:
+                groups[f"{run.name}, {label}" if len(runs) > 1 else label] = given
+    if not groups:
+        return None
+    title = "Rewards before and after"
+    return Drawn(title, figures.histogram(title, groups, "score"), "Of the held-out answers.")
+
+
+def _calibrated(runs: Sequence[History], stage: str) -> Drawn | None:
+    groups = {}
+    for run in runs:
+        rows = [row for row in run.samples if row.get("stage") == stage and row.get("split") == "pairs"]
+        if rows:
+            margins, labels = [row["margin"] for row in rows], [row["label"] for row in rows]
+            groups[run.name] = reliability(margins, labels)
+    if not groups:
+        return None
+    title = "Calibration"
+    return Drawn(
+        title, figures.calibration(title, groups), "Held-out pairs. Below the line: surer than it should be."
+    )
+
+
+def _time(runs: Sequence[History]) -> list[Drawn]:
+    """Where the time went: by stage, and by phase of RL."""
+    stages: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for name in run.kinds:
+            lines = [line["time"] for line in run.lines(name) if isinstance(line.get("time"), int | float)]
+            if len(lines) > 1:
+                stages.setdefault(run.name, {})[name] = lines[-1] - lines[0]
+    phases: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for phase in PHASES:
+            spent = sum(line.get(f"time/{phase}") or 0.0 for line in run.metrics)
+            if spent:
+                phases.setdefault(run.name, {})[phase] = spent
+    made = []
+    for title, groups in (("Seconds by stage", stages), ("Seconds of RL by phase", phases)):
+        if groups:
+            made.append(Drawn(title, figures.bars(title, groups, "seconds"), ""))
+    return made
+
+
+def _answers(runs: Sequence[History], stages: Sequence[tuple[str, str]]) -> list[Answer]:
+    """Of the last stage of each run that has any."""
+    found: list[Answer] = []
+    for run in runs:
+        for name, _ in reversed(stages):
+            listed = answers(run, name)
+            if listed:
+                found += listed[:MOST_ANSWERS]
+                break
+    return found
+
+
+def as_json(value: Any) -> str:
+    """JSON that may stand inside of a script element."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")

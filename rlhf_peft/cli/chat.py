@@ -1,0 +1,139 @@
+"""`rlhf-peft chat`: talk to what a run has trained."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from .options import Device, RunName, Trust, find_run
+
+if TYPE_CHECKING:
+    from ..trained import Opened
+    from ..trained.chat import Message, Talk
+
+HELP = """/ref     the reference's answer beside the policy's, on or off
+/score   what the reward heads say, on or off
+/temp X  temperature; 0 takes the likeliest token
+/seed N  seed of the answers
+/new     forget what was said
+/quit    end (so does the end of the input)"""
+
+
+def chat(
+    run: RunName = None,
+    temperature: Annotated[float, typer.Option("--temp", min=0.0, help="0 takes the likeliest token.")] = 0.7,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the answers.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")] = 512,
+    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    reference: Annotated[bool, typer.Option("--ref", help="Show the reference's answers too.")] = False,
+    score: Annotated[bool, typer.Option("--score", help="Show what the reward heads say.")] = False,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Talk to the policy of a run. Works with a pipe too: one message a line, one answer each."""
+    from ..trained import open_run
+    from ..trained.chat import Talk
+
+    opened = open_run(find_run(run), device=device, trust_remote_code=trust_remote_code)
+    if "policy" not in opened.base.roles or not (opened.path / "adapters" / "policy").is_dir():
+        raise UsageError(
+            f"{opened.path}: has trained no policy to talk to, only {', '.join(opened.rewards)}."
+        )
+    talk = Talk(temperature, seed, max_new_tokens, system)
+    Session(opened, talk, reference, score).run()
+
+
+class Session:
+    """A conversation at a terminal, or through a pipe."""
+
+    def __init__(self, opened: Opened, talk: Talk, reference: bool, score: bool) -> None:
+        self.opened, self.talk, self.reference, self.score = opened, talk, reference, score
+        self.said: list[Message] = []
+        self.terminal = sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Until the input ends, or /quit."""
+        if self.terminal:
+            print(f"{self.opened.path}. /help says what else can be typed.", file=sys.stderr)
+        while (line := self._line()) is not None:
+            if not line.strip():
+                continue
+            if line.startswith("/"):
+                if not self._command(line):
+                    return
+                continue
+            self._answer(line)
+
+    def _line(self) -> str | None:
+        if self.terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+
+    def _answer(self, text: str) -> None:
+        from ..engine import POLICY, REFERENCE
+        from ..trained.chat import answer, encode, scores
+
+        said: list[Message] = [*self.said, {"role": "user", "content": text}]
+        ids = encode(self.opened.base, said, self.talk)
+        roles = [REFERENCE, POLICY] if self.reference else [POLICY]
+        written: list[str] = []
+        for role in roles:
+            if len(roles) > 1:
+                print(f"{role}: ", end="", flush=True)
+            written.clear()
+            given = answer(self.opened.base, ids, self.talk, role, partial(self._told, written))
+            print(flush=True)
+            if self.score and self.opened.rewards:
+                found = scores(self.opened, [*ids, *given])
+                print(
+                    "  ".join(f"{name} {value:.3f}" for name, value in found.items()),
+                    file=sys.stderr,
+                    flush=True,
+                )
+        self.said = [*said, {"role": "assistant", "content": "".join(written)}]
+
+    @staticmethod
+    def _told(written: list[str], piece: str) -> None:
+        written.append(piece)
+        print(piece, end="", flush=True)
+
+    def _command(self, line: str) -> bool:
+        """Do what it says; whether to go on."""
+        word, _, rest = line.partition(" ")
+        try:
+            if word in ("/quit", "/exit", "/q"):
+                return False
+            if word == "/ref":
+                self.reference = not self.reference
+                self._note(f"the reference's answers are {'on' if self.reference else 'off'}")
+            elif word == "/score":
+                self.score = not self.score
+                none = "" if self.opened.rewards else "; this run has no reward head"
+                self._note(f"scores are {'on' if self.score else 'off'}{none}")
+            elif word == "/temp":
+                value = float(rest)
+                if value < 0:
+                    raise ValueError
+                self.talk = replace(self.talk, temperature=value)
+                self._note(f"temperature {value:g}")
+            elif word == "/seed":
+                self.talk = replace(self.talk, seed=int(rest))
+                self._note(f"seed {self.talk.seed}")
+            elif word == "/new":
+                self.said = []
+                self._note("forgotten")
+            else:
+                self._note(HELP if word == "/help" else f"{word} is unknown.\n{HELP}")
+        except ValueError:
+            self._note(f"{word}: expected a number, found {rest!r}")
+        return True
+
+    @staticmethod
+    def _note(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,104 @@
+"""`rlhf-peft data`: a dataset, looked at before anything is trained on it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from .options import Json
+
+if TYPE_CHECKING:
+    from ..data.inspect import Inspection
+
+BARS = 12
+WIDTH = 40
+
+
+def data(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE|HUB_ID", help="A file, a folder or a dataset of the hub.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="M", help="Count in its tokens, and see what its context cuts."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Split, slices too.")] = "train",
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", metavar="YAML", help="Our columns to the file's: '{prompt: Question}'."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Format, rows, duplicates, lengths, length bias, and which method suits. Exit 1 where rows cannot be used."""
+    from ..data.inspect import inspect, model_encoder
+
+    mapping = None if columns is None else _mapping(columns)
+    found = inspect(
+        source, split=split, columns=mapping, encoder=None if model is None else model_encoder(model)
+    )
+    if as_json:
+        print(json.dumps(found.plain(), indent=2, ensure_ascii=False))
+    else:
+        show(found)
+    if found.bad or found.format is None:
+        raise typer.Exit(1)
+
+
+def _mapping(text: str) -> dict[str, str]:
+    import yaml
+
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError:
+        given = None
+    if not isinstance(given, dict):
+        raise UsageError(
+            f"--columns {text}: expected a mapping such as '{{prompt: Question, chosen: Good}}'."
+        )
+    return {str(ours): str(theirs) for ours, theirs in given.items()}
+
+
+def show(found: Inspection) -> None:
+    """What was found, on stdout."""
+    kind = "none of TRL's" if found.format is None else found.format.kind.replace("_", " ")
+    how = " (conversational)" if found.format is not None and found.format.conversational else ""
+    print(f"{found.source}: {found.rows:,} rows; format: {kind}{how}; columns: {', '.join(found.columns)}")
+    for note in found.notes:
+        print(f"note: {note}")
+    for name, bad in found.bad.items():
+        print(f"unusable: {bad.count:,} {name} (first: row {bad.first:,}: {bad.reason})")
+    if found.duplicates:
+        print(f"duplicates: {found.duplicates:,} rows are there before")
+    for part, values in found.lengths.items():
+        histogram(part, values, found.unit)
+    if found.limit is not None:
+        cut = (
+            f"{found.too_long:,} rows are longer than the context of {found.limit:,} tokens"
+            if found.too_long
+            else ""
+        )
+        print(cut or f"every row fits the context of {found.limit:,} tokens")
+    if found.longer_chosen is not None:
+        print(f"length bias: chosen is longer in {found.longer_chosen:.0%} of pairs")
+    for line in found.advice:
+        print(line if line.startswith(" ") else f"advice: {line}")
+
+
+def histogram(part: str, values: list[int], unit: str) -> None:
+    """Lengths as bars of text."""
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    median, most = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    print(f"{part}: {low:,} to {high:,} {unit}, median {median:,}, 95 % up to {most:,}")
+    width = max(1, -(-(high - low + 1) // BARS))
+    counts: dict[int, int] = {}
+    for value in values:
+        counts[(value - low) // width] = counts.get((value - low) // width, 0) + 1
+    top = max(counts.values())
+    for number in range(max(counts) + 1):
+        count, first = counts.get(number, 0), low + number * width
+        bar = "#" * max(1 if count else 0, round(WIDTH * count / top))
+        print(f"  {first:>7,} to {first + width - 1:<7,} {bar} {count:,}".rstrip())

@@ -1,0 +1,116 @@
+"""`rlhf-peft eval`: a run's policy beside its reference, with intervals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .options import Device, Json, Plugins, Rewards, RunName, Trust, add_rewards, find_run, open_registry
+
+if TYPE_CHECKING:
+    from ..trained.evaluate import Evaluation
+
+SHOWN = 3
+
+
+def evaluate(
+    context: typer.Context,
+    run: RunName = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", metavar="PATH", help="Prompts: a file, a folder, a hub id or a registered name."
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split, slices too.")] = None,
+    size: Annotated[int, typer.Option("--size", min=1, help="Most prompts.")] = 256,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the answers.")] = 0,
+    rewards: Annotated[
+        str | None,
+        typer.Option("--rewards", metavar="YAML", help="What scores: '[{name: judge, model: ...}]'."),
+    ] = None,
+    reward: Rewards = None,
+    plugin: Plugins = None,
+    samples: Annotated[
+        Path | None, typer.Option("--samples", metavar="F", help="Write all answers there (jsonl).")
+    ] = None,
+    as_json: Json = False,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Reward, win rate against the reference, KL and length on held-out prompts, with 95 % intervals."""
+    from ..recipe import DatasetSource, RewardEntry
+    from ..trained import open_run
+    from ..trained.evaluate import evaluate as measure
+
+    registry = open_registry(context.obj, plugin)
+    entries = [RewardEntry.model_validate(entry) for entry in _parsed(rewards)]
+    entries += [RewardEntry(name=name) for name in add_rewards(registry, reward)]
+    source = None
+    if dataset is not None:
+        registered = dataset in registry.names("datasets")
+        source = DatasetSource(name=dataset) if registered else DatasetSource(path=dataset)
+    opened = open_run(find_run(run), device=device, trust_remote_code=trust_remote_code)
+    found = measure(opened, registry, dataset=source, split=split, rewards=entries, size=size, seed=seed)
+    if samples is not None:
+        lines = (json.dumps(row, ensure_ascii=False) for row in found.samples)
+        samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        print(f"written: {samples}", file=sys.stderr)
+    if as_json:
+        print(
+            json.dumps(
+                {"prompts": found.prompts, "figures": {k: asdict(v) for k, v in found.figures.items()}},
+                indent=2,
+            )
+        )
+    else:
+        show(found)
+
+
+def _parsed(text: str | None) -> list[Any]:
+    import yaml
+
+    if text is None:
+        return []
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--rewards {text}: not YAML ({error}).") from error
+    if not isinstance(given, list) or not all(isinstance(entry, dict) and "name" in entry for entry in given):
+        raise UsageError(
+            f"--rewards {text}: expected a list such as '[{{name: learned}}, {{name: length, target: 64}}]'."
+        )
+    return given
+
+
+def show(found: Evaluation) -> None:
+    """A table on stdout, and a few answers."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=False)
+    table = Table(
+        "figure",
+        "policy",
+        "95 % interval",
+        "reference",
+        box=SIMPLE,
+        title=f"{found.prompts} prompts",
+        title_justify="left",
+    )
+    for name, value in found.figures.items():
+        other = "" if value.reference is None else f"{value.reference:.3g}"
+        table.add_row(name, f"{value.policy:.3g}", f"{value.low:.3g} to {value.high:.3g}", other)
+    console.print(table)
+    answers = Table("prompt", "policy", "reference", box=SIMPLE)
+    for row in found.samples[:SHOWN]:
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1].get("content"))
+        answers.add_row(prompt.strip(), row["policy"].strip(), row["reference"].strip())
+    console.print(answers)

@@ -1,0 +1,77 @@
+"""`rlhf-peft export`: a run's policy or reward for the tools it is deployed with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from .options import RunName, Trust, find_run
+
+TARGETS = ("peft", "merged", "vllm", "ollama")
+
+
+def export(
+    run: RunName = None,
+    to: Annotated[str, typer.Option("--to", help="peft, merged, vllm or ollama.")] = "peft",
+    role: Annotated[str, typer.Option("--role", help="policy, or a reward such as reward-0.")] = "policy",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: exports/<run>-<to>.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of merged weights: bfloat16, float16 or float32.")
+    ] = "bfloat16",
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="HUB_ID", help="Upload the folder there.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="To merge on.")] = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Write the adapter, merged weights or a classifier, with a model card, and print what loads or serves it."""
+    from ..engine.source import DTYPES
+    from ..trained.export import export as write
+
+    if to not in TARGETS:
+        raise UsageError(f"--to {to}: expected {', '.join(TARGETS)}.")
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: expected {', '.join(DTYPES)}.")
+    folder = find_run(run)
+    target = output or Path("exports") / f"{folder.resolve().name}-{role if role != 'policy' else ''}{to}"
+    done = write(
+        folder,
+        to,  # type: ignore[arg-type]
+        target,
+        role=role,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    print(done.folder)
+    if done.difference is not None:
+        what = "logit" if done.offset is None else "score"
+        print(
+            f"largest {what} difference to what was trained: {done.difference:.4g} (largest {what}: {done.scale:.4g})"
+        )
+    if done.offset is not None:
+        print(f"its scores are the reward head's less a constant: add {done.offset:.6g}")
+    for command in done.commands:
+        print(f"next: {command}")
+    if push is not None:
+        print(f"pushed: {_push(done.folder, push)}")
+
+
+def _push(folder: Path, name: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        api.create_repo(name, exist_ok=True, private=True)
+        return str(api.upload_folder(repo_id=name, folder_path=str(folder)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"--push {name}: {first}. The folder is complete: {folder}") from error

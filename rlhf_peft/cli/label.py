@@ -1,0 +1,179 @@
+"""`rlhf-peft label`: a page on which people compare completions, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .options import Device, Trust, find_run, open_registry
+
+if TYPE_CHECKING:
+    from ..labelling.store import Pair, Store
+
+
+def label(
+    context: typer.Context,
+    pairs: Annotated[
+        str | None,
+        typer.Argument(metavar="[PAIRS]", help="File or hub id: prompt with chosen+rejected, or a+b."),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run", metavar="RUN", help="Compare answers of this run's policy, the most disputed first."
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", metavar="RUN", help="Blind test: this run's policy against its reference."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", metavar="PATH", help="With --run and --compare; default: the RL stage's."),
+    ] = None,
+    db: Annotated[Path | None, typer.Option("--db", metavar="F", help="Where judgements are kept.")] = None,
+    size: Annotated[int, typer.Option("--size", min=1, help="Most prompts that are answered.")] = 100,
+    each: Annotated[
+        int, typer.Option("--each", min=2, help="Answers to a prompt of which two are chosen.")
+    ] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the answers.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")] = 256,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="F", help="Write the preferences there (jsonl) and serve nothing."),
+    ] = None,
+    results: Annotated[
+        bool, typer.Option("--results", help="Print agreement and win rates and serve nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Compare completions in a browser on this machine; every judgement is saved at once. Ctrl-C ends it."""
+    given = [source for source in (pairs, run, compare) if source is not None]
+    if len(given) > 1:
+        raise UsageError("give one of PAIRS, --run and --compare.")
+    from ..labelling.store import Store
+
+    store = Store(db or _default(run, compare))
+    if given:
+        registry = open_registry(context.obj)
+        found = _pairs(
+            registry,
+            pairs,
+            run,
+            compare,
+            prompts,
+            size,
+            each,
+            seed,
+            max_new_tokens,
+            device,
+            trust_remote_code,
+        )
+        new = store.add(found)
+        print(f"{new} new pairs, {len(store.pairs())} in {store.path}", file=sys.stderr)
+    if export is not None or results:
+        _export(store, export)
+        _results(store, as_json)
+        return
+    if not store.pairs():
+        raise UsageError(f"{store.path}: holds no pairs. Give a file of pairs, --run RUN or --compare RUN.")
+    from ..labelling.serve import serve
+
+    def told(link: str) -> None:
+        print(link, flush=True)
+        print("Ctrl-C ends it; every judgement is saved at once.", file=sys.stderr)
+        if browser:
+            import webbrowser
+
+            webbrowser.open(link)
+
+    title = "Blind test: which answer is better?" if compare else "Which answer is better?"
+    serve(store, port=port, title=title, told=told)
+    _results(store, as_json)
+    print(f"next: rlhf-peft label --db {store.path} --export preferences.jsonl", file=sys.stderr)
+
+
+def _default(run: str | None, compare: str | None) -> Path:
+    name = run or compare
+    return Path("labels.db") if name is None else find_run(name) / "labels.db"
+
+
+def _pairs(
+    registry: Any,
+    pairs: str | None,
+    run: str | None,
+    compare: str | None,
+    prompts: str | None,
+    size: int,
+    each: int,
+    seed: int,
+    most: int,
+    device: str | None,
+    trust_remote_code: bool,
+) -> list[Pair]:
+    from ..labelling import sources
+    from ..recipe import DatasetSource
+    from ..trained import open_run
+
+    if pairs is not None:
+        return sources.from_file(pairs)
+    opened = open_run(find_run(run or compare), device=device, trust_remote_code=trust_remote_code)
+    dataset = None
+    if prompts is not None:
+        registered = prompts in registry.names("datasets")
+        dataset = DatasetSource(name=prompts) if registered else DatasetSource(path=prompts)
+    asked = sources.prompts_of(opened, registry, dataset, size)
+    print(f"answering {len(asked)} prompts ...", file=sys.stderr)
+    if compare is not None:
+        return sources.blind(opened, registry, asked, seed=seed, most=most)
+    return sources.sampled(opened, registry, asked, each=each, seed=seed, most=most)
+
+
+def _export(store: Store, file: Path | None) -> None:
+    from ..labelling.results import preferences
+    from ..labelling.sources import write_rows
+
+    if file is None:
+        return
+    rows = preferences(store.pairs(), store.judgements())
+    if not rows:
+        raise UsageError(f"{store.path}: no pair has been judged yet, so there is nothing to export.")
+    write_rows(rows, file)
+    print(f"{file}: {len(rows)} preferences")
+    print(f"next: rlhf-peft run reward-model stages.reward_model.dataset.path={file}")
+
+
+def _results(store: Store, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from ..labelling.results import agreements, win_rate
+
+    judged = store.judgements()
+    agreed, won = agreements(judged), win_rate(store.pairs(), judged)
+    if as_json:
+        told = {
+            "judgements": len(judged),
+            "agreement": [asdict(a) for a in agreed],
+            "blind_test": won and asdict(won),
+        }
+        print(json.dumps(told, indent=2))
+        return
+    people = sorted({judgement.annotator for judgement in judged})
+    print(f"{len(judged)} judgements by {', '.join(people) or 'nobody'}")
+    for found in agreed:
+        who = " and ".join(found.people)
+        print(f"{who}: agree on {found.agreed:.0%} of {found.pairs} pairs, Cohen's kappa {found.kappa:.2f}")
+    if won is not None:
+        print(
+            f"{won.who} against {won.against}: preferred in {won.rate:.0%} of {won.judgements} judgements "
+            f"(95 % interval {won.low:.0%} to {won.high:.0%})"
+        )

@@ -1,0 +1,33 @@
+"""`rlhf-peft report`: one HTML file that opens anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import find_run
+
+
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN...]", help="Names under runs/, or paths; several overlay. Nothing: the newest."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="F", help="Default: report.html in the (first) run's folder."),
+    ] = None,
+) -> None:
+    """Write the report of a run, or of several overlaid: curves, and the answers to search and sort."""
+    from ..analysis.report import report as page_of
+    from ..runs import History
+
+    names: list[str | None] = [*runs] if runs else [None]
+    found = [History.of(find_run(name)) for name in names]
+    target = output or found[0].path / "report.html"
+    target.write_text(page_of(found), encoding="utf-8")
+    print(target)

@@ -1,0 +1,201 @@
+"""`rlhf-peft runs`: what is in an output folder, one run, several beside each other, and away with one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .options import Json, RunName, Yes, confirm, find_run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..analysis.compare import Comparison
+    from ..runs import History
+
+app = typer.Typer(help="List, show, compare and remove runs.")
+
+Dir = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder that holds the runs.")]
+KNOWN = ("eval/reward", "reward", "eval/accuracy", "eval_loss", "loss")
+
+
+@app.callback(invoke_without_command=True)
+def _group(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command("list")
+def list_(directory: Dir = Path("runs"), as_json: Json = False) -> None:
+    """List the runs in a folder, the oldest first."""
+    from ..runs import histories
+
+    found = [_row(run) for run in histories(directory)]
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    if not found:
+        print(f"{directory}/ holds no run. Begin one: rlhf-peft run quickstart", file=sys.stderr)
+        return
+    table = _table("run", "status", "stages", "started", "time", "at the end")
+    for row in found:
+        told = "  ".join(f"{key} {value:.3g}" for key, value in row["figures"].items())
+        table.add_row(
+            row["name"], row["status"], row["stages"], row["started"] or "", _clock(row["seconds"]), told
+        )
+    _print(table)
+
+
+def _row(run: History) -> dict[str, Any]:
+    started = run.manifest.get("started")
+    done, kinds = run.manifest.get("stages_done", []), run.kinds
+    begun = [name for name in kinds if run.lines(name)]
+    last = run.last(begun[-1]) if begun else {}
+    figures = {key: last[key] for key in KNOWN if key in last}
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "status": run.status,
+        "stages": f"{len(done)} of {len(kinds)}",
+        "started": datetime.fromtimestamp(started).strftime("%Y-%m-%d %H:%M") if started else None,
+        "seconds": run.seconds,
+        "figures": dict(list(figures.items())[:2]),
+    }
+
+
+@app.command()
+def show(run: RunName = None, as_json: Json = False) -> None:
+    """Show one run: its stages and the last figures of each."""
+    from ..runs import History
+
+    found = History.of(find_run(run))
+    figures = {name: found.last(name) for name in found.kinds}
+    if as_json:
+        stages = {name: {"kind": kind, "figures": figures[name]} for name, kind in found.kinds.items()}
+        print(json.dumps({**_row(found), "stages": stages, "manifest": dict(found.manifest)}, indent=2))
+        return
+    row = _row(found)
+    took = _clock(found.seconds) or "no time known"
+    print(f"{found.name}: {found.status}, {row['stages']} stages, {took}, in {found.path}")
+    table = _table("stage", "figure", "last value")
+    for name, values in figures.items():
+        for key, value in values.items():
+            table.add_row(name, key, f"{value:.4g}")
+    _print(table)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names under runs/, or paths.")],
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="K", help="Key of the recipe that groups runs; seeds fall together."),
+    ] = None,
+    axis: Annotated[str, typer.Option("--x", help="steps, tokens, seconds or kl.")] = "steps",
+    figure: Annotated[str | None, typer.Option("--y", metavar="FIGURE", help="Of metrics.jsonl.")] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="Default: the last that all have.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="F", help="Write the curves there.")] = None,
+    pdf: Annotated[Path | None, typer.Option("--pdf", metavar="F", help="Draw them there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs: means over seeds with 95 % intervals, and every other key in which their recipes differ."""
+    from ..analysis.compare import as_csv
+    from ..analysis.compare import compare as compare_runs
+    from ..analysis.curves import AXES
+    from ..runs import History
+
+    if axis not in AXES:
+        raise UsageError(f"--x {axis}: expected {', '.join(AXES)}.")
+    found = compare_runs(
+        [History.of(find_run(name)) for name in runs],
+        by=by,
+        axis=axis,  # type: ignore[arg-type]
+        figure=figure,
+        stage=stage,
+    )
+    if as_json:
+        print(json.dumps(_plain(found), indent=2))
+    else:
+        _show(found)
+    if csv is not None:
+        csv.write_text(as_csv(found), encoding="utf-8")
+        print(f"written: {csv}", file=sys.stderr)
+    if pdf is not None:
+        from ..analysis.figures import paper
+
+        paper(found, pdf)
+        print(f"written: {pdf}", file=sys.stderr)
+
+
+def _plain(found: Comparison) -> dict[str, Any]:
+    groups = [
+        {
+            "label": group.label,
+            "runs": [run.name for run in group.runs],
+            "x": group.band.x,
+            "mean": group.band.mean,
+            "low": group.band.low,
+            "high": group.band.high,
+        }
+        for group in found.groups
+    ]
+    return {
+        "stage": found.stage,
+        "figure": found.figure,
+        "axis": found.axis,
+        "by": found.by,
+        "groups": groups,
+        "differing": found.differing,
+    }
+
+
+def _show(found: Comparison) -> None:
+    table = _table(found.by or "run", "runs", found.axis, f"{found.figure} in {found.stage}", "95 % interval")
+    for group in found.groups:
+        end = group.band
+        interval = f"{end.low[-1]:.4g} to {end.high[-1]:.4g}" if end.runs > 1 else ""
+        table.add_row(group.label, str(end.runs), f"{end.x[-1]:,.6g}", f"{end.mean[-1]:.4g}", interval)
+    _print(table)
+    for key, values in found.differing.items():
+        print(f"they also differ in {key}: {', '.join(json.dumps(value) for value in values)}")
+
+
+@app.command()
+def rm(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A name under runs/, or a path.")],
+    yes: Yes = False,
+) -> None:
+    """Remove a run: what it has made. Files of yours in its folder stay."""
+    from ..runs import remove_run
+
+    folder = find_run(run)
+    print(f"{folder}: {sum(1 for _ in folder.rglob('*'))} files and folders")
+    confirm("Remove it?", yes)
+    remove_run(folder)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _table(*columns: str) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    return Table(*columns, box=SIMPLE)
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console(soft_wrap=False).print(table)

@@ -1,0 +1,312 @@
+"""A dataset, looked at before anything is trained on it: what it is, what is wrong with it, what it is good for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .columns import suggest
+from .encode import Encoder
+from .formats import Format, Method, detect, mappable
+from .load import load_rows
+from .rows import BadRow, columns_of, numbered
+from .trl_rows import trl_row
+
+FEW_PAIRS = 1000
+"""Pairs below which a reward model is not worth its while, and preferences go straight into the policy."""
+BIASED = 0.65
+"""Share of pairs with the longer answer chosen from which a reward model will learn length."""
+CHECKABLE = ("answer", "solution", "final_answer", "target", "ground_truth")
+NUMBER = re.compile(r"(?:####\s*)?[-+$]?[\d,]*\.?\d+%?\s*\.?")
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """Rows that cannot be used for one reason.
+
+    Attributes:
+        count: of them.
+        first: number of the first.
+        reason: of the first, in full.
+    """
+
+    count: int
+    first: int
+    reason: str
+
+
+@dataclass
+class Inspection:
+    """What was found.
+
+    Attributes:
+        source: path or hub id.
+        rows: that could be read.
+        columns: as the user knows them.
+        format: of TRL's, or None where it is none.
+        notes: what reading it said: encodings, separators, rows that could not be read.
+        bad: kind to rows that can be read, and not used.
+        duplicates: rows that are there before.
+        lengths: part ("prompt", "chosen", ...) to its lengths, in `unit`.
+        unit: tokens, or words where no model is given.
+        too_long: rows that are over the context.
+        limit: the context, in tokens; None: unknown.
+        longer_chosen: share of pairs whose chosen answer is the longer one (equal ones count half); None: no pairs.
+        advice: what suits, and the commands to paste.
+    """
+
+    source: str
+    rows: int
+    columns: list[str]
+    format: Format | None
+    notes: list[str] = field(default_factory=list)
+    bad: dict[str, Bad] = field(default_factory=dict)
+    duplicates: int = 0
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    unit: str = "words"
+    too_long: int = 0
+    limit: int | None = None
+    longer_chosen: float | None = None
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def usable(self) -> int:
+        """Rows that a stage could train on."""
+        return self.rows - sum(found.count for found in self.bad.values())
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "source": self.source,
+            "rows": self.rows,
+            "usable": self.usable,
+            "columns": self.columns,
+            "format": None if self.format is None else self.format.kind,
+            "conversational": self.format is not None and self.format.conversational,
+            "notes": self.notes,
+            "bad": {
+                kind: {"count": b.count, "first": b.first, "reason": b.reason} for kind, b in self.bad.items()
+            },
+            "duplicates": self.duplicates,
+            "unit": self.unit,
+            "lengths": {part: _summary(values) for part, values in self.lengths.items()},
+            "too_long": self.too_long,
+            "limit": self.limit,
+            "longer_chosen": self.longer_chosen,
+            "advice": self.advice,
+        }
+
+
+def _summary(values: list[int]) -> dict[str, float]:
+    ordered = sorted(values)
+    at = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
+    mean = sum(ordered) / len(ordered)
+    return {"min": ordered[0], "median": at(0.5), "mean": mean, "95 %": at(0.95), "max": ordered[-1]}
+
+
+def inspect(
+    source: str,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    encoder: Encoder | None = None,
+) -> Inspection:
+    """Read a dataset and look at every row.
+
+    Args:
+        source: hub id, folder or file.
+        split: which part of it.
+        columns: renaming: our column to the file's.
+        encoder: of the model that is to be trained: lengths are in its tokens, and its context is the limit.
+
+    Raises:
+        DataError: it cannot be read at all.
+    """
+    with _heard() as notes:
+        rows = load_rows(path=source, split=split, columns=columns, on_bad_row="skip")
+    if rows.info.description:
+        notes.append(rows.info.description)
+    found = Inspection(source, len(rows), columns_of(rows), detect(rows), notes)
+    if found.format is None:
+        found.advice = _mapping(found)
+        return found
+    if encoder is not None:
+        found.unit, found.limit = "tokens", encoder.max_length
+    measure = _measure(encoder)
+    seen: set[str] = set()
+    longer: list[float] = []
+    for number, row in numbered(rows):
+        try:
+            values = trl_row(row, found.format)
+        except BadRow as problem:
+            before = found.bad.get(problem.kind)
+            found.bad[problem.kind] = (
+                Bad(1, number, str(problem))
+                if before is None
+                else Bad(before.count + 1, before.first, before.reason)
+            )
+            continue
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+        found.duplicates += digest in seen
+        seen.add(digest)
+        parts = {name: measure(value) for name, value in values.items() if isinstance(value, str | list)}
+        for name, length in parts.items():
+            found.lengths.setdefault(name, []).append(length)
+        found.too_long += _is_too_long(values, encoder)
+        if "chosen" in parts:
+            longer.append(
+                0.5 if parts["chosen"] == parts["rejected"] else float(parts["chosen"] > parts["rejected"])
+            )
+    if longer:
+        found.longer_chosen = sum(longer) / len(longer)
+    found.advice = advice(found, _checkable(rows), columns)
+    return found
+
+
+def _measure(encoder: Encoder | None) -> Callable[[Any], int]:
+    def text_of(value: Any) -> str:
+        return value if isinstance(value, str) else "\n".join(str(m.get("content") or "") for m in value)
+
+    if encoder is None:
+        return lambda value: len(text_of(value).split())
+    return lambda value: len(encoder.tokenizer(text_of(value), add_special_tokens=False)["input_ids"])
+
+
+def _is_too_long(values: Mapping[str, Any], encoder: Encoder | None) -> bool:
+    from .trl_rows import check_fit
+
+    if encoder is None:
+        return False
+    try:
+        check_fit(values, encoder)
+    except BadRow as problem:
+        return problem.kind == "too long"
+    return False
+
+
+def _checkable(rows: Any) -> str | None:
+    """A column that holds short answers which a program can check, numbers above all."""
+    names = [name for name in CHECKABLE if name in columns_of(rows)]
+    for name in names:
+        values = [str(value) for value in rows[:200][name] if value is not None]
+        ends = [value.strip().splitlines()[-1] for value in values if value.strip()]
+        if ends and sum(bool(NUMBER.fullmatch(end.strip())) for end in ends) > 0.8 * len(ends):
+            return name
+    return None
+
+
+def advice(
+    found: Inspection, checkable: str | None = None, columns: Mapping[str, str] | None = None
+) -> list[str]:
+    """What suits a dataset, with the commands to paste.
+
+    Args:
+        found: what is known of it; it has a format.
+        checkable: a column of short answers that a program can check.
+        columns: as the dataset's are renamed.
+    """
+    assert found.format is not None
+    kind = found.format.kind
+    said = []
+
+    def suits(words: str, recipe: str, stage: str) -> None:
+        section = f"stages.{stage}.dataset"
+        renamed = "".join(
+            f" {section}.columns.{ours}={shlex.quote(theirs)}" for ours, theirs in (columns or {}).items()
+        )
+        place = shlex.quote(
+            str(Path(found.source).absolute()) if Path(found.source).exists() else found.source
+        )
+        said.extend([words, f"  rlhf-peft recipes copy {recipe} my.yaml {section}.path={place}{renamed}"])
+
+    if found.longer_chosen is not None and found.longer_chosen >= BIASED:
+        said.append(
+            f"chosen is longer in {found.longer_chosen:.0%} of pairs: a reward model will learn length. Balance the "
+            "pairs, or add the reward `length` with a target and watch completions/mean_length."
+        )
+    if checkable is not None:
+        suits(f"column {checkable} holds numbers that can be checked: GRPO.", "grpo-gsm8k", "rl")
+    if kind == "preference" and found.usable < FEW_PAIRS:
+        suits(
+            f"{found.usable:,} pairs are few for a reward model: DPO, straight into the policy.",
+            "dpo",
+            "preference",
+        )
+    elif kind == "preference":
+        suits(
+            f"{found.usable:,} pairs are enough for a reward model, and PPO on it.",
+            "reward-model",
+            "reward_model",
+        )
+    elif kind == "unpaired_preference":
+        suits("answers with a label each: KTO.", "kto", "preference")
+    elif checkable is None and kind == "prompt_only":
+        suits(
+            "prompts alone: RL, with a reward model or a reward of yours (--reward F.py:FUNCTION).",
+            "ppo",
+            "rl",
+        )
+    elif checkable is None:
+        suits("demonstrations: supervised fine-tuning.", "sft", "sft")
+    return said
+
+
+def _mapping(found: Inspection) -> list[str]:
+    """How to map columns that are none of ours, and look again."""
+    methods: tuple[Method, ...] = ("reward_model", "sft", "rl")
+    mapping, exact = suggest(found.columns, [columns for method in methods for columns in mappable(method)])
+    pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
+    lead = "Map the columns" if exact else "Map the columns, with your own names"
+    return [
+        f"these columns are none of TRL's formats. {lead}, here and as dataset.columns in a recipe:",
+        f"  rlhf-peft data {found.source} --columns '{{{pairs}}}'",
+    ]
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What our log says inside, instead of on the screen."""
+    said: list[str] = []
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    log, handler = logging.getLogger("rlhf_peft"), Keeping()
+    before, propagate = log.handlers[:], log.propagate
+    log.handlers[:], log.propagate = [handler], False
+    try:
+        yield said
+    finally:
+        log.handlers[:], log.propagate = before, propagate
+
+
+def model_encoder(path: str, max_length: int | None = None) -> Encoder:
+    """The encoder of a model's tokenizer, without its weights.
+
+    Raises:
+        DataError: it has no tokenizer that can be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    place = (
+        str(Path(__file__).parent.parent / "assets" / path.removeprefix("builtin:"))
+        if path.startswith("builtin:")
+        else path
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise DataError(f"--model {path}: its tokenizer cannot be read ({first}).") from error
+    return Encoder(tokenizer, max_length=max_length or getattr(config, "max_position_embeddings", None))

@@ -1,0 +1,188 @@
+"""What will and will not work on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from . import __version__
+
+State = Literal["ok", "note", "wrong"]
+SMALL_DISK = 10 * 2**30
+DISTRIBUTION = "rlhf-peft"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: was looked at.
+        state: ok, note (works, with a limit) or wrong.
+        found: what is there.
+        remedy: what to do about it.
+    """
+
+    what: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def checks() -> Iterator[Finding]:
+    """Everything that is looked at, one after the other; what fails to be looked at is itself a finding."""
+    for look in (_python, _packages, _device, _memory, _quantization, _disk, _hub, _plugins):
+        try:
+            yield from look()
+        except Exception as error:  # a broken installation may raise anything, and is what we are asked about
+            yield Finding(look.__name__.strip("_"), "wrong", f"{type(error).__name__}: {error}")
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding(
+        "rlhf-peft", "ok", f"{__version__} on Python {platform.python_version()}, {platform.platform()}"
+    )
+    if sys.prefix == sys.base_prefix:
+        yield Finding(
+            "environment", "note", "no virtual environment.", "python3 -m venv .venv keeps plugins apart."
+        )
+
+
+def _packages() -> Iterator[Finding]:
+    try:
+        wanted = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or ()]
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            "packages", "note", "rlhf-peft is not installed, it runs from its source.", "pip install -e ."
+        )
+        return
+    needed = [need for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
+    for need in needed:
+        try:
+            there = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(need.name, "wrong", "is not installed.", f"pip install '{need}'")
+            continue
+        if not need.specifier.contains(Version(there).base_version, prereleases=True):
+            yield Finding(
+                need.name, "wrong", f"{there}, and {need.specifier} is needed.", f"pip install '{need}'"
+            )
+        elif need.name in ("torch", "transformers", "peft", "trl", "bitsandbytes"):
+            yield Finding(need.name, "ok", there)
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        if built:
+            yield Finding(
+                "GPU",
+                "note",
+                f"torch is built for CUDA {built}, and sees no GPU.",
+                "Look at nvidia-smi: driver?",
+            )
+        elif shutil.which("nvidia-smi"):
+            told = "there is an NVIDIA driver, and torch is built without CUDA."
+            yield Finding(
+                "GPU", "wrong", told, "Install torch for your driver: https://pytorch.org/get-started"
+            )
+        else:
+            yield Finding("GPU", "note", f"none; {os.cpu_count()} CPU cores. Small models train on them.")
+        return
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        half = (
+            "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16: fp16 or float32"
+        )
+        told = f"{card.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GB free, {half}"
+        yield Finding(f"GPU {index}", "ok" if free > total / 2 else "note", told)
+
+
+def _memory() -> Iterator[Finding]:
+    import psutil
+
+    found = psutil.virtual_memory()
+    yield Finding("memory", "ok", f"{found.available / 2**30:.1f} of {found.total / 2**30:.1f} GB free")
+
+
+def _quantization() -> Iterator[Finding]:
+    """Quantize and multiply for real: bitsandbytes imports where it cannot work, too."""
+    import torch
+    from bitsandbytes.nn import Linear4bit
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    layer = Linear4bit(128, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    exact = layer.weight.detach().clone()
+    layer.support_avx512bf16_for_cpu = False
+    layer = layer.to(device)
+    x = torch.randn(4, 128, device=device, requires_grad=True)
+    out = layer(x)
+    out.square().sum().backward()
+    expected = x.detach() @ exact.to(device).T
+    error = float((out.detach() - expected).norm() / expected.norm())
+    fine = error < 0.2 and x.grad is not None and bool(x.grad.isfinite().all())
+    told = f"NF4 forward and backward on {device.type}, error {error:.1%}"
+    yield Finding(
+        "bitsandbytes", "ok" if fine else "wrong", told, "" if fine else "Set model.quantization=none."
+    )
+
+
+def _disk() -> Iterator[Finding]:
+    for what, place in (("disk here", Path.cwd()), ("disk for models", _cache())):
+        there = next(p for p in (place, *place.parents) if p.exists())
+        free = shutil.disk_usage(there).free
+        told = f"{free / 2**30:.0f} GB free at {there}"
+        yield Finding(
+            what,
+            "ok" if free > SMALL_DISK else "note",
+            told,
+            "" if free > SMALL_DISK else "An 8B model is 16 GB.",
+        )
+    try:
+        with tempfile.TemporaryFile(dir=Path.cwd()):
+            pass
+    except OSError as error:
+        yield Finding("writing here", "wrong", str(error), "Change the folder, or set output_dir=...")
+
+
+def _cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _hub() -> Iterator[Finding]:
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: models come from folders and the cache only.")
+    else:
+        told = (
+            "a token is there" if get_token() else "no token; public models need none (else: hf auth login)"
+        )
+        yield Finding("hub", "ok", told)
+
+
+def _plugins() -> Iterator[Finding]:
+    from .registry import Registry
+
+    registry = Registry.load()
+    for broken in registry.broken:
+        yield Finding("plugin", "wrong", str(broken))
+    yield Finding("plugins", "ok", f"{len(registry.versions())} distributions bring something")

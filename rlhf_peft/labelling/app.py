@@ -1,0 +1,124 @@
+"""The page on which a person compares completions: served on this machine alone, to whoever has the link.
+
+Which completion stands on the left is drawn for each person and pair, and nothing on the page says what wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from .store import Choice, Pair, Store
+
+HOSTS = ["127.0.0.1", "localhost"]
+PAGE = Path(__file__).parent / "page"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+LONGEST = 10_000
+"""Characters of a note or a name; more is nobody's note."""
+
+
+def make_app(store: Store, token: str, title: str = "Which answer is better?") -> Starlette:
+    """The application; everything is under `/<token>/`."""
+    page = (PAGE / "label.html").read_text(encoding="utf-8")
+    page = page.replace("/*css*/", (PAGE / "label.css").read_text(encoding="utf-8"))
+    page = page.replace("/*js*/", (PAGE / "label.js").read_text(encoding="utf-8"))
+    page = page.replace("{{title}}", title.replace("&", "&amp;").replace("<", "&lt;"))
+
+    def guarded(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            if not secrets.compare_digest(request.path_params["token"].encode(), token.encode()):
+                return Response("not found", 404)
+            try:
+                response = await answer(request)
+            except (ValueError, KeyError, TypeError) as error:
+                response = JSONResponse({"error": str(error)}, 400)
+            response.headers.update(HEADERS)
+            return response
+
+        return handle
+
+    async def show(request: Request) -> Response:
+        return HTMLResponse(page)
+
+    async def following(request: Request) -> Response:
+        annotator = _name(request.query_params.get("annotator"))
+        return JSONResponse(_shown(store, annotator, store.next(annotator)))
+
+    async def judge(request: Request) -> Response:
+        said = await _json(request)
+        annotator, number = _name(said.get("annotator")), int(said["pair"])
+        pair = store.pair(number)
+        if pair is None:
+            raise ValueError(f"there is no pair {number}")
+        choice = _choice(str(said["choice"]), swapped(annotator, number))
+        note = str(said.get("note", ""))[:LONGEST]
+        store.judge(number, annotator, choice, note, max(0.0, float(said.get("seconds", 0.0))))
+        return JSONResponse(_shown(store, annotator, store.next(annotator)))
+
+    async def undo(request: Request) -> Response:
+        annotator = _name((await _json(request)).get("annotator"))
+        before = store.undo(annotator)
+        pair = store.next(annotator) if before is None else store.pair(before.pair)
+        note = "" if before is None else before.note
+        return JSONResponse({**_shown(store, annotator, pair), "note": note})
+
+    routes = [
+        Route("/{token}/", guarded(show)),
+        Route("/{token}/next", guarded(following)),
+        Route("/{token}/judge", guarded(judge), methods=["POST"]),
+        Route("/{token}/undo", guarded(undo), methods=["POST"]),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)])
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    # Only a page of this origin can send this type without being asked by the browser first.
+    if request.headers.get("content-type", "").split(";")[0] != "application/json":
+        raise ValueError("expected JSON")
+    said = await request.json()
+    if not isinstance(said, dict):
+        raise ValueError("expected an object")
+    return said
+
+
+def _name(value: Any) -> str:
+    name = str(value or "").strip()[:100]
+    if not name:
+        raise ValueError("say who you are")
+    return name
+
+
+def swapped(annotator: str, pair: int) -> bool:
+    """Whether b stands on the left for this person: the same each time, and even over pairs."""
+    return bool(hashlib.sha256(f"{annotator}/{pair}".encode()).digest()[0] & 1)
+
+
+def _choice(side: str, swap: bool) -> Choice:
+    known = {"left": "b" if swap else "a", "right": "a" if swap else "b", "tie": "tie", "skip": "skip"}
+    if side not in known:
+        raise ValueError(f"{side!r} is none of {', '.join(known)}")
+    return cast(Choice, known[side])
+
+
+def _shown(store: Store, annotator: str, pair: Pair | None) -> dict[str, Any]:
+    done, every = store.progress(annotator)
+    if pair is None:
+        return {"pair": None, "done": done, "all": every}
+    left, right = (pair.b, pair.a) if swapped(annotator, pair.id) else (pair.a, pair.b)
+    return {"pair": pair.id, "prompt": pair.prompt, "left": left, "right": right, "done": done, "all": every}

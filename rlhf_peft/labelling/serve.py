@@ -1,0 +1,46 @@
+"""Serves the page on this machine alone, under a link that nobody can guess."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable
+
+from ..errors import UsageError
+from .app import make_app
+from .store import Store
+
+HOST = "127.0.0.1"
+
+
+def serve(store: Store, *, port: int = 0, title: str, told: Callable[[str], None]) -> None:
+    """Serve until the process is interrupted.
+
+    Args:
+        store: of pairs and judgements.
+        port: 0 takes a free one.
+        title: of the page.
+        told: is given the link once it works.
+
+    Raises:
+        UsageError: the port is taken.
+    """
+    import uvicorn
+
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((HOST, port))
+    except OSError as error:
+        listening.close()
+        raise UsageError(
+            f"--port {port}: {error.strerror or error}. Leave it out to take a free one."
+        ) from error
+    token = secrets.token_urlsafe(16)
+    config = uvicorn.Config(
+        make_app(store, token, title), log_level="warning", access_log=False, lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    told(f"http://{HOST}:{listening.getsockname()[1]}/{token}/")
+    with listening:
+        server.run(sockets=[listening])

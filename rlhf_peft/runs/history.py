@@ -1,0 +1,146 @@
+"""Runs as they were written: their recipe, figures and samples, for tables, comparisons and reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import RunFolderError
+from .folder import OURS, RECIPE
+from .lock import FILE as LOCK
+from .lock import lock
+from .manifest import is_run, read_manifest
+from .places import remove
+from .read import read_metrics, read_samples
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run has left behind.
+
+    Attributes:
+        path: its folder.
+        manifest: as it was read.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, path: Path) -> History:
+        """Of a run folder.
+
+        Raises:
+            RunFolderError: it is none.
+        """
+        return cls(path, read_manifest(path))
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.path.resolve().name
+
+    @property
+    def status(self) -> str:
+        """running, done, failed or stopped."""
+        return str(self.manifest.get("status", "unknown"))
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as plain data.
+
+        Raises:
+            RunFolderError: it cannot be read.
+        """
+        path = self.path / RECIPE
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            raise RunFolderError(f"{path}: cannot be read: {error}") from error
+        if not isinstance(recipe, dict) or not isinstance(recipe.get("stages"), list):
+            raise RunFolderError(f"{path}: not a recipe")
+        return recipe
+
+    @cached_property
+    def keys(self) -> dict[str, Any]:
+        """Dotted key to value of every leaf of the recipe; stages and rewards are named, as on the command line."""
+        return dict(_leaves(self.recipe, ""))
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Stage name to its kind, in order."""
+        return {str(stage["name"]): str(stage["stage"]) for stage in self.recipe["stages"]}
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_metrics(self.path)
+
+    @cached_property
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of samples.jsonl."""
+        return read_samples(self.path)
+
+    def lines(self, stage: str) -> list[dict[str, Any]]:
+        """The lines of one stage."""
+        return [line for line in self.metrics if line.get("stage") == stage]
+
+    def last(self, stage: str) -> dict[str, float]:
+        """The last value of each figure of a stage that is a number."""
+        found: dict[str, float] = {}
+        for line in self.lines(stage):
+            found |= {k: v for k, v in line.items() if isinstance(v, int | float) and not math.isnan(v)}
+        return {key: value for key, value in found.items() if key not in ("step", "time")}
+
+    @property
+    def seconds(self) -> float | None:
+        """From its start to its end, or to its last line; None where neither is known."""
+        begun, ended = self.manifest.get("started"), self.manifest.get("finished")
+        if ended is None and self.metrics:
+            ended = self.metrics[-1].get("time")
+        known = isinstance(begun, int | float) and isinstance(ended, int | float)
+        return float(ended) - float(begun) if known else None  # type: ignore[arg-type]
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and value and all(isinstance(v, Mapping) and "name" in v for v in value):
+        for inner in value:
+            rest = {name: v for name, v in inner.items() if name != "name" or "stage" not in inner}
+            yield from _leaves(rest, f"{key}.{inner['name']}")
+    else:
+        yield key, value
+
+
+def histories(folder: Path) -> list[History]:
+    """The runs in an output folder, the oldest first."""
+    found = [History.of(path.parent) for path in folder.glob("*/manifest.json") if is_run(path.parent)]
+    return sorted(found, key=lambda run: (run.manifest.get("started") or 0.0, run.name))
+
+
+def remove_run(path: Path) -> None:
+    """Remove what a run has made; files that it has not made stay, and so does their folder.
+
+    Raises:
+        RunFolderError: it is no run, or another process writes it.
+    """
+    read_manifest(path)
+    if path.is_symlink():
+        raise RunFolderError(f"{path}: a link; remove what it leads to, or the link, yourself.")
+    held = lock(path)
+    try:
+        for name in OURS:
+            remove(path / name)
+    finally:
+        held.release(force=True)
+    (path / LOCK).unlink(missing_ok=True)
+    if not any(path.iterdir()):
+        path.rmdir()

@@ -1,0 +1,139 @@
+"""The labelling page in a browser, from the first click to a reward model that was trained on what was said."""
+
+import re
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from rlhf_peft import api
+from rlhf_peft.labelling.app import make_app, swapped
+from rlhf_peft.labelling.results import preferences
+from rlhf_peft.labelling.sources import write_rows
+from rlhf_peft.labelling.store import Pair, Store
+from rlhf_peft.recipe import load
+from rlhf_peft.registry import Registry
+
+from .conftest import WIDTHS, fits
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path / "labels.db")
+    made.add(
+        [
+            Pair(
+                [{"role": "user", "content": f"Tell me about the {thing}."}],
+                f"The {thing} is happy.",
+                f"A {thing}? Go away!",
+            )
+            for thing in ("fox", "bear", "duck", "frog", "owl", "hare", "peach", "star")
+        ]
+    )
+    return made
+
+
+@pytest.fixture
+def link(store):
+    config = uvicorn.Config(make_app(store, "token"), port=0, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/token/"
+    server.should_exit = True
+    thread.join(10)
+
+
+def judged(page, count):
+    from playwright.sync_api import expect
+
+    expect(page.locator("#progress")).to_have_text(re.compile(f"^{count} of"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_fits(open_page, picture, link, width, scheme):
+    page = open_page(f"{link}?annotator=ann", WIDTHS[width], scheme)
+    judged(page, 0)
+    assert fits(page) and page.locator("#left span").inner_text()
+    picture(page, f"label-{width}-{scheme}")
+
+
+def test_from_the_first_click_to_a_reward_model(open_page, link, store, tmp_path):
+    page = open_page(link)
+    page.fill("#name", "ann")
+    page.click("#who button")
+    judged(page, 0)
+    # Notes are typed without judging.
+    page.keyboard.press("n")
+    page.keyboard.type("1 is kinder")
+    page.keyboard.press("Enter")
+    assert store.judgements() == []
+    done = 0
+    while page.locator("#work").is_visible():
+        kind = "left" if "happy" in page.locator("#left span").inner_text() else "right"
+        if done == 1:
+            page.click(f"#{kind}")
+        else:
+            page.keyboard.press("ArrowLeft" if kind == "left" else "ArrowRight")
+        done += 1
+        judged(page, done)
+    assert page.locator("#end").is_visible() and done == 8
+    said = store.judgements()
+    assert [j.choice for j in said] == ["a"] * 8 and said[0].note == "1 is kinder" and said[0].seconds > 0
+    assert len({swapped("ann", pair.id) for pair in store.pairs()}) == 2
+    # One back, and another word for it.
+    page.keyboard.press("u")
+    judged(page, 7)
+    page.keyboard.press("ArrowUp")
+    judged(page, 8)
+    assert [j.choice for j in store.judgements()].count("tie") == 1
+    # What was said trains a reward model.
+    file = tmp_path / "preferences.jsonl"
+    write_rows(preferences(store.pairs(), store.judgements()), file)
+    stage = {
+        "stage": "reward_model",
+        "dataset": {"path": str(file)},
+        "batch_size": 7,
+        "max_steps": 30,
+        "learning_rate": 3e-3,
+    }
+    recipe = load(
+        {
+            "version": 1,
+            "name": "from-labels",
+            "output_dir": str(tmp_path / "runs"),
+            "device": "cpu",
+            "model": {"path": "builtin:tiny", "max_length": 64},
+            "lora": {"r": 4},
+            "stages": [stage],
+        },
+        (),
+        plugins=Registry.load(no_plugins=True),
+    )
+    folder = api.run(recipe, registry=Registry.load(no_plugins=True)).folder
+    from rlhf_peft.runs import History
+
+    assert History.of(folder).last("reward_model")["accuracy"] == 1.0
+
+
+def test_a_server_that_is_gone_is_told(chromium, store):
+    config = uvicorn.Config(make_app(store, "token"), port=0, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    page = chromium.new_page()
+    page.goto(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/token/?annotator=ann")
+    judged(page, 0)
+    server.should_exit = True
+    thread.join(10)
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert page.locator("#problem").inner_text().startswith("Not saved")
+    page.close()

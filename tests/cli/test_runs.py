@@ -1,0 +1,101 @@
+"""`runs`, `report` and `doctor` as a user meets them."""
+
+import json
+
+import pytest
+
+from rlhf_peft.cli import execute
+
+from ..analysis.conftest import make_run  # noqa: F401 (a fixture)
+
+
+def test_runs_are_listed_and_shown(make_run, tmp_path, monkeypatch, capsys):  # noqa: F811
+    make_run("one"), make_run("two", seed=2)
+    monkeypatch.chdir(tmp_path)
+    assert execute(["runs", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in listed] == ["one", "two"] and listed[0]["stages"] == "2 of 2"
+    assert execute(["runs", "list"]) == 0
+    assert "done" in capsys.readouterr().out
+    assert execute(["runs", "show", "one"]) == 0
+    assert "eval/accuracy" in capsys.readouterr().out
+    assert execute(["runs", "list", "--dir", "nowhere"]) == 0
+    assert "rlhf-peft run quickstart" in capsys.readouterr().err
+
+
+def test_compare_writes_a_table_a_csv_and_a_figure(make_run, tmp_path, monkeypatch, capsys):  # noqa: F811
+    make_run("a"), make_run("b", seed=2), make_run("c", seed=3, algorithm="grpo")
+    monkeypatch.chdir(tmp_path)
+    assert (
+        execute(
+            [
+                "runs",
+                "compare",
+                "a",
+                "b",
+                "c",
+                "--by",
+                "stages.rl.algorithm.name",
+                "--csv",
+                "o.csv",
+                "--pdf",
+                "o.pdf",
+            ]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "ppo" in out and "grpo" in out and "they also differ" not in out
+    assert (tmp_path / "o.pdf").read_bytes().startswith(b"%PDF") and (tmp_path / "o.csv").exists()
+    assert execute(["runs", "compare", "a", "c"]) == 0
+    assert 'they also differ in stages.rl.algorithm.name: "ppo", "grpo"' in capsys.readouterr().out
+    assert execute(["runs", "compare", "a", "--x", "days"]) == 2
+
+
+def test_a_run_is_removed_but_not_what_is_not_its_own(make_run, tmp_path, monkeypatch, capsys):  # noqa: F811
+    run = make_run("one")
+    (run.path / "mine.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert execute(["runs", "rm", "one"]) == 2
+    assert "Say --yes" in capsys.readouterr().err
+    assert execute(["runs", "rm", "one", "--yes"]) == 0
+    assert [path.name for path in run.path.iterdir()] == ["mine.txt"]
+    two = make_run("two")
+    assert execute(["runs", "rm", "two", "--yes"]) == 0
+    assert not two.path.exists()
+
+
+def test_a_report_is_written_into_the_run(make_run, tmp_path, monkeypatch, capsys):  # noqa: F811
+    run = make_run("one")
+    monkeypatch.chdir(tmp_path)
+    assert execute(["report"]) == 0
+    assert capsys.readouterr().out.strip().endswith("runs/one/report.html")
+    assert (run.path / "report.html").stat().st_size > 50_000
+    assert execute(["report", "one", "-o", "r.html"]) == 0 and (tmp_path / "r.html").exists()
+    assert execute(["verify", "one"]) in (0, 1, 2)
+
+
+def test_the_doctor_looks_at_everything(capsys):
+    assert execute(["doctor", "--json"]) == 0
+    found = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {"rlhf-peft", "torch", "memory", "bitsandbytes", "disk here", "hub", "plugins"} <= set(found)
+    assert found["bitsandbytes"]["state"] == "ok"
+    assert execute(["doctor"]) == 0
+    assert "NF4 forward and backward" in capsys.readouterr().out
+
+
+def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):
+    from rlhf_peft import diagnosis
+
+    def broken():
+        raise ImportError("libcuda.so.1: cannot open shared object file")
+        yield
+
+    monkeypatch.setattr(diagnosis, "_quantization", broken)
+    assert execute(["doctor"]) == 1
+    assert "wrong  broken: ImportError: libcuda.so.1" in capsys.readouterr().out
+
+
+@pytest.fixture(autouse=True)
+def no_color(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")

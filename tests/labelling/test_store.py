@@ -1,0 +1,138 @@
+"""Judgements are on the disk at once, whoever writes, and come back as preferences."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_peft.errors import DataError
+from rlhf_peft.labelling.results import agreements, cohens_kappa, preferences, win_rate
+from rlhf_peft.labelling.store import Pair, Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path / "labels.db")
+    made.add([Pair(f"p{i}", f"a{i}", f"b{i}", "policy", "reference", priority=i / 10) for i in range(6)])
+    return made
+
+
+def test_pairs_come_once_the_most_disputed_first(store):
+    seen = []
+    while (pair := store.next("ann")) is not None:
+        seen.append(pair.prompt)
+        store.judge(pair.id, "ann", "a")
+    assert seen == ["p5", "p4", "p3", "p2", "p1", "p0"] and store.progress("ann") == (6, 6)
+    # Another person begins with those that fewest have judged.
+    store.undo("ann")
+    assert store.next("bob").prompt == "p0"
+
+
+def test_a_pair_is_added_once_whichever_answer_is_first(store):
+    assert store.add([Pair("p0", "b0", "a0", "reference", "policy")]) == 0
+    assert store.add([Pair("p0", "a0", "c0", "policy", "reference")]) == 1
+
+
+def test_undo_takes_the_last_one_of_that_person(store):
+    store.judge(1, "ann", "a"), store.judge(2, "bob", "b"), store.judge(3, "ann", "tie", "hm")
+    assert store.undo("ann").pair == 3 and store.undo("ann").pair == 1 and store.undo("ann") is None
+    assert [j.annotator for j in store.judgements()] == ["bob"]
+
+
+def test_wrong_judgements_are_refused(store):
+    with pytest.raises(ValueError, match="none of a, b, tie, skip"):
+        store.judge(1, "ann", "left")
+    with pytest.raises(ValueError, match="no pair 99"):
+        store.judge(99, "ann", "a")
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "x.db").write_text("no database, but text that is long enough to be read as one" * 20)
+    with pytest.raises(DataError, match="not a file of judgements"):
+        Store(tmp_path / "x.db")
+
+
+def _judge(path, who, numbers):
+    store = Store(path)
+    for number in numbers:
+        store.judge(number, who, "a")
+
+
+def test_several_write_at_once_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "labels.db"
+    store = Store(path)
+    store.add([Pair(f"p{i}", "a", "b") for i in range(40)])
+    context = multiprocessing.get_context("fork")
+    people = [context.Process(target=_judge, args=(path, f"person {k}", range(1, 41))) for k in range(4)]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    assert [p.exitcode for p in people] == [0] * 4 and len(store.judgements()) == 160
+
+
+def test_what_was_judged_before_a_crash_is_there(tmp_path):
+    path = tmp_path / "labels.db"
+    Store(path).add([Pair(f"p{i}", "a", "b") for i in range(10)])
+    child = os.fork()
+    if child == 0:
+        store = Store(path)
+        for number in range(1, 6):
+            store.judge(number, "ann", "b")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert [j.pair for j in Store(path).judgements()] == [1, 2, 3, 4, 5]
+
+
+def test_preferences_have_soft_labels(store):
+    for who, choice in (("ann", "a"), ("bob", "a"), ("cat", "b"), ("dan", "tie")):
+        store.judge(1, who, choice)
+    store.judge(2, "ann", "b"), store.judge(3, "ann", "tie"), store.judge(4, "ann", "skip")
+    rows = preferences(store.pairs(), store.judgements())
+    assert rows == [
+        {"prompt": "p0", "chosen": "a0", "rejected": "b0", "label": 0.625, "annotators": 4},
+        {"prompt": "p1", "chosen": "b1", "rejected": "a1", "label": 1.0, "annotators": 1},
+    ]
+
+
+def test_conversations_stay_conversations(tmp_path):
+    store = Store(tmp_path / "l.db")
+    prompt = [{"role": "user", "content": "hi"}]
+    store.add([Pair(prompt, "yo", "go away")])
+    store.judge(1, "ann", "a")
+    (row,) = preferences(store.pairs(), store.judgements())
+    assert row["prompt"] == prompt and row["chosen"] == [{"role": "assistant", "content": "yo"}]
+
+
+def test_kappa():
+    # Cohen 1960's measure on a table whose value is worked out by hand: p_o 0.7, p_e 0.5.
+    first = ["a"] * 25 + ["b"] * 25
+    second = ["a"] * 20 + ["b"] * 5 + ["a"] * 10 + ["b"] * 15
+    assert cohens_kappa(first, second) == pytest.approx(0.4)
+    assert cohens_kappa(["a", "b"], ["a", "b"]) == 1.0 and cohens_kappa(["a", "b"], ["b", "a"]) == -1.0
+    assert cohens_kappa(["a"], ["a"]) == 1.0
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("ab")), min_size=1, max_size=30))
+def test_kappa_is_symmetric_and_at_most_one(said):
+    first, second = zip(*said, strict=True)
+    value = cohens_kappa(first, second)
+    assert value == pytest.approx(cohens_kappa(second, first)) and -1.0 <= value <= 1.0 + 1e-9
+
+
+def test_agreement_leaves_skipped_pairs_out(store):
+    for number, (one, other) in enumerate([("a", "a"), ("b", "b"), ("a", "b"), ("skip", "a")], start=1):
+        store.judge(number, "ann", one), store.judge(number, "bob", other)
+    (found,) = agreements(store.judgements())
+    assert found.people == ("ann", "bob") and found.pairs == 3 and found.agreed == pytest.approx(2 / 3)
+
+
+def test_who_won_a_blind_test(store):
+    for number, choice in enumerate(["a", "a", "b", "tie", "skip"], start=1):
+        store.judge(number, "ann", choice)
+    won = win_rate(store.pairs(), store.judgements())
+    assert won.judgements == 4 and won.rate == pytest.approx(2.5 / 4) and won.low <= won.rate <= won.high
+    assert win_rate(store.pairs(), []) is None

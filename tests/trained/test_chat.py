@@ -1,0 +1,78 @@
+"""Answers as they are written."""
+
+import io
+import sys
+
+import pytest
+import torch
+
+from rlhf_peft.cli import execute
+from rlhf_peft.engine import POLICY, REFERENCE
+from rlhf_peft.errors import UsageError
+from rlhf_peft.trained import open_run
+from rlhf_peft.trained.chat import Streamer, Talk, answer, encode, scores
+
+
+@pytest.fixture(scope="module")
+def opened(trained):
+    return open_run(trained)
+
+
+def test_pieces_make_the_whole_answer(opened):
+    ids = encode(opened.base, [{"role": "user", "content": "Tell me about a fox."}], Talk())
+    pieces = []
+    given = answer(opened.base, ids, Talk(max_new_tokens=12), told=pieces.append)
+    assert 0 < len(given) <= 12 and len(pieces) > 1
+    assert "".join(pieces) == opened.base.tokenizer.decode(given, skip_special_tokens=True)
+
+
+def test_the_same_seed_gives_the_same_answer_and_none_is_left_behind(opened):
+    ids = encode(opened.base, [{"role": "user", "content": "Tell me about a fox."}], Talk())
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, two = (answer(opened.base, ids, Talk(seed=3, max_new_tokens=12)) for _ in range(2))
+    assert one == two and torch.equal(torch.get_rng_state(), before)
+    greedy = answer(opened.base, ids, Talk(temperature=0.0, max_new_tokens=12))
+    assert greedy == answer(opened.base, ids, Talk(temperature=0.0, seed=9, max_new_tokens=12))
+
+
+def test_half_a_letter_is_not_told(opened):
+    class Bytes:
+        def decode(self, ids, skip_special_tokens):
+            return bytes(ids).decode("utf-8", "replace")
+
+    told = []
+    streamer = Streamer(Bytes(), told.append)
+    streamer.put(torch.tensor([1]))
+    for byte in "aé→b".encode():
+        streamer.put(torch.tensor([byte]))
+    streamer.end()
+    assert told == ["a", "é", "→", "b"]
+
+
+def test_scores_are_those_of_the_heads(opened):
+    ids = encode(opened.base, [{"role": "user", "content": "Tell me about a fox."}], Talk())
+    found = scores(opened, ids)
+    assert set(found) == {"reward-0", "reward-1"} and found["reward-0"] != found["reward-1"]
+
+
+def test_a_conversation_that_leaves_no_room_is_refused(opened):
+    with pytest.raises(UsageError, match=r"Say /new"):
+        encode(opened.base, [{"role": "user", "content": "a fox and a bear " * 40}], Talk())
+
+
+def test_through_a_pipe(trained, monkeypatch, capsys):
+    lines = "Tell me about a fox.\n/seed 4\n/ref\n/score\n\n/new\nTell me about a fox.\n/temp x\n/what\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert execute(["chat", str(trained), "--max-new-tokens", "8"]) == 0
+    out, err = capsys.readouterr()
+    answers = out.splitlines()
+    assert (
+        len(answers) == 3 and answers[1].startswith(f"{REFERENCE}: ") and answers[2].startswith(f"{POLICY}: ")
+    )
+    assert (
+        "seed 4" in err
+        and "reward-0" in err
+        and "expected a number, found 'x'" in err
+        and "/what is unknown" in err
+    )
