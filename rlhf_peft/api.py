@@ -18,8 +18,8 @@ from typing import Any
 
 from .data import require
 from .engine import POLICY, SharedBase, Source, cap
-from .engine.source import resolve_device
-from .errors import CheckpointError, ModelError, RunFolderError
+from .engine.source import hardware, resolve_device
+from .errors import CheckpointError, ModelError, RunFolderError, UsageError
 from .recipe import DatasetSource, PreferenceStage, Recipe, dump, load
 from .registry import Registry
 from .runs import Check, Checkpoint, Checkpoints, Elsewhere, RunFolder, is_run, read_manifest, verify_files
@@ -161,6 +161,7 @@ def run(
     """
     begun = time.perf_counter()
     registry = registry or Registry.load()
+    _check_tracking(recipe)
     ranks = Ranks()
     ctx: Context | None = None
     reporter = reporter if reporter is not None and ranks.main else Silent()
@@ -175,7 +176,8 @@ def run(
             ctx.saver.checkpoints.forget_after(found.info["number"])
             folder.update_manifest(stages_done=found.info["stages"])
         folder.write_recipe(dump(recipe))
-        folder.update_manifest(seed=recipe.seed, plugins=registry.versions())
+        told = {"plugins": registry.versions(), "hardware": hardware(ctx.base.device)}
+        folder.update_manifest(seed=recipe.seed, **told)
         for file in code_files:
             folder.copy_code(file)
         registry.broadcast("rlhf_peft_run_start", run=ctx.view)
@@ -229,6 +231,20 @@ def run(
     ranks.stop()
     result.seconds = time.perf_counter() - begun
     return result
+
+
+def _check_tracking(recipe: Recipe) -> None:
+    """Refuse a tracker that is not installed, before anything is loaded.
+
+    Raises:
+        UsageError: one is not.
+    """
+    from accelerate.tracking import get_available_trackers
+
+    there = {str(tracker) for tracker in get_available_trackers()}
+    for name in recipe.tracking:
+        if name not in there:
+            raise UsageError(f"tracking: {name} is not installed here. Type:  pip install {name}")
 
 
 def _finished(folder: Path) -> bool:

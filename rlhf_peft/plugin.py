@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from . import maths
 from .dense import Dense, quick_size
+from .dotted import recipe_keys
 from .errors import (
     DataError,
     GuardError,
@@ -107,4 +108,5 @@ __all__ = [
     "hookimpl",
     "maths",
     "quick_size",
+    "recipe_keys",
 ]

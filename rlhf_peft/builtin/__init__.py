@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import algorithms, rewards, samplers
+from . import algorithms, rewards, samplers, tracking
 from .tiny import plugin as tiny
 
-PLUGINS = (algorithms, rewards, samplers, tiny)
+PLUGINS = (algorithms, rewards, samplers, tiny, tracking)
 """Modules with hook implementations."""

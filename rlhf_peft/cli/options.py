@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -46,12 +47,17 @@ Rewards = Annotated[
 
 
 def open_registry(
-    settings: Settings, plugins: Sequence[Path] | None = None, *, strict: bool = False, quiet: bool = False
+    settings: Settings,
+    plugins: Sequence[Path] | None = None,
+    *,
+    strict: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> Registry:
     """Built-ins and plugins; those left out are told as warnings."""
     from ..registry import Registry
 
-    log_to_stderr(quiet)
+    log_to_stderr(quiet, as_json)
     registry = Registry.load(plugins or (), settings.no_plugins, strict_plugins=strict)
     for broken in registry.broken:
         logging.getLogger("rlhf_peft").warning("%s", broken)
@@ -101,11 +107,12 @@ def open_recipe(
     *,
     strict: bool = False,
     quiet: bool = False,
+    as_json: bool = False,
 ) -> tuple[Recipe, Registry]:
     """A checked recipe and the registry it was checked against."""
     from ..recipe import load
 
-    registry = open_registry(settings, plugins, strict=strict, quiet=quiet)
+    registry = open_registry(settings, plugins, strict=strict, quiet=quiet, as_json=as_json)
     names = add_rewards(registry, rewards)
     return load(recipe, overrides or (), plugins=registry, rewards=names), registry
 
@@ -125,14 +132,14 @@ def confirm(question: str, yes: bool) -> None:
         raise UsageError("nothing was changed.")
 
 
-def log_to_stderr(quiet: bool) -> None:
-    """Send our log to stderr: warnings only if quiet."""
+def log_to_stderr(quiet: bool, as_json: bool = False) -> None:
+    """Send our log to stderr: warnings only if quiet, as JSON lines if asked."""
     logger = logging.getLogger("rlhf_peft")
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     for handler in [*logger.handlers]:
         if isinstance(handler, _ToStderr):
             logger.removeHandler(handler)
-    logger.addHandler(_ToStderr())
+    logger.addHandler(_JsonToStderr() if as_json else _ToStderr())
     logger.propagate = False
 
 
@@ -140,3 +147,9 @@ class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         print(scrub(f"{level}{record.getMessage()}"), file=sys.stderr)
+
+
+class _JsonToStderr(_ToStderr):
+    def emit(self, record: logging.LogRecord) -> None:
+        told = {"event": "log", "level": record.levelname.lower(), "text": scrub(record.getMessage())}
+        print(json.dumps(told, ensure_ascii=False), file=sys.stderr)

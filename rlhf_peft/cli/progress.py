@@ -1,10 +1,13 @@
-"""What a person sees while a run goes on: a live line a stage on a terminal, a few plain lines elsewhere."""
+"""What is seen while a run goes on: a live line a stage on a terminal, a few plain lines elsewhere, JSON if asked."""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -29,9 +32,35 @@ LINES_PER_STAGE = 10
 def describe(metrics: Mapping[str, float]) -> str:
     """The figures that matter, in one line."""
     shown = [(name, metrics[key]) for key, name in FIGURES.items() if metrics.get(key) is not None]
+    each = [
+        (key.split("/")[1], metrics[key])
+        for key in metrics
+        if key.startswith("rewards/") and key.endswith("/mean")
+    ]
+    if len(each) > 1:
+        place = next((i for i, (name, _) in enumerate(shown, 1) if name == "reward"), 0)
+        shown[place:place] = each
     return "  ".join(
         f"{name} {value:.0f}" if abs(value) >= 100 else f"{name} {value:.3g}" for name, value in shown
     )
+
+
+def memory() -> str:
+    """What is in use: the most that torch has held of the GPU, else this process's main memory."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GB"
+    import psutil
+
+    return f"{psutil.Process().memory_info().rss / 2**30:.1f} GB"
+
+
+def clock(seconds: float) -> str:
+    """A duration as hours, minutes and seconds."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Plain:
@@ -52,7 +81,8 @@ class Plain:
             return
         self._last = tenth
         seconds = time.monotonic() - self._begun
-        self.say(f"  {stage} {step}/{self._total}  {seconds:4.0f} s  {describe(metrics)}")
+        left = f", {clock(seconds / step * (self._total - step))} left" if 0 < step < self._total else ""
+        self.say(f"  {stage} {step}/{self._total}  {clock(seconds)}{left}  {describe(metrics)}  {memory()}")
 
     def say(self, text: str) -> None:
         """One line of news."""
@@ -84,7 +114,7 @@ class Live:
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """An update is done."""
         if self._task is not None:
-            self._progress.update(self._task, completed=step, figures=describe(metrics))
+            self._progress.update(self._task, completed=step, figures=f"{describe(metrics)}  {memory()}")
 
     def say(self, text: str) -> None:
         """One line of news, above the bars."""
@@ -102,8 +132,33 @@ class Quiet(Plain):
         """Nothing."""
 
 
-def reporter(*, quiet: bool = False) -> Plain | Live:
-    """The reporter that fits where stderr goes."""
+class Lines:
+    """One JSON object a line on stderr, for programs: `event` is stage, step or note."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage of so many updates begins."""
+        self._tell(event="stage", stage=name, total=total)
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """An update is done."""
+        known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._tell(event="step", stage=stage, step=step, metrics=known)
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        self._tell(event="note", text=text)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _tell(self, **event: Any) -> None:
+        print(json.dumps(event, ensure_ascii=False), file=sys.stderr, flush=True)
+
+
+def reporter(*, quiet: bool = False, as_json: bool = False) -> Plain | Live | Lines:
+    """The reporter that fits where stderr goes, and what was asked for."""
     if quiet:
         return Quiet()
+    if as_json:
+        return Lines()
     return Live() if sys.stderr.isatty() else Plain()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -42,6 +44,9 @@ def run(
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="No progress; warnings and the result only.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The result as JSON, and progress as JSON lines on stderr.")
+    ] = False,
     strict_plugins: Annotated[
         bool, typer.Option("--strict-plugins", help="An observer that raises ends the run.")
     ] = False,
@@ -52,6 +57,8 @@ def run(
         raise UsageError("--overwrite and --resume contradict each other: give one.")
     if sweep and (resume or resume_from):
         raise UsageError("--resume does not go with --sweep. Resume the runs of a sweep one by one.")
+    if sweep and as_json:
+        raise UsageError("--json does not go with --sweep. A sweep writes its results to <name>-sweep.json.")
     if sweep and allow_changed:
         raise UsageError("--allow-changed does not go with --sweep. Run the cell that needs it by itself.")
     if sweep:
@@ -70,9 +77,10 @@ def run(
         )
         return
     loaded, registry = open_recipe(
-        context.obj, recipe, overrides, plugin, reward, strict=strict_plugins, quiet=quiet
+        context.obj, recipe, overrides, plugin, reward, strict=strict_plugins, quiet=quiet, as_json=as_json
     )
     from .. import api
+    from ..runs import plain
     from ..stages import Ranks
     from .progress import reporter
     from .summary import show
@@ -81,12 +89,14 @@ def run(
         loaded,
         registry=registry,
         overwrite=overwrite,
-        reporter=reporter(quiet=quiet),
+        reporter=reporter(quiet=quiet, as_json=as_json),
         code_files=registry.code_files,
         trust_remote_code=trust_remote_code,
         resume=resume,
         resume_from=resume_from,
         allow_changed=tuple(filter(None, (allow_changed or "").split(","))),
     )
-    if Ranks().main:
+    if Ranks().main and as_json:
+        print(json.dumps(plain({**asdict(result), "name": loaded.name}), indent=2, ensure_ascii=False))
+    elif Ranks().main:
         show(result, loaded)

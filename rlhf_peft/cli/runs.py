@@ -35,6 +35,7 @@ def _group(context: typer.Context) -> None:
 def list_(directory: Dir = Path("runs"), as_json: Json = False) -> None:
     """List the runs in a folder, the oldest first."""
     from ..runs import histories
+    from .progress import clock
 
     found = [_row(run) for run in histories(directory)]
     if as_json:
@@ -47,7 +48,12 @@ def list_(directory: Dir = Path("runs"), as_json: Json = False) -> None:
     for row in found:
         told = "  ".join(f"{key} {value:.3g}" for key, value in row["figures"].items())
         table.add_row(
-            row["name"], row["status"], row["stages"], row["started"] or "", _clock(row["seconds"]), told
+            row["name"],
+            row["status"],
+            row["stages"],
+            row["started"] or "",
+            "" if row["seconds"] is None else clock(row["seconds"]),
+            told,
         )
     _print(table)
 
@@ -73,6 +79,7 @@ def _row(run: History) -> dict[str, Any]:
 def show(run: RunName = None, as_json: Json = False) -> None:
     """Show one run: its stages and the last figures of each."""
     from ..runs import History
+    from .progress import clock
 
     found = History.of(find_run(run))
     figures = {name: found.last(name) for name in found.kinds}
@@ -81,7 +88,7 @@ def show(run: RunName = None, as_json: Json = False) -> None:
         print(json.dumps({**_row(found), "stages": stages, "manifest": dict(found.manifest)}, indent=2))
         return
     row = _row(found)
-    took = _clock(found.seconds) or "no time known"
+    took = "no time known" if found.seconds is None else clock(found.seconds)
     print(f"{found.name}: {found.status}, {row['stages']} stages, {took}, in {found.path}")
     table = _table("stage", "figure", "last value")
     for name, values in figures.items():
@@ -178,14 +185,6 @@ def rm(
     print(f"{folder}: {sum(1 for _ in folder.rglob('*'))} files and folders")
     confirm("Remove it?", yes)
     remove_run(folder)
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _table(*columns: str) -> Table:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
@@ -77,6 +80,24 @@ def resolve_device(device: str) -> torch.device:
             f"device: {device} cannot be used here ({reason}). Use `device: auto` or `cpu`."
         ) from error
     return resolved
+
+
+def hardware(device: torch.device) -> dict[str, str | int | float]:
+    """What a run computes on: a GPU's name and memory in GB, else the CPU's name, its cores and the main memory."""
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        return {"device": str(device), "name": card.name, "memory_gb": round(card.total_memory / 2**30, 1)}
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"device": str(device), "name": _cpu(), "cores": cores, "memory_gb": memory}
+
+
+def _cpu() -> str:
+    """The processor's name; Linux tells it in a file only."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

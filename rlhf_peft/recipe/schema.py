@@ -389,6 +389,10 @@ class Recipe(Section):
     )
     output_dir: str = Field("runs", description="Where run folders go.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N, xpu, mps.")
+    tracking: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
+        default_factory=list,
+        description="Where figures go too: tensorboard, wandb, trackio, mlflow, each installed by you.",
+    )
     plugins: list[str] = Field(default_factory=list, description="Distributions that the recipe requires.")
     model: Model = Field(description="The base model.")
     lora: Lora = Field(default_factory=lambda: Lora(), description="Adapters of all roles.")

@@ -2,7 +2,7 @@
 
 from .checkpoints import Checkpoint, Checkpoints
 from .elsewhere import Elsewhere
-from .folder import RunFolder
+from .folder import RunFolder, plain
 from .history import History, histories, remove_run
 from .manifest import is_run, read_manifest, versions
 from .read import read_metrics, read_samples
@@ -17,6 +17,7 @@ __all__ = [
     "RunFolder",
     "histories",
     "is_run",
+    "plain",
     "read_manifest",
     "read_metrics",
     "read_samples",

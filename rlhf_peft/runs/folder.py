@@ -5,7 +5,7 @@ that ends before it has trained anything leaves the disk as it was.
 
     <output_dir>/<name>/
       recipe.yaml  manifest.json  metrics.jsonl  samples.jsonl  report.html
-      adapters/<role>/  code/  checkpoints/
+      adapters/<role>/  code/  checkpoints/  tracking/
 
 Left out on purpose: what adapters and heads look like (the engine writes them), and reading (`read`).
 """
@@ -47,7 +47,7 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 ADAPTERS = "adapters"
 CODE = "code"
-OURS = (RECIPE, METRICS, SAMPLES, "report.html", ADAPTERS, CODE, "checkpoints", FILE)
+OURS = (RECIPE, METRICS, SAMPLES, "report.html", ADAPTERS, CODE, "checkpoints", "tracking", FILE)
 """What a run makes, the manifest last: until it is gone the folder is known as a run's."""
 
 _HASHED = (RECIPE, METRICS, SAMPLES, ADAPTERS, CODE)

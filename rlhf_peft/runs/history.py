@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from ..dotted import recipe_keys
 from ..errors import RunFolderError
 from .folder import OURS, RECIPE
 from .lock import FILE as LOCK
@@ -70,7 +71,7 @@ class History:
     @cached_property
     def keys(self) -> dict[str, Any]:
         """Dotted key to value of every leaf of the recipe; stages and rewards are named, as on the command line."""
-        return dict(_leaves(self.recipe, ""))
+        return recipe_keys(self.recipe)
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -106,18 +107,6 @@ class History:
             ended = self.metrics[-1].get("time")
         known = isinstance(begun, int | float) and isinstance(ended, int | float)
         return float(ended) - float(begun) if known else None  # type: ignore[arg-type]
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list) and value and all(isinstance(v, Mapping) and "name" in v for v in value):
-        for inner in value:
-            rest = {name: v for name, v in inner.items() if name != "name" or "stage" not in inner}
-            yield from _leaves(rest, f"{key}.{inner['name']}")
-    else:
-        yield key, value
 
 
 def histories(folder: Path) -> list[History]:

@@ -66,8 +66,11 @@ def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
         _normalise(stage, ctx.base, role, pairs, scoring)
         ctx.save_role(stage.name, steps * (number + 1), role)
     # 3. What the ensemble as a whole knows.
-    metrics = _evaluate_all(ctx.base, roles, held_out, scoring)
-    if metrics:
+    metrics: dict[str, float] = {}
+    if held_out:
+        chosen, rejected = _judged(ctx.base, roles, held_out, scoring)
+        metrics = {f"eval/{key}": value for key, value in describe(chosen, rejected, held_out).items()}
+        ctx.samples(_samples(stage.name, steps * stage.ensemble, held_out, chosen - rejected, ctx.base))
         ctx.log(stage.name, steps * stage.ensemble, metrics)
     return {"metrics": metrics, "pairs": len(pairs), "held_out": len(held_out)}
 
@@ -281,12 +284,32 @@ def evaluate(base: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget)
     return describe(chosen, rejected, pairs)
 
 
-def _evaluate_all(
+def _judged(
     base: SharedBase, roles: Sequence[str], pairs: Sequence[Pair], budget: Budget
-) -> dict[str, float]:
-    if not pairs:
-        return {}
+) -> tuple[Tensor, Tensor]:
+    """[N] and [N] rewards of chosen and rejected rows, the mean over the heads of an ensemble."""
     rows = [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]
     each = torch.stack([score(base, role, rows, budget) for role in roles])
     chosen, rejected = each.mean(0).chunk(2)
-    return {f"eval/{key}": value for key, value in describe(chosen, rejected, pairs).items()}
+    return chosen, rejected
+
+
+def _samples(
+    stage: str, step: int, pairs: Sequence[Pair], margins: Tensor, base: SharedBase
+) -> list[dict[str, Any]]:
+    """The held-out pairs, and what the reward model makes of each."""
+    decode = lambda ids: base.tokenizer.decode(ids, skip_special_tokens=True)  # noqa: E731
+    return [
+        {
+            "stage": stage,
+            "step": step,
+            "split": "pairs",
+            "row": pair.index,
+            "prompt": decode(pair.chosen_ids[: pair.prompt_length]),
+            "chosen": decode(pair.chosen_ids[pair.prompt_length :]),
+            "rejected": decode(pair.rejected_ids[pair.prompt_length :]),
+            "margin": margin,
+            "label": pair.label,
+        }
+        for pair, margin in zip(pairs, margins.tolist(), strict=True)
+    ]

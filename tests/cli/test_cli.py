@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -310,10 +311,45 @@ def test_progress_in_a_log_file_is_a_few_whole_lines(capsys):
     assert out == ""
     assert lines[0] == "rl: 30 updates"
     assert lines[1].split()[:2] == ["rl", "1/30"]
-    assert lines[1].endswith("reward 0.123  KL 2")
+    assert "  reward 0.123  KL 2  " in lines[1] and lines[1].endswith(" GB")
     assert lines[-2].split()[1] == "30/30"
     assert lines[-1] == "[news]"
     assert len(lines) <= 14
+
+
+def test_progress_says_how_long_it_takes_and_what_each_reward_and_the_memory_are(capsys):
+    shown = reporter()
+    shown.stage("rl", 4)
+    shown.step(
+        "rl",
+        1,
+        {"reward": 3.0, "rewards/a/mean": 1.0, "rewards/b/mean": 2.0, "rewards/a/std": 9.0, "kl": 0.5},
+    )
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"  rl 1/4  0:00, 0:00 left  reward 3  a 1  b 2  KL 0\.5  \d+\.\d GB", line)
+
+
+def test_progress_as_json_is_an_object_a_line(capsys):
+    tell(reporter(as_json=True))
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert told[0] == {"event": "stage", "stage": "rl", "total": 30} and told[-1] == {
+        "event": "note",
+        "text": "[news]",
+    }
+    metrics = {"reward": 0.123456, "kl": 2.0, "other": 1.0}
+    assert told[1:-1] == [
+        {"event": "step", "stage": "rl", "step": i, "metrics": metrics} for i in range(1, 31)
+    ]
+
+
+def test_a_run_as_json(here, capsys):
+    data = ["stages.sft.dataset={name: tiny, part: demonstrations, size: 16}", "stages.sft.batch_size=4"]
+    assert cli.execute(["run", "r.yaml", *data, "stages.sft.max_steps=2", "device=cpu", "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert result["folder"] == "runs/small" and result["stages"]["sft"]["metrics"]["loss"] > 0
+    assert [json.loads(line)["event"] for line in err.splitlines()].count("step") == 2
+    assert cli.execute(["run", "r.yaml", "--json", "--sweep", "seed=1,2"]) == 2
 
 
 def test_quiet_says_nothing(capsys):
