@@ -17,7 +17,7 @@ import yaml
 from rlhf_peft.plugin import RunView, hookimpl, recipe_keys
 
 FOLDER = "tracking"
-"""In the run's folder: TensorBoard's files, W&B's, and what is needed to go on with a tracker's run."""
+"""In the run's folder: TensorBoard's files, and what is needed to go on with a tracker's run."""
 PROJECT = "rlhf-peft"
 
 
@@ -33,6 +33,7 @@ class Tracked:
 
     def __init__(self, run: RunView) -> None:
         self._folder = run.folder / FOLDER
+        self._cpu = run.recipe["device"] == "cpu" or not torch.cuda.is_available()
         self._before, self._stage, self._last = _steps(run.folder / "metrics.jsonl")
         self._trackers = [self._start(name, run) for name in run.recipe["tracking"]]
 
@@ -42,20 +43,26 @@ class Tracked:
             self._before, self._stage, self._last = self._before + self._last, stage, 0
         self._last = max(self._last, step)
         known = {f"{stage}/{name}": float(value) for name, value in metrics.items() if value is not None}
+        self._attend()
         for tracker in self._trackers:
             tracker.log(known, step=self._before + step)
 
     def finish(self) -> None:
         """Close them."""
+        self._attend()
         for tracker in self._trackers:
             tracker.finish()
 
-    def _start(self, name: str, run: RunView) -> Any:
+    def _attend(self) -> None:
+        """Trackers ask accelerate which process this is; a trainer that is done has taken its answer away."""
         from accelerate import PartialState
+
+        PartialState(cpu=self._cpu)
+
+    def _start(self, name: str, run: RunView) -> Any:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        # Trackers ask it which process this is; it must not take the GPU of a run on the CPU.
-        PartialState(cpu=run.recipe["device"] == "cpu" or not torch.cuda.is_available())
+        self._attend()
         self._folder.mkdir(exist_ok=True)
         known = self._folder / f"{name}.json"
         earlier = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
@@ -82,7 +89,7 @@ class Tracked:
             return {"run_name": run, **earlier}
         if name == "wandb":
             again = {"id": earlier["run_id"], "resume": "allow"} if earlier else {}
-            return {"name": run, "dir": str(self._folder), **again}
+            return {"name": run, **again}
         return {"name": run, "resume": "allow" if earlier else "never"}
 
 

@@ -69,6 +69,14 @@ def same(found, wanted):
     assert [value for _, value in found] == pytest.approx([value for _, value in wanted], rel=1e-6)
 
 
+@pytest.fixture
+def nothing_fails(caplog):
+    """An observer that raises is a warning."""
+    yield
+    assert [record.message for record in caplog.get_records("call") if "raised in" in record.message] == []
+
+
+@pytest.mark.usefixtures("nothing_fails")
 def test_tensorboard_reads_every_update_back(tmp_path):
     pytest.importorskip("tensorboard")
     folder = run(tmp_path, "tensorboard")
@@ -77,6 +85,7 @@ def test_tensorboard_reads_every_update_back(tmp_path):
     assert tracking.RUNS == {}
 
 
+@pytest.mark.usefixtures("nothing_fails")
 def test_an_interrupted_run_goes_on_in_the_same_curve(tmp_path):
     pytest.importorskip("tensorboard")
     with pytest.raises(KeyboardInterrupt):
@@ -85,6 +94,7 @@ def test_an_interrupted_run_goes_on_in_the_same_curve(tmp_path):
     same(read_tensorboard(folder), expected(folder))
 
 
+@pytest.mark.usefixtures("nothing_fails")
 def test_mlflow_reads_every_update_back_offline(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
@@ -111,25 +121,61 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_loaded(tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tracker_that_fails_ends_no_run(tmp_path, monkeypatch, caplog):
+class Fake:
+    """A tracker of accelerate's kind that runs on every process, as W&B's and trackio's do."""
+
+    main_process_only = False
+
+    def __init__(self, *place, **options):
+        self.run_name = "x"
+
+    def start(self): ...
+
+    def store_init_configuration(self, values):
+        assert values["model.path"] == "builtin:tiny" and values["stages.sft.max_steps"] == 3
+
+    def log(self, values, step): ...
+
+    def finish(self): ...
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Takes the place of trackio."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    class Failing:
-        def __init__(self, *place, **options):
-            self.run_name = "x"
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["trackio"])
+    return lambda kind: monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "trackio", kind)
 
-        def start(self): ...
 
-        def store_init_configuration(self, values):
-            assert values["model.path"] == "builtin:tiny" and values["stages.sft.max_steps"] == 3
+@pytest.mark.usefixtures("nothing_fails")
+def test_it_is_no_matter_whether_a_trainer_has_reset_accelerates_state(tmp_path, fake):
+    from accelerate import PartialState
+    from accelerate.logging import get_logger
 
+    told = []
+
+    class Tells(Fake):
+        def log(self, values, step):
+            get_logger("accelerate.tracking").debug("told")
+            told.append(step)
+
+    class Resets(Interrupts):
+        def step(self, stage, step, metrics):
+            if stage == "reward_model":
+                PartialState._reset_state()
+
+    fake(Tells)
+    run(tmp_path, "trackio", reporter=Resets())
+    assert told == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_tracker_that_fails_ends_no_run(tmp_path, fake, caplog):
+    class Fails(Fake):
         def log(self, values, step):
             raise ConnectionError("no network")
 
-        def finish(self): ...
-
-    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "trackio", Failing)
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["trackio"])
+    fake(Fails)
     folder = run(tmp_path, "trackio")
     assert json.loads((folder / "manifest.json").read_text())["status"] == "done"
     told = [record.message for record in caplog.records if "ConnectionError: no network" in record.message]
