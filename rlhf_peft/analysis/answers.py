@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -65,10 +66,14 @@ def answers(run: History, stage: str) -> list[Answer]:
 
 
 def _paired(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
-    first: dict[str, Mapping[str, Any]] = {}
-    last: dict[str, Mapping[str, Any]] = {}
+    first: dict[tuple[str, int], Mapping[str, Any]] = {}
+    last: dict[tuple[str, int], Mapping[str, Any]] = {}
+    asked: Counter[tuple[int, str]] = Counter()
     for row in rows:
-        key = text(row["prompt"])
+        # A prompt may be there more than once; its n-th answer is compared with its n-th.
+        prompt = text(row["prompt"])
+        key = (prompt, asked[row["step"], prompt])
+        asked[row["step"], prompt] += 1
         first.setdefault(key, row)
         last[key] = row
     return [

@@ -42,8 +42,8 @@ STYLE = {
 
 
 @contextmanager
-def canvas(style: Mapping[str, Any] = STYLE) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes, in our style, without a screen."""
+def canvas(style: Mapping[str, Any] = STYLE, size: tuple[float, float] = SIZE) -> Iterator[tuple[Any, Any]]:
+    """A figure of so many inches and its axes, in our style, without a screen."""
     from cycler import cycler
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,7 +51,7 @@ def canvas(style: Mapping[str, Any] = STYLE) -> Iterator[tuple[Any, Any]]:
 
     settings: Any = {**style, "axes.prop_cycle": cycler(color=COLOURS)}
     with rc_context(settings):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, figure.add_subplot()
 
@@ -78,15 +78,26 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
 
 
-def lines(title: str, curves: Mapping[str, Curve], x: str, y: str = "", log: bool = False) -> str:
-    """Curves in one figure, as SVG; the legend stands where there are several."""
+def lines(title: str, curves: Mapping[str, Curve], x: str, y: str = "", share: bool = False) -> str:
+    """Curves over steps, as SVG; the legend stands where there are several.
+
+    Args:
+        title: of the figure.
+        curves: name to curve.
+        x: what the axis is.
+        y: what the other is.
+        share: values are between 0 and 1, and the axis shows it.
+    """
+    from matplotlib.ticker import MaxNLocator
+
     with canvas() as (figure, axes):
         for name, found in curves.items():
             marker = "o" if len(found.x) < 12 else None
             axes.plot(found.x, found.y, label=name, marker=marker, markersize=3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if share:
+            axes.set_ylim(-0.03, 1.03)
         _label(axes, x, y, len(curves) > 1)
-        if log:
-            axes.set_yscale("log")
         return svg(figure, title)
 
 
@@ -115,8 +126,8 @@ def histogram(title: str, groups: Mapping[str, Sequence[float]], x: str) -> str:
 
 
 def bars(title: str, groups: Mapping[str, Mapping[str, float]], x: str) -> str:
-    """Shares of a whole, one bar a group."""
-    with canvas() as (figure, axes):
+    """Parts of a whole, one bar a group."""
+    with canvas(size=(SIZE[0], 1.3 + 0.35 * len(groups))) as (figure, axes):
         parts = list(dict.fromkeys(part for values in groups.values() for part in values))
         left = [0.0] * len(groups)
         for part in parts:
@@ -125,7 +136,8 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float]], x: str) -> str:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.grid(axis="y", visible=False)
         axes.invert_yaxis()
-        _label(axes, x, "", len(parts) > 1)
+        axes.set_xlabel(x)
+        figure.legend(loc="outside upper left", ncols=4, fontsize=8)
         return svg(figure, title)
 
 

@@ -14,11 +14,12 @@ from ..maths import reliability
 from ..runs import History
 from . import figures
 from .answers import Answer, answers, score
+from .charts import CHARTS, PHASES
 from .curves import Curve, curve
 
 MOST_ANSWERS = 1000
 """Of a run; a page with more is slow to open."""
-PHASES = ("rollout", "scoring", "update")
+MOST_PAIRS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,108 +35,6 @@ class Drawn:
     title: str
     svg: str
     note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A figure over the steps of a stage.
-
-    Attributes:
-        title: above it.
-        figures: of metrics.jsonl to their names; one that ends in `*` stands for all that begin so.
-        note: below it.
-    """
-
-    title: str
-    figures: Mapping[str, str]
-    note: str
-
-
-CHARTS: dict[str, tuple[Chart, ...]] = {
-    "sft": (
-        Chart(
-            "Loss",
-            {"loss": "loss", "eval_loss": "held-out loss"},
-            "Nats a token. Held-out loss that rises: too many passes.",
-        ),
-        Chart(
-            "Token accuracy",
-            {"mean_token_accuracy": "training", "eval_mean_token_accuracy": "held out"},
-            "Share of tokens that were the policy's likeliest.",
-        ),
-    ),
-    "preference": (
-        Chart(
-            "Loss",
-            {"loss": "loss", "eval_loss": "held-out loss"},
-            "Starts at 0.693 where the policy is the reference.",
-        ),
-        Chart(
-            "Accuracy",
-            {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
-            "Share of pairs that the implicit reward orders rightly.",
-        ),
-        Chart(
-            "Margin",
-            {"rewards/margins": "training", "eval_rewards/margins": "held out"},
-            "Chosen minus rejected.",
-        ),
-    ),
-    "reward_model": (
-        Chart("Loss", {"loss": "loss", "eval/loss": "held out"}, "Bradley-Terry loss; 0.693 is a coin."),
-        Chart(
-            "Accuracy",
-            {"accuracy": "training", "eval/*accuracy": "held out"},
-            "Share of pairs ordered rightly.",
-        ),
-    ),
-    "rl": (
-        Chart(
-            "Reward",
-            {"reward": "sampled", "eval/reward": "held out"},
-            "Weighted sum of all rewards. Look at the answers too.",
-        ),
-        Chart(
-            "Each reward",
-            {"rewards/*/mean": ""},
-            "Unweighted. One that falls while the sum rises is being traded away.",
-        ),
-        Chart("Each reward, held out", {"eval/rewards/*/mean": ""}, "On prompts that were never trained on."),
-        Chart(
-            "KL to the reference",
-            {"kl": "sampled", "eval/kl": "held out"},
-            "Nats a completion: how far the policy has gone.",
-        ),
-        Chart(
-            "Length of completions",
-            {
-                "completions/mean_length": "mean",
-                "completions/min_length": "shortest",
-                "completions/max_length": "longest",
-            },
-            "Tokens. A reward that is really length shows here.",
-        ),
-        Chart(
-            "Ended by themselves",
-            {"completions/eos_rate": "sampled", "eval/completions/eos_rate": "held out"},
-            "Share.",
-        ),
-        Chart("Entropy", {"entropy": ""}, "Nats a token. Near zero the policy says one thing only."),
-        Chart(
-            "Clip fraction",
-            {"clip_ratio/region_mean": "policy", "clip_ratio/value_mean": "value"},
-            "Share of tokens whose gradient the clip silences. Much above 0.2: smaller steps.",
-        ),
-        Chart("Value loss", {"value/loss": ""}, "Mean over tokens."),
-        Chart(
-            "Explained variance",
-            {"value/explained_variance": ""},
-            "1: the value foresees the return; 0 or less: it does not help.",
-        ),
-        Chart("Gradient norm", {"grad_norm": ""}, "Before clipping."),
-        Chart("Seconds a step", {f"time/{phase}": phase for phase in PHASES}, "By phase."),
-    ),
-}
 
 
 def report(runs: Sequence[History]) -> str:
@@ -157,7 +56,7 @@ def report(runs: Sequence[History]) -> str:
         lstrip_blocks=True,
     )
     stages = list(dict.fromkeys((name, kind) for run in runs for name, kind in run.kinds.items()))
-    shown = [(name, kind, _drawn(runs, name, kind)) for name, kind in stages]
+    shown = [(name, kind, _drawn(runs, name, kind), wrong_pairs(runs, name)) for name, kind in stages]
     listed = _answers(runs, stages)
     page = templates.get_template("report.html.j2").render(
         title=" and ".join(run.name for run in runs),
@@ -165,7 +64,7 @@ def report(runs: Sequence[History]) -> str:
         version=__version__,
         runs=[summary(run) for run in runs],
         time=_time(runs),
-        stages=[(name, kind, drawn) for name, kind, drawn in shown if drawn],
+        stages=[stage for stage in shown if stage[2]],
         answers=[answer.plain() for answer in listed],
         rewards=list(dict.fromkeys(name for answer in listed for name in answer.rewards)),
     )
@@ -184,17 +83,25 @@ def summary(run: History) -> dict[str, Any]:
         "quantization": recipe["model"].get("quantization"),
         "lora": recipe.get("lora", {}).get("r"),
         "seed": recipe.get("seed"),
-        "hardware": manifest.get("hardware"),
+        "hardware": _hardware(manifest.get("hardware")),
         "versions": ", ".join(f"{name} {found}" for name, found in versions.items()),
         "stages": [_stage_row(run, stage) for stage in recipe["stages"]],
         "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8", errors="replace"),
     }
 
 
+def _hardware(found: Any) -> str | None:
+    """As the manifest tells it, in one line."""
+    if not isinstance(found, Mapping):
+        return None
+    cores = f", {found['cores']} cores" if "cores" in found else ""
+    return f"{found.get('name')} ({found.get('device')}{cores}), {found.get('memory_gb')} GB"
+
+
 def _stage_row(run: History, stage: Mapping[str, Any]) -> dict[str, Any]:
     name, data = str(stage["name"]), stage.get("dataset", {})
     last = run.last(name)
-    known = ("eval/reward", "reward", "kl", "eval/accuracy", "eval_loss", "loss")
+    known = ("eval/reward", "reward", "kl", "eval/accuracy", "eval/loss", "eval_loss", "loss")
     how = stage.get("method") or (stage.get("algorithm") or {}).get("name") or ""
     return {
         "name": name,
@@ -210,8 +117,10 @@ def _drawn(runs: Sequence[History], stage: str, kind: str) -> list[Drawn]:
     found = []
     for chart in CHARTS.get(kind, ()):
         curves = _curves(runs, stage, chart.figures)
-        if curves:
-            found.append(Drawn(chart.title, figures.lines(chart.title, curves, "step"), chart.note))
+        if len(curves) > (chart.least - 1) * len(runs):
+            found.append(
+                Drawn(chart.title, figures.lines(chart.title, curves, "step", share=chart.share), chart.note)
+            )
     extra: dict[str, tuple[Callable[..., Drawn | None], ...]] = {
         "rl": (_against_kl, _distribution),
         "reward_model": (_calibrated,),
@@ -282,6 +191,19 @@ def _calibrated(runs: Sequence[History], stage: str) -> Drawn | None:
     return Drawn(
         title, figures.calibration(title, groups), "Held-out pairs. Below the line: surer than it should be."
     )
+
+
+def wrong_pairs(runs: Sequence[History], stage: str) -> list[dict[str, Any]]:
+    """The held-out pairs on which a reward model is surest of what people did not say: its faults, or theirs."""
+    found = [
+        {"run": run.name, **row}
+        for run in runs
+        for row in run.samples
+        if row.get("stage") == stage
+        and row.get("split") == "pairs"
+        and row["margin"] * (row["label"] - 0.5) < 0
+    ]
+    return sorted(found, key=lambda row: -abs(row["margin"]))[:MOST_PAIRS]
 
 
 def _time(runs: Sequence[History]) -> list[Drawn]:

@@ -19,7 +19,7 @@ from ..stages import read_source
 from ..stages.memory import Budget
 from ..stages.rl.collect import Judge
 from ..stages.rl.forwards import Scorer
-from ..stages.rl.rewarding import Rewards, reward_batch
+from ..stages.rl.rewarding import Rewards, Scoring, reward_batch
 from ..stages.sampling import prompts_at_once, sample
 from ..stages.view import BaseView
 from ..types import Request, Rollout
@@ -108,18 +108,21 @@ def evaluate(
         source=name,
         stage=NAME,
     )[:size]
-    entries = list(rewards) or list(stage.rewards if stage else ())
+    entries = list(rewards) or _rewards(stage)
     given = Rewards(registry, entries, opened.base, stage=NAME)
-    budget = Budget(NAME, opened.recipe.model.tokens_per_forward)
-    scorer = Scorer(opened.base, None, sampler.params.temperature, budget)
     try:
-        sides = [
-            _answers(opened, role, sampler, prompts, given, scorer, seed) for role in (POLICY, REFERENCE)
-        ]
+        answers = _both(opened, sampler, prompts, given, seed)
     finally:
         given.close()
         sampler.close()
-    return _summary(prompts, sides[0], sides[1], seed)
+    return _summary(prompts, answers, seed)
+
+
+def _rewards(stage: RlStage | None) -> list[RewardEntry]:
+    """Those that a stage trains on, and those that it only measures."""
+    if stage is None:
+        return []
+    return [*stage.rewards, *(entry.model_copy(update={"weight": 0.0}) for entry in stage.eval.rewards)]
 
 
 def _source(
@@ -136,47 +139,56 @@ def _sampler(stage: RlStage | None) -> tuple[str, dict[str, Any]]:
 
 
 @dataclass(slots=True)
-class _Side:
-    """One role's answers: texts, scores [N], components, KL [N] and tokens [N]."""
+class _Answers:
+    """Of N prompts, rows 2i of the policy and 2i + 1 of the reference, which are one group to rewards that compare.
 
-    texts: list[str]
-    scores: torch.Tensor
-    components: dict[str, torch.Tensor]
-    kl: torch.Tensor
+    Attributes:
+        rollout: 2 N rows.
+        texts: 2 N.
+        scoring: of 2 N rows.
+        kl: [2 N], of the policy to the reference.
+    """
+
     rollout: Rollout
+    texts: list[str]
+    scoring: Scoring
+    kl: torch.Tensor
 
 
 def _seed(*stream: str | int) -> int:
     return zlib.crc32("/".join(map(str, stream)).encode())
 
 
-def _answers(
-    opened: Opened,
-    role: str,
-    sampler: Any,
-    prompts: Sequence[Any],
-    rewards: Rewards,
-    scorer: Scorer,
-    seed: int,
-) -> _Side:
-    view = BaseView(opened.base, role)
+def _both(opened: Opened, sampler: Any, prompts: Sequence[Any], rewards: Rewards, seed: int) -> _Answers:
+    """Both roles answer with the same seeds, and their answers are scored together."""
+    base = opened.base
     generator = lambda: torch.Generator().manual_seed(_seed(NAME, seed))  # noqa: E731
-    sampler.sync(view, 0 if role == POLICY else 1)
+    scorer = Scorer(
+        base, None, sampler.params.temperature, Budget(NAME, opened.recipe.model.tokens_per_forward)
+    )
     requests = [
-        Request(p.ids, i, _seed(NAME, seed, i), sampler.params, columns=p.columns)
-        for i, p in enumerate(prompts)
+        Request(prompt.ids, i, _seed(NAME, seed, i), sampler.params, columns=prompt.columns)
+        for i, prompt in enumerate(prompts)
     ]
-    rollout = sample(sampler, requests, prompts_at_once(NAME), Judge(scorer, rewards, view, generator(), 0))
+    parts = []
+    for version, role in enumerate((POLICY, REFERENCE)):
+        view = BaseView(base, role)
+        sampler.sync(view, version)
+        parts.append(
+            sample(sampler, requests, prompts_at_once(NAME), Judge(scorer, rewards, view, generator(), 0))
+        )
+    rollout = Rollout.cat(parts)
+    rollout.group = torch.cat([part.group for part in parts])
+    rollout = rollout.rows([row for i in range(len(prompts)) for row in (i, len(prompts) + i)])
     said = scorer(rollout, values=False, heads=rewards.heads, readers=rewards.logp_roles)
     assert said.logps is not None and said.ref_logps is not None
-    batch = reward_batch(rollout, said.heads, 0, generator(), view.decode, said.readings)
-    scoring = rewards.score(batch)
+    batch = reward_batch(rollout, said.heads, 0, generator(), BaseView(base).decode, said.readings)
     mask = torch.nn.utils.rnn.pad_sequence(rollout.action_mask, batch_first=True, padding_value=False)
     kl = maths.masked_sum(said.logps - said.ref_logps, mask, dim=-1)
-    return _Side(batch.texts, scoring.scores, scoring.components, kl, rollout)
+    return _Answers(rollout, batch.texts, rewards.score(batch), kl)
 
 
-def _summary(prompts: Sequence[Any], policy: _Side, reference: _Side, seed: int) -> Evaluation:
+def _summary(prompts: Sequence[Any], answers: _Answers, seed: int) -> Evaluation:
     generator = torch.Generator().manual_seed(seed)
 
     def measured(values: torch.Tensor, others: torch.Tensor | None = None) -> Measured:
@@ -186,32 +198,27 @@ def _summary(prompts: Sequence[Any], policy: _Side, reference: _Side, seed: int)
         low, high = maths.bootstrap_interval(real, generator)
         return Measured(float(real.mean()), low, high, None if others is None else float(others.nanmean()))
 
-    figures = {"reward": measured(policy.scores, reference.scores)}
-    for name, values in policy.components.items():
-        figures[f"rewards/{name}"] = measured(values, reference.components[name])
-    difference = policy.scores - reference.scores
-    wins = torch.where(difference.isnan(), float("nan"), (torch.sign(difference) + 1) / 2)
-    figures["win rate against the reference"] = measured(wins)
-    for name, values in policy.components.items():
-        gap = values - reference.components[name]
-        figures[f"win rate by {name}"] = measured(
-            torch.where(gap.isnan(), float("nan"), (torch.sign(gap) + 1) / 2)
-        )
-    figures["KL to the reference"] = measured(policy.kl)
-    lengths = [side.rollout.completion_lengths.float() for side in (policy, reference)]
-    figures["tokens"] = measured(*lengths)
-    ended = [
-        torch.tensor([float(word != "length") for word in side.rollout.finish])
-        for side in (policy, reference)
-    ]
-    figures["ended by themselves"] = measured(*ended)
+    def wins(values: torch.Tensor) -> Measured:
+        """Share of prompts on which the policy's answer has more; as much counts a half."""
+        return measured((torch.sign(values[0::2] - values[1::2]) + 1) / 2)
+
+    scores, components = answers.scoring.scores, answers.scoring.components
+    figures = {"reward": measured(scores[0::2], scores[1::2]), "win rate": wins(scores)}
+    for name, values in components.items() if len(components) > 1 else ():
+        figures[name] = measured(values[0::2], values[1::2])
+        figures[f"win rate by {name}"] = wins(values)
+    figures["KL to the reference"] = measured(answers.kl[0::2])
+    lengths = answers.rollout.completion_lengths.float()
+    figures["tokens"] = measured(lengths[0::2], lengths[1::2])
+    ended = torch.tensor([float(word != "length") for word in answers.rollout.finish])
+    figures["ended by themselves"] = measured(ended[0::2], ended[1::2])
     samples = [
         {
             "prompt": prompt.columns["prompt"],
-            "policy": policy.texts[i],
-            "reference": reference.texts[i],
-            "score": float(policy.scores[i]),
-            "reference_score": float(reference.scores[i]),
+            "policy": answers.texts[2 * i],
+            "reference": answers.texts[2 * i + 1],
+            "score": float(scores[2 * i]),
+            "reference_score": float(scores[2 * i + 1]),
         }
         for i, prompt in enumerate(prompts)
     ]

@@ -39,7 +39,17 @@ def make_run(tmp_path):
             run.append_metrics("rm", step, {"loss": 0.7 - 0.1 * step, "accuracy": 0.5 + 0.1 * step})
         run.append_metrics("rm", 3, {"eval/accuracy": 0.8, "eval/loss": 0.5})
         run.append_samples(
-            {"stage": "rm", "step": 3, "split": "pairs", "row": i, "margin": (-1) ** i * i / 4, "label": 1.0}
+            {
+                "stage": "rm",
+                "step": 3,
+                "split": "pairs",
+                "row": i,
+                "prompt": f"Pair {i}?",
+                "chosen": "good",
+                "rejected": "bad",
+                "margin": (-1) ** i * i / 4,
+                "label": 1.0,
+            }
             for i in range(12)
         )
         for step in range(steps + 1):

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from rlhf_peft.analysis.answers import answers, repeats
-from rlhf_peft.analysis.report import report
+from rlhf_peft.analysis.report import report, wrong_pairs
 from rlhf_peft.runs import RunFolder
 
 
@@ -58,6 +58,30 @@ def test_answers_stand_beside_those_before(make_run):
     assert first.before == "answer 0 of step 0" and first.after == "answer 0 of step 8"
     assert (first.score_before, first.score) == (0.0, pytest.approx(-0.8))
     assert found[2].repeats == pytest.approx(2 / 3) and repeats([]) == 0.0
+
+
+def test_a_prompt_that_is_asked_twice_has_two_answers(make_run):
+    run = make_run("one")
+    again = [
+        dict(row, completion=f"{row['completion']}, again")
+        for row in run.samples
+        if row.get("split") == "eval"
+    ]
+    twice = [
+        row for step in (0, 4, 8) for rows in (run.samples, again) for row in rows if row.get("step") == step
+    ]
+    run.__dict__["samples"] = [row for row in twice if row.get("split") == "eval"]
+    found = answers(run, "rl")
+    assert len(found) == 10
+    assert [(a.before.endswith("again"), a.after.endswith("again")) for a in found] == [(False,) * 2] * 5 + [
+        (True,) * 2
+    ] * 5
+
+
+def test_the_pairs_that_a_reward_model_gets_wrong(make_run):
+    found = wrong_pairs([make_run("one")], "rm")
+    assert [row["row"] for row in found] == [11, 9, 7, 5, 3, 1] and found[0]["run"] == "one"
+    assert "Pair 11?" in report([make_run("two")])
 
 
 def test_text_of_a_model_is_no_html(make_run):

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from rlhf_peft.cli import execute
+from rlhf_peft.plugin import Options, Scores, hookimpl
+from rlhf_peft.recipe import RewardEntry
 from rlhf_peft.registry import Registry
 from rlhf_peft.trained import open_run
 from rlhf_peft.trained.evaluate import evaluate
@@ -17,24 +20,55 @@ def found(trained):
 
 def test_every_figure_has_an_interval(found):
     assert found.prompts == 8 and len(found.samples) == 8
-    names = {
-        "reward",
-        "rewards/learned",
-        "rewards/tiny-gold",
-        "win rate against the reference",
-        "win rate by tiny-gold",
-    }
+    names = {"reward", "win rate", "learned", "tiny-gold", "win rate by tiny-gold"}
     assert names | {"KL to the reference", "tokens", "ended by themselves"} <= set(found.figures)
     for name, value in found.figures.items():
         assert value.low <= value.policy <= value.high, name
-    assert 0.0 <= found.figures["win rate against the reference"].policy <= 1.0
+    assert 0.0 <= found.figures["win rate"].policy <= 1.0
+
+
+class Shorter:
+    """Compares the two answers to a prompt, as a judge does."""
+
+    class Options(Options):
+        pass
+
+    roles, scope, timeout = (), "group", None
+
+    def __init__(self, options):
+        self.name = "shorter"
+
+    async def score(self, batch):
+        groups = batch.rollout.group.tolist()
+        assert groups == [i for i in range(len(groups) // 2) for _ in range(2)]
+        lengths = [len(ids) for ids in batch.completion_ids]
+        return Scores(
+            row=torch.tensor([float(n == min(lengths[i // 2 * 2 :][:2])) for i, n in enumerate(lengths)])
+        )
+
+
+def test_a_reward_that_compares_sees_both_answers(trained):
+    registry = Registry.load(no_plugins=True)
+
+    class Plugin:
+        @hookimpl
+        def rlhf_peft_register_rewards(self, register):
+            register("shorter", Shorter)
+
+    registry.add(Plugin(), "shorter")
+    found = evaluate(open_run(trained), registry, rewards=[RewardEntry(name="shorter")], size=6)
+    lengths = [(len(row["policy"]), len(row["reference"])) for row in found.samples]
+    assert (
+        len(lengths) == 6 and 0.0 < found.figures["reward"].policy + found.figures["reward"].reference <= 2.0
+    )
+    assert found.figures["reward"].policy >= 1.0 - found.figures["reward"].reference
 
 
 def test_the_reference_against_itself_is_a_tie(trained):
     opened = open_run(trained)
     opened.base.add_role("policy", like="reference")
     found = evaluate(opened, Registry.load(no_plugins=True), size=6)
-    assert found.figures["win rate against the reference"].policy == 0.5
+    assert found.figures["win rate"].policy == 0.5
     assert found.figures["KL to the reference"].policy == pytest.approx(0.0, abs=1e-4)
     assert all(row["policy"] == row["reference"] for row in found.samples)
 
@@ -49,11 +83,7 @@ def test_other_prompts_and_rewards(trained, tmp_path, capsys):
         == 0
     )
     told = json.loads(capsys.readouterr().out)
-    assert (
-        told["prompts"] == 2
-        and "rewards/length" in told["figures"]
-        and "rewards/learned" not in told["figures"]
-    )
+    assert told["prompts"] == 2 and "reward" in told["figures"] and "learned" not in told["figures"]
     assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 2
     assert execute([*arguments, "--rewards", "length"]) == 2
     assert "expected a list" in capsys.readouterr().err

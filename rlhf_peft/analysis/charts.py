@@ -1,0 +1,124 @@
+"""Which figures of metrics.jsonl a report shows for each kind of stage, and what to look for in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PHASES = ("rollout", "scoring", "update")
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure over the steps of a stage.
+
+    Attributes:
+        title: above it.
+        figures: of metrics.jsonl to their names; one that ends in `*` stands for all that begin so.
+        note: below it.
+        share: the figures are between 0 and 1.
+        least: curves that make it worth showing.
+    """
+
+    title: str
+    figures: Mapping[str, str]
+    note: str
+    share: bool = False
+    least: int = 1
+
+
+CHARTS: dict[str, tuple[Chart, ...]] = {
+    "sft": (
+        Chart(
+            "Loss",
+            {"loss": "training", "eval_loss": "held out"},
+            "Nats a token. Held-out loss that rises: too many passes.",
+        ),
+        Chart(
+            "Token accuracy",
+            {"mean_token_accuracy": "training", "eval_mean_token_accuracy": "held out"},
+            "Share of tokens that were the policy's likeliest.",
+            share=True,
+        ),
+    ),
+    "preference": (
+        Chart(
+            "Loss",
+            {"loss": "training", "eval_loss": "held out"},
+            "Starts at 0.693 where the policy is the reference.",
+        ),
+        Chart(
+            "Accuracy",
+            {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
+            "Share of pairs that the implicit reward orders rightly.",
+            share=True,
+        ),
+        Chart(
+            "Margin",
+            {"rewards/margins": "training", "eval_rewards/margins": "held out"},
+            "Chosen minus rejected.",
+        ),
+    ),
+    "reward_model": (
+        Chart("Loss", {"loss": "training", "eval/loss": "held out"}, "Bradley-Terry loss; 0.693 is a coin."),
+        Chart(
+            "Accuracy",
+            {"accuracy": "training", "eval/*accuracy": "held out"},
+            "Share of pairs ordered rightly. The members of an ensemble are trained one after the other.",
+            share=True,
+        ),
+    ),
+    "rl": (
+        Chart(
+            "Reward",
+            {"reward": "sampled", "eval/reward": "held out"},
+            "Weighted sum of all rewards. Look at the answers too.",
+        ),
+        Chart(
+            "Each reward",
+            {"rewards/*/mean": ""},
+            "Unweighted. One that falls while the sum rises is being traded away.",
+            least=2,
+        ),
+        Chart(
+            "Each reward, held out",
+            {"eval/rewards/*/mean": ""},
+            "On prompts that were never trained on.",
+            least=2,
+        ),
+        Chart(
+            "KL to the reference",
+            {"kl": "sampled", "eval/kl": "held out"},
+            "Nats a completion: how far the policy has gone.",
+        ),
+        Chart(
+            "Length of completions",
+            {
+                "completions/mean_length": "mean",
+                "completions/min_length": "shortest",
+                "completions/max_length": "longest",
+            },
+            "Tokens. A reward that is really length shows here.",
+        ),
+        Chart(
+            "Ended by themselves",
+            {"completions/eos_rate": "sampled", "eval/completions/eos_rate": "held out"},
+            "Share of completions that ended before max_new_tokens.",
+            share=True,
+        ),
+        Chart("Entropy", {"entropy": ""}, "Nats a token. Near zero the policy says one thing only."),
+        Chart(
+            "Clip fraction",
+            {"clip_ratio/region_mean": "policy", "clip_ratio/value_mean": "value"},
+            "Share of tokens whose gradient the clip silences. Much above 0.2: smaller steps.",
+        ),
+        Chart("Value loss", {"value/loss": ""}, "Mean over tokens."),
+        Chart(
+            "Explained variance",
+            {"value/explained_variance": ""},
+            "1: the value foresees the return; 0 or less: it does not help.",
+        ),
+        Chart("Gradient norm", {"grad_norm": ""}, "Before clipping."),
+        Chart("Seconds a step", {f"time/{phase}": phase for phase in PHASES}, "By phase."),
+    ),
+}
