@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import replace
 from functools import partial
@@ -59,6 +60,8 @@ class Session:
     def run(self) -> None:
         """Until the input ends, or /quit."""
         if self.terminal:
+            with contextlib.suppress(ImportError):  # Windows has none
+                import readline  # noqa: F401 (lets a line be edited, and earlier ones be called back)
             print(f"{self.opened.path}. /help says what else can be typed.", file=sys.stderr)
         while (line := self._line()) is not None:
             if not line.strip():
@@ -71,7 +74,10 @@ class Session:
 
     def _line(self) -> str | None:
         if self.terminal:
-            print("> ", end="", file=sys.stderr, flush=True)
+            try:
+                return input("> ")
+            except EOFError:
+                return None
         line = sys.stdin.readline()
         return line.rstrip("\n") if line else None
 

@@ -39,7 +39,8 @@ def export(
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: expected {', '.join(DTYPES)}.")
     folder = find_run(run)
-    target = output or Path("exports") / f"{folder.resolve().name}-{role if role != 'policy' else ''}{to}"
+    words = [folder.resolve().name, *([] if role == "policy" else [role]), to]
+    target = output or Path("exports") / "-".join(words)
     done = write(
         folder,
         to,  # type: ignore[arg-type]
@@ -58,8 +59,9 @@ def export(
         )
     if done.offset is not None:
         print(f"its scores are the reward head's less a constant: add {done.offset:.6g}")
-    for command in done.commands:
-        print(f"next: {command}")
+    print("next:")
+    for command in done.commands or done.use.splitlines():
+        print(f"  {command}".rstrip())
     if push is not None:
         print(f"pushed: {_push(done.folder, push)}")
 

@@ -97,7 +97,12 @@ def label(
             webbrowser.open(link)
 
     title = "Blind test: which answer is better?" if compare else "Which answer is better?"
-    serve(store, port=port, title=title, told=told)
+    try:
+        serve(store, port=port, title=title, told=told)
+    except KeyboardInterrupt as stop:
+        # Ctrl-C is how a person ends it; SIGTERM is somebody else's wish, and stays an exit 143.
+        if type(stop) is not KeyboardInterrupt:
+            raise
     _results(store, as_json)
     print(f"next: rlhf-peft label --db {store.path} --export preferences.jsonl", file=sys.stderr)
 

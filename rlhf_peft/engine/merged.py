@@ -87,6 +87,23 @@ def _same(layer: nn.Linear) -> nn.Linear:
     return same
 
 
+@torch.no_grad()
+def dense_weights(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
+    """Path and float32 weight, the adapter merged in, of every layer that carries adapters or is quantized.
+
+    Each weight is laid out as the plain model has it, and built when it is asked for.
+
+    Args:
+        model: the causal language model.
+        adapter: whose update is added; None: the base alone.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    for _, _, layer in _replaceable(model):
+        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+        weight = _dense(layer, adapter, torch.float32).weight
+        yield paths[id(layer)], weight.T if isinstance(base, Conv1D) else weight
+
+
 def dense_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Bytes that the dense weights would take."""
     total = 0

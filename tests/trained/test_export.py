@@ -1,17 +1,19 @@
 """What is handed over loads in plain transformers and PEFT, and says the same."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from peft import AutoPeftModelForCausalLM
 
+from rlhf_peft.builtin.rewards.classifier import Classifier, ClassifierOptions
 from rlhf_peft.cli import execute
 from rlhf_peft.engine import POLICY
 from rlhf_peft.errors import UsageError
 from rlhf_peft.trained import open_run
-from rlhf_peft.trained.export import export, modelfile
+from rlhf_peft.trained.export import export
+from rlhf_peft.trained.ollama import modelfile
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -21,59 +23,80 @@ IDS = torch.arange(4, 24)[None]
 
 
 @pytest.fixture(scope="module")
-def dense(trained):
-    """The run on the unquantized base, which merged weights come from."""
-    return open_run(trained, quantization="none", allow_changed=("quantization",))
+def stack(trained):
+    """The run as it was trained: adapters on the 4-bit base."""
+    return open_run(trained).base
 
 
-def logits(model):
+def run_code(folder):
+    """What the model card's Python makes."""
+    card = (folder / "README.md").read_text()
+    names = {}
+    exec(card.partition("```python\n")[2].partition("```")[0], names)
+    return names["model"].eval()
+
+
+def logits(model, ids=IDS):
     with torch.no_grad():
-        return model(input_ids=IDS).logits.float()
+        return model(input_ids=ids).logits.float()
 
 
-def test_an_adapter_for_plain_peft(trained, dense, tmp_path):
+def expected(base, role=POLICY):
+    with base.role(role, train=False):
+        return logits(base.lm)
+
+
+def rewards(base, role, rows):
+    with torch.no_grad(), base.role(role, train=False):
+        return base.rewards(base.hidden(rows), torch.full((len(rows),), rows.shape[1]), role)
+
+
+def test_an_adapter_for_plain_peft(trained, stack, tmp_path):
     done = export(trained, "peft", tmp_path / "out")
-    base = AutoModelForCausalLM.from_pretrained(dense.base.source.location, dtype=torch.float32)
-    theirs = PeftModel.from_pretrained(base, done.folder).eval()
-    with dense.base.role(POLICY, train=False):
-        assert torch.allclose(logits(theirs), logits(dense.base.lm), atol=1e-5)
-    card = (done.folder / "README.md").read_text()
-    assert (
-        card.startswith("---\nbase_model: builtin:tiny")
-        and "sft (sft), reward_model (reward_model), rl (rl)" in card
+    assert torch.allclose(logits(run_code(done.folder)), expected(stack), atol=1e-4)
+    assert torch.allclose(
+        logits(AutoPeftModelForCausalLM.from_pretrained(done.folder)), expected(stack), atol=4.0
     )
-    assert "## Intended use" in card and "| rl | eval/reward |" in card
-    AutoTokenizer.from_pretrained(done.folder)
+    card = (done.folder / "README.md").read_text()
+    assert card.startswith("---\nbase_model: builtin:tiny") and "in the stages sft, reward_model, rl." in card
+    assert "## Intended use" in card and "| rl | eval/reward |" in card and "name: trained" in card
+    assert (done.folder / "chat_template.jinja").is_file()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merged_weights(trained, dense, tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-4), ("bfloat16", 0.2)])
+def test_merged_weights_say_what_was_trained(trained, stack, tmp_path, dtype, most):
     done = export(trained, "merged", tmp_path / "out", dtype=dtype)
-    model = AutoModelForCausalLM.from_pretrained(done.folder, dtype="auto").eval()
+    model = run_code(done.folder)
     assert model.dtype == getattr(torch, dtype)
-    with dense.base.role(POLICY, train=False):
-        expected = logits(dense.base.lm)
-    assert torch.allclose(logits(model), expected, atol=1e-4 if dtype == "float32" else 0.3)
-    # It was trained on 4 bits, so there is a difference, and it is measured.
-    assert 0 < done.difference < done.scale
+    difference = float((logits(model) - expected(stack)).abs().max())
+    assert difference < most and done.difference < most < done.scale
+    with stack.role("base", train=False):
+        assert float((logits(stack.lm) - expected(stack)).abs().max()) > 0.3
 
 
-def test_a_reward_as_a_classifier(trained, dense, tmp_path):
-    done = export(trained, "merged", tmp_path / "out", role="reward-1", dtype="float32")
-    model = AutoModelForSequenceClassification.from_pretrained(done.folder).eval()
-    assert model.config.num_labels == 1 and model.config.score_offset == pytest.approx(done.offset)
+@pytest.mark.parametrize("target", ["peft", "merged"])
+def test_a_reward_as_a_classifier_scores_the_same(trained, stack, tmp_path, target):
+    done = export(trained, target, tmp_path / "out", role="reward-1", dtype="float32")
+    model = run_code(done.folder)
     rows = torch.randint(4, 200, (5, 9), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        theirs = model(input_ids=rows).logits[:, 0] + done.offset
-        with dense.base.role("reward-1", train=False):
-            ours = dense.base.rewards(dense.base.hidden(rows), torch.full((5,), 9), "reward-1")
-    assert torch.allclose(theirs, ours, atol=1e-4)
+    theirs = logits(model, rows)[:, 0] + done.offset
+    assert model.config.num_labels == 1 and theirs.std() > 0.01
+    assert torch.allclose(theirs, rewards(stack, "reward-1", rows), atol=1e-4)
+
+
+def test_an_exported_classifier_is_a_reward_that_scores_as_its_head(trained, stack, tmp_path):
+    done = export(trained, "merged", tmp_path / "out", role="reward-0", dtype="float32")
+    reward = Classifier(ClassifierOptions(model=str(done.folder), device="cpu"))
+    rows = torch.arange(4, 20)[None]
+    assert reward._forward([rows[0].tolist()]).item() == pytest.approx(
+        rewards(stack, "reward-0", rows).item(), abs=1e-4
+    )
 
 
 def test_the_lines_that_serve_it(trained, tmp_path, capsys):
     assert execute(["export", str(trained), "--to", "vllm", "-o", str(tmp_path / "v")]) == 0
     out = capsys.readouterr().out
-    assert "vllm serve builtin:tiny --enable-lora --max-lora-rank 8 --lora-modules trained=" in out
+    assert "tiny --quantization bitsandbytes --enable-lora --max-lora-rank 8 --lora-modules trained=" in out
     assert execute(["export", str(trained), "--to", "ollama", "-o", str(tmp_path / "o")]) == 0
     out = capsys.readouterr().out
     assert "ollama create trained -f " in out and "largest logit difference" in out
@@ -87,12 +110,12 @@ CHATML = (
 )
 
 
-def test_a_chat_template_becomes_ollamas(dense):
+def test_a_chat_template_becomes_ollamas(stack):
     from copy import deepcopy
 
-    tokenizer = deepcopy(dense.base.tokenizer)
+    tokenizer = deepcopy(stack.tokenizer)
     tokenizer.chat_template = CHATML
-    text = modelfile(tokenizer, dense.base)
+    text = modelfile(tokenizer, stack)
     assert (
         'TEMPLATE """{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n'
         '{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n{{ .Response }}<|im_end|>\n"""' in text
@@ -107,5 +130,43 @@ def test_nothing_is_overwritten_and_nonsense_is_refused(trained, tmp_path, capsy
     with pytest.raises(UsageError, match="serves policies"):
         export(trained, "vllm", tmp_path / "new", role="reward-0")
     assert execute(["export", str(trained), "--role", "value", "-o", str(tmp_path / "n")]) == 2
-    assert "has no value. It has policy, reward-0, reward-1" in capsys.readouterr().err
+    assert "has no adapter of value. It has policy, reward-0, reward-1" in capsys.readouterr().err
     assert json.loads((trained / "manifest.json").read_text())["status"] == "done"
+
+
+def test_a_template_that_refuses_a_system_message(stack):
+    from copy import deepcopy
+
+    tokenizer = deepcopy(stack.tokenizer)
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    tokenizer.chat_template = refuses + CHATML
+    text = modelfile(tokenizer, stack)
+    assert "{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n{{ .Response }}" in text and ".System" not in text
+    tokenizer.chat_template = "{{ messages | length }}"
+    assert "TEMPLATE" not in modelfile(tokenizer, stack)
+
+
+def test_what_is_pushed_is_the_folder(trained, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    told = []
+
+    class Api:
+        def create_repo(self, name, **options):
+            told.append((name, options))
+
+        def upload_folder(self, *, repo_id, folder_path):
+            told.append((repo_id, sorted(file.name for file in Path(folder_path).iterdir())))
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert execute(["export", str(trained), "-o", str(tmp_path / "o"), "--push", "me/policy"]) == 0
+    assert "pushed: https://hub/me/policy" in capsys.readouterr().out
+    assert told[0] == ("me/policy", {"exist_ok": True, "private": True})
+    assert {"README.md", "adapter_model.safetensors", "tokenizer.json"} <= set(told[1][1])
+
+
+def test_a_push_without_a_network_is_told_and_the_folder_stays(trained, tmp_path, capsys):
+    assert execute(["export", str(trained), "-o", str(tmp_path / "o"), "--push", "me/policy"]) == 2
+    assert "error: --push me/policy: " in (err := capsys.readouterr().err) and "The folder is complete" in err
+    assert (tmp_path / "o" / "README.md").is_file()

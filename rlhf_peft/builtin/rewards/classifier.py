@@ -120,6 +120,8 @@ class Classifier:
         logits = self.model(
             input_ids=given["input_ids"], attention_mask=given["attention_mask"]
         ).logits.float()
+        # A reward head that `export` has written: the constant that a classifier has no place for.
+        logits = logits + getattr(self.model.config, "score_offset", 0.0)
         if self.options.probability:
             logits = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
         return logits[:, self.options.label or 0].cpu()

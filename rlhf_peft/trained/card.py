@@ -1,0 +1,164 @@
+"""The model card of what is exported: what it is, from what, with which figures, how it is used, and what it is for."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from ..engine import POLICY
+from ..recipe import Recipe
+from ..runs import History
+
+SHOWN = re.compile(
+    r"loss|reward|kl|accuracy|eval_loss|eval/(reward|kl|accuracy|margin|ece|rewards/.*/mean)|(eval_)?rewards/accuracies"
+)
+"""Figures that a card tells."""
+
+
+def card(
+    recipe: Recipe,
+    history: History,
+    role: str,
+    use: str,
+    *,
+    merged: float | None = None,
+    offset: float | None = None,
+) -> str:
+    """A model card in Markdown, with the header that the hub reads.
+
+    Args:
+        recipe: of the run.
+        history: of the run.
+        role: that is exported.
+        use: Python that loads it.
+        merged: largest difference to what was trained; None: it is an adapter.
+        offset: what a classifier's scores lack; None: it is none.
+    """
+    policy = role == POLICY
+    header = {
+        "base_model": recipe.model.path,
+        "library_name": "peft" if merged is None else "transformers",
+        "pipeline_tag": "text-generation" if policy else "text-classification",
+        "tags": ["rlhf", "lora", "rlhf-peft", *([] if policy else ["reward-model"])],
+    }
+    kinds = ", ".join(f"{name} ({kind})" if name != kind else kind for name, kind in history.kinds.items())
+    what = "A policy" if policy else "A reward model"
+    data = dict.fromkeys(str(stage.dataset.path or stage.dataset.name) for stage in recipe.stages)
+    figures = [
+        f"| {stage} | {key} | {value:.4g} |"
+        for stage in history.kinds
+        for key, value in sorted(history.last(stage).items())
+        if SHOWN.fullmatch(key)
+    ]
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).rstrip(),
+        "---",
+        "",
+        f"# {history.name}: {role}",
+        "",
+        f"{what} aligned with human feedback on {recipe.model.path} by rlhf-peft, in the stages {kinds}.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        use,
+        "```",
+        "",
+        *_notes(recipe, merged, offset),
+        "## Data",
+        "",
+        *(f"- {name}" for name in data),
+        "",
+        "## Figures",
+        "",
+        "| stage | figure | last value |",
+        "|---|---|---|",
+        *figures,
+        "",
+        "## Intended use",
+        "",
+        "For text like that it was trained on. Rewards measure what they were taught, not truth or safety: look at "
+        "answers to your own prompts before you rely on it.",
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        (history.path / "recipe.yaml").read_text(encoding="utf-8").rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _notes(recipe: Recipe, merged: float | None, offset: float | None) -> list[str]:
+    how = recipe.model.quantization
+    notes = []
+    if merged is not None:
+        notes.append(
+            f"Merged into the base as it was trained on ({how}, dequantized). On short probes the largest difference "
+            f"to what was trained is {merged:.3g}."
+        )
+    elif how != "none":
+        notes.append(f"Trained on the base in {how}; on another precision of it the answers differ a little.")
+    if offset is not None:
+        where = "" if merged is None else " (`score_offset` in config.json)"
+        notes.append(
+            "Scores are the reward head's less a constant, because the classifiers of transformers have no bias: add "
+            f"{offset:.6g}{where}."
+        )
+    return [line for note in notes for line in (note, "")]
+
+
+def use_merged(folder: str, kind: str) -> str:
+    """Python that loads merged weights.
+
+    Args:
+        folder: where they are.
+        kind: transformers' class.
+    """
+    return "\n".join(
+        [
+            f"from transformers import {kind}, AutoTokenizer",
+            "",
+            f'model = {kind}.from_pretrained("{folder}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+        ]
+    )
+
+
+def use_adapter(recipe: Recipe, location: str, folder: str, kind: str) -> str:
+    """Python that puts an adapter onto its base, quantized as it was trained on."""
+    model = recipe.model
+    options: dict[str, Any] = {}
+    if model.quantization in ("nf4", "fp4"):
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": model.quantization}
+        options["bnb_4bit_use_double_quant"] = model.double_quantization
+    elif model.quantization == "int8":
+        options = {"load_in_8bit": True}
+    classifier = kind != "AutoModelForCausalLM"
+    if options and classifier:
+        options["llm_int8_skip_modules"] = ["score"]
+    given = [f'"{location}"']
+    if model.revision:
+        given.append(f'revision="{model.revision}"')
+    if options:
+        given.append(
+            f"quantization_config=BitsAndBytesConfig({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+        )
+    if classifier:
+        given.append("num_labels=1")
+    needs = [kind, "AutoTokenizer", *(["BitsAndBytesConfig"] if options else [])]
+    return "\n".join(
+        [
+            "from peft import PeftModel",
+            f"from transformers import {', '.join(sorted(needs))}",
+            "",
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+            f"base = {kind}.from_pretrained({', '.join(given)})",
+            *(["base.config.pad_token_id = tokenizer.pad_token_id"] if classifier else []),
+            f'model = PeftModel.from_pretrained(base, "{folder}")',
+        ]
+    )
