@@ -62,7 +62,7 @@ def label(
         raise UsageError("give one of PAIRS, --run and --compare.")
     from ..labelling.store import Store
 
-    store = Store(db or _default(run, compare))
+    store, among = Store(db or _default(run, compare)), None
     if given:
         registry = open_registry(context.obj)
         found = _pairs(
@@ -78,7 +78,7 @@ def label(
             device,
             trust_remote_code,
         )
-        new = store.add(found)
+        new, among = store.add(found), store.numbers(found)
         print(f"{new} new pairs, {len(store.pairs())} in {store.path}", file=sys.stderr)
     if export is not None or results:
         _export(store, export)
@@ -98,7 +98,7 @@ def label(
 
     title = "Blind test: which answer is better?" if compare else "Which answer is better?"
     try:
-        serve(store, port=port, title=title, told=told)
+        serve(store, port=port, title=title, among=among, told=told)
     except KeyboardInterrupt as stop:
         # Ctrl-C is how a person ends it; SIGTERM is somebody else's wish, and stays an exit 143.
         if type(stop) is not KeyboardInterrupt:
@@ -154,7 +154,21 @@ def _export(store: Store, file: Path | None) -> None:
         raise UsageError(f"{store.path}: no pair has been judged yet, so there is nothing to export.")
     write_rows(rows, file)
     print(f"{file}: {len(rows)} preferences")
-    print(f"next: rlhf-peft run reward-model stages.reward_model.dataset.path={file}")
+    print(f"next: {_loop(store.path.parent, file)}")
+
+
+def _loop(folder: Path, file: Path) -> str:
+    """What trains a reward model on it: the recipe of the run that was labelled, else a shipped one."""
+    from ..recipe import RewardModelStage, load
+    from ..runs import is_run
+
+    if is_run(folder):
+        recipe = load(folder / "recipe.yaml", (), plugins=None)
+        stage = next((stage for stage in recipe.stages if isinstance(stage, RewardModelStage)), None)
+        if stage is not None:
+            override = f"'stages.{stage.name}.dataset={{path: {file}}}'"
+            return f"rlhf-peft run {folder}/recipe.yaml name={recipe.name}-2 output_dir={folder.parent} {override}"
+    return f"rlhf-peft run reward-model stages.reward_model.dataset.path={file}"
 
 
 def _results(store: Store, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from .results import agreements
 from .store import Choice, Pair, Store
 
 HOSTS = ["127.0.0.1", "localhost"]
@@ -33,8 +34,17 @@ LONGEST = 10_000
 """Characters of a note or a name; more is nobody's note."""
 
 
-def make_app(store: Store, token: str, title: str = "Which answer is better?") -> Starlette:
-    """The application; everything is under `/<token>/`."""
+def make_app(
+    store: Store, token: str, title: str = "Which answer is better?", among: Sequence[int] | None = None
+) -> Starlette:
+    """The application; everything is under `/<token>/`.
+
+    Args:
+        store: of pairs and judgements.
+        token: without which nothing is found.
+        title: of the page.
+        among: numbers of the pairs that are shown; None: all.
+    """
     page = (PAGE / "label.html").read_text(encoding="utf-8")
     page = page.replace("/*css*/", (PAGE / "label.css").read_text(encoding="utf-8"))
     page = page.replace("/*js*/", (PAGE / "label.js").read_text(encoding="utf-8"))
@@ -53,12 +63,20 @@ def make_app(store: Store, token: str, title: str = "Which answer is better?") -
 
         return handle
 
+    def shown(annotator: str, pair: Pair | None) -> dict[str, Any]:
+        done, every = store.progress(annotator, among)
+        known: dict[str, Any] = {"pair": None, "done": done, "all": every}
+        if pair is None:
+            return {**known, "agreement": _agreement(store, annotator)}
+        left, right = (pair.b, pair.a) if swapped(annotator, pair.id) else (pair.a, pair.b)
+        return {**known, "pair": pair.id, "prompt": pair.prompt, "left": left, "right": right}
+
     async def show(request: Request) -> Response:
         return HTMLResponse(page)
 
     async def following(request: Request) -> Response:
         annotator = _name(request.query_params.get("annotator"))
-        return JSONResponse(_shown(store, annotator, store.next(annotator)))
+        return JSONResponse(shown(annotator, store.next(annotator, among)))
 
     async def judge(request: Request) -> Response:
         said = await _json(request)
@@ -69,14 +87,14 @@ def make_app(store: Store, token: str, title: str = "Which answer is better?") -
         choice = _choice(str(said["choice"]), swapped(annotator, number))
         note = str(said.get("note", ""))[:LONGEST]
         store.judge(number, annotator, choice, note, max(0.0, float(said.get("seconds", 0.0))))
-        return JSONResponse(_shown(store, annotator, store.next(annotator)))
+        return JSONResponse(shown(annotator, store.next(annotator, among)))
 
     async def undo(request: Request) -> Response:
         annotator = _name((await _json(request)).get("annotator"))
         before = store.undo(annotator)
-        pair = store.next(annotator) if before is None else store.pair(before.pair)
+        pair = store.next(annotator, among) if before is None else store.pair(before.pair)
         note = "" if before is None else before.note
-        return JSONResponse({**_shown(store, annotator, pair), "note": note})
+        return JSONResponse({**shown(annotator, pair), "note": note})
 
     routes = [
         Route("/{token}/", guarded(show)),
@@ -116,9 +134,15 @@ def _choice(side: str, swap: bool) -> Choice:
     return cast(Choice, known[side])
 
 
-def _shown(store: Store, annotator: str, pair: Pair | None) -> dict[str, Any]:
-    done, every = store.progress(annotator)
-    if pair is None:
-        return {"pair": None, "done": done, "all": every}
-    left, right = (pair.b, pair.a) if swapped(annotator, pair.id) else (pair.a, pair.b)
-    return {"pair": pair.id, "prompt": pair.prompt, "left": left, "right": right, "done": done, "all": every}
+def _agreement(store: Store, annotator: str) -> list[dict[str, Any]]:
+    """With each of the others who judged a pair in common."""
+    found = [agreed for agreed in agreements(store.judgements()) if annotator in agreed.people]
+    return [
+        {
+            "with": next(who for who in a.people if who != annotator),
+            "pairs": a.pairs,
+            "agreed": a.agreed,
+            "kappa": a.kappa,
+        }
+        for a in found
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..errors import UsageError
 from .app import make_app
@@ -13,13 +13,21 @@ from .store import Store
 HOST = "127.0.0.1"
 
 
-def serve(store: Store, *, port: int = 0, title: str, told: Callable[[str], None]) -> None:
+def serve(
+    store: Store,
+    *,
+    port: int = 0,
+    title: str,
+    among: Sequence[int] | None = None,
+    told: Callable[[str], None],
+) -> None:
     """Serve until the process is interrupted.
 
     Args:
         store: of pairs and judgements.
         port: 0 takes a free one.
         title: of the page.
+        among: numbers of the pairs that are shown; None: all.
         told: is given the link once it works.
 
     Raises:
@@ -38,7 +46,7 @@ def serve(store: Store, *, port: int = 0, title: str, told: Callable[[str], None
         ) from error
     token = secrets.token_urlsafe(16)
     config = uvicorn.Config(
-        make_app(store, token, title), log_level="warning", access_log=False, lifespan="off"
+        make_app(store, token, title, among), log_level="warning", access_log=False, lifespan="off"
     )
     server = uvicorn.Server(config)
     told(f"http://{HOST}:{listening.getsockname()[1]}/{token}/")

@@ -129,9 +129,15 @@ class Store:
             )
             return connection.total_changes - before
 
+    def numbers(self, pairs: Sequence[Pair]) -> list[int]:
+        """Those of pairs that are there."""
+        with self._open() as connection:
+            known = dict(connection.execute("select digest, id from pairs").fetchall())
+        return [known[digest] for digest in map(_digest, pairs) if digest in known]
+
     def next(self, annotator: str, among: Sequence[int] | None = None) -> Pair | None:
         """The pair that this person should look at: not judged by them, least judged by others, most disagreed on."""
-        chosen = "" if among is None else f"and p.id in ({','.join(str(int(i)) for i in among)})"
+        chosen = "" if among is None else f"and p.id in ({_listed(among)})"
         with self._open() as connection:
             row = connection.execute(
                 f"""
@@ -189,14 +195,19 @@ class Store:
         with self._open() as connection:
             return [_judgement(row) for row in connection.execute("select * from judgements order by at, id")]
 
-    def progress(self, annotator: str) -> tuple[int, int]:
+    def progress(self, annotator: str, among: Sequence[int] | None = None) -> tuple[int, int]:
         """How many pairs this person has judged, and how many there are."""
+        chosen = "" if among is None else f"where p.id in ({_listed(among)})"
+        judged = "exists (select 1 from judgements j where j.pair = p.id and j.annotator = ?)"
         with self._open() as connection:
-            done = connection.execute(
-                "select count(*) from judgements where annotator = ?", (annotator,)
-            ).fetchone()[0]
-            every = connection.execute("select count(*) from pairs").fetchone()[0]
-        return int(done), int(every)
+            row = connection.execute(
+                f"select coalesce(sum({judged}), 0), count(*) from pairs p {chosen}", (annotator,)
+            ).fetchone()
+        return int(row[0]), int(row[1])
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(str(int(number)) for number in numbers)
 
 
 def _digest(pair: Pair) -> str:

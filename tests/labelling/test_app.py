@@ -52,6 +52,15 @@ def test_choices_are_of_the_answer_that_stood_there(client, store):
     assert [j.choice for j in store.judgements()] == ["a"] * 8 and store.judgements()[0].note == "fine"
 
 
+def test_at_the_end_people_see_how_far_they_agree(client, store):
+    for number in range(1, 9):
+        store.judge(number, "ann", "a"), store.judge(number, "bob", "a" if number > 2 else "b")
+    shown = client.get(f"/{TOKEN}/next", params={"annotator": "ann"}).json()
+    assert shown["pair"] is None and shown["agreement"] == [
+        {"with": "bob", "pairs": 8, "agreed": 0.75, "kappa": 0.0}
+    ]
+
+
 def test_undo_shows_the_pair_again(client):
     first = client.get(f"/{TOKEN}/next", params={"annotator": "ann"}).json()
     client.post(

@@ -31,6 +31,22 @@ def test_pairs_come_once_the_most_disputed_first(store):
     assert store.next("bob").prompt == "p0"
 
 
+def test_only_the_pairs_that_are_meant_are_shown_and_counted(store):
+    among = store.numbers(
+        [Pair("p1", "b1", "a1", "reference", "policy"), Pair("p4", "a4", "b4", "policy", "reference")]
+    )
+    assert sorted(among) == [2, 5] and store.numbers([Pair("p1", "other", "b1")]) == []
+    store.judge(1, "ann", "a"), store.judge(5, "ann", "a")
+    assert store.progress("ann", among) == (1, 2) and store.progress("ann") == (2, 6)
+    assert store.next("ann", among).prompt == "p1"
+    store.judge(2, "ann", "skip")
+    assert (
+        store.next("ann", among) is None
+        and store.next("ann", []) is None
+        and store.progress("ann", []) == (0, 0)
+    )
+
+
 def test_a_pair_is_added_once_whichever_answer_is_first(store):
     assert store.add([Pair("p0", "b0", "a0", "reference", "policy")]) == 0
     assert store.add([Pair("p0", "a0", "c0", "policy", "reference")]) == 1

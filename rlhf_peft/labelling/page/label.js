@@ -28,7 +28,17 @@
     element("end").hidden = found.pair !== null;
     element("note").value = found.note || "";
     for (const side of ["left", "right"]) element(side).classList.remove("chosen");
-    if (found.pair === null) return;
+    if (found.pair === null) {
+      element("agreement").replaceChildren(
+        ...found.agreement.map((with_) => {
+          const line = document.createElement("li");
+          const share = Math.round(100 * with_.agreed);
+          line.textContent = `You and ${with_.with} agree on ${share} % of ${with_.pairs} pairs, kappa ${with_.kappa.toFixed(2)}`;
+          return line;
+        }),
+      );
+      return;
+    }
     const box = element("prompt");
     box.replaceChildren(
       ...messages(found.prompt).map((message) => {
