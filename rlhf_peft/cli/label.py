@@ -104,6 +104,7 @@ def label(
         if type(stop) is not KeyboardInterrupt:
             raise
     _results(store, as_json)
+    print(f"next: rlhf-peft label --db {store.path}  goes on with it", file=sys.stderr)
     print(f"next: rlhf-peft label --db {store.path} --export preferences.jsonl", file=sys.stderr)
 
 

@@ -8,6 +8,7 @@ from .encode import Encoder, check_tokens
 from .formats import Format, detect, require
 from .load import hold_out, load_rows
 from .prompts import Pair, Prompt, PromptStream, encode_pairs, encode_prompts
+from .rows import columns_of
 from .trl_rows import for_trl
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Prompt",
     "PromptStream",
     "check_tokens",
+    "columns_of",
     "detect",
     "encode_pairs",
     "encode_prompts",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..data import Encoder, encode_prompts, load_rows
+from ..data import Encoder, columns_of, encode_prompts, load_rows
 from ..engine import POLICY, REFERENCE
 from ..errors import DataError, UsageError
 from ..recipe import DatasetSource, RlStage
@@ -35,12 +35,11 @@ def from_file(path: str, split: str = "train") -> list[Pair]:
         DataError: it has no such columns, or cannot be read.
     """
     rows = load_rows(path=path, split=split)
-    names = next((pair for pair in NAMES if set(pair) <= set(rows.column_names)), None)
-    if names is None or "prompt" not in rows.column_names:
+    found = columns_of(rows)
+    names = next((pair for pair in NAMES if set(pair) <= set(found)), None)
+    if names is None or "prompt" not in found:
         wanted = " or ".join("+".join(("prompt", *pair)) for pair in NAMES)
-        raise DataError(
-            f"{path}: found columns {', '.join(rows.column_names)}. Pairs to label need {wanted}."
-        )
+        raise DataError(f"{path}: found columns {', '.join(found)}. Pairs to label need {wanted}.")
     return [Pair(row["prompt"], _text(row[names[0]]), _text(row[names[1]]), *names) for row in rows]
 
 

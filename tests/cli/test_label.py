@@ -1,0 +1,87 @@
+"""`label` at the command line: pairs come in, people judge, preferences go out."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from rlhf_peft.cli import execute
+from rlhf_peft.labelling.store import Store
+
+
+@pytest.fixture
+def pairs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "pairs.jsonl"
+
+
+@pytest.fixture
+def judging(monkeypatch):
+    """Instead of a server: two people who judge what they are shown, and Ctrl-C."""
+
+    def serve(store, *, told, among, **options):
+        told("http://127.0.0.1:1/token/")
+        assert len(among or store.pairs()) == 4
+        for who, choices in {"ann": "aabt", "bob": "abas"}.items():
+            for number, letter in enumerate(choices, 1):
+                store.judge(number, who, {"t": "tie", "s": "skip"}.get(letter, letter))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlhf_peft.labelling.serve.serve", serve)
+
+
+@pytest.mark.usefixtures("judging")
+def test_from_a_file_to_preferences(pairs, capsys):
+    assert execute(["label", "pairs.jsonl", "--no-open"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == "http://127.0.0.1:1/token/" and "4 new pairs, 4 in labels.db" in err
+    assert "8 judgements by ann, bob" in out and "agree on 33% of 3 pairs, Cohen's kappa -0.50" in out
+    assert execute(["label", "--export", "out.jsonl"]) == 0
+    assert "out.jsonl: 1 preferences" in (out := capsys.readouterr().out)
+    assert "next: rlhf-peft run reward-model stages.reward_model.dataset.path=out.jsonl" in out
+    (row,) = map(json.loads, (pairs.parent / "out.jsonl").read_text().splitlines())
+    assert row == {"prompt": "p0", "chosen": "good 0", "rejected": "bad 0", "label": 1.0, "annotators": 2}
+    assert execute(["label", "--results", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["agreement"][0]["kappa"] == pytest.approx(-0.5)
+
+
+def test_what_cannot_be_labelled_is_said(pairs, capsys):
+    assert execute(["label", "--no-open"]) == 2
+    assert (
+        "labels.db: holds no pairs. Give a file of pairs, --run RUN or --compare RUN."
+        in capsys.readouterr().err
+    )
+    assert execute(["label", "pairs.jsonl", "--run", "x"]) == 2
+    assert "give one of PAIRS, --run and --compare" in capsys.readouterr().err
+    (pairs.parent / "other.jsonl").write_text('{"question": "x"}\n')
+    assert execute(["label", "other.jsonl"]) == 2
+    assert (
+        "found columns question. Pairs to label need prompt+chosen+rejected or prompt+a+b"
+        in capsys.readouterr().err
+    )
+    assert execute(["label", "--export", "out.jsonl"]) == 2
+    assert "no pair has been judged yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_the_server_lets_go_at_once_and_judgements_stay(pairs, number, code):
+    command = [sys.executable, "-m", "rlhf_peft", "label", str(pairs), "--no-open", "--db", "x.db"]
+    with subprocess.Popen(
+        command, cwd=pairs.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        link = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}/", link)
+        assert "Which answer is better?" in httpx.get(link).text
+        assert httpx.get(link.rsplit("/", 2)[0] + "/guess/").status_code == 404
+        said = {"annotator": "ann", "pair": 1, "choice": "tie"}
+        assert httpx.post(f"{link}judge", json=said).json()["done"] == 1
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == code
+    assert [(j.pair, j.choice) for j in Store(pairs.parent / "x.db").judgements()] == [(1, "tie")]
