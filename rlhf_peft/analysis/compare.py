@@ -105,7 +105,7 @@ def differing(runs: Sequence[History], but: Sequence[str] = ()) -> dict[str, lis
         if key in (*FREE, *but):
             continue
         values = {_text(run.keys.get(key)): run.keys.get(key) for run in runs}
-        if len(values) > 1:
+        if len(values) > 1 and {} not in values.values():
             found[key] = list(values.values())
     return found
 

@@ -16,6 +16,9 @@ INK, LINES = "#010203", "#040506"
 """Stand for the page's text and rules while a figure is drawn."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7f00", "#7f7f7f")
 """Okabe and Ito's, told apart by colour-blind readers too, on light and dark."""
+DASHES = ("-", "--", ":", "-.")
+FEW = 12
+"""Points below which each is marked."""
 SIZE = (4.6, 2.7)
 STYLE = {
     "svg.fonttype": "none",
@@ -78,26 +81,34 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
 
 
-def lines(title: str, curves: Mapping[str, Curve], x: str, y: str = "", share: bool = False) -> str:
+def lines(title: str, curves: Sequence[Mapping[str, Curve]], x: str, share: bool = False) -> str:
     """Curves over steps, as SVG; the legend stands where there are several.
 
     Args:
         title: of the figure.
-        curves: name to curve.
+        curves: of each run, name to curve. Several runs have a colour each, and each figure its dashes.
         x: what the axis is.
-        y: what the other is.
         share: values are between 0 and 1, and the axis shows it.
     """
     from matplotlib.ticker import MaxNLocator
 
     with canvas() as (figure, axes):
-        for name, found in curves.items():
-            marker = "o" if len(found.x) < 12 else None
-            axes.plot(found.x, found.y, label=name, marker=marker, markersize=3)
+        for run, own in enumerate(curves):
+            for number, (name, found) in enumerate(own.items()):
+                colour, dashes = (run, number) if len(curves) > 1 else (number, 0)
+                axes.plot(
+                    found.x,
+                    found.y,
+                    label=name,
+                    color=COLOURS[colour % len(COLOURS)],
+                    linestyle=DASHES[dashes % len(DASHES)],
+                    marker="o" if len(found.x) < FEW else None,
+                    markersize=3,
+                )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if share:
             axes.set_ylim(-0.03, 1.03)
-        _label(axes, x, y, len(curves) > 1)
+        _label(axes, x, "", sum(len(own) for own in curves) > 1)
         return svg(figure, title)
 
 
@@ -168,7 +179,7 @@ def _label(axes: Any, x: str, y: str, legend: bool) -> None:
 
 def paper(found: Comparison, file: Path) -> None:
     """A comparison as a figure for a paper (PDF, or what the name ends in): means with their intervals."""
-    plain = {**STYLE, "pdf.fonttype": 42}
+    plain = {**STYLE, "pdf.fonttype": 42, "savefig.facecolor": "white"}
     for key, value in plain.items():
         plain[key] = {INK: "black", LINES: "#cccccc"}.get(value, value) if isinstance(value, str) else value
     with canvas(plain) as (figure, axes):

@@ -117,7 +117,7 @@ def _drawn(runs: Sequence[History], stage: str, kind: str) -> list[Drawn]:
     found = []
     for chart in CHARTS.get(kind, ()):
         curves = _curves(runs, stage, chart.figures)
-        if len(curves) > (chart.least - 1) * len(runs):
+        if max(len(own) for own in curves) >= chart.least:
             found.append(
                 Drawn(chart.title, figures.lines(chart.title, curves, "step", share=chart.share), chart.note)
             )
@@ -128,10 +128,11 @@ def _drawn(runs: Sequence[History], stage: str, kind: str) -> list[Drawn]:
     return found + [drawn for draw in extra.get(kind, ()) if (drawn := draw(runs, stage)) is not None]
 
 
-def _curves(runs: Sequence[History], stage: str, wanted: Mapping[str, str]) -> dict[str, Curve]:
-    curves: dict[str, Curve] = {}
+def _curves(runs: Sequence[History], stage: str, wanted: Mapping[str, str]) -> list[dict[str, Curve]]:
+    """Of each run, name to curve."""
+    found: list[dict[str, Curve]] = []
     for run in runs:
-        there = run.last(stage)
+        there, curves = run.last(stage), {}
         for pattern, label in wanted.items():
             begin, star, end = pattern.partition("*")
             names = [n for n in there if n.startswith(begin) and n.endswith(end)] if star else [pattern]
@@ -141,7 +142,8 @@ def _curves(runs: Sequence[History], stage: str, wanted: Mapping[str, str]) -> d
                 drawn = curve(run, stage, name)
                 if drawn.x:
                     curves[words or name] = drawn
-    return curves
+        found.append(curves)
+    return found
 
 
 def _against_kl(runs: Sequence[History], stage: str) -> Drawn | None:

@@ -167,7 +167,8 @@ def _loop(folder: Path, file: Path) -> str:
         recipe = load(folder / "recipe.yaml", (), plugins=None)
         stage = next((stage for stage in recipe.stages if isinstance(stage, RewardModelStage)), None)
         if stage is not None:
-            override = f"'stages.{stage.name}.dataset={{path: {file}}}'"
+            place = f"stages.{stage.name}"
+            override = f"'{place}.dataset={{path: {file}}}' {place}.init.reward={folder}"
             return f"rlhf-peft run {folder}/recipe.yaml name={recipe.name}-2 output_dir={folder.parent} {override}"
     return f"rlhf-peft run reward-model stages.reward_model.dataset.path={file}"
 

@@ -73,6 +73,9 @@ def test_the_loop_of_a_run(trained, tmp_path, monkeypatch, capsys):  # noqa: F81
     monkeypatch.chdir(tmp_path)
     assert execute(["label", "--db", str(trained / "labels.db"), "--export", "p.jsonl"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
-    assert line.endswith("'stages.reward_model.dataset={path: p.jsonl}'") and "name=trained-2" in line
+    assert (
+        f"'stages.reward_model.dataset={{path: p.jsonl}}' stages.reward_model.init.reward={trained}" in line
+        and "name=trained-2" in line
+    )
     assert all("label" in json.loads(row) for row in (tmp_path / "p.jsonl").read_text().splitlines())
     (trained / "labels.db").unlink()
