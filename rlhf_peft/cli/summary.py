@@ -90,12 +90,11 @@ def _samples(console: Console, samples: list[dict[str, Any]]) -> None:
 def next_lines(result: Result, recipe: Recipe) -> list[str]:
     """Commands to paste."""
     folder, kinds = _short(result.folder), {stage.stage for stage in recipe.stages}
-    lines = []
+    run = folder.removeprefix("runs/")
+    lines = [f"next: see it, answers too:  rlhf-peft report {run}"]
     if kinds != {"reward_model"}:
-        lines.append(f"next: the adapter is {folder}/adapters/policy; it loads with peft:")
-        lines.append(f'  PeftModel.from_pretrained(base_model, "{folder}/adapters/policy")')
-    if "rl" in kinds:
-        lines.append(f"next: read what it wrote:  tail -n 5 {folder}/samples.jsonl")
+        lines.append(f"next: talk to it:  rlhf-peft chat {run}")
+        lines.append(f"next: the adapter is {folder}/adapters/policy; hand it over:  rlhf-peft export {run}")
     if recipe.model.path.startswith("builtin:"):
         lines.append(
             "next: your own model:  rlhf-peft recipes copy quickstart my.yaml model.path=Qwen/Qwen3-0.6B"

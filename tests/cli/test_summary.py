@@ -12,9 +12,9 @@ from rlhf_peft.recipe import load
 @pytest.mark.parametrize(
     ("name", "there", "absent"),
     [
-        ("reward-model", "stages.rl.init.reward=runs/x", "adapters/policy"),
-        ("sft", "stages.rl.init.policy=runs/x", "samples.jsonl"),
-        ("ppo", "tail -n 5 runs/x/samples.jsonl", "init.reward"),
+        ("reward-model", "rlhf-peft report x", "rlhf-peft chat"),
+        ("sft", "rlhf-peft export x", "init.reward"),
+        ("ppo", "rlhf-peft chat x", "init.reward"),
         ("quickstart", "recipes copy quickstart my.yaml", "init.reward"),
     ],
 )

@@ -1,6 +1,7 @@
 """A dataset, looked at before anything is trained on it."""
 
 import json
+import shlex
 
 import pytest
 
@@ -28,9 +29,7 @@ def test_preferences_with_everything_wrong(tmp_path):
     assert found.bad["with chosen equal to rejected"].first == 23
     assert found.format.kind == "preference" and found.longer_chosen == 1.0
     assert found.advice[0].startswith("chosen is longer in 100% of pairs: a reward model will learn length")
-    assert (
-        "DPO" in found.advice[1] and f"stages.preference.dataset.path={tmp_path}/p.jsonl" in found.advice[2]
-    )
+    assert "DPO" in found.advice[1] and f'"path": "{tmp_path}/p.jsonl"' in found.advice[2]
 
 
 def test_thousands_of_pairs_suit_a_reward_model(tmp_path):
@@ -65,7 +64,7 @@ def test_spreadsheets(tmp_path):
     assert 'separator ";"' in found.notes and "--columns '{prompt: YOUR_COLUMN" in found.advice[1]
     columns = {"prompt": "Frage", "chosen": "Gut", "rejected": "Schlecht"}
     mapped = inspect(str(tmp_path / "p.csv"), columns=columns)
-    assert mapped.format.kind == "preference" and "dataset.columns.chosen=Gut" in mapped.advice[-1]
+    assert mapped.format.kind == "preference" and '"chosen": "Gut"' in mapped.advice[-1]
     (tmp_path / "q.csv").write_bytes(("\ufeff" + "prompt,completion\na,b\n").encode())
     assert inspect(str(tmp_path / "q.csv")).format.kind == "prompt_completion"
 
@@ -93,7 +92,47 @@ def test_at_the_command_line(tmp_path, capsys):
     assert execute(["data", str(tmp_path / "none.jsonl")]) == 2
 
 
-@pytest.mark.parametrize("name", ["ultrafeedback", "hh", "gsm8k"])
-def test_real_data(name, request):
-    found = inspect(str(request.getfixturevalue(name)))
-    assert (found.rows > 100 and found.usable > 0.9 * found.rows) or found.format is None
+def test_real_preferences(ultrafeedback, hh):
+    found = inspect(str(ultrafeedback))
+    assert (found.rows, found.usable, found.duplicates) == (1000, 994, 0)
+    assert found.bad["with chosen equal to rejected"].count == 4 and 0.5 < found.longer_chosen < 0.6
+    assert "DPO" in found.advice[0] and '"on_bad_row": "skip"' in found.advice[1]
+    found = inspect(str(hh))
+    assert (found.rows, found.usable) == (1500, 1496) and "reward model" in found.advice[0]
+
+
+def test_real_answers_that_can_be_checked(gsm8k):
+    found = inspect(str(gsm8k))
+    assert found.format is None and found.advice[1].endswith("--columns '{prompt: question}'")
+    found = inspect(str(gsm8k), columns={"prompt": "question"})
+    assert found.rows == 2000 and "column answer holds numbers that can be checked: GRPO" in found.advice[0]
+    assert '"columns": {"prompt": "question"}' in found.advice[1]
+
+
+WORKED = "One and one are put together, and that makes two.\n#### 2"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a b", "completion": "c d"},
+        {"prompt": "a b", "completion": "c d", "label": True},
+        {"prompt": "a b"},
+        {"prompt": "a b", "chosen": "c", "rejected": "d"},
+        {"question": "1 + 1?", "answer": WORKED},
+        {"question": "1 + 1?", "solution": "2"},
+    ],
+    ids=" ".join,
+)
+def test_the_command_to_paste_makes_a_recipe_that_can_use_the_rows(tmp_path, monkeypatch, capsys, row):
+    monkeypatch.chdir(tmp_path)
+    place = write(tmp_path / "it's mine.jsonl", [{**row, next(iter(row)): f"{i} + 1?"} for i in range(40)])
+    columns = {"prompt": "question"} if "question" in row else None
+    command = shlex.split(inspect(place, columns=columns).advice[-1])
+    assert execute(command[1:]) == 0
+    small = ["model.path=builtin:tiny", "model.max_length=512", "device=cpu"]
+    assert execute(["validate", "my.yaml", *small]) == 0
+    if command[3] in ("ppo", "grpo-gsm8k") and WORKED not in row.values():
+        return  # another stage's rows are on the hub
+    assert execute(["validate", "my.yaml", "--data", *small]) == 0
+    assert "40 rows" in (out := capsys.readouterr()).out + out.err
