@@ -72,5 +72,8 @@ def _owner(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
     """Distribution and version; metadata may be damaged."""
     if point.dist is None:
         return "unknown", ""
-    metadata: Any = point.dist.metadata
+    try:
+        metadata: Any = point.dist.metadata
+    except FileNotFoundError:  # importlib_metadata, where a program has put it in the place of Python's own
+        return "unknown", ""
     return canonicalize_name(metadata.get("Name") or "unknown"), metadata.get("Version") or ""

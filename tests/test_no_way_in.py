@@ -17,6 +17,8 @@ from rlhf_peft.scrub import scrub
 FILES = sorted(Path(rlhf_peft.__file__).parent.rglob("*.py"))
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 LISTENING = {"socketserver", "http.server", "xmlrpc.server", "wsgiref", "uvicorn", "flask"}
+ASKED = {"labelling/serve.py": {"uvicorn"}}
+"""Files that listen when a person asks for it: on 127.0.0.1, to whoever has the link (tests/labelling)."""
 CALLS = {
     "torch.load": "weights come from safetensors",
     "numpy.load": "arrays may be pickled",
@@ -38,7 +40,7 @@ def dotted(node):
     return None
 
 
-def findings(tree):
+def findings(tree, allowed=()):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -49,7 +51,7 @@ def findings(tree):
         yield from (
             f"line {node.lineno}: imports {name}"
             for name in names
-            if name.split(".")[0] in MODULES or name in LISTENING
+            if name.split(".")[0] in MODULES or name in LISTENING.difference(allowed)
         )
         if isinstance(node, ast.Call):
             called = dotted(node.func)
@@ -61,7 +63,8 @@ def findings(tree):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_no_file_of_the_package_runs_what_it_reads(file):
-    assert list(findings(ast.parse(file.read_text(encoding="utf-8")))) == []
+    allowed = ASKED.get(file.relative_to(Path(rlhf_peft.__file__).parent).as_posix(), ())
+    assert list(findings(ast.parse(file.read_text(encoding="utf-8")), allowed)) == []
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ ARGUMENTS = [
 WIDTHS = {"phone": 390, "desk": 1280}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """For one file: while it is there, so is an event loop that other tests would find running."""
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("needs Chromium")

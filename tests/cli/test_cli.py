@@ -347,7 +347,7 @@ def test_a_run_as_json(here, capsys):
     assert cli.execute(["run", "r.yaml", *data, "stages.sft.max_steps=2", "device=cpu", "--json"]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)
-    assert result["folder"] == "runs/small" and result["stages"]["sft"]["loss"] > 0
+    assert result["folder"] == "runs/small" and result["stages"]["sft"]["loss_last"] > 0
     assert [json.loads(line)["event"] for line in err.splitlines()].count("step") == 2
     assert cli.execute(["run", "r.yaml", "--json", "--sweep", "seed=1,2"]) == 2
 
