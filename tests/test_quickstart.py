@@ -69,8 +69,14 @@ def rise(before, after):
     return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
 
 
-def test_a_short_quickstart_makes_the_answers_better(tmp_path):
-    recipe, result = run(tmp_path, *SHORT)
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """Recipe and result of a shorter quickstart."""
+    return run(tmp_path_factory.mktemp("quickstart"), *SHORT)
+
+
+def test_a_short_quickstart_makes_the_answers_better(short):
+    recipe, result = short
     folder = result.folder
     before, after = gold(folder)
     mean, error = rise(before, after)
@@ -102,14 +108,8 @@ def every_figure_is_documented(folder, recipe):
         assert undocumented(names, *own) == [], stage.name
 
 
-def test_steps_are_in_order_and_figures_finite(tmp_path):
-    _, result = run(
-        tmp_path,
-        *SHORT[:2],
-        "stages.rl.max_steps=2",
-        "stages.rl.prompts_per_step=8",
-        "stages.rl.eval.dataset.size=8",
-    )
+def test_steps_are_in_order_and_figures_finite(short):
+    _, result = short
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     for stage in ("sft", "reward_model", "rl"):
         steps = [line["step"] for line in lines if line["stage"] == stage]

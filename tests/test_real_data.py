@@ -378,7 +378,7 @@ def test_a_reward_function_on_the_command_line(
     path = recipe(tmp_path, minimind, rl(data(GSM8K, columns={"prompt": "question"})), quantization="nf4")
     assert cli.execute(["run", str(path), "--reward", f"{tmp_path / 'rewards.py'}:near", "seed=3"]) == 0
     out, err = capsys.readouterr()
-    assert "one: done in" in out and "PeftModel.from_pretrained" in out
+    assert "one: done in" in out and "rlhf-peft export" in out
     assert "rl 1/1" in err and "error" not in err
     run = tmp_path / "runs" / "one"
     check_near(run, {row["question"]: row["answer"] for row in first(GSM8K)})

@@ -233,6 +233,7 @@ def loaded_elsewhere(ctx, prompts):
     return [json.loads(line) for line in done.stdout.strip().splitlines()]
 
 
+@pytest.mark.slow
 def test_stories_become_more_cheerful(tmp_path):
     ctx, results = train(tmp_path, 0, pairs=960, epochs=1, steps=14, held_out=200, size=32)
     after, before = results["rl"]["after"], results["rl"]["before"]

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .options import Device, Json, Plugins, Rewards, RunName, Trust, add_rewards, find_run, open_registry
+from .options import (
+    Device,
+    Json,
+    Plugins,
+    Rewards,
+    RunName,
+    Trust,
+    add_rewards,
+    dataset_source,
+    find_run,
+    open_registry,
+)
 
 if TYPE_CHECKING:
     from ..trained.evaluate import Evaluation
@@ -45,17 +56,14 @@ def evaluate(
     trust_remote_code: Trust = False,
 ) -> None:
     """Reward, win rate against the reference, KL and length on held-out prompts, with 95 % intervals."""
-    from ..recipe import DatasetSource, RewardEntry
+    from ..recipe import RewardEntry
     from ..trained import open_run
     from ..trained.evaluate import evaluate as measure
 
     registry = open_registry(context.obj, plugin)
     entries = [RewardEntry.model_validate(entry) for entry in _parsed(rewards)]
     entries += [RewardEntry(name=name) for name in add_rewards(registry, reward)]
-    source = None
-    if dataset is not None:
-        registered = dataset in registry.names("datasets")
-        source = DatasetSource(name=dataset) if registered else DatasetSource(path=dataset)
+    source = dataset_source(registry, dataset)
     opened = open_run(find_run(run), device=device, trust_remote_code=trust_remote_code)
     found = measure(opened, registry, dataset=source, split=split, rewards=entries, size=size, seed=seed)
     if samples is not None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UsageError
-from .options import Device, Trust, find_run, open_registry
+from .options import Device, Trust, dataset_source, find_run, open_registry
 
 if TYPE_CHECKING:
     from ..labelling.store import Pair, Store
+    from .app import Settings
 
 
 def label(
@@ -41,7 +42,9 @@ def label(
     each: Annotated[
         int, typer.Option("--each", min=2, help="Answers to a prompt of which two are chosen.")
     ] = 4,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the answers.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the answers, and of which prompts are asked.")
+    ] = 0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")] = 256,
     export: Annotated[
         Path | None,
@@ -64,9 +67,8 @@ def label(
 
     store, among = Store(db or _default(run, compare)), None
     if given:
-        registry = open_registry(context.obj)
         found = _pairs(
-            registry,
+            context.obj,
             pairs,
             run,
             compare,
@@ -114,7 +116,7 @@ def _default(run: str | None, compare: str | None) -> Path:
 
 
 def _pairs(
-    registry: Any,
+    settings: Settings,
     pairs: str | None,
     run: str | None,
     compare: str | None,
@@ -126,18 +128,26 @@ def _pairs(
     device: str | None,
     trust_remote_code: bool,
 ) -> list[Pair]:
-    from ..labelling import sources
-    from ..recipe import DatasetSource
-    from ..trained import open_run
-
     if pairs is not None:
-        return sources.from_file(pairs)
+        from ..labelling.files import from_file
+
+        return from_file(pairs)
+    from ..labelling import sources
+    from ..trained import open_run
+    from ..trained.prompts import prompts_of
+
+    registry = open_registry(settings)
     opened = open_run(find_run(run or compare), device=device, trust_remote_code=trust_remote_code)
-    dataset = None
-    if prompts is not None:
-        registered = prompts in registry.names("datasets")
-        dataset = DatasetSource(name=prompts) if registered else DatasetSource(path=prompts)
-    asked = sources.prompts_of(opened, registry, dataset, size)
+    asked = prompts_of(
+        opened,
+        registry,
+        what="label",
+        dataset=dataset_source(registry, prompts),
+        held_out=compare is not None,
+        size=size,
+        max_new_tokens=most,
+        shuffle=seed,
+    )
     print(f"answering {len(asked)} prompts ...", file=sys.stderr)
     if compare is not None:
         return sources.blind(opened, registry, asked, seed=seed, most=most)
@@ -145,8 +155,8 @@ def _pairs(
 
 
 def _export(store: Store, file: Path | None) -> None:
+    from ..labelling.files import write_rows
     from ..labelling.results import preferences
-    from ..labelling.sources import write_rows
 
     if file is None:
         return

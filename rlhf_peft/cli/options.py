@@ -15,7 +15,7 @@ from ..errors import RunFolderError, UsageError
 from ..scrub import scrub
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..recipe import DatasetSource, Recipe
     from ..registry import Registry
     from .app import Settings
 
@@ -115,6 +115,17 @@ def open_recipe(
     registry = open_registry(settings, plugins, strict=strict, quiet=quiet, as_json=as_json)
     names = add_rewards(registry, rewards)
     return load(recipe, overrides or (), plugins=registry, rewards=names), registry
+
+
+def dataset_source(registry: Registry, name: str | None) -> DatasetSource | None:
+    """The dataset that an option names: a registered one, or a path or hub id; None for nothing."""
+    from ..recipe import DatasetSource
+
+    if name is None:
+        return None
+    if name in registry.names("datasets"):
+        return DatasetSource(name=name)
+    return DatasetSource(path=name)
 
 
 def confirm(question: str, yes: bool) -> None:

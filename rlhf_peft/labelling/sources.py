@@ -1,21 +1,15 @@
-"""Where pairs to be judged come from: a file, two answers of a policy, or policy and reference."""
+"""Pairs that a trained run writes: two answers of its policy, or one of the policy and one of the reference."""
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data import Encoder, columns_of, encode_prompts, load_rows
 from ..engine import POLICY, REFERENCE
-from ..errors import DataError, UsageError
-from ..recipe import DatasetSource, RlStage
 from ..registry import Registry
-from ..stages import read_source
 from ..stages.memory import Budget
 from ..stages.rl.forwards import Scorer
 from ..stages.sampling import prompts_at_once, sample
@@ -24,52 +18,7 @@ from ..trained import Opened
 from ..types import Request
 from .store import Pair
 
-NAMES = (("chosen", "rejected"), ("a", "b"), ("completion_a", "completion_b"), ("response_a", "response_b"))
 STAGE = "label"
-
-
-def from_file(path: str, split: str = "train") -> list[Pair]:
-    """Pairs of a dataset: `prompt` and two completions, under one of several names.
-
-    Raises:
-        DataError: it has no such columns, or cannot be read.
-    """
-    rows = load_rows(path=path, split=split)
-    found = columns_of(rows)
-    names = next((pair for pair in NAMES if set(pair) <= set(found)), None)
-    if names is None or "prompt" not in found:
-        wanted = " or ".join("+".join(("prompt", *pair)) for pair in NAMES)
-        raise DataError(f"{path}: found columns {', '.join(found)}. Pairs to label need {wanted}.")
-    return [Pair(row["prompt"], _text(row[names[0]]), _text(row[names[1]]), *names) for row in rows]
-
-
-def _text(completion: Any) -> str:
-    if isinstance(completion, str):
-        return completion
-    return "\n".join(str(message.get("content") or "") for message in completion)
-
-
-def prompts_of(opened: Opened, registry: Registry, dataset: DatasetSource | None, size: int) -> list[Any]:
-    """Prompts of a dataset, or of the run's last RL stage.
-
-    Raises:
-        UsageError: the run has none, and no dataset is given.
-    """
-    stage = next((s for s in reversed(opened.recipe.stages) if isinstance(s, RlStage)), None)
-    split = None
-    if dataset is None:
-        if stage is None:
-            raise UsageError(f"{opened.path}: has no RL stage that names prompts. Give --prompts.")
-        dataset, split = stage.eval.dataset or stage.dataset, stage.eval.split
-    name = dataset.path or str(dataset.name)
-    rows = read_source(dataset, registry, split, stage=STAGE)
-    encoder = Encoder(
-        opened.base.tokenizer,
-        chat_template_kwargs=dict(opened.recipe.model.chat_template_kwargs),
-        system=dataset.system,
-        max_length=opened.base.max_length,
-    )
-    return encode_prompts(rows, encoder, max_new_tokens=1, on_bad_row="skip", source=name, stage=STAGE)[:size]
 
 
 def _written(
@@ -150,9 +99,3 @@ def blind(
         for prompt, mine, other in zip(prompts, ours, theirs, strict=True)
         if mine[0].strip() != other[0].strip()
     ]
-
-
-def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Rows as JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,19 @@ class History:
 
     @property
     def seconds(self) -> float | None:
-        """From its start to its end, or to its last line; None where neither is known."""
+        """That it has been running, without those between an interruption and its resumption; None: unknown."""
         begun, ended = self.manifest.get("started"), self.manifest.get("finished")
-        if ended is None and self.metrics:
-            ended = self.metrics[-1].get("time")
-        known = isinstance(begun, int | float) and isinstance(ended, int | float)
-        return float(ended) - float(begun) if known else None  # type: ignore[arg-type]
+        told = [line.get("time") for line in self.metrics]
+        known = sorted(
+            float(t) for t in (begun, *told, ended) if isinstance(t, int | float) and math.isfinite(t)
+        )
+        if not isinstance(begun, int | float) or len(known) < 2:
+            return None
+        resumed = [float(t) for t in self.manifest.get("resumed", []) if isinstance(t, int | float)]
+        return sum(
+            after - max((t for t in resumed if before < t < after), default=before)
+            for before, after in pairwise(known)
+        )
 
 
 def histories(folder: Path) -> list[History]:

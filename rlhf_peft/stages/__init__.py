@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .context import Context, Reporter, StageRunner, lora_spec, read_source
+from .context import Context, Reporter, StageRunner, lora_spec, read_source, split_rows
 from .fingerprints import fingerprints
 from .ranks import Ranks
 from .saver import Saver
@@ -30,4 +30,5 @@ __all__ = [
     "lora_spec",
     "read_source",
     "runner",
+    "split_rows",
 ]

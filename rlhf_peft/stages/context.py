@@ -79,8 +79,7 @@ class Context:
 
     def seed(self, *stream: str | int) -> int:
         """A seed of its own for each named stream (data, sampling, initialisation), from the recipe's."""
-        words = "/".join(str(word) for word in stream)
-        return (self.recipe.seed * 1_000_003 + zlib.crc32(words.encode())) % 2**31
+        return stream_seed(self.recipe.seed, *stream)
 
     def generator(self, *stream: str | int) -> torch.Generator:
         """A generator seeded by `seed`, on the CPU."""
@@ -99,14 +98,11 @@ class Context:
 
     def train_and_held_out(self, stage: StageBase) -> tuple[Any, Any]:
         """The rows of a stage, and those held out for its evaluation (None where the recipe holds out none)."""
-        rows = self.rows(stage.dataset, stage=stage.name)
-        self.saver.stands_on(f"dataset.{stage.name}", rows_digest(rows))
-        rows, held_out = hold_out(rows, stage.dataset.eval_fraction, self.seed(stage.name, "hold-out"))
-        if stage.eval.dataset is not None:
-            held_out = self.rows(stage.eval.dataset, stage.eval.split, stage=stage.name)
-        elif stage.eval.split is not None:
-            held_out = self.rows(stage.dataset, stage.eval.split, stage=stage.name)
-        return rows, held_out
+
+        def read(rows: Any) -> None:
+            self.saver.stands_on(f"dataset.{stage.name}", rows_digest(rows))
+
+        return split_rows(stage, self.registry, self.recipe.seed, read=read)
 
     def encoder(self, source: DatasetSource) -> Encoder:
         """Turns rows of that dataset into tokens."""
@@ -144,6 +140,38 @@ class Context:
         folder = self.run.adapter_dir(role)
         self.base.save_role(role, folder)
         self.tell("rlhf_peft_checkpoint_saved", stage=stage, step=step, folder=folder)
+
+
+def stream_seed(seed: int, *stream: str | int) -> int:
+    """A seed of its own for each named stream, from a recipe's."""
+    words = "/".join(str(word) for word in stream)
+    return (seed * 1_000_003 + zlib.crc32(words.encode())) % 2**31
+
+
+def split_rows(
+    stage: StageBase,
+    registry: Registry,
+    seed: int,
+    *,
+    split: str | None = None,
+    read: Callable[[Any], None] = lambda rows: None,
+) -> tuple[Any, Any]:
+    """The rows of a stage, and those held out for its evaluation (None where the recipe holds out none).
+
+    Args:
+        stage: part of the recipe.
+        registry: makes datasets.
+        seed: of the recipe.
+        split: of the held-out rows, instead of the recipe's.
+        read: is given the rows as they were read.
+    """
+    name, held, split = stage.name, stage.eval.dataset, split or stage.eval.split
+    rows = read_source(stage.dataset, registry, stage=name)
+    read(rows)
+    rows, held_out = hold_out(rows, stage.dataset.eval_fraction, stream_seed(seed, name, "hold-out"))
+    if held is not None or split is not None:
+        held_out = read_source(held or stage.dataset, registry, split, stage=name)
+    return rows, held_out
 
 
 def read_source(

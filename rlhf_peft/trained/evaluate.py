@@ -10,12 +10,10 @@ from typing import Any
 import torch
 
 from .. import maths
-from ..data import Encoder, encode_prompts, require
 from ..engine import POLICY, REFERENCE
 from ..errors import UsageError
 from ..recipe import DatasetSource, RewardEntry, RlStage
 from ..registry import Registry
-from ..stages import read_source
 from ..stages.memory import Budget
 from ..stages.rl.collect import Judge
 from ..stages.rl.forwards import Scorer
@@ -24,6 +22,7 @@ from ..stages.sampling import prompts_at_once, sample
 from ..stages.view import BaseView
 from ..types import Request, Rollout
 from .opened import Opened
+from .prompts import last_rl, prompts_of
 
 NAME = "eval"
 
@@ -84,30 +83,16 @@ def evaluate(
     Raises:
         UsageError: the run says neither prompts nor rewards, and none are given.
     """
-    stage = next((s for s in reversed(opened.recipe.stages) if isinstance(s, RlStage)), None)
+    stage = last_rl(opened)
     if stage is None and (dataset is None or not rewards):
         raise UsageError(
             f"{opened.path}: has no RL stage that says what to measure. Give --dataset and --reward or --rewards."
         )
-    source, split = _source(stage, dataset, split)
-    name = source.path or str(source.name)
-    rows = read_source(source, registry, split, stage=NAME)
-    require(rows, "rl", name, stage=NAME)
-    sampler = registry.make("samplers", *(_sampler(stage)))
-    encoder = Encoder(
-        opened.base.tokenizer,
-        chat_template_kwargs=dict(opened.recipe.model.chat_template_kwargs),
-        system=source.system,
-        max_length=opened.base.max_length,
+    sampler = registry.make("samplers", *_sampler(stage))
+    most = sampler.params.max_new_tokens
+    prompts = prompts_of(
+        opened, registry, what=NAME, dataset=dataset, split=split, size=size, max_new_tokens=most
     )
-    prompts = encode_prompts(
-        rows,
-        encoder,
-        max_new_tokens=sampler.params.max_new_tokens,
-        on_bad_row=source.on_bad_row,
-        source=name,
-        stage=NAME,
-    )[:size]
     entries = list(rewards) or _rewards(stage)
     given = Rewards(registry, entries, opened.base, stage=NAME)
     try:
@@ -123,15 +108,6 @@ def _rewards(stage: RlStage | None) -> list[RewardEntry]:
     if stage is None:
         return []
     return [*stage.rewards, *(entry.model_copy(update={"weight": 0.0}) for entry in stage.eval.rewards)]
-
-
-def _source(
-    stage: RlStage | None, dataset: DatasetSource | None, split: str | None
-) -> tuple[DatasetSource, str | None]:
-    if dataset is not None:
-        return dataset, split
-    assert stage is not None
-    return stage.eval.dataset or stage.dataset, split or stage.eval.split
 
 
 def _sampler(stage: RlStage | None) -> tuple[str, dict[str, Any]]:

@@ -9,8 +9,8 @@ import uvicorn
 
 from rlhf_peft import api
 from rlhf_peft.labelling.app import make_app, swapped
+from rlhf_peft.labelling.files import write_rows
 from rlhf_peft.labelling.results import preferences
-from rlhf_peft.labelling.sources import write_rows
 from rlhf_peft.labelling.store import Pair, Store
 from rlhf_peft.recipe import load
 from rlhf_peft.registry import Registry

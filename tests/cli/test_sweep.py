@@ -288,9 +288,19 @@ def test_a_folder_in_the_way_is_told_before_anything_runs(fake, here, capsys):
     ("axis", "overrides", "shared"),
     [
         ("stages.rl.learning_rate=1e-3,5e-3", [], 2),
-        ("stages.rl.algorithm=[{name: grpo, num_generations: 2}, {name: rloo}]", [], 2),
         ("stages.reward_model.learning_rate=1e-3,5e-3", [], 1),
-        ("stages.rl.learning_rate=1e-3,5e-3", ["stages.rl.algorithm.value=policy"], 2),
+        pytest.param(
+            "stages.rl.algorithm=[{name: grpo, num_generations: 2}, {name: rloo}]",
+            [],
+            2,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "stages.rl.learning_rate=1e-3,5e-3",
+            ["stages.rl.algorithm.value=policy"],
+            2,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_shared_cell_is_what_it_would_be_alone(here, registry, axis, overrides, shared):

@@ -40,7 +40,7 @@ def said(base):
     return [hashlib.sha256(values.float().numpy().tobytes()).hexdigest() for values in found]
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("none", marks=pytest.mark.slow)])
 def test_in_a_new_process_everything_is_the_same(folder_of, tmp_path, quantization):
     base = load(folder_of("llama"), quantization)
     base.add_role("reward-0", head=True)

@@ -10,6 +10,7 @@ from rlhf_peft.labelling import sources
 from rlhf_peft.labelling.store import Store
 from rlhf_peft.registry import Registry
 from rlhf_peft.trained import open_run
+from rlhf_peft.trained.prompts import prompts_of
 
 from ..trained.conftest import trained  # noqa: F401 (a fixture)
 
@@ -26,7 +27,7 @@ def registry():
 
 @pytest.fixture(scope="module")
 def prompts(opened, registry):
-    return sources.prompts_of(opened, registry, None, 6)
+    return prompts_of(opened, registry, what="label", size=6)
 
 
 def test_two_answers_are_chosen_on_which_the_heads_disagree(opened, registry, prompts):

@@ -1,0 +1,73 @@
+"""Prompts for a trained run: those that its last RL stage held out, those that it trained on, or others."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from ..data import Encoder, Prompt, encode_prompts, require
+from ..errors import UsageError
+from ..recipe import DatasetSource, RlStage
+from ..registry import Registry
+from ..stages import read_source, split_rows
+from .opened import Opened
+
+
+def last_rl(opened: Opened) -> RlStage | None:
+    """The run's last RL stage."""
+    return next((stage for stage in reversed(opened.recipe.stages) if isinstance(stage, RlStage)), None)
+
+
+def prompts_of(
+    opened: Opened,
+    registry: Registry,
+    *,
+    what: str,
+    dataset: DatasetSource | None = None,
+    split: str | None = None,
+    held_out: bool = True,
+    size: int = 256,
+    max_new_tokens: int = 1,
+    shuffle: int | None = None,
+) -> list[Prompt]:
+    """Encoded prompts.
+
+    Args:
+        opened: the run.
+        registry: makes datasets.
+        what: is done with them, for messages.
+        dataset: other rows than the RL stage's.
+        split: of them.
+        held_out: those that the stage does not train on, where it holds any out; else those that it does.
+        size: most prompts.
+        max_new_tokens: that an answer may have, and must fit.
+        shuffle: seed of the order; None: as the rows are.
+
+    Raises:
+        UsageError: the run has no RL stage, and no dataset is given.
+        DataError: rows cannot be used.
+    """
+    stage = last_rl(opened)
+    if dataset is not None:
+        source, rows = dataset, read_source(dataset, registry, split, stage=what)
+    elif stage is None:
+        raise UsageError(f"{opened.path}: has no RL stage that names prompts. Name a dataset.")
+    else:
+        trained, kept = split_rows(stage, registry, opened.recipe.seed, split=split)
+        held = held_out and kept is not None
+        rows = kept if held else trained
+        source = stage.eval.dataset if held and stage.eval.dataset is not None else stage.dataset
+    name = source.path or str(source.name)
+    require(rows, "rl", name, stage=what)
+    encoder = Encoder(
+        opened.base.tokenizer,
+        chat_template_kwargs=dict(opened.recipe.model.chat_template_kwargs),
+        system=source.system,
+        max_length=opened.base.max_length,
+    )
+    found: list[Any] = encode_prompts(
+        rows, encoder, max_new_tokens=max_new_tokens, on_bad_row=source.on_bad_row, source=name, stage=what
+    )
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(found)
+    return found[:size]
