@@ -40,9 +40,10 @@ class Finding:
     remedy: str = ""
 
 
-def checks() -> Iterator[Finding]:
+def checks(*, no_plugins: bool = False) -> Iterator[Finding]:
     """Everything that is looked at, one after the other; what fails to be looked at is itself a finding."""
-    for look in (_python, _packages, _device, _memory, _quantization, _disk, _hub, _plugins):
+    looks = (_python, _packages, _device, _memory, _quantization, _disk, _hub)
+    for look in looks if no_plugins else (*looks, _plugins):
         try:
             yield from look()
         except Exception as error:  # a broken installation may raise anything, and is what we are asked about

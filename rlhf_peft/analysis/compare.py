@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
-from ..runs import History
+from ..runs import History, distinct
 from .curves import Axis, Band, Curve, band, curve
 
 FREE = ("name", "output_dir", "seed", "version")
@@ -83,6 +83,7 @@ def compare(
     Raises:
         UsageError: a run lacks the key, the stage or the figure.
     """
+    runs = distinct(runs)
     stage = _stage(runs, stage)
     figure = _figure(runs, stage, figure)
     grouped: dict[str, list[History]] = {}

@@ -69,7 +69,7 @@ def curve(run: History, stage: str, figure: str, axis: Axis = "steps") -> Curve:
         now = line.get("time")
         if isinstance(now, int | float):
             # Where a run was interrupted nothing was done meanwhile; a step says how long it took.
-            seconds += line.get("step_time") or (0.0 if before is None else now - before)
+            seconds += line.get("step_time") or (0.0 if before is None else run.elapsed(before, now))
             before = now
         tokens = line.get("num_tokens", tokens)
         value: Any = line.get(figure)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from .. import __version__
 from ..maths import reliability
-from ..runs import History
+from ..runs import History, distinct
 from . import figures
 from .answers import Answer, answers, score
 from .charts import CHARTS, PHASES
@@ -48,6 +48,7 @@ def report(runs: Sequence[History]) -> str:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    runs = distinct(runs)
     templates = Environment(
         loader=PackageLoader("rlhf_peft.analysis"),
         autoescape=True,
@@ -183,7 +184,7 @@ def _distribution(runs: Sequence[History], stage: str) -> Drawn | None:
 def _calibrated(runs: Sequence[History], stage: str) -> Drawn | None:
     groups = {}
     for run in runs:
-        rows = [row for row in run.samples if row.get("stage") == stage and row.get("split") == "pairs"]
+        rows = pairs(run, stage)
         if rows:
             margins, labels = [row["margin"] for row in rows], [row["label"] for row in rows]
             groups[run.name] = reliability(margins, labels)
@@ -195,15 +196,25 @@ def _calibrated(runs: Sequence[History], stage: str) -> Drawn | None:
     )
 
 
+def pairs(run: History, stage: str) -> list[dict[str, Any]]:
+    """The held-out pairs of a reward model whose margin is a number."""
+    rows = (row for row in run.samples if row.get("stage") == stage and row.get("split") == "pairs")
+    return [row for row in rows if row["margin"] is not None]
+
+
+def turned(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair the other way round: what is called chosen is what people preferred."""
+    swapped = {"chosen": row["rejected"], "rejected": row["chosen"]}
+    return {**row, **swapped, "margin": -row["margin"], "label": 1.0 - row["label"]}
+
+
 def wrong_pairs(runs: Sequence[History], stage: str) -> list[dict[str, Any]]:
     """The held-out pairs on which a reward model is surest of what people did not say: its faults, or theirs."""
     found = [
-        {"run": run.name, **row}
+        {"run": run.name, **(row if row["label"] >= 0.5 else turned(row))}
         for run in runs
-        for row in run.samples
-        if row.get("stage") == stage
-        and row.get("split") == "pairs"
-        and row["margin"] * (row["label"] - 0.5) < 0
+        for row in pairs(run, stage)
+        if row["margin"] * (row["label"] - 0.5) < 0
     ]
     return sorted(found, key=lambda row: -abs(row["margin"]))[:MOST_PAIRS]
 
@@ -215,7 +226,7 @@ def _time(runs: Sequence[History]) -> list[Drawn]:
         for name in run.kinds:
             lines = [line["time"] for line in run.lines(name) if isinstance(line.get("time"), int | float)]
             if len(lines) > 1:
-                stages.setdefault(run.name, {})[name] = lines[-1] - lines[0]
+                stages.setdefault(run.name, {})[name] = sum(run.elapsed(a, b) for a, b in pairwise(lines))
     phases: dict[str, dict[str, float]] = {}
     for run in runs:
         for phase in PHASES:
@@ -239,8 +250,3 @@ def _answers(runs: Sequence[History], stages: Sequence[tuple[str, str]]) -> list
                 found += listed[:MOST_ANSWERS]
                 break
     return found
-
-
-def as_json(value: Any) -> str:
-    """JSON that may stand inside of a script element."""
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")

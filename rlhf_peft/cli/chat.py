@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Device, RunName, Trust, find_run
+from .options import Device, RunName, Trust, find_run, log_to_stderr
 
 if TYPE_CHECKING:
     from ..trained import Opened
@@ -36,16 +36,15 @@ def chat(
     device: Device = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Talk to the policy of a run. Works with a pipe too: one message a line, one answer each."""
+    """Talk to the policy of a run. Works with a pipe too: each line is a conversation of its own, with one answer."""
     from ..trained import open_run
     from ..trained.chat import Talk
 
+    log_to_stderr(quiet=True)
     opened = open_run(find_run(run), device=device, trust_remote_code=trust_remote_code)
-    if "policy" not in opened.base.roles or not (opened.path / "adapters" / "policy").is_dir():
-        raise UsageError(
-            f"{opened.path}: has trained no policy to talk to, only {', '.join(opened.rewards)}."
-        )
-    talk = Talk(temperature, seed, max_new_tokens, system)
+    opened.need(reference=reference)
+    told = system if system is not None else opened.recipe.stages[-1].dataset.system
+    talk = Talk(temperature, seed, max_new_tokens, told, dict(opened.recipe.model.chat_template_kwargs))
     Session(opened, talk, reference, score).run()
 
 
@@ -70,7 +69,10 @@ class Session:
                 if not self._command(line):
                     return
                 continue
-            self._answer(line)
+            try:
+                self._answer(line)
+            except UsageError as problem:
+                self._note(str(problem))
 
     def _line(self) -> str | None:
         if self.terminal:
@@ -102,7 +104,8 @@ class Session:
                     file=sys.stderr,
                     flush=True,
                 )
-        self.said = [*said, {"role": "assistant", "content": "".join(written)}]
+        if self.terminal:
+            self.said = [*said, {"role": "assistant", "content": "".join(written)}]
 
     @staticmethod
     def _told(written: list[str], piece: str) -> None:
@@ -115,7 +118,9 @@ class Session:
         try:
             if word in ("/quit", "/exit", "/q"):
                 return False
-            if word == "/ref":
+            if word == "/ref" and self.opened.no_reference is not None:
+                self._note(self.opened.no_reference)
+            elif word == "/ref":
                 self.reference = not self.reference
                 self._note(f"the reference's answers are {'on' if self.reference else 'off'}")
             elif word == "/score":

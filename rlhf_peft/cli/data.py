@@ -26,6 +26,7 @@ def data(
         typer.Option("--model", metavar="M", help="Count in its tokens, and see what its context cuts."),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Split, slices too.")] = "train",
+    name: Annotated[str | None, typer.Option("--name", help="Configuration on the hub.")] = None,
     columns: Annotated[
         str | None,
         typer.Option("--columns", metavar="YAML", help="Our columns to the file's: '{prompt: Question}'."),
@@ -37,7 +38,11 @@ def data(
 
     mapping = None if columns is None else _mapping(columns)
     found = inspect(
-        source, split=split, columns=mapping, encoder=None if model is None else model_encoder(model)
+        source,
+        split=split,
+        name=name,
+        columns=mapping,
+        encoder=None if model is None else model_encoder(model),
     )
     if as_json:
         print(json.dumps(found.plain(), indent=2, ensure_ascii=False))

@@ -10,11 +10,11 @@ import typer
 from .options import Json
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(context: typer.Context, as_json: Json = False) -> None:
     """Look at versions, device, quantization, disk and plugins; one line a check. Exit 1 where something is broken."""
     from ..diagnosis import checks
 
-    found = list(checks())
+    found = list(checks(no_plugins=context.obj.no_plugins))
     if as_json:
         print(json.dumps([asdict(check) for check in found], indent=2))
     else:

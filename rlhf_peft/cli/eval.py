@@ -57,28 +57,32 @@ def evaluate(
 ) -> None:
     """Reward, win rate against the reference, KL and length on held-out prompts, with 95 % intervals."""
     from ..recipe import RewardEntry
+    from ..runs import plain
     from ..trained import open_run
     from ..trained.evaluate import evaluate as measure
+    from ..trained.prompts import last_rl
 
     registry = open_registry(context.obj, plugin)
     entries = [RewardEntry.model_validate(entry) for entry in _parsed(rewards)]
-    entries += [RewardEntry(name=name) for name in add_rewards(registry, reward)]
+    given = add_rewards(registry, reward)
     source = dataset_source(registry, dataset)
+    if samples is not None and not samples.parent.is_dir():
+        raise UsageError(f"--samples {samples}: there is no folder {samples.parent}.")
     opened = open_run(find_run(run), device=device, trust_remote_code=trust_remote_code)
+    # A function that the recipe names is only brought back; another one scores instead.
+    stage = last_rl(opened)
+    named = set() if stage is None else {entry.name for entry in [*stage.rewards, *stage.eval.rewards]}
+    entries += [RewardEntry(name=name) for name in given if name not in named]
     found = measure(opened, registry, dataset=source, split=split, rewards=entries, size=size, seed=seed)
-    if samples is not None:
-        lines = (json.dumps(row, ensure_ascii=False) for row in found.samples)
-        samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        print(f"written: {samples}", file=sys.stderr)
     if as_json:
-        print(
-            json.dumps(
-                {"prompts": found.prompts, "figures": {k: asdict(v) for k, v in found.figures.items()}},
-                indent=2,
-            )
-        )
+        figures = {name: asdict(value) for name, value in found.figures.items()}
+        print(json.dumps(plain({"prompts": found.prompts, "figures": figures}), indent=2))
     else:
         show(found)
+    if samples is not None:
+        lines = (json.dumps(plain(row), ensure_ascii=False) for row in found.samples)
+        samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        print(f"written: {samples}", file=sys.stderr)
 
 
 def _parsed(text: str | None) -> list[Any]:
@@ -102,6 +106,7 @@ def show(found: Evaluation) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(soft_wrap=False)
     table = Table(
@@ -120,5 +125,5 @@ def show(found: Evaluation) -> None:
     answers = Table("prompt", "policy", "reference", box=SIMPLE)
     for row in found.samples[:SHOWN]:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1].get("content"))
-        answers.add_row(prompt.strip(), row["policy"].strip(), row["reference"].strip())
+        answers.add_row(*(Text(text.strip()) for text in (prompt, row["policy"], row["reference"])))
     console.print(answers)

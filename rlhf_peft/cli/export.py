@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .options import RunName, Trust, find_run
+from .options import RunName, Trust, find_run, log_to_stderr
 
 TARGETS = ("peft", "merged", "vllm", "ollama")
 
@@ -38,6 +38,7 @@ def export(
         raise UsageError(f"--to {to}: expected {', '.join(TARGETS)}.")
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: expected {', '.join(DTYPES)}.")
+    log_to_stderr(quiet=True)
     folder = find_run(run)
     words = [folder.resolve().name, *([] if role == "policy" else [role]), to]
     target = output or Path("exports") / "-".join(words)

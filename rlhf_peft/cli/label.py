@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -94,9 +95,10 @@ def label(
         print(link, flush=True)
         print("Ctrl-C ends it; every judgement is saved at once.", file=sys.stderr)
         if browser:
+            import threading
             import webbrowser
 
-            webbrowser.open(link)
+            threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
 
     title = "Blind test: which answer is better?" if compare else "Which answer is better?"
     try:
@@ -164,8 +166,8 @@ def _export(store: Store, file: Path | None) -> None:
     if not rows:
         raise UsageError(f"{store.path}: no pair has been judged yet, so there is nothing to export.")
     write_rows(rows, file)
-    print(f"{file}: {len(rows)} preferences")
-    print(f"next: {_loop(store.path.parent, file)}")
+    print(f"{file}: {len(rows)} preferences", file=sys.stderr)
+    print(f"next: {_loop(store.path.parent, file)}", file=sys.stderr)
 
 
 def _loop(folder: Path, file: Path) -> str:
@@ -178,23 +180,34 @@ def _loop(folder: Path, file: Path) -> str:
         stage = next((stage for stage in recipe.stages if isinstance(stage, RewardModelStage)), None)
         if stage is not None:
             place = f"stages.{stage.name}"
-            override = f"'{place}.dataset={{path: {file}}}' {place}.init.reward={folder}"
-            return f"rlhf-peft run {folder}/recipe.yaml name={recipe.name}-2 output_dir={folder.parent} {override}"
-    return f"rlhf-peft run reward-model stages.reward_model.dataset.path={file}"
+            rows = _rows(place, file) if stage.eval.dataset is None else [f"{place}.dataset={{path: {file}}}"]
+            named = [
+                f"name={recipe.name}-2",
+                f"output_dir={folder.parent}",
+                *rows,
+                f"{place}.init.reward={folder}",
+            ]
+            return shlex.join(["rlhf-peft", "run", f"{folder}/recipe.yaml", *named])
+    return shlex.join(["rlhf-peft", "run", "reward-model", *_rows("stages.reward_model", file)])
+
+
+def _rows(place: str, file: Path) -> list[str]:
+    """Overrides for a stage that holds out a part of these rows; its own split is another dataset's."""
+    return [f"{place}.dataset={{path: {file}, eval_fraction: 0.1}}", f"{place}.eval={{every: 50}}"]
 
 
 def _results(store: Store, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from ..labelling.results import agreements, win_rate
+    from ..labelling.results import agreements, blind_tests
 
     judged = store.judgements()
-    agreed, won = agreements(judged), win_rate(store.pairs(), judged)
+    agreed, tests = agreements(judged), blind_tests(store.pairs(), judged)
     if as_json:
         told = {
             "judgements": len(judged),
-            "agreement": [asdict(a) for a in agreed],
-            "blind_test": won and asdict(won),
+            "agreement": [asdict(found) for found in agreed],
+            "blind_tests": [asdict(found) for found in tests],
         }
         print(json.dumps(told, indent=2))
         return
@@ -203,8 +216,8 @@ def _results(store: Store, as_json: bool) -> None:
     for found in agreed:
         who = " and ".join(found.people)
         print(f"{who}: agree on {found.agreed:.0%} of {found.pairs} pairs, Cohen's kappa {found.kappa:.2f}")
-    if won is not None:
+    for test in tests:
         print(
-            f"{won.who} against {won.against}: preferred in {won.rate:.0%} of {won.judgements} judgements "
-            f"(95 % interval {won.low:.0%} to {won.high:.0%})"
+            f"{test.source}: policy against reference: preferred in {test.rate:.0%} of {test.pairs} pairs "
+            f"(95 % interval {test.low:.0%} to {test.high:.0%})"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -68,20 +67,25 @@ class Plain:
 
     def __init__(self) -> None:
         self._total, self._begun, self._last = 1, time.monotonic(), 0
+        self._before: int | None = None
 
     def stage(self, name: str, total: int) -> None:
         """A stage of so many updates begins."""
         self._total, self._begun, self._last = total, time.monotonic(), 0
+        self._before = None
         self.say(f"{name}: {total} updates")
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """An update is done; every tenth of the stage is told."""
+        # A stage that is resumed does not begin at 0.
+        self._before = max(0, step - 1) if self._before is None else self._before
         tenth = step * LINES_PER_STAGE // max(1, self._total)
         if tenth <= self._last and step not in (0, 1):
             return
         self._last = tenth
         seconds = time.monotonic() - self._begun
-        left = f", {clock(seconds / step * (self._total - step))} left" if 0 < step < self._total else ""
+        done, rest = step - self._before, self._total - step
+        left = f", {clock(seconds / done * rest)} left" if done > 0 and rest > 0 else ""
         self.say(f"  {stage} {step}/{self._total}  {clock(seconds)}{left}  {describe(metrics)}  {memory()}")
 
     def say(self, text: str) -> None:
@@ -114,6 +118,8 @@ class Live:
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """An update is done."""
         if self._task is not None:
+            if step > 1 and not self._progress.tasks[self._task].completed:
+                self._progress.reset(self._task, completed=step - 1)  # a stage that is resumed
             self._progress.update(self._task, completed=step, figures=f"{describe(metrics)}  {memory()}")
 
     def say(self, text: str) -> None:
@@ -141,8 +147,9 @@ class Lines:
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """An update is done."""
-        known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._tell(event="step", stage=stage, step=step, metrics=known)
+        from ..runs import plain
+
+        self._tell(event="step", stage=stage, step=step, metrics=plain(metrics))
 
     def say(self, text: str) -> None:
         """One line of news."""

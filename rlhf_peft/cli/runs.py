@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..errors import RunFolderError, UsageError
 from .options import Json, RunName, Yes, confirm, find_run
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, show, compare and remove runs.")
 
 Dir = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder that holds the runs.")]
+MANY = 10
+"""Runs from which the bootstrap interval of their mean can be trusted."""
 KNOWN = ("eval/reward", "reward", "eval/accuracy", "eval_loss", "loss")
 
 
@@ -37,7 +39,7 @@ def list_(directory: Dir = Path("runs"), as_json: Json = False) -> None:
     from ..runs import histories
     from .progress import clock
 
-    found = [_row(run) for run in histories(directory)]
+    found = [_row_or_damage(run) for run in histories(directory)]
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -46,7 +48,7 @@ def list_(directory: Dir = Path("runs"), as_json: Json = False) -> None:
         return
     table = _table("run", "status", "stages", "started", "time", "at the end")
     for row in found:
-        told = "  ".join(f"{key} {value:.3g}" for key, value in row["figures"].items())
+        told = row.get("damage") or "  ".join(f"{key} {value:.3g}" for key, value in row["figures"].items())
         table.add_row(
             row["name"],
             row["status"],
@@ -56,6 +58,15 @@ def list_(directory: Dir = Path("runs"), as_json: Json = False) -> None:
             told,
         )
     _print(table)
+
+
+def _row_or_damage(run: History) -> dict[str, Any]:
+    """One run that cannot be read hides no other."""
+    try:
+        return _row(run)
+    except RunFolderError as error:
+        empty: dict[str, Any] = {"stages": "", "started": None, "seconds": None, "figures": {}}
+        return {"name": run.name, "path": str(run.path), "status": "damaged", **empty, "damage": str(error)}
 
 
 def _row(run: History) -> dict[str, Any]:
@@ -169,6 +180,11 @@ def _show(found: Comparison) -> None:
         interval = f"{end.low[-1]:.4g} to {end.high[-1]:.4g}" if end.runs > 1 else ""
         table.add_row(group.label, str(end.runs), f"{end.x[-1]:,.6g}", f"{end.mean[-1]:.4g}", interval)
     _print(table)
+    fewest = min((group.band.runs for group in found.groups if group.band.runs > 1), default=MANY)
+    if fewest < MANY:
+        print(
+            f"note: a bootstrap over {fewest} runs is too narrow; it covers the true mean less often than 95 %"
+        )
     for key, values in found.differing.items():
         print(f"they also differ in {key}: {', '.join(json.dumps(value) for value in values)}")
 

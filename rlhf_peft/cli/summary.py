@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ..api import Result
@@ -83,7 +84,8 @@ def _samples(console: Console, samples: list[dict[str, Any]]) -> None:
     for sample in samples[:SHOWN]:
         prompt = sample["prompt"]
         text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-        table.add_row(text.strip(), sample["before"].strip(), sample["after"].strip())
+        # What a model writes is no markup.
+        table.add_row(*(Text(part.strip()) for part in (text, sample["before"], sample["after"])))
     console.print(table)
 
 

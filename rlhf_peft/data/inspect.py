@@ -66,6 +66,8 @@ class Inspection:
         limit: the context, in tokens; None: unknown.
         longer_chosen: share of pairs whose chosen answer is the longer one (equal ones count half); None: no pairs.
         advice: what suits, and the commands to paste.
+        split: which part of it was read.
+        name: of the configuration, on the hub.
     """
 
     source: str
@@ -81,6 +83,17 @@ class Inspection:
     limit: int | None = None
     longer_chosen: float | None = None
     advice: list[str] = field(default_factory=list)
+    split: str = "train"
+    name: str | None = None
+
+    @property
+    def place(self) -> dict[str, str]:
+        """Where it is, as a recipe's dataset has it."""
+        there = Path(self.source).exists()
+        given = {"path": str(Path(self.source).absolute()) if there else self.source}
+        if self.name is not None:
+            given["name"] = self.name
+        return given if self.split == "train" else {**given, "split": self.split}
 
     @property
     def usable(self) -> int:
@@ -121,6 +134,7 @@ def inspect(
     source: str,
     *,
     split: str = "train",
+    name: str | None = None,
     columns: Mapping[str, str] | None = None,
     encoder: Encoder | None = None,
 ) -> Inspection:
@@ -129,6 +143,7 @@ def inspect(
     Args:
         source: hub id, folder or file.
         split: which part of it.
+        name: of a configuration on the hub.
         columns: renaming: our column to the file's.
         encoder: of the model that is to be trained: lengths are in its tokens, and its context is the limit.
 
@@ -136,10 +151,10 @@ def inspect(
         DataError: it cannot be read at all.
     """
     with _heard() as notes:
-        rows = load_rows(path=source, split=split, columns=columns, on_bad_row="skip")
+        rows = load_rows(path=source, name=name, split=split, columns=columns, on_bad_row="skip")
     if rows.info.description:
         notes.append(rows.info.description)
-    found = Inspection(source, len(rows), columns_of(rows), detect(rows), notes)
+    found = Inspection(source, len(rows), columns_of(rows), detect(rows), notes, split=split, name=name)
     if found.format is None:
         found.advice = _mapping(found, _checkable(rows))
         return found
@@ -238,8 +253,7 @@ def advice(
     said = []
 
     def rows(stage: str, mapping: Mapping[str, str]) -> list[str]:
-        place = str(Path(found.source).absolute()) if Path(found.source).exists() else found.source
-        dataset: dict[str, Any] = {"path": place, "eval_fraction": HELD_OUT}
+        dataset: dict[str, Any] = {**found.place, "eval_fraction": HELD_OUT}
         dataset |= {"columns": dict(mapping)} if mapping else {}
         dataset |= {"on_bad_row": "skip"} if found.bad else {}
         # The recipe's own split and held-out rows are another dataset's.
@@ -281,10 +295,12 @@ def _mapping(found: Inspection, checkable: Checkable | None) -> list[str]:
     methods: tuple[Method, ...] = ("reward_model", "sft", "rl") if checkable is None else ("rl",)
     mapping, exact = suggest(found.columns, [columns for method in methods for columns in mappable(method)])
     pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
+    again = [found.source, *(["--name", found.name] if found.name else [])]
+    again += ["--split", found.split] if found.split != "train" else []
     lead = "Map the columns" if exact else "Map the columns, with your own names"
     return [
         f"these columns are none of TRL's formats. {lead}, here and as dataset.columns in a recipe:",
-        f"  rlhf-peft data {found.source} --columns '{{{pairs}}}'",
+        f"  {shlex.join(['rlhf-peft', 'data', *again, '--columns', f'{{{pairs}}}'])}",
     ]
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data import columns_of, load_rows
+from ..data.formats import Format, conversational
+from ..data.rows import BadRows, numbered
+from ..data.trl_rows import trl_row
 from ..errors import DataError
 from .store import Pair
 
@@ -15,18 +18,31 @@ NAMES = (("chosen", "rejected"), ("a", "b"), ("completion_a", "completion_b"), (
 
 
 def from_file(path: str, split: str = "train") -> list[Pair]:
-    """Pairs of a dataset: `prompt` and two completions, under one of several names.
+    """Pairs of a dataset: two completions under one of several names, and `prompt` or a beginning that both share.
+
+    Rows that hold no pair are passed over, with a warning.
 
     Raises:
-        DataError: it has no such columns, or cannot be read.
+        DataError: it has no such columns, holds no pair, or cannot be read.
     """
     rows = load_rows(path=path, split=split)
     found = columns_of(rows)
     names = next((pair for pair in NAMES if set(pair) <= set(found)), None)
-    if names is None or "prompt" not in found:
+    if names is None or ("prompt" not in found and names != NAMES[0]):
         wanted = " or ".join("+".join(("prompt", *pair)) for pair in NAMES)
         raise DataError(f"{path}: found columns {', '.join(found)}. Pairs to label need {wanted}.")
-    return [Pair(row["prompt"], _text(row[names[0]]), _text(row[names[1]]), *names) for row in rows]
+    rows = rows.rename_columns(
+        {theirs: ours for theirs, ours in zip(names, NAMES[0], strict=True) if theirs != ours}
+    )
+    columns = ("prompt", *NAMES[0]) if "prompt" in found else NAMES[0]
+    format = Format("preference", columns, conversational(rows, columns))
+    bad, pairs = BadRows(path, "skip", "label"), []
+    for number, row in numbered(rows):
+        with bad.row(number):
+            parts = trl_row(row, format)
+            pairs.append(Pair(parts["prompt"], _text(parts["chosen"]), _text(parts["rejected"]), *names))
+    bad.finish(len(rows))
+    return pairs
 
 
 def _text(completion: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..engine import POLICY, REFERENCE
 from ..maths import bootstrap_interval
 from .store import Judgement, Pair
 
@@ -106,40 +107,38 @@ def agreements(judgements: Sequence[Judgement]) -> list[Agreement]:
 
 
 @dataclass(frozen=True, slots=True)
-class Won:
-    """A blind test.
+class BlindTest:
+    """What people made of a policy and its reference.
 
     Attributes:
-        who: whose share it is.
-        against: the other.
-        judgements: that were not skipped.
-        rate: share that it won, ties counting half.
-        low: lower end of the 95 % interval.
+        source: the run and its adapter.
+        pairs: that anybody has judged, not only skipped.
+        judgements: of them.
+        rate: share of pairs in which the policy's answer was preferred; a tie counts half, several people are averaged.
+        low: lower end of the 95 % interval, by a bootstrap over pairs.
         high: upper end.
     """
 
-    who: str
-    against: str
+    source: str
+    pairs: int
     judgements: int
     rate: float
     low: float
     high: float
 
 
-def win_rate(
-    pairs: Sequence[Pair], judgements: Sequence[Judgement], who: str = "policy", against: str = "reference"
-) -> Won | None:
-    """How often one was preferred to the other; None where nobody has compared them."""
-    known = {pair.id: pair for pair in pairs}
-    worth = []
-    for judgement in judgements:
-        pair = known.get(judgement.pair)
-        if pair is None or judgement.choice not in WORTH or {pair.from_a, pair.from_b} != {who, against}:
-            continue
-        said = WORTH[judgement.choice]
-        worth.append(said if pair.from_a == who else 1 - said)
-    if not worth:
-        return None
-    values = torch.tensor(worth)
-    low, high = bootstrap_interval(values, torch.Generator().manual_seed(0))
-    return Won(who, against, len(worth), float(values.mean()), low, high)
+def blind_tests(pairs: Sequence[Pair], judgements: Sequence[Judgement]) -> list[BlindTest]:
+    """How often a policy was preferred to its reference, one test for each policy."""
+    said = by_pair(judgements)
+    worth: dict[str, list[list[float]]] = {}
+    for pair in pairs:
+        given = [WORTH[judgement.choice] for judgement in said.get(pair.id, ()) if judgement.choice in WORTH]
+        if given and {pair.from_a, pair.from_b} == {POLICY, REFERENCE}:
+            mine = given if pair.from_a == POLICY else [1 - value for value in given]
+            worth.setdefault(pair.source, []).append(mine)
+    found = []
+    for source, each in worth.items():
+        means = torch.tensor([sum(values) / len(values) for values in each])
+        low, high = bootstrap_interval(means, torch.Generator().manual_seed(0))
+        found.append(BlindTest(source, len(each), sum(map(len, each)), float(means.mean()), low, high))
+    return found

@@ -44,6 +44,7 @@ def serve(
         raise UsageError(
             f"--port {port}: {error.strerror or error}. Leave it out to take a free one."
         ) from error
+    listening.listen()  # who follows the link at once is let in as soon as the server runs
     token = secrets.token_urlsafe(16)
     config = uvicorn.Config(
         make_app(store, token, title, among), log_level="warning", access_log=False, lifespan="off"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +10,24 @@ from typing import Any
 import torch
 
 from ..engine import POLICY, REFERENCE
+from ..engine.artifacts import ADAPTER_FILE
 from ..registry import Registry
 from ..stages.memory import Budget
 from ..stages.rl.forwards import Scorer
 from ..stages.sampling import prompts_at_once, sample
 from ..stages.view import BaseView
 from ..trained import Opened
+from ..trained.opened import ADAPTERS
 from ..types import Request
 from .store import Pair
 
 STAGE = "label"
+
+
+def source_of(opened: Opened) -> str:
+    """The run's name and its policy's digest: a run that is begun anew under its name is another policy."""
+    file = opened.path / ADAPTERS / POLICY / ADAPTER_FILE
+    return f"{opened.recipe.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
 
 
 def _written(
@@ -60,6 +69,7 @@ def sampled(
     variance 1): what a judgement would settle. With fewer than two heads, the two answers whose rewards are nearest;
     with none, the first two that differ.
     """
+    opened.need(reference=False)
     texts, said = _written(opened, registry, prompts, POLICY, each, seed, most)
     scale = _scales(said)
     found = []
@@ -75,7 +85,8 @@ def sampled(
                     best = (value, i, j)
         if best is not None:
             value, i, j = best
-            found.append(Pair(prompt.columns["prompt"], answers[i], answers[j], "policy", "policy", value))
+            wrote = (POLICY, POLICY, value, source_of(opened))
+            found.append(Pair(prompt.columns["prompt"], answers[i], answers[j], *wrote))
     return found
 
 
@@ -92,10 +103,11 @@ def blind(
     opened: Opened, registry: Registry, prompts: Sequence[Any], *, seed: int = 0, most: int = 256
 ) -> list[Pair]:
     """Of each prompt an answer of the policy and one of the reference; equal ones are left out."""
+    opened.need()
     ours, _ = _written(opened, registry, prompts, POLICY, 1, seed, most)
     theirs, _ = _written(opened, registry, prompts, REFERENCE, 1, seed, most)
     return [
-        Pair(prompt.columns["prompt"], mine[0], other[0], "policy", "reference")
+        Pair(prompt.columns["prompt"], mine[0], other[0], POLICY, REFERENCE, source=source_of(opened))
         for prompt, mine, other in zip(prompts, ours, theirs, strict=True)
         if mine[0].strip() != other[0].strip()
     ]

@@ -24,7 +24,7 @@ PATIENCE = 30.0
 SCHEMA = """
 create table if not exists pairs (
   id integer primary key, digest text unique not null, prompt text not null, a text not null, b text not null,
-  from_a text not null, from_b text not null, priority real not null default 0
+  from_a text not null, from_b text not null, priority real not null default 0, source text not null default ''
 );
 create table if not exists judgements (
   id integer primary key, pair integer not null references pairs(id), annotator text not null,
@@ -46,6 +46,7 @@ class Pair:
         from_a: what wrote it ("policy", "reference", a column's name).
         from_b: what wrote the other.
         priority: those with more come first: how far the reward ensemble disagrees.
+        source: what they were made with: a run and its adapter; "" for a file's.
         id: in the store; 0 before it is there.
     """
 
@@ -55,6 +56,7 @@ class Pair:
     from_a: str = "a"
     from_b: str = "b"
     priority: float = 0.0
+    source: str = ""
     id: int = 0
 
 
@@ -113,7 +115,8 @@ class Store:
         with self._open() as connection:
             before = connection.total_changes
             connection.executemany(
-                "insert or ignore into pairs (digest, prompt, a, b, from_a, from_b, priority) values (?,?,?,?,?,?,?)",
+                "insert or ignore into pairs (digest, prompt, a, b, from_a, from_b, priority, source) "
+                "values (?,?,?,?,?,?,?,?)",
                 [
                     (
                         _digest(p),
@@ -123,6 +126,7 @@ class Store:
                         p.from_a,
                         p.from_b,
                         p.priority,
+                        p.source,
                     )
                     for p in pairs
                 ],
@@ -212,7 +216,9 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def _digest(pair: Pair) -> str:
     """The same for a pair whichever completion is first."""
-    text = json.dumps([pair.prompt, sorted([[pair.a, pair.from_a], [pair.b, pair.from_b]])], sort_keys=True)
+    text = json.dumps(
+        [pair.prompt, pair.source, sorted([[pair.a, pair.from_a], [pair.b, pair.from_b]])], sort_keys=True
+    )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -224,6 +230,7 @@ def _pair(row: sqlite3.Row) -> Pair:
         row["from_a"],
         row["from_b"],
         row["priority"],
+        row["source"],
         row["id"],
     )
 

@@ -3,7 +3,7 @@
 from .checkpoints import Checkpoint, Checkpoints
 from .elsewhere import Elsewhere
 from .folder import RunFolder, plain
-from .history import History, histories, remove_run
+from .history import History, distinct, histories, remove_run
 from .manifest import is_run, read_manifest, versions
 from .read import read_metrics, read_samples
 from .verify import Check, verify_files
@@ -15,6 +15,7 @@ __all__ = [
     "Elsewhere",
     "History",
     "RunFolder",
+    "distinct",
     "histories",
     "is_run",
     "plain",

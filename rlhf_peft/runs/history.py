@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..dotted import recipe_keys
-from ..errors import RunFolderError
+from ..errors import RunFolderError, UsageError
 from .folder import OURS, RECIPE
 from .lock import FILE as LOCK
 from .lock import lock
@@ -29,10 +30,12 @@ class History:
     Attributes:
         path: its folder.
         manifest: as it was read.
+        label: what it is called where its folder's name is not enough.
     """
 
     path: Path
     manifest: Mapping[str, Any]
+    label: str | None = None
 
     @classmethod
     def of(cls, path: Path) -> History:
@@ -46,7 +49,7 @@ class History:
     @property
     def name(self) -> str:
         """Of the run."""
-        return self.path.resolve().name
+        return self.label or self.path.resolve().name
 
     @property
     def status(self) -> str:
@@ -110,11 +113,26 @@ class History:
         )
         if not isinstance(begun, int | float) or len(known) < 2:
             return None
-        resumed = [float(t) for t in self.manifest.get("resumed", []) if isinstance(t, int | float)]
-        return sum(
-            after - max((t for t in resumed if before < t < after), default=before)
-            for before, after in pairwise(known)
-        )
+        return sum(self.elapsed(before, after) for before, after in pairwise(known))
+
+    def elapsed(self, before: float, after: float) -> float:
+        """Seconds between two lines, without those in which the run was not running."""
+        resumed = (float(t) for t in self.manifest.get("resumed", []) if isinstance(t, int | float))
+        return after - max((t for t in resumed if before < t < after), default=before)
+
+
+def distinct(runs: Sequence[History]) -> list[History]:
+    """The runs, those that have the same name called by their paths.
+
+    Raises:
+        UsageError: one is there twice.
+    """
+    places = Counter(run.path.resolve() for run in runs)
+    for place, count in places.items():
+        if count > 1:
+            raise UsageError(f"{place}: is named {count} times. Name each run once.")
+    names = Counter(run.name for run in runs)
+    return [run if names[run.name] == 1 else replace(run, label=run.path.as_posix()) for run in runs]
 
 
 def histories(folder: Path) -> list[History]:

@@ -12,7 +12,7 @@ from ..engine.fingerprint import digest, sampled_hash
 from ..recipe import Recipe
 from ..registry import Registry
 
-FREE = ("output_dir", "name")
+FREE = ("output_dir", "name", "tracking")
 """Keys of a recipe that change no result."""
 MOST_ROWS = 20_000
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ..builtin.samplers.hf import generation_config
 from ..engine import POLICY, SharedBase
 from ..errors import UsageError
 from .opened import Opened
@@ -24,12 +25,14 @@ class Talk:
         seed: of each answer.
         max_new_tokens: most tokens of an answer.
         system: first message, where the tokenizer has a chat template.
+        template: arguments of the chat template, as the recipe has them.
     """
 
     temperature: float = 1.0
     seed: int = 0
     max_new_tokens: int = 512
     system: str | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Streamer:
@@ -54,11 +57,7 @@ class Streamer:
         self._ids += value.flatten().tolist()
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         # A letter may be made of several tokens; half of one decodes to this mark.
-        sure = (
-            len(text)
-            if not text.endswith("\ufffd")
-            else text.rindex(text.rstrip("\ufffd")[-1:] or "\ufffd") + 1
-        )
+        sure = len(text.rstrip("\ufffd"))
         if sure > self._said:
             self._told(text[self._said : sure])
             self._said = sure
@@ -86,7 +85,9 @@ def encode(base: SharedBase, messages: Sequence[Message], talk: Talk) -> list[in
     if talk.system and tokenizer.chat_template:
         said = [{"role": "system", "content": talk.system}, *said]
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            said, tokenize=False, add_generation_prompt=True, **talk.template
+        )
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = tokenizer("".join(message["content"] for message in said))["input_ids"]
@@ -113,26 +114,25 @@ def answer(
         role: who answers.
         told: is called with each piece of text.
     """
+    from transformers import GenerationConfig  # slow to import
+
     given = torch.tensor([list(ids)], device=base.device)
     room = min(talk.max_new_tokens, base.max_length - given.shape[1])
     streamer = Streamer(base.tokenizer, told)
-    drawn: dict[str, Any] = {"do_sample": False}
-    if talk.temperature > 0:
-        drawn = {"do_sample": True, "temperature": talk.temperature, "top_k": 0, "top_p": 1.0}
+    how = GenerationConfig(
+        max_new_tokens=room,
+        pad_token_id=base.tokenizer.pad_token_id,
+        eos_token_id=sorted(base.eos_ids),
+        do_sample=talk.temperature > 0,
+        **({"temperature": talk.temperature, "top_k": 0, "top_p": 1.0} if talk.temperature > 0 else {}),
+    )
     with (
         torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []),
         base.decoder(role) as model,
+        generation_config(model, how),  # the model's own may hold penalties that training knew nothing of
     ):
         torch.manual_seed(talk.seed)
-        model.generate(
-            input_ids=given,
-            attention_mask=torch.ones_like(given),
-            max_new_tokens=room,
-            pad_token_id=base.tokenizer.pad_token_id,
-            eos_token_id=sorted(base.eos_ids),
-            streamer=streamer,
-            **drawn,
-        )
+        model.generate(input_ids=given, attention_mask=torch.ones_like(given), streamer=streamer)
     return streamer.ids
 
 

@@ -83,6 +83,7 @@ def evaluate(
     Raises:
         UsageError: the run says neither prompts nor rewards, and none are given.
     """
+    opened.need()
     stage = last_rl(opened)
     if stage is None and (dataset is None or not rewards):
         raise UsageError(
@@ -168,11 +169,13 @@ def _summary(prompts: Sequence[Any], answers: _Answers, seed: int) -> Evaluation
     generator = torch.Generator().manual_seed(seed)
 
     def measured(values: torch.Tensor, others: torch.Tensor | None = None) -> Measured:
-        real = values[~values.isnan()]
-        if not len(real):
+        """Over the prompts on which both sides have a value."""
+        known = ~values.isnan() if others is None else ~(values.isnan() | others.isnan())
+        if not bool(known.any()):
             return Measured(float("nan"), float("nan"), float("nan"))
-        low, high = maths.bootstrap_interval(real, generator)
-        return Measured(float(real.mean()), low, high, None if others is None else float(others.nanmean()))
+        low, high = maths.bootstrap_interval(values[known], generator)
+        other = None if others is None else float(others[known].mean())
+        return Measured(float(values[known].mean()), low, high, other)
 
     def wins(values: torch.Tensor) -> Measured:
         """Share of prompts on which the policy's answer has more; as much counts a half."""

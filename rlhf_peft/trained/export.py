@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +97,7 @@ def export(
         raise UsageError(f"--to {target}: serves policies. A reward goes with --to peft or --to merged.")
     history = History.of(run)
     if target in ("peft", "vllm"):
-        return _adapter(recipe, history, adapter, folder, role, target)
+        return _adapter(recipe, history, adapter, folder, role, target, trust_remote_code)
     opened = open_run(run, device=device, trust_remote_code=trust_remote_code)
     say(f"merging {role} into the dequantized base, in {dtype} ...")
     if role == POLICY:
@@ -109,7 +109,7 @@ def export(
 
 
 def _adapter(
-    recipe: Recipe, history: History, adapter: Path, folder: Path, role: str, target: Target
+    recipe: Recipe, history: History, adapter: Path, folder: Path, role: str, target: Target, trust: bool
 ) -> Exported:
     location, place = _location(recipe), folder.as_posix()
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _adapter(
     config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     config |= {**changes, "base_model_name_or_path": location}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    _tokenizer(recipe, folder)
+    _tokenizer(recipe, folder, trust, classifier=role != POLICY)
     use = use_adapter(recipe, location, place, CAUSAL if role == POLICY else CLASSIFIER)
     (folder / "README.md").write_text(card(recipe, history, role, use, offset=offset), encoding="utf-8")
     done = Exported(folder, use, offset=offset)
@@ -158,11 +158,12 @@ def _serve(recipe: Recipe, location: str, folder: Path, name: str, rank: int) ->
     """The line that serves an adapter with vLLM, which quantizes to NF4 as it loads."""
     most = next((known for known in RANKS if rank <= known), rank)
     place = shlex.quote(folder.as_posix())
+    revision = f" --revision {shlex.quote(recipe.model.revision)}" if recipe.model.revision else ""
     quantized = " --quantization bitsandbytes" if recipe.model.quantization == "nf4" else ""
     template = folder / "chat_template.jinja"
     chat = f" --chat-template {shlex.quote(template.as_posix())}" if template.is_file() else ""
     lora = f"--enable-lora --max-lora-rank {most} --lora-modules {shlex.quote(name)}={place}"
-    return f"vllm serve {shlex.quote(location)}{quantized} {lora}{chat}"
+    return f"vllm serve {shlex.quote(location)}{revision}{quantized} {lora}{chat}"
 
 
 def _location(recipe: Recipe) -> str:
@@ -170,12 +171,42 @@ def _location(recipe: Recipe) -> str:
     return Source(recipe.model.path).location
 
 
-def _tokenizer(recipe: Recipe, folder: Path) -> Any:
+def _tokenizer(recipe: Recipe, folder: Path, trust: bool, *, classifier: bool = False) -> Any:
+    """Write the tokenizer, its chat template with the recipe's arguments as defaults."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(_location(recipe), revision=recipe.model.revision)
+    tokenizer = AutoTokenizer.from_pretrained(
+        _location(recipe), revision=recipe.model.revision, trust_remote_code=trust
+    )
+    given = recipe.model.chat_template_kwargs
+    if given and isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = "".join([*map(_default, given.items()), tokenizer.chat_template])
+    if classifier:
+        tokenizer.pad_token = _pad(tokenizer)
     tokenizer.save_pretrained(str(folder))
     return tokenizer
+
+
+def _default(argument: tuple[str, Any]) -> str:
+    """Jinja that gives an argument of a chat template its value, unless the caller does."""
+    name, value = argument
+    return f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    return {None: "none", True: "true", False: "false"}.get(value, "") or json.dumps(value)
+
+
+def _pad(tokenizer: Any) -> str:
+    """A token to pad with that ends no text: classifiers score the last token that is none."""
+    special = [tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
+    ends = {tokenizer.eos_token}
+    found = next((token for token in special if token is not None and token not in ends), None)
+    return str(found or tokenizer.convert_ids_to_tokens(0))
 
 
 # --- whole weights ---
@@ -193,7 +224,9 @@ def _merged(opened: Opened, history: History, folder: Path, dtype: torch.dtype, 
         written = [model(input_ids=row).logits.float() for row in ids]
     difference = max(float((a - b).abs().max()) for a, b in zip(trained, written, strict=True))
     scale = max(float(row.abs().max()) for row in trained)
-    tokenizer = _save(model, opened, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(model, folder)
+    tokenizer = _tokenizer(opened.recipe, folder, base.source.trust_remote_code)
     place, name = folder.as_posix(), history.name.lower()
     use = use_merged(place, CAUSAL)
     text = card(opened.recipe, history, POLICY, use, merged=difference)
@@ -210,7 +243,7 @@ def _classifier(opened: Opened, history: History, role: str, folder: Path, dtype
     """A reward role as a sequence classifier of transformers; its head there has no bias: a constant is left."""
     from transformers import AutoModelForSequenceClassification
 
-    base, ids = opened.base, _probes(opened.base)
+    base, ids = opened.base, _probes(opened.base, ended=True)
     with torch.no_grad(), base.role(role, train=False):
         each = [
             base.rewards(base.hidden(row.to(base.device)), torch.tensor([row.shape[1]]), role) for row in ids
@@ -220,12 +253,14 @@ def _classifier(opened: Opened, history: History, role: str, folder: Path, dtype
     _fill(model, base, role)
     weight, offset = _plain_head(base.head(role))
     model.get_submodule("score").load_state_dict({"weight": weight.to(dtype)})
-    model.config.pad_token_id = base.tokenizer.pad_token_id
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(opened.recipe, folder, base.source.trust_remote_code, classifier=True)
+    model.config.pad_token_id = tokenizer.pad_token_id
     model.config.problem_type, model.config.score_offset = "regression", offset
     with torch.no_grad():
         written = torch.cat([model(input_ids=row).logits[:, 0].float() for row in ids]) + offset
     difference = float((trained - written).abs().max())
-    _save(model, opened, folder)
+    _save(model, folder)
     use = use_merged(folder.as_posix(), CLASSIFIER)
     text = card(opened.recipe, history, role, use, merged=difference, offset=offset)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -261,16 +296,16 @@ def _fill(model: nn.Module, base: SharedBase, role: str) -> None:
         place.weight.copy_(weight)
 
 
-def _save(model: Any, opened: Opened, folder: Path) -> Any:
-    folder.mkdir(parents=True, exist_ok=True)
+def _save(model: Any, folder: Path) -> None:
     with quiet():
         model.save_pretrained(str(folder), max_shard_size=SHARD)
-    return _tokenizer(opened.recipe, folder)
 
 
-def _probes(base: SharedBase) -> list[Tensor]:
-    """Short texts, and one of random tokens."""
-    rows = [torch.tensor([base.tokenizer(text)["input_ids"]]) for text in PROBES]
+def _probes(base: SharedBase, *, ended: bool = False) -> list[Tensor]:
+    """Short texts, one of random tokens, and if asked one that has an end."""
+    rows = [base.tokenizer(text)["input_ids"] for text in PROBES]
+    if ended:
+        rows.append([*rows[1], base.tokenizer.eos_token_id])
     vocabulary, generator = base.lm.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
     drawn = torch.randint(vocabulary, (1, min(64, base.max_length)), generator=generator)
-    return [row for row in rows if row.shape[1]] + [drawn]
+    return [torch.tensor([row]) for row in rows if row] + [drawn]

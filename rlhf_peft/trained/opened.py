@@ -1,17 +1,21 @@
-"""A finished run, loaded again: its base, its policy, what the policy began as, its reward heads."""
+"""A run, loaded again: its base, its policy, what the policy began as, its reward heads."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..api import load_base
-from ..engine import POLICY, REFERENCE, SharedBase
+from ..engine import POLICY, SharedBase
 from ..engine.artifacts import HEAD_FILE
-from ..errors import RunFolderError
-from ..recipe import Recipe, RewardModelStage, load
+from ..errors import ModelError, RunFolderError, UsageError
+from ..recipe import Recipe, RewardModelStage, RlStage, load
+from ..recipe.schema import StageBase
 from ..runs import Checkpoints, read_manifest
+
+log = logging.getLogger("rlhf_peft")
 
 ADAPTERS = "adapters"
 
@@ -23,14 +27,31 @@ class Opened:
     Attributes:
         path: the run's folder.
         recipe: of the run.
-        base: with the policy, the reference and all reward heads that the run has.
+        base: with the policy, the reference and the reward heads that the run has.
         rewards: names of the reward roles.
+        policy: whether the run has trained a policy.
+        no_reference: why there is no reference; None: there is one.
     """
 
     path: Path
     recipe: Recipe
     base: SharedBase
     rewards: list[str]
+    policy: bool = True
+    no_reference: str | None = None
+
+    def need(self, *, policy: bool = True, reference: bool = True) -> None:
+        """Say what is missing.
+
+        Raises:
+            UsageError: the run has trained no policy.
+            RunFolderError: what the policy began as is not there any more.
+        """
+        if policy and not self.policy:
+            there = ", ".join(self.rewards) or "nothing yet"
+            raise UsageError(f"{self.path}: has trained no policy, only {there}.")
+        if reference and self.no_reference is not None:
+            raise RunFolderError(self.no_reference)
 
 
 def open_run(
@@ -41,7 +62,7 @@ def open_run(
     trust_remote_code: bool = False,
     allow_changed: Collection[str] = (),
 ) -> Opened:
-    """Load what a run has trained.
+    """Load what a run has trained, as far as its finished stages go.
 
     Args:
         path: the run's folder.
@@ -54,43 +75,66 @@ def open_run(
         RunFolderError: it is no run, or has trained nothing yet.
         ModelError: its base or an adapter cannot be loaded.
     """
-    read_manifest(path)
+    done = read_manifest(path).get("stages_done", [])
     recipe = load(path / "recipe.yaml", (), plugins=None)
     if device is not None:
         recipe = recipe.model_copy(update={"device": device})
     if quantization is not None:
-        recipe = recipe.model_copy(
-            update={"model": recipe.model.model_copy(update={"quantization": quantization})}
-        )
+        model = recipe.model.model_copy(update={"quantization": quantization})
+        recipe = recipe.model_copy(update={"model": model})
     folders = {folder.name: folder for folder in sorted((path / ADAPTERS).glob("*")) if folder.is_dir()}
     if not folders:
         raise RunFolderError(f"{path}: has no adapter yet. Let it train first: rlhf-peft run RECIPE --resume")
     base = load_base(recipe, trust_remote_code=trust_remote_code, allow_changed=allow_changed)
+    problem: str | None = f"{path}: has trained no policy, so there is no reference."
     if POLICY in folders:
-        _load_reference(base, recipe, path)
+        problem = _load_reference(base, recipe, path, done)
         base.load_role(POLICY, str(folders[POLICY]))
-    rewards = [
-        name for name in folders if name.startswith("reward") and (folders[name] / HEAD_FILE).is_file()
+    left = [stage.name for stage in recipe.stages if stage.name not in done]
+    if left:
+        log.warning(
+            "%s: %s not finished; this is what the stages before have trained.", path, " and ".join(left)
+        )
+    return Opened(path, recipe, base, _load_rewards(base, recipe, path, folders), POLICY in folders, problem)
+
+
+def _load_reference(base: SharedBase, recipe: Recipe, path: Path, done: Collection[str]) -> str | None:
+    """Make the reference what the policy was when the last finished stage that trained it began; else say why not."""
+    trained = [
+        stage for stage in recipe.stages if not isinstance(stage, RewardModelStage) and stage.name in done
     ]
-    for name in rewards:
-        base.load_role(name, str(folders[name]), head=True)
-    return Opened(path, recipe, base, rewards)
-
-
-def _load_reference(base: SharedBase, recipe: Recipe, path: Path) -> None:
-    """Make the reference what the policy was when the last stage that trained it began."""
-    trains = [n for n, stage in enumerate(recipe.stages) if not isinstance(stage, RewardModelStage)]
-    last = recipe.stages[trains[-1]] if trains else recipe.stages[-1]
-    if "policy" in last.init:
-        base.load_role(POLICY, last.init["policy"])
-    elif trains and trains[-1] > 0:
-        before = f"{recipe.stages[trains[-1] - 1].name}-done"
-        folder = Checkpoints(path).folder / before / ADAPTERS / POLICY
-        if folder.is_dir():
-            base.load_role(POLICY, str(folder))
+    if not trained:
+        return f"{path}: no stage that trains the policy is finished, so nothing says what it began as."
+    last = trained[-1]
+    try:
+        if "policy" in last.init:
+            base.load_role(POLICY, last.init["policy"])
+        elif trained[:-1]:
+            base.load_role(POLICY, str(_end_of(path, recipe, last) / POLICY))
+    except ModelError as error:
+        return f"{path}: what the policy began as cannot be loaded: {error}"
     base.fix_reference()
+    return None
 
 
-def reference_is_raw(opened: Opened) -> bool:
-    """Whether the policy began as the base itself."""
-    return opened.base.adapter_of(REFERENCE) is None
+def _end_of(path: Path, recipe: Recipe, stage: StageBase) -> Path:
+    """The adapters as they were when a stage began."""
+    before = recipe.stages[[other.name for other in recipe.stages].index(stage.name) - 1]
+    return Checkpoints(path).folder / f"{before.name}-done" / ADAPTERS
+
+
+def _load_rewards(base: SharedBase, recipe: Recipe, path: Path, folders: dict[str, Path]) -> list[str]:
+    """The reward heads that the run has trained, else those that its last RL stage took from elsewhere."""
+    own = [name for name in folders if name.startswith("reward") and (folders[name] / HEAD_FILE).is_file()]
+    for name in own:
+        base.load_role(name, str(folders[name]), head=True)
+    stage = next((stage for stage in reversed(recipe.stages) if isinstance(stage, RlStage)), None)
+    if own or stage is None or "reward" not in stage.init:
+        return own
+    kept = Checkpoints(path).folder / f"{stage.name}-done"
+    source = str(kept) if any((kept / ADAPTERS).glob("reward*")) else stage.init["reward"]
+    try:
+        base.load_ensemble("reward", source)
+    except ModelError as error:
+        log.warning("%s: its reward model is not there any more: %s", path, error)
+    return [role for role in base.roles if role.startswith("reward")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import Any
 
@@ -11,6 +12,8 @@ from ..recipe import DatasetSource, RlStage
 from ..registry import Registry
 from ..stages import read_source, split_rows
 from .opened import Opened
+
+log = logging.getLogger("rlhf_peft")
 
 
 def last_rl(opened: Opened) -> RlStage | None:
@@ -55,6 +58,8 @@ def prompts_of(
     else:
         trained, kept = split_rows(stage, registry, opened.recipe.seed, split=split)
         held = held_out and kept is not None
+        if held_out and not held:
+            log.warning("%s: its RL stage holds out no rows, so these prompts were trained on.", opened.path)
         rows = kept if held else trained
         source = stage.eval.dataset if held and stage.eval.dataset is not None else stage.dataset
     name = source.path or str(source.name)
@@ -62,7 +67,7 @@ def prompts_of(
     encoder = Encoder(
         opened.base.tokenizer,
         chat_template_kwargs=dict(opened.recipe.model.chat_template_kwargs),
-        system=source.system,
+        system=source.system if source.system is not None or stage is None else stage.dataset.system,
         max_length=opened.base.max_length,
     )
     found: list[Any] = encode_prompts(

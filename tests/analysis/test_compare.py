@@ -8,6 +8,7 @@ import pytest
 from rlhf_peft.analysis.compare import as_csv, compare
 from rlhf_peft.analysis.curves import Curve, band, curve
 from rlhf_peft.errors import UsageError
+from rlhf_peft.runs import History
 
 
 def test_a_curve_along_each_axis(make_run):
@@ -79,3 +80,15 @@ def test_a_figure_for_a_paper(make_run, tmp_path, suffix):
         compare([make_run("a"), make_run("b", seed=2)], by="lora.r", figure="reward"), tmp_path / f"f{suffix}"
     )
     assert (tmp_path / f"f{suffix}").stat().st_size > 1000
+
+
+def test_runs_of_the_same_name_stay_apart(make_run, tmp_path):
+    one, other = make_run("one"), make_run("two", slope=0.2)
+    moved = tmp_path / "elsewhere" / "one"
+    moved.parent.mkdir()
+    other.path.rename(moved)
+    groups = compare([one, History.of(moved)], figure="reward").groups
+    assert [group.label for group in groups] == [one.path.as_posix(), moved.as_posix()]
+    assert [group.band.runs for group in groups] == [1, 1]
+    with pytest.raises(UsageError, match="is named 2 times"):
+        compare([one, History.of(one.path)])

@@ -84,6 +84,16 @@ def test_the_pairs_that_a_reward_model_gets_wrong(make_run):
     assert "Pair 11?" in report([make_run("two")])
 
 
+def test_a_pair_of_which_people_preferred_the_second_is_shown_so(make_run):
+    run = make_run("one")
+    rows = [row for row in run.samples if row.get("split") == "pairs"]
+    odd = {"margin": 2.0, "label": 0.2, "chosen": "theirs", "rejected": "ours"}
+    run.__dict__["samples"] = [{**rows[0], **odd}, {**rows[1], "margin": None}]
+    (row,) = wrong_pairs([run], "rm")
+    assert (row["chosen"], row["rejected"], row["margin"], row["label"]) == ("ours", "theirs", -2.0, 0.8)
+    report([run])
+
+
 def test_text_of_a_model_is_no_html(make_run):
     text = report([make_run("one")])
     assert "Say 0 </script>" not in text

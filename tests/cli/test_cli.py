@@ -329,6 +329,20 @@ def test_progress_says_how_long_it_takes_and_what_each_reward_and_the_memory_are
     assert re.fullmatch(r"  rl 1/4  0:00, 0:00 left  reward 3  a 1  b 2  KL 0\.5  \d+\.\d GB", line)
 
 
+def test_the_time_that_is_left_counts_from_where_a_stage_was_resumed(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("rlhf_peft.cli.progress.time.monotonic", lambda: now[0])
+    shown = reporter()
+    shown.stage("rl", 1000)
+    for step in range(901, 907):
+        now[0] += 10
+        shown.step("rl", step, {})
+    shown._last = 0
+    now[0] += 10
+    shown.step("rl", 907, {})
+    assert "rl 907/1000  1:10, 15:30 left" in capsys.readouterr().err
+
+
 def test_progress_as_json_is_an_object_a_line(capsys):
     tell(reporter(as_json=True))
     told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]

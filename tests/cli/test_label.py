@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from rlhf_peft.cli import execute
+from rlhf_peft.labelling.files import from_file
 from rlhf_peft.labelling.store import Store
 
 
@@ -43,10 +45,17 @@ def test_from_a_file_to_preferences(pairs, capsys):
     assert out.splitlines()[0] == "http://127.0.0.1:1/token/" and "4 new pairs, 4 in labels.db" in err
     assert "8 judgements by ann, bob" in out and "agree on 33% of 3 pairs, Cohen's kappa -0.50" in out
     assert execute(["label", "--export", "out.jsonl"]) == 0
-    assert "out.jsonl: 1 preferences" in (out := capsys.readouterr().out)
-    assert "next: rlhf-peft run reward-model stages.reward_model.dataset.path=out.jsonl" in out
+    err = capsys.readouterr().err
+    assert "out.jsonl: 1 preferences" in err
+    line = next(line for line in err.splitlines() if line.startswith("next: rlhf-peft run reward-model "))
+    small = ["model.path=builtin:tiny", "model.max_length=128", "device=cpu"]
+    rows = "".join(json.dumps({"prompt": f"p{i}", "chosen": "c", "rejected": "d"}) + "\n" for i in range(20))
+    (pairs.parent / "out.jsonl").write_text(rows)
+    assert execute(["validate", *shlex.split(line)[3:], "--data", *small]) == 0
+    assert execute(["label", "--export", "out.jsonl"]) == 0
     (row,) = map(json.loads, (pairs.parent / "out.jsonl").read_text().splitlines())
     assert row == {"prompt": "p0", "chosen": "good 0", "rejected": "bad 0", "label": 1.0, "annotators": 2}
+    capsys.readouterr()
     assert execute(["label", "--results", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["agreement"][0]["kappa"] == pytest.approx(-0.5)
 
@@ -85,3 +94,23 @@ def test_the_server_lets_go_at_once_and_judgements_stay(pairs, number, code):
         process.communicate(timeout=60)
     assert process.returncode == code
     assert [(j.pair, j.choice) for j in Store(pairs.parent / "x.db").judgements()] == [(1, "tie")]
+
+
+def test_conversations_and_implicit_prompts_come_from_files(tmp_path):
+    def read(rows):
+        (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return from_file(str(tmp_path / "x.jsonl"))
+
+    user, yes, no = (
+        {"role": r, "content": c} for r, c in (("user", "2+2?"), ("assistant", "4"), ("assistant", "5"))
+    )
+    for row in (
+        {"chosen": [user, yes], "rejected": [user, no]},
+        {"prompt": [user], "chosen": [yes], "rejected": [no]},
+    ):
+        (pair,) = read([row])
+        assert (pair.prompt, pair.a, pair.b, pair.from_a) == ([user], "4", "5", "chosen")
+    (pair,) = read([{"prompt": "2+2?", "chosen": [user, yes], "rejected": [user, no]}])
+    assert (pair.a, pair.b) == ("4", "5")
+    (pair,) = read([{"prompt": "2+2?", "a": "4", "b": "5"}, {"prompt": "x", "a": None, "b": "5"}])
+    assert (pair.prompt, pair.a, pair.b, pair.from_a) == ("2+2?", "4", "5", "a")

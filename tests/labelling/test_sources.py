@@ -69,11 +69,11 @@ def test_the_loop_of_a_run(trained, tmp_path, monkeypatch, capsys):  # noqa: F81
     assert execute(["label", "--compare", str(trained), *size]) == 0
     assert [title for title, _ in seen] == ["Which answer is better?", "Blind test: which answer is better?"]
     assert len(Store(tmp_path / "l.db").pairs()) == sum(count for _, count in seen)
-    assert "policy against reference: preferred in 100% of" in capsys.readouterr().out
+    assert ": policy against reference: preferred in 100% of" in capsys.readouterr().out
     (trained / "labels.db").write_bytes((tmp_path / "l.db").read_bytes())
     monkeypatch.chdir(tmp_path)
     assert execute(["label", "--db", str(trained / "labels.db"), "--export", "p.jsonl"]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("next: "))
     assert (
         f"'stages.reward_model.dataset={{path: p.jsonl}}' stages.reward_model.init.reward={trained}" in line
         and "name=trained-2" in line

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_peft.errors import DataError
-from rlhf_peft.labelling.results import agreements, cohens_kappa, preferences, win_rate
+from rlhf_peft.labelling.results import agreements, blind_tests, cohens_kappa, preferences
 from rlhf_peft.labelling.store import Pair, Store
 
 
@@ -149,6 +149,19 @@ def test_agreement_leaves_skipped_pairs_out(store):
 def test_who_won_a_blind_test(store):
     for number, choice in enumerate(["a", "a", "b", "tie", "skip"], start=1):
         store.judge(number, "ann", choice)
-    won = win_rate(store.pairs(), store.judgements())
-    assert won.judgements == 4 and won.rate == pytest.approx(2.5 / 4) and won.low <= won.rate <= won.high
-    assert win_rate(store.pairs(), []) is None
+    (won,) = blind_tests(store.pairs(), store.judgements())
+    assert (won.pairs, won.judgements) == (4, 4) and won.rate == pytest.approx(2.5 / 4)
+    assert won.low <= won.rate <= won.high
+    # Another person says the same of the same pairs: no more is known than before.
+    for number, choice in enumerate(["a", "a", "b", "tie", "skip"], start=1):
+        store.judge(number, "bob", choice)
+    (again,) = blind_tests(store.pairs(), store.judgements())
+    assert (again.pairs, again.judgements) == (4, 8) and (again.low, again.high) == (won.low, won.high)
+    assert blind_tests(store.pairs(), []) == []
+
+
+def test_the_next_policy_has_a_test_of_its_own(store):
+    store.add([Pair("p0", "a0", "b0", "policy", "reference", source="run 2")])
+    store.judge(1, "ann", "a"), store.judge(7, "ann", "b")
+    found = {test.source: test.rate for test in blind_tests(store.pairs(), store.judgements())}
+    assert found == {"": 1.0, "run 2": 0.0}

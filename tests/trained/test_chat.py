@@ -2,6 +2,7 @@
 
 import io
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
@@ -41,13 +42,14 @@ def test_half_a_letter_is_not_told(opened):
         def decode(self, ids, skip_special_tokens):
             return bytes(ids).decode("utf-8", "replace")
 
-    told = []
-    streamer = Streamer(Bytes(), told.append)
-    streamer.put(torch.tensor([1]))
-    for byte in "aé→b".encode():
-        streamer.put(torch.tensor([byte]))
-    streamer.end()
-    assert told == ["a", "é", "→", "b"]
+    for text in ("aé→b", "😀 hi", "日本", "é"):
+        told = []
+        streamer = Streamer(Bytes(), told.append)
+        streamer.put(torch.tensor([1]))
+        for byte in text.encode():
+            streamer.put(torch.tensor([byte]))
+        streamer.end()
+        assert told == list(text)
 
 
 def test_scores_are_those_of_the_heads(opened):
@@ -76,3 +78,38 @@ def test_through_a_pipe(trained, monkeypatch, capsys):
         and "expected a number, found 'x'" in err
         and "/what is unknown" in err
     )
+
+
+def test_the_template_is_given_what_training_gave_it(opened):
+    class Base:
+        tokenizer, max_length = deepcopy(opened.base.tokenizer), 64
+
+    Base.tokenizer.chat_template = (
+        "{{ thinking }} {% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    )
+    ids = encode(
+        Base, [{"role": "user", "content": "fox"}], Talk(system="bear", template={"thinking": "lake"})
+    )
+    assert Base.tokenizer.decode(ids) == "lake system bear user fox "
+
+
+def test_a_line_that_is_too_long_does_not_end_a_pipe(trained, monkeypatch, capsys):
+    lines = f"{'a fox and a bear ' * 40}\nTell me about a fox.\nTell me about a fox.\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert execute(["chat", str(trained), "--max-new-tokens", "8"]) == 0
+    out, err = capsys.readouterr()
+    # Each line is a conversation of its own.
+    first, second = out.splitlines()
+    assert first == second and "Say /new" in err
+
+
+def test_the_models_own_penalties_do_not_act(opened):
+    ids = encode(opened.base, [{"role": "user", "content": "Tell me about a fox."}], Talk())
+    talk = Talk(temperature=0.0, max_new_tokens=24)
+    before = answer(opened.base, ids, talk)
+    own = opened.base.lm.generation_config
+    own.repetition_penalty = 5.0
+    try:
+        assert answer(opened.base, ids, talk) == before
+    finally:
+        own.repetition_penalty = None

@@ -1,19 +1,22 @@
 """What is handed over loads in plain transformers and PEFT, and says the same."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
 
 from rlhf_peft.builtin.rewards.classifier import Classifier, ClassifierOptions
 from rlhf_peft.cli import execute
 from rlhf_peft.engine import POLICY
 from rlhf_peft.errors import UsageError
+from rlhf_peft.recipe import load
 from rlhf_peft.trained import open_run
-from rlhf_peft.trained.export import export
-from rlhf_peft.trained.ollama import modelfile
+from rlhf_peft.trained.export import _pad, _tokenizer, export
+from rlhf_peft.trained.ollama import modelfile, pieces_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -93,6 +96,44 @@ def test_an_exported_classifier_is_a_reward_that_scores_as_its_head(trained, sta
     )
 
 
+def test_a_classifier_reads_the_token_that_ends_a_text(trained, stack, tmp_path):
+    done = export(trained, "merged", tmp_path / "out", role="reward-0", dtype="float32")
+    tokenizer, model = AutoTokenizer.from_pretrained(done.folder), run_code(done.folder)
+    assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
+    row = torch.tensor([[*range(4, 12), tokenizer.eos_token_id]])
+    assert torch.allclose(logits(model, row)[:, 0] + done.offset, rewards(stack, "reward-0", row), atol=1e-4)
+    batch = tokenizer.pad({"input_ids": [row[0].tolist(), row[0, 3:].tolist()]}, return_tensors="pt")
+    with torch.no_grad():
+        both = (
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+            + done.offset
+        )
+    alone = [rewards(stack, "reward-0", part)[0] for part in (row, row[:, 3:])]
+    assert torch.allclose(both, torch.stack(alone), atol=1e-4)
+
+
+def test_a_pad_token_is_chosen_that_ends_nothing():
+    class Tokens:
+        pad_token = eos_token = "<end>"
+        unk_token = bos_token = None
+        all_special_tokens = ("<end>", "<start>")
+
+    assert _pad(Tokens()) == "<start>"
+
+
+def test_arguments_of_the_template_are_its_defaults(trained, tmp_path):
+    change = "model.chat_template_kwargs={enable_thinking: false, tools_here: [a, null]}"
+    (tmp_path / "t").mkdir()
+    plain = _tokenizer(load(trained / "recipe.yaml", ()), tmp_path / "t", False).chat_template
+    tokenizer = _tokenizer(load(trained / "recipe.yaml", [change]), tmp_path / "t", False)
+    head = tokenizer.chat_template.removesuffix(plain)
+    assert head != tokenizer.chat_template
+    tokenizer.chat_template = head + "{{ enable_thinking }} {{ tools_here }} {{ messages[0].content }}"
+    talk = [{"role": "user", "content": "hi"}]
+    assert tokenizer.apply_chat_template(talk, tokenize=False) == "False ['a', None] hi"
+    assert tokenizer.apply_chat_template(talk, tokenize=False, enable_thinking=True) == "True ['a', None] hi"
+
+
 def test_the_lines_that_serve_it(trained, tmp_path, capsys):
     assert execute(["export", str(trained), "--to", "vllm", "-o", str(tmp_path / "v")]) == 0
     out = capsys.readouterr().out
@@ -104,22 +145,61 @@ def test_the_lines_that_serve_it(trained, tmp_path, capsys):
     assert text.startswith("FROM .\n") and "PARAMETER stop" in text and "PARAMETER num_ctx 64" in text
 
 
-CHATML = (
+LOOP = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+QWEN = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}" + LOOP
+)
+LLAMA3 = (
+    "{{ bos_token }}<|start|>system<|stop|>\n\nToday: {% if messages[0].role == 'system' %}{{ messages[0].content }}"
+    "{% set messages = messages[1:] %}{% endif %}<|eot|>{% for m in messages %}<|start|>{{ m.role }}<|stop|>\n\n"
+    "{{ m.content }}<|eot|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% set first = '' %}{% if messages[0].role == 'system' %}"
+    "{% set first = messages[0].content ~ '\n\n' %}{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ first if loop.first }}"
+    "{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}"
+)
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}" + LOOP
+TALK = [
+    {"role": "user", "content": "hello there"},
+    {"role": "assistant", "content": "general"},
+    {"role": "user", "content": "well"},
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "system"), [(LOOP, True), (QWEN, True), (LLAMA3, True), (GEMMA, False), (REFUSES, False)]
+)
+def test_a_chat_template_in_pieces_says_the_same(stack, template, system):
+    tokenizer = deepcopy(stack.tokenizer)
+    tokenizer.chat_template = template
+    pieces = pieces_of(tokenizer)
+    assert (pieces.system is not None) is system
+    talks = [TALK[:1], TALK, *([[{"role": "system", "content": "Be brief."}, *TALK]] if system else [])]
+    for talk in talks:
+        told = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        assert pieces.render(talk) == told.removeprefix(tokenizer.bos_token or "")
 
 
 def test_a_chat_template_becomes_ollamas(stack):
-    from copy import deepcopy
-
     tokenizer = deepcopy(stack.tokenizer)
-    tokenizer.chat_template = CHATML
-    text = modelfile(tokenizer, stack)
+    tokenizer.chat_template = QWEN
     assert (
-        'TEMPLATE """{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n'
-        '{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n{{ .Response }}<|im_end|>\n"""' in text
+        'TEMPLATE """{{ if not .System }}<|im_start|>system\nYou are helpful.<|im_end|>\n{{ end }}'
+        '{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n{{ end }}'
+        '{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n{{ end }}'
+        '{{ if eq .Role "assistant" }}<|im_start|>assistant\n{{ .Content }}<|im_end|>\n{{ end }}'
+        '{{ end }}<|im_start|>assistant\n"""' in modelfile(tokenizer, stack)
     )
+    # What drops messages is no sequence of pieces.
+    for template in ("{{ messages | length }}", "{{ messages[-1].content }}"):
+        tokenizer.chat_template = template
+        text = modelfile(tokenizer, stack)
+        assert "TEMPLATE" not in text and "# The chat template cannot be put into Ollama's language" in text
 
 
 def test_nothing_is_overwritten_and_nonsense_is_refused(trained, tmp_path, capsys):
@@ -132,18 +212,6 @@ def test_nothing_is_overwritten_and_nonsense_is_refused(trained, tmp_path, capsy
     assert execute(["export", str(trained), "--role", "value", "-o", str(tmp_path / "n")]) == 2
     assert "has no adapter of value. It has policy, reward-0, reward-1" in capsys.readouterr().err
     assert json.loads((trained / "manifest.json").read_text())["status"] == "done"
-
-
-def test_a_template_that_refuses_a_system_message(stack):
-    from copy import deepcopy
-
-    tokenizer = deepcopy(stack.tokenizer)
-    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
-    tokenizer.chat_template = refuses + CHATML
-    text = modelfile(tokenizer, stack)
-    assert "{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n{{ .Response }}" in text and ".System" not in text
-    tokenizer.chat_template = "{{ messages | length }}"
-    assert "TEMPLATE" not in modelfile(tokenizer, stack)
 
 
 def test_what_is_pushed_is_the_folder(trained, tmp_path, monkeypatch, capsys):

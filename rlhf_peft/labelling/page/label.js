@@ -99,7 +99,7 @@
   });
   const keys = { ArrowLeft: "left", 1: "left", ArrowRight: "right", 2: "right", ArrowUp: "tie", 3: "tie", ArrowDown: "skip", 4: "skip" };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !annotator || event.target.tagName === "INPUT") return;
+    if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || !annotator || event.target.tagName === "INPUT") return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (keys[key]) judge(keys[key]);
     else if (key === "u") undo();
