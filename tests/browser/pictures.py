@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from rlhf_peft.analysis.answers import answers
 from rlhf_peft.analysis.report import report
-from rlhf_peft.labelling.app import make_app
 from rlhf_peft.labelling.store import Pair, Store
 from rlhf_peft.runs import History
 
 from .conftest import ARGUMENTS, CHROMIUM
+from .support import served
 
 FOLDER = Path(__file__).parent / "pictures"
 COLOURS = 64
-
-
-@contextmanager
-def served(store: Store) -> Iterator[str]:
-    """The link of the labelling page, while it is served."""
-    config = uvicorn.Config(make_app(store, "token"), port=0, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/token/?annotator=ann"
-    server.should_exit = True
-    thread.join(10)
 
 
 def pairs_of(run: History) -> list[Pair]:
@@ -78,8 +59,8 @@ def main(run: History) -> None:
         phone.goto(page_file.as_uri())
         phone.evaluate("document.querySelector('#answers').scrollIntoView()")
         keep(phone, "report-phone")
-        with served(store) as link:
-            desk.goto(link)
+        with served(store) as server:
+            desk.goto(f"{server.link}?annotator=ann")
             desk.wait_for_selector("#work:not([hidden])")
             keep(desk, "label", clip={"x": 0, "y": 0, "width": 1280, "height": 340})
         browser.close()

@@ -1,14 +1,11 @@
 """The labelling page in a browser, from the first click to a reward model that was trained on what was said."""
 
 import re
-import threading
-import time
 
 import pytest
-import uvicorn
 
 from rlhf_peft import api
-from rlhf_peft.labelling.app import make_app, swapped
+from rlhf_peft.labelling.app import swapped
 from rlhf_peft.labelling.files import write_rows
 from rlhf_peft.labelling.results import preferences
 from rlhf_peft.labelling.store import Pair, Store
@@ -16,6 +13,7 @@ from rlhf_peft.recipe import load
 from rlhf_peft.registry import Registry
 
 from .conftest import WIDTHS, fits
+from .support import Served, served
 
 
 @pytest.fixture
@@ -36,16 +34,8 @@ def store(tmp_path):
 
 @pytest.fixture
 def link(store):
-    config = uvicorn.Config(make_app(store, "token"), port=0, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/token/"
-    server.should_exit = True
-    thread.join(10)
+    with served(store) as server:
+        yield server.link
 
 
 def judged(page, count):
@@ -122,17 +112,11 @@ def test_from_the_first_click_to_a_reward_model(open_page, link, store, tmp_path
 
 
 def test_a_server_that_is_gone_is_told(chromium, store):
-    config = uvicorn.Config(make_app(store, "token"), port=0, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    server = Served(store)
     page = chromium.new_page()
-    page.goto(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/token/?annotator=ann")
+    page.goto(f"{server.link}?annotator=ann")
     judged(page, 0)
-    server.should_exit = True
-    thread.join(10)
+    server.stop()
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector("#problem:not([hidden])")
     assert page.locator("#problem").inner_text().startswith("Not saved")
