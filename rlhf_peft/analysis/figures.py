@@ -179,13 +179,14 @@ def _label(axes: Any, x: str, y: str, legend: bool) -> None:
 
 def paper(found: Comparison, file: Path) -> None:
     """A comparison as a figure for a paper (PDF, or what the name ends in): means with their intervals."""
-    plain = {**STYLE, "pdf.fonttype": 42, "savefig.facecolor": "white"}
+    plain = {**STYLE, "pdf.fonttype": 42, "savefig.facecolor": "white", "savefig.dpi": 200}
     for key, value in plain.items():
         plain[key] = {INK: "black", LINES: "#cccccc"}.get(value, value) if isinstance(value, str) else value
     with canvas(plain) as (figure, axes):
         for group in found.groups:
             _band(axes, group.label, group.band)
-        _label(axes, AXES[found.axis], found.figure, True)
+        _label(axes, AXES[found.axis], found.figure, False)
+        axes.legend(title=found.by, fontsize=8, title_fontsize=8)
         figure.savefig(
             file, bbox_inches="tight", metadata={"Creator": None} if file.suffix == ".pdf" else None
         )
