@@ -42,7 +42,7 @@ def data(
         split=split,
         name=name,
         columns=mapping,
-        encoder=None if model is None else model_encoder(model),
+        encoder=None if model is None else model_encoder(_location(model)),
     )
     if as_json:
         print(json.dumps(found.plain(), indent=2, ensure_ascii=False))
@@ -50,6 +50,12 @@ def data(
         show(found)
     if found.bad or found.format is None:
         raise typer.Exit(1)
+
+
+def _location(model: str) -> str:
+    from ..engine import Source
+
+    return Source(model).location
 
 
 def _mapping(text: str) -> dict[str, str]:

@@ -5,32 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .columns import suggest
+from .advice import advice, checkable_column, mapping_hint
 from .encode import Encoder
-from .formats import Format, Method, detect, mappable
+from .formats import Format, detect
 from .load import load_rows
 from .rows import BadRow, columns_of, numbered
 from .trl_rows import trl_row
-
-FEW_PAIRS = 1000
-"""Pairs below which a reward model is not worth its while, and preferences go straight into the policy."""
-BIASED = 0.65
-"""Share of pairs with the longer answer chosen from which a reward model will learn length."""
-HELD_OUT = 0.05
-"""Part of the rows that the commands hold out for evaluation."""
-FEW_WORDS = 8
-"""Answers of more words are worked."""
-CHECKABLE = ("answer", "solution", "final_answer", "target", "ground_truth")
-NUMBER = re.compile(r"(?:####\s*)?[-+$]?[\d,]*\.?\d+%?\s*\.?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +143,7 @@ def inspect(
         notes.append(rows.info.description)
     found = Inspection(source, len(rows), columns_of(rows), detect(rows), notes, split=split, name=name)
     if found.format is None:
-        found.advice = _mapping(found, _checkable(rows))
+        found.advice = mapping_hint(found, checkable_column(rows))
         return found
     if encoder is not None:
         found.unit, found.limit = "tokens", encoder.max_length
@@ -187,7 +174,7 @@ def inspect(
             )
     if longer:
         found.longer_chosen = sum(longer) / len(longer)
-    found.advice = advice(found, _checkable(rows), columns)
+    found.advice = advice(found, checkable_column(rows), columns)
     return found
 
 
@@ -212,98 +199,6 @@ def _is_too_long(values: Mapping[str, Any], encoder: Encoder | None) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class Checkable:
-    """A column of answers that a program can check.
-
-    Attributes:
-        column: its name.
-        worked: the answers show their steps, so that there is something to imitate.
-    """
-
-    column: str
-    worked: bool
-
-
-def _checkable(rows: Any) -> Checkable | None:
-    """A column whose values end in a number."""
-    for name in (name for name in CHECKABLE if name in columns_of(rows)):
-        values = [
-            str(value).strip() for value in rows[:200][name] if value is not None and str(value).strip()
-        ]
-        ends = [value.splitlines()[-1].strip() for value in values]
-        if ends and sum(bool(NUMBER.fullmatch(end)) for end in ends) > 0.8 * len(ends):
-            words = sorted(len(value.split()) for value in values)
-            return Checkable(name, words[len(words) // 2] > FEW_WORDS)
-    return None
-
-
-def advice(
-    found: Inspection, checkable: Checkable | None = None, columns: Mapping[str, str] | None = None
-) -> list[str]:
-    """What suits a dataset, with the commands to paste.
-
-    Args:
-        found: what is known of it; it has a format.
-        checkable: a column of answers that a program can check.
-        columns: as the dataset's are renamed.
-    """
-    assert found.format is not None
-    kind = found.format.kind
-    said = []
-
-    def rows(stage: str, mapping: Mapping[str, str]) -> list[str]:
-        dataset: dict[str, Any] = {**found.place, "eval_fraction": HELD_OUT}
-        dataset |= {"columns": dict(mapping)} if mapping else {}
-        dataset |= {"on_bad_row": "skip"} if found.bad else {}
-        # The recipe's own split and held-out rows are another dataset's.
-        return [f"stages.{stage}.dataset={json.dumps(dataset)}", f"stages.{stage}.eval={{every: 50}}"]
-
-    def suits(words: str, recipe: str, overrides: Sequence[str]) -> None:
-        said.append(words)
-        said.append(f"  rlhf-peft recipes copy {recipe} my.yaml {' '.join(map(shlex.quote, overrides))}")
-
-    if found.longer_chosen is not None and found.longer_chosen >= BIASED:
-        said.append(
-            f"chosen is longer in {found.longer_chosen:.0%} of pairs: a reward model will learn length. Balance the "
-            "pairs, or add the reward `length` with a target and watch completions/mean_length."
-        )
-    given = columns or {}
-    if checkable is not None:
-        overrides = [*rows("rl", given), f"stages.rl.rewards.numeric_answer.column={checkable.column}"]
-        if checkable.worked:
-            overrides += rows("sft", {**given, "completion": checkable.column})
-        suits(f"column {checkable.column} holds numbers that can be checked: GRPO.", "grpo-gsm8k", overrides)
-    if kind == "preference" and found.usable < FEW_PAIRS:
-        few = f"{found.usable:,} pairs are few for a reward model: DPO, straight into the policy."
-        suits(few, "dpo", rows("preference", given))
-    elif kind == "preference":
-        enough = f"{found.usable:,} pairs are enough for a reward model, and PPO on it."
-        suits(enough, "reward-model", rows("reward_model", given))
-    elif kind == "unpaired_preference":
-        suits("answers with a label each: KTO.", "kto", rows("preference", given))
-    elif checkable is None and kind == "prompt_only":
-        alone = "prompts alone: RL, with a reward model or a reward of yours (--reward F.py:FUNCTION)."
-        suits(alone, "ppo", rows("rl", given))
-    elif checkable is None:
-        suits("demonstrations: supervised fine-tuning.", "sft", rows("sft", given))
-    return said
-
-
-def _mapping(found: Inspection, checkable: Checkable | None) -> list[str]:
-    """How to map columns that are none of ours, and look again; answers that can be checked stay what they are."""
-    methods: tuple[Method, ...] = ("reward_model", "sft", "rl") if checkable is None else ("rl",)
-    mapping, exact = suggest(found.columns, [columns for method in methods for columns in mappable(method)])
-    pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
-    again = [found.source, *(["--name", found.name] if found.name else [])]
-    again += ["--split", found.split] if found.split != "train" else []
-    lead = "Map the columns" if exact else "Map the columns, with your own names"
-    return [
-        f"these columns are none of TRL's formats. {lead}, here and as dataset.columns in a recipe:",
-        f"  {shlex.join(['rlhf-peft', 'data', *again, '--columns', f'{{{pairs}}}'])}",
-    ]
-
-
 @contextmanager
 def _heard() -> Iterator[list[str]]:
     """What our log says inside, instead of on the screen."""
@@ -322,23 +217,22 @@ def _heard() -> Iterator[list[str]]:
         log.handlers[:], log.propagate = before, propagate
 
 
-def model_encoder(path: str, max_length: int | None = None) -> Encoder:
+def model_encoder(location: str, max_length: int | None = None) -> Encoder:
     """The encoder of a model's tokenizer, without its weights.
+
+    Args:
+        location: hub id or folder.
+        max_length: longest row; None: what the model allows.
 
     Raises:
         DataError: it has no tokenizer that can be read.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    place = (
-        str(Path(__file__).parent.parent / "assets" / path.removeprefix("builtin:"))
-        if path.startswith("builtin:")
-        else path
-    )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        config = AutoConfig.from_pretrained(place).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        config = AutoConfig.from_pretrained(location).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
-        raise DataError(f"--model {path}: its tokenizer cannot be read ({first}).") from error
+        raise DataError(f"--model {location}: its tokenizer cannot be read ({first}).") from error
     return Encoder(tokenizer, max_length=max_length or getattr(config, "max_position_embeddings", None))
