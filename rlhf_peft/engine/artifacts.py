@@ -85,6 +85,10 @@ def hold(
         config = copy.deepcopy(model.peft_config[adapter])
         config.inference_mode = True
         config.base_model_name_or_path = path
+        for name in ("target_modules", "exclude_modules"):
+            # PEFT holds sets, whose order is another in each process.
+            if isinstance(found := getattr(config, name), set):
+                setattr(config, name, sorted(found))
         weights = _copies(adapters.state(model, adapter))
     return Held(config, weights, None if head is None else _copies(head.state_dict()), base)
 

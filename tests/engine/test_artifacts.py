@@ -59,6 +59,20 @@ def test_a_saved_role_loads_in_plain_peft(folder_of, tmp_path, name, quantizatio
     ]
 
 
+def test_what_is_written_does_not_depend_on_the_order_of_a_set(llama, tmp_path):
+    config = llama.model.peft_config[POLICY]
+    before, config.target_modules = (
+        config.target_modules,
+        {"v_proj", "q_proj", "up_proj", "k_proj", "down_proj", "o_proj"},
+    )
+    try:
+        llama.save_role(POLICY, tmp_path)
+    finally:
+        config.target_modules = before
+    told = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert told == sorted(told) and len(told) == 6 and isinstance(before, set)
+
+
 def test_a_saved_role_finds_its_base(dense, tmp_path):
     stir(dense, POLICY)
     dense.save_role(POLICY, tmp_path)
