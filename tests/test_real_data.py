@@ -239,6 +239,7 @@ def test_ultrafeedback_into_reward_model_and_dpo(model: Path, tmp_path: Path) ->
     assert result.stages["preference"]["loss_first"] == pytest.approx(math.log(2), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_hh_into_reward_model_and_dpo(model: Path, tmp_path: Path) -> None:
     path = recipe(
         tmp_path,
@@ -277,6 +278,7 @@ def test_gsm8k_into_sft_and_rl(model: Path, tmp_path: Path, registry: Registry) 
 # --- as conversations, through the chat template ---
 
 
+@pytest.mark.slow
 def test_conversations_of_ultrafeedback_and_hh(model: Path, tmp_path: Path) -> None:
     spoken = [
         {

@@ -78,7 +78,9 @@ def test_what_cannot_be_labelled_is_said(pairs, capsys):
     assert "no pair has been judged yet" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 0), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_the_server_lets_go_at_once_and_judgements_stay(pairs, number, code):
     command = [sys.executable, "-m", "rlhf_peft", "label", str(pairs), "--no-open", "--db", "x.db"]
     with subprocess.Popen(

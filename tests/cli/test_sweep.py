@@ -288,7 +288,7 @@ def test_a_folder_in_the_way_is_told_before_anything_runs(fake, here, capsys):
     ("axis", "overrides", "shared"),
     [
         ("stages.rl.learning_rate=1e-3,5e-3", [], 2),
-        ("stages.reward_model.learning_rate=1e-3,5e-3", [], 1),
+        pytest.param("stages.reward_model.learning_rate=1e-3,5e-3", [], 1, marks=pytest.mark.slow),
         pytest.param(
             "stages.rl.algorithm=[{name: grpo, num_generations: 2}, {name: rloo}]",
             [],

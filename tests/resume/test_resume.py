@@ -41,7 +41,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, whole, after):
         assert ours == theirs, name
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("method", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
 def test_preferences_go_on_where_they_were(tmp_path, method):
     run(preferences(tmp_path / "whole", method))
     recipe = preferences(tmp_path / "parts", method)
@@ -51,6 +51,7 @@ def test_preferences_go_on_where_they_were(tmp_path, method):
     same(ended(tmp_path / "parts" / "run"), ended(tmp_path / "whole" / "run"))
 
 
+@pytest.mark.slow
 def test_interrupted_again_and_again(tmp_path, whole):
     recipe = pipeline(tmp_path)
     pieces = 0
