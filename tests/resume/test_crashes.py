@@ -114,9 +114,8 @@ def test_killed_three_hundred_times(tmp_path, whole, seed):
     assert kill(tmp_path, whole[0], 30, seed=100 + seed) == 30
 
 
-@pytest.mark.parametrize(
-    "touch", [62, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, *range(1, 140, 3)))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("touch", [60, 62, *range(1, 140, 3)])
 def test_killed_inside_a_save(tmp_path, whole, touch):
     """One touch of a file after the other, in the middle of the run."""
     recipe = pipeline(tmp_path)

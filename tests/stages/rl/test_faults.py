@@ -70,7 +70,7 @@ def test_too_many_updates_in_a_row_that_are_not_finite_stop_the_run(make_context
         run(ctx)
 
 
-@pytest.mark.parametrize("where", ["update", "scoring"])
+@pytest.mark.parametrize("where", ["update", pytest.param("scoring", marks=pytest.mark.slow)])
 def test_out_of_memory_the_step_is_taken_again_in_smaller_parts(make_context, monkeypatch, caplog, where):
     algorithm = {"name": "ppo", "num_generations": 4, "num_minibatches": 2, "value": "own"}
     plain = outcome_of(with_coarse(make_context, algorithm=algorithm))
