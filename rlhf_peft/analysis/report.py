@@ -67,7 +67,6 @@ def report(runs: Sequence[History]) -> str:
         time=_time(runs),
         stages=[stage for stage in shown if stage[2]],
         answers=[answer.plain() for answer in listed],
-        rewards=list(dict.fromkeys(name for answer in listed for name in answer.rewards)),
     )
     return page
 

@@ -43,12 +43,17 @@ def card(
         "pipeline_tag": "text-generation" if policy else "text-classification",
         "tags": ["rlhf", "lora", "rlhf-peft", *([] if policy else ["reward-model"])],
     }
-    kinds = ", ".join(f"{name} ({kind})" if name != kind else kind for name, kind in history.kinds.items())
+    finished = set(history.manifest.get("stages_done", []))
+    kinds = {name: kind for name, kind in history.kinds.items() if name in finished}
+    names = ", ".join(f"{name} ({kind})" if name != kind else kind for name, kind in kinds.items())
+    left = " and ".join(name for name in history.kinds if name not in finished)
     what = "A policy" if policy else "A reward model"
-    data = dict.fromkeys(str(stage.dataset.path or stage.dataset.name) for stage in recipe.stages)
+    data = dict.fromkeys(
+        str(stage.dataset.path or stage.dataset.name) for stage in recipe.stages if stage.name in finished
+    )
     figures = [
         f"| {stage} | {key} | {value:.4g} |"
-        for stage in history.kinds
+        for stage in kinds
         for key, value in sorted(history.last(stage).items())
         if SHOWN.fullmatch(key)
     ]
@@ -59,8 +64,9 @@ def card(
         "",
         f"# {history.name}: {role}",
         "",
-        f"{what} aligned with human feedback on {recipe.model.path} by rlhf-peft, in the stages {kinds}.",
+        f"{what} aligned with human feedback on {recipe.model.path} by rlhf-peft, in the stages {names}.",
         "",
+        *([f"**{left} is not finished**; this is what the stages before have trained.", ""] if left else []),
         "## Use",
         "",
         "```python",

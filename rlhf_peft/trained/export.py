@@ -198,7 +198,7 @@ def _literal(value: Any) -> str:
         return "{" + ", ".join(f"{_literal(key)}: {_literal(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]"
-    return {None: "none", True: "true", False: "false"}.get(value, "") or json.dumps(value)
+    return "none" if value is None else json.dumps(value)
 
 
 def _pad(tokenizer: Any) -> str:

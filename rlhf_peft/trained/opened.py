@@ -58,18 +58,14 @@ def open_run(
     path: Path,
     *,
     device: str | None = None,
-    quantization: str | None = None,
     trust_remote_code: bool = False,
-    allow_changed: Collection[str] = (),
 ) -> Opened:
     """Load what a run has trained, as far as its finished stages go.
 
     Args:
         path: the run's folder.
         device: instead of the recipe's.
-        quantization: instead of the recipe's; name it in `allow_changed` too.
         trust_remote_code: run code from the model's repository.
-        allow_changed: in what the base may differ from the one that was trained on.
 
     Raises:
         RunFolderError: it is no run, or has trained nothing yet.
@@ -79,13 +75,10 @@ def open_run(
     recipe = load(path / "recipe.yaml", (), plugins=None)
     if device is not None:
         recipe = recipe.model_copy(update={"device": device})
-    if quantization is not None:
-        model = recipe.model.model_copy(update={"quantization": quantization})
-        recipe = recipe.model_copy(update={"model": model})
     folders = {folder.name: folder for folder in sorted((path / ADAPTERS).glob("*")) if folder.is_dir()}
     if not folders:
         raise RunFolderError(f"{path}: has no adapter yet. Let it train first: rlhf-peft run RECIPE --resume")
-    base = load_base(recipe, trust_remote_code=trust_remote_code, allow_changed=allow_changed)
+    base = load_base(recipe, trust_remote_code=trust_remote_code)
     problem: str | None = f"{path}: has trained no policy, so there is no reference."
     if POLICY in folders:
         problem = _load_reference(base, recipe, path, done)

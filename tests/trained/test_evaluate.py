@@ -41,7 +41,7 @@ class Shorter:
     async def score(self, batch):
         groups = batch.rollout.group.tolist()
         assert groups == [i for i in range(len(groups) // 2) for _ in range(2)]
-        lengths = [len(ids) for ids in batch.completion_ids]
+        lengths = [len(text) for text in batch.texts]
         return Scores(
             row=torch.tensor([float(n == min(lengths[i // 2 * 2 :][:2])) for i, n in enumerate(lengths)])
         )
@@ -58,10 +58,9 @@ def test_a_reward_that_compares_sees_both_answers(trained):
     registry.add(Plugin(), "shorter")
     found = evaluate(open_run(trained), registry, rewards=[RewardEntry(name="shorter")], size=6)
     lengths = [(len(row["policy"]), len(row["reference"])) for row in found.samples]
-    assert (
-        len(lengths) == 6 and 0.0 < found.figures["reward"].policy + found.figures["reward"].reference <= 2.0
-    )
-    assert found.figures["reward"].policy >= 1.0 - found.figures["reward"].reference
+    assert found.figures["reward"].policy == pytest.approx(sum(p <= r for p, r in lengths) / 6)
+    assert found.figures["reward"].reference == pytest.approx(sum(r <= p for p, r in lengths) / 6)
+    assert len(lengths) == 6 and any(p != r for p, r in lengths)
 
 
 def test_the_reference_against_itself_is_a_tie(trained):

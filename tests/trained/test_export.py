@@ -1,6 +1,7 @@
 """What is handed over loads in plain transformers and PEFT, and says the same."""
 
 import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def test_a_pad_token_is_chosen_that_ends_nothing():
 
 
 def test_arguments_of_the_template_are_its_defaults(trained, tmp_path):
-    change = "model.chat_template_kwargs={enable_thinking: false, tools_here: [a, null]}"
+    change = "model.chat_template_kwargs={enable_thinking: false, tools_here: [a, null, 1, 0]}"
     (tmp_path / "t").mkdir()
     plain = _tokenizer(load(trained / "recipe.yaml", ()), tmp_path / "t", False).chat_template
     tokenizer = _tokenizer(load(trained / "recipe.yaml", [change]), tmp_path / "t", False)
@@ -130,8 +131,22 @@ def test_arguments_of_the_template_are_its_defaults(trained, tmp_path):
     assert head != tokenizer.chat_template
     tokenizer.chat_template = head + "{{ enable_thinking }} {{ tools_here }} {{ messages[0].content }}"
     talk = [{"role": "user", "content": "hi"}]
-    assert tokenizer.apply_chat_template(talk, tokenize=False) == "False ['a', None] hi"
-    assert tokenizer.apply_chat_template(talk, tokenize=False, enable_thinking=True) == "True ['a', None] hi"
+    assert tokenizer.apply_chat_template(talk, tokenize=False) == "False ['a', None, 1, 0] hi"
+    assert (
+        tokenizer.apply_chat_template(talk, tokenize=False, enable_thinking=True)
+        == "True ['a', None, 1, 0] hi"
+    )
+
+
+def test_a_card_tells_of_finished_stages_only(trained, tmp_path):
+    folder = tmp_path / "stopped"
+    shutil.copytree(trained, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"status": "stopped", "stages_done": ["sft", "reward_model"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    text = (export(folder, "peft", tmp_path / "out").folder / "README.md").read_text()
+    assert "in the stages sft, reward_model." in text and "| rl |" not in text
+    assert "rl is not finished" in text
 
 
 def test_the_lines_that_serve_it(trained, tmp_path, capsys):
