@@ -26,6 +26,7 @@ from rlhf_peft.plugin import (
     SampleContext,
     SamplerError,
     SamplingParams,
+    cache_keyword,
     hookimpl,
 )
 
@@ -137,6 +138,8 @@ def _start(request: Request, seed: int, max_length: int) -> _Row:
 
 def _decode(model: Any, policy: PolicyView, rows: list[_Row]) -> None:
     """Write all rows to their end, in one batch padded on the left."""
+    from transformers import DynamicCache  # slow to import, and plugins are imported at every start
+
     width = max(len(row.request.prompt_ids) for row in rows)
     ids = torch.full((len(rows), width), policy.pad_id)
     mask = torch.zeros((len(rows), width), dtype=torch.int64)
@@ -144,9 +147,9 @@ def _decode(model: Any, policy: PolicyView, rows: list[_Row]) -> None:
         ids[i, width - len(row.request.prompt_ids) :] = row.request.prompt_ids
         mask[i, width - len(row.request.prompt_ids) :] = 1
     generators = [torch.Generator().manual_seed(row.seed) for row in rows]
-    positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), None
+    positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache(config=model.config)
     while any(row.finish is None for row in rows):
-        logits, cache = _forward(model, policy, ids, mask, positions, cache)
+        logits = _forward(model, policy, ids, mask, positions, cache)
         tokens = [_take(row, logits[i], generators[i], policy) for i, row in enumerate(rows)]
         ids = torch.tensor(tokens).unsqueeze(-1)
         mask = torch.cat([mask, torch.ones((len(rows), 1), dtype=torch.int64)], -1)
@@ -155,17 +158,18 @@ def _decode(model: Any, policy: PolicyView, rows: list[_Row]) -> None:
 
 def _forward(
     model: Any, policy: PolicyView, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
-) -> tuple[Tensor, Any]:
-    """Logits [B, V] after the last token, and the cache."""
+) -> Tensor:
+    """Logits [B, V] after the last token; the tokens' keys and values are added to the cache."""
     there = [t.to(policy.device) for t in (ids, mask, positions)]
     out = model(
         input_ids=there[0],
         attention_mask=there[1],
         position_ids=there[2],
-        past_key_values=cache,
         use_cache=True,
+        **{cache_keyword(model): cache},
     )
-    return out.logits[:, -1].float().cpu(), out.past_key_values
+    logits: Tensor = out.logits[:, -1].float().cpu()
+    return logits
 
 
 def _take(row: _Row, logits: Tensor, generator: torch.Generator, policy: PolicyView) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from .compat import cache_keyword
 from .head import LmHead
 from .prefix import PrefixCache, Shared, share
 from .roles import Switch, mode
@@ -82,13 +83,13 @@ class Forwards(ABC):
     def _hidden_shared(self, shared: Shared) -> Tensor:
         """[B, T, H]: the prompts' states, then the completions', each row's put together."""
         cache = PrefixCache(self.lm.config.get_text_config().num_hidden_layers)
+        given: dict[str, Any] = {cache_keyword(self.trunk): cache, "use_cache": True}
         lengths = shared.prompt_mask.sum(-1)
         last = self.trunk(
             input_ids=shared.prompts,
             attention_mask=shared.prompt_mask,
             position_ids=(shared.prompt_mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
+            **given,
         ).last_hidden_state[:, -1]
         cache.hand_out(shared.which)
         columns = torch.arange(shared.completions.shape[1], device=last.device)
@@ -97,8 +98,7 @@ class Forwards(ABC):
             input_ids=shared.completions,
             attention_mask=torch.cat([shared.prompt_mask[shared.which], ones], dim=1),
             position_ids=lengths[shared.which].unsqueeze(-1) + columns,
-            past_key_values=cache,
-            use_cache=True,
+            **given,
         ).last_hidden_state
         states = torch.cat([last[shared.which].unsqueeze(1), rest], dim=1)
         whole = states.new_zeros(len(states), shared.width + 1, states.shape[-1])

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyView, SamplerError, quick_size
+from rlhf_peft.plugin import PolicyView, SamplerError, cache_keyword, quick_size
 
 from .draw import Knobs, draw
 from .local import LocalSampler
@@ -124,8 +124,8 @@ def _forward(model: Any, ids: Tensor, mask: Tensor | None, positions: Tensor, ca
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
+        **{cache_keyword(model): cache},
         **last_only,
     )
     logits: Tensor = out.logits[:, -1]

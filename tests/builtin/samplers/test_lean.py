@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler, _Usual
 from rlhf_peft.builtin.samplers.kv_cache import GrowingCache
 from rlhf_peft.builtin.samplers.lean import LeanDecoder, Rows
+from rlhf_peft.plugin import cache_keyword
 from tests.engine.support import config
 
 from .support import ModelView, completions
@@ -34,9 +35,8 @@ def read(model, prompts):
     cache = GrowingCache(model.config.num_hidden_layers, width)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        known = {cache_keyword(model): cache, "use_cache": True}
+        model(input_ids=ids, attention_mask=mask, position_ids=positions, **known)
     return cache, mask
 
 
