@@ -118,6 +118,10 @@ def draw(logits: Tensor, uniforms: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor
     tokens = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).squeeze(-1)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     likeliest = logits.argmax(-1) if knobs.greedy or knobs.which is not None else tokens
+    if knobs.which is not None:
+        # Logits that differ by a rounding may be equally likely, and another one of them the one that was kept.
+        kept = logps.gather(-1, likeliest.unsqueeze(-1)).squeeze(-1) > -torch.inf
+        likeliest = torch.where(kept, likeliest, logps.argmax(-1))
     tokens = torch.where(knobs.temperature == 0, likeliest, tokens)
     chosen = logps.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     if knobs.which is None:

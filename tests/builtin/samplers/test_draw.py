@@ -61,13 +61,22 @@ def test_truncation_is_what_its_words_say(values, temperature, top_p, top_k, min
     one = knobs(1, temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     probs = distribution(logits.unsqueeze(0), one)[0].exp()
     assert probs.sum().item() == pytest.approx(1, abs=1e-5)
-    assert probs[logits.argmax()] > 0
+    likelihoods = torch.softmax(logits / temperature, -1)
+    assert probs[likelihoods == likelihoods.max()].any()
     expected = reference(logits, temperature, top_p, top_k, min_p)
     shares = torch.softmax(logits / temperature, -1).sort(descending=True).values
     left = shares[: top_k or None]
     edges = [*(left.cumsum(0) / left.sum() - top_p), *(shares / shares[0] - min_p)]
     if min(abs(float(edge)) for edge in edges) > 1e-6:  # else rounding decides
         assert torch.allclose(probs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("truncation", [{"top_k": 1}, {"top_p": 0.5}])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_equally_likely_after_rounding(temperature, truncation):
+    some = knobs(1, temperature, **truncation)
+    tokens, logps = draw(torch.tensor([[0.0, 1.1754943508222875e-38]]), torch.tensor([0.9]), some)
+    assert tokens.tolist() == [0] and logps.tolist() == [0.0]
 
 
 @given(st.integers(0, 2**32), st.integers(2, 40))
