@@ -70,10 +70,11 @@ def disabled_names() -> frozenset[str]:
 
 def _owner(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
     """Distribution and version; metadata may be damaged."""
-    if point.dist is None:
-        return "unknown", ""
     try:
-        metadata: Any = point.dist.metadata
-    except FileNotFoundError:  # importlib_metadata, where a program has put it in the place of Python's own
+        # importlib_metadata, where a program has put it in the place of Python's own, raises or, before 9, gives None.
+        metadata: Any = point.dist.metadata if point.dist is not None else None
+    except FileNotFoundError:
+        metadata = None
+    if metadata is None:
         return "unknown", ""
     return canonicalize_name(metadata.get("Name") or "unknown"), metadata.get("Version") or ""
