@@ -51,6 +51,12 @@ class Ranks:
         found: list[Any] = gather_object([value])
         return found
 
+    def same(self, parameters: Iterable[Tensor]) -> None:
+        """Give every process the main process's values of these, in place."""
+        if self.world > 1:
+            for parameter in parameters:
+                torch.distributed.broadcast(parameter.detach(), src=0)
+
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the gradients of all processes; one that has none counts as zero."""
         for parameter in parameters:

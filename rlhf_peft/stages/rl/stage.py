@@ -6,7 +6,6 @@ algorithm sees tensors only.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -192,18 +191,14 @@ class Loop:
         return stream, evaluator
 
     def prepare(self, parameters: list[nn.Parameter]) -> None:
-        """Optimizer, schedule and the wrapped module."""
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        """Optimizer, schedule and the module that computes the loss's parts."""
+        from accelerate import Accelerator
 
         stage, base = self.stage, self.base
         # The trunk computes in the base's dtype already; adapters and heads stay float32.
-        # Gradients are summed at the end of a minibatch, whatever each process has computed till then.
-        apart = DistributedDataParallelKwargs(broadcast_buffers=False)
-        accelerator = Accelerator(
-            cpu=base.device.type == "cpu", mixed_precision="no", kwargs_handlers=[apart]
-        )
+        accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision="no")
         entropy = "entropy" in self.algorithm.needs or not ahead(self.algorithm)
-        module = UpdateModule(base, self.algorithm.value, self.scorer.temperature, entropy)
+        self.module = UpdateModule(base, self.algorithm.value, self.scorer.temperature, entropy)
         value = [p for role in self.value_roles for p in base.parameters(role)]
         rate = stage.value_learning_rate or stage.learning_rate
         groups = [
@@ -213,12 +208,10 @@ class Loop:
         optimizer = make_optimizer(
             stage.optimizer, [g for g in groups if g["params"]], stage.weight_decay, eps=1e-5
         )
-        with warnings.catch_warnings():
-            # torch renames it, and its new name does another thing at the start.
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self.module, self.optimizer = accelerator.prepare(
-                module, optimizer, device_placement=[False, False]
-            )
+        # No DistributedDataParallel: `Updater` sums gradients at the end of a minibatch, whatever each process has
+        # computed till then.
+        self.optimizer = accelerator.prepare(optimizer, device_placement=[False])
+        self.ctx.ranks.same(parameters)
         self.scheduler = get_scheduler(
             stage.lr_scheduler if stage.lr_scheduler != "constant" else "constant_with_warmup",
             optimizer,

@@ -127,9 +127,8 @@ class Updater:
             self._bad = []
             self.optimizer.zero_grad(set_to_none=True)
             loss, figures, ratios = 0.0, Averages(), [math.inf, -math.inf]
-            with self.accelerator.no_sync(self.module):
-                for micro in length_batches(lengths, max_tokens=tokens, unit=units, group=groups):
-                    loss += self.micro_step(batch, [mine[i] for i in micro], totals, figures, ratios)
+            for micro in length_batches(lengths, max_tokens=tokens, unit=units, group=groups):
+                loss += self.micro_step(batch, [mine[i] for i in micro], totals, figures, ratios)
             return loss, figures, ratios
 
         longest = max(lengths, default=1)
