@@ -36,11 +36,9 @@ ULTRAFEEDBACK = DATA / "preferences" / "ultrafeedback.jsonl"
 HH = DATA / "preferences" / "hh_harmless.jsonl"
 GSM8K = DATA / "maths" / "gsm8k.jsonl"
 
-pytestmark = [
-    pytest.mark.skipif(not (DATA / "README.md").is_file(), reason=f"the published data is not at {DATA}"),
-    # PEFT reads a property that transformers renames.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
+pytestmark = pytest.mark.skipif(
+    not (DATA / "README.md").is_file(), reason=f"the published data is not at {DATA}"
+)
 
 ROWS = 24
 SIZES = {"minimind": (320, 4), "qwen2": (128, 2)}

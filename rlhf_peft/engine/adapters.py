@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +23,6 @@ from ..errors import ModelError
 ALL_LINEAR = "all-linear"
 PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 """Initialisations that leave the base's weights alone; others (pissa, olora, ...) subtract from them."""
-
-
-@contextmanager
-def renamed() -> Iterator[None]:
-    """PEFT reads a property that transformers renames; of that nobody need be warned inside."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +159,10 @@ def remove(model: Any, name: str) -> None:
 
 
 def check_targets(model: nn.Module, config: LoraConfig, where: str = "") -> None:
-    """Raise ModelError if a listed target is no module of the model; PEFT minds only if all are not."""
+    """Raise ModelError if a listed target is no module of the model, or a pattern meets none.
+
+    PEFT minds only if all of a list are not, and before 0.21 not always if a pattern meets none.
+    """
     patterns = [config.target_modules, config.exclude_modules, *(config.rank_pattern or ())]
     for pattern in [*patterns, *(config.alpha_pattern or ()), config.layers_pattern]:
         if isinstance(pattern, str):
@@ -178,9 +172,16 @@ def check_targets(model: nn.Module, config: LoraConfig, where: str = "") -> None
                 raise ModelError(
                     f"{where}lora.target_modules: the pattern {pattern!r} is no regular expression ({error})."
                 ) from error
+    names = [name for name, _ in model.named_modules()]
     if isinstance(config.target_modules, str):
+        pattern = config.target_modules
+        if pattern != ALL_LINEAR and not any(re.fullmatch(pattern, name) for name in names):
+            raise ModelError(
+                f"{where}lora.target_modules: {pattern!r} is not found in this base: the full name of no layer matches "
+                f"it. {ALL_LINEAR} means all of its linear layers."
+            )
         return
-    paths = [name.split(".") for name, _ in model.named_modules()]
+    paths = [name.split(".") for name in names]
     known = {".".join(path[start:]) for path in paths for start in range(len(path))}
     unknown = sorted(set(config.target_modules or ()) - known)
     if unknown:

@@ -89,7 +89,7 @@ class SharedBase(Roster):
     def _first_adapter(self) -> Any:
         adapters.check_targets(self.lm, self._fitted(self.lora))
         try:
-            with self._seeded(POLICY), adapters.renamed():
+            with self._seeded(POLICY):
                 config = self._fitted(self.lora)
                 config.base_model_name_or_path = None  # PEFT puts the folder here, with a warning
                 model = get_peft_model(self.lm, config, adapter_name=POLICY)

@@ -28,7 +28,6 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 128,
     "eos_token_id": 2,
 }
-DEPRECATED = "ignore:`(is_)?gradient_checkpointing(_enable|_disable)?` is deprecated:FutureWarning"
 
 
 def tiny(folder: Path, config: Any) -> str:
@@ -132,7 +131,6 @@ def train(base: SharedBase, kind: str, folder: Path, **changes: Any) -> Any:
     return made
 
 
-@pytest.mark.filterwarnings(DEPRECATED)
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_everything_is_restored_after_training(
     base: SharedBase, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,7 +149,6 @@ def test_everything_is_restored_after_training(
         assert torch.equal(base.lm(input_ids=ids).logits, reference)
 
 
-@pytest.mark.filterwarnings(DEPRECATED)
 @pytest.mark.parametrize("config", [Qwen2Config(**SIZES)], ids=["qwen2"])
 def test_other_models_and_no_quantization(
     tmp_path: Path, config: Any, monkeypatch: pytest.MonkeyPatch

@@ -99,7 +99,6 @@ def test_prints_sends_and_writes_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demonstrations.jsonl", "runs"]
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
 def test_saved_adapter_loads_in_plain_peft(make_context: MakeContext, demonstrations: str) -> None:
     ctx = make_context(stage(demonstrations, max_steps=2), model={"quantization": "none"})
     run(ctx)
@@ -270,7 +269,9 @@ def test_checkpointing_gives_the_same_updates(make_context: MakeContext, demonst
     for on in (False, True):
         ctx = make_context(stage(demonstrations, max_steps=2), model={"gradient_checkpointing": on})
         run(ctx)
-        assert ctx.base.lm.is_activation_checkpointing is on
+        flag = "is_activation_checkpointing"  # its name since transformers 5.23
+        flag = flag if hasattr(type(ctx.base.lm), flag) else "is_gradient_checkpointing"
+        assert getattr(ctx.base.lm, flag) is on
         states.append(policy_of(ctx.base))
     assert all(torch.allclose(states[0][key], states[1][key], atol=1e-5) for key in states[0])
 
