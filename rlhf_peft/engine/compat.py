@@ -1,6 +1,7 @@
 """What other libraries name differently from one release to the next, asked of them instead of assumed.
 
-Whoever calls a language model with a cache takes the cache's keyword from here.
+Each function says what it asks, and since which release there is something to ask. Whoever calls a language model with
+a cache takes the cache's keyword from here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,23 @@ CACHE_KEYWORDS = ("cache", "past_key_values")
 transformers 5.24 renamed `past_key_values` to `cache`; the old name goes in 5.40. Models whose code comes from a hub
 repository may keep the old name for longer.
 """
+
+
+def argument_name(function: Callable[..., Any], *names: str) -> str:
+    """The first of these names that a function, or a class that is called, has an argument of.
+
+    Args:
+        function: of another library.
+        names: of one argument, the newest first.
+
+    Raises:
+        TypeError: it has none of them.
+    """
+    parameters = inspect.signature(function).parameters
+    for name in names:
+        if name in parameters:
+            return name
+    raise TypeError(f"{getattr(function, '__qualname__', function)} takes none of {', '.join(names)}")
 
 
 def cache_keyword(model: Any) -> str:
@@ -34,10 +52,40 @@ def cache_keyword(model: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _cache_keyword(forward: Callable[..., Any]) -> str:
-    parameters = inspect.signature(forward).parameters
-    for name in CACHE_KEYWORDS:
-        if name in parameters:
-            return name
-    from transformers import LlamaForCausalLM
+    try:
+        return argument_name(forward, *CACHE_KEYWORDS)
+    except TypeError:
+        from transformers import LlamaForCausalLM
 
-    return cache_keyword(LlamaForCausalLM)
+        return argument_name(LlamaForCausalLM.forward, *CACHE_KEYWORDS)
+
+
+def enable_checkpointing(model: Any) -> Callable[[dict[str, Any]], None]:
+    """The method of a transformers model that turns activation checkpointing on.
+
+    transformers 5.23 calls it `activation_checkpointing_enable`; `gradient_checkpointing_enable` goes in 6.
+    """
+    new = getattr(model, "activation_checkpointing_enable", None)
+    enable: Callable[[dict[str, Any]], None] = new or model.gradient_checkpointing_enable
+    return enable
+
+
+def keeps_state(model: Any) -> bool:
+    """Whether a model keeps a state between tokens (Mamba's kind) and not only keys and values of attention.
+
+    transformers has no public name for it: `_is_stateful`, which its own `generate` reads, stands on the classes of
+    such models. Where it is gone, samplers that need keys and values would fail at their first step.
+    """
+    return bool(getattr(model, "_is_stateful", False))
+
+
+def compute_alike_on_every_cpu(model: Any) -> None:
+    """Keep bitsandbytes' 4-bit layers off its bfloat16 kernel for CPUs with AVX512-BF16, as on every other CPU.
+
+    With `support_avx512bf16_for_cpu`, which `Linear4bit` sets where the processor can, a forward in eval mode repacks
+    the weights in place: gradients are wrong from then on, logits differ by some 0.05, and a layer whose outputs are
+    not whole blocks of the kernel stops with "N must be divisible by block_n". Since bitsandbytes 0.49.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

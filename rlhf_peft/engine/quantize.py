@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedCon
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
-from .source import Source, load_config, not_loaded, quiet, resolve_device, resolve_dtype
+from .compat import compute_alike_on_every_cpu
+from .source import OTHER_SHAPES, Source, load_config, not_loaded, quiet, resolve_device, resolve_dtype
 
 log = logging.getLogger("rlhf_peft")
 
@@ -125,10 +126,7 @@ def load_model(source: Source) -> tuple[PreTrainedModel, torch.device, torch.dty
     model = _from_pretrained(source, config, device, dtype, quantization)
     model.requires_grad_(False)
     model.eval()
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # Else an eval-mode forward repacks the weights in place for a kernel without autograd.
-            module.support_avx512bf16_for_cpu = False
+    compute_alike_on_every_cpu(model)
     if quantization is not None:
         _check_quantized(model, source)
         if device.type == "cpu":
@@ -179,7 +177,14 @@ def _from_pretrained(
 
 
 def _check_quantized(model: PreTrainedModel, source: Source) -> None:
-    """Raise ModelError if nothing was quantized; tell of stacked experts, which bitsandbytes leaves alone."""
+    """Raise ModelError if nothing was quantized, or weights of other shapes were; tell of stacked experts, which stay.
+
+    transformers before 5.23 takes any shape for a layer that it quantizes.
+    """
+    for name, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and tuple(state.shape) != (module.out_features, module.in_features):
+            raise ModelError(not_loaded(source, ValueError(f"{OTHER_SHAPES} for {name}")))
     if not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
         raise ModelError(
             f"model.quantization: no layer of {source.path} ({type(model).__name__}) can be held as "

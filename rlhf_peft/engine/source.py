@@ -19,6 +19,8 @@ from ..errors import ModelError
 NOISE = ("dropout", "_pdrop", "dropout_prob", "_drop", "layerdrop", "jitter_noise")
 """Endings of the configuration keys that make a forward in train mode random."""
 
+OTHER_SHAPES = "its weights have other shapes than its config.json gives"
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -133,7 +135,7 @@ def not_loaded(source: Source, error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0].rstrip(".")
     if "ignore_mismatched_sizes" in text:
-        first = "its weights have other shapes than its config.json gives"
+        first = OTHER_SHAPES
     if "trust_remote_code" in text:
         return (
             f"model.path: {source.path} brings code of its own. If you trust it, add --trust-remote-code to "

@@ -10,12 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from rlhf_peft.engine import POLICY, VALUE, LoraSpec
+from rlhf_peft.engine.compat import compute_alike_on_every_cpu
 from rlhf_peft.engine.source import quiet
 from rlhf_peft.errors import ModelError
 
 from .support import PAD, edit_json, everything, load, stir, tokens
-
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 def hidden(base, role):
@@ -46,6 +45,7 @@ def test_a_saved_role_loads_in_plain_peft(folder_of, tmp_path, name, quantizatio
         )
     with quiet():
         plain = AutoModelForCausalLM.from_pretrained(folder_of(name), dtype=torch.float32, **options)
+    compute_alike_on_every_cpu(plain)
     peft = PeftModel.from_pretrained(plain, tmp_path / POLICY).eval()
     with torch.no_grad():
         assert torch.equal(peft(input_ids=tokens(2, 7)).logits, logits(base, POLICY))

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler
 from rlhf_peft.engine import share
-from rlhf_peft.engine.compat import CACHE_KEYWORDS, cache_keyword
+from rlhf_peft.engine.compat import CACHE_KEYWORDS, cache_keyword, compute_alike_on_every_cpu
 from rlhf_peft.plugin import Request, SamplingParams
 from tests.builtin.samplers.support import ModelView, completions
 
-from .support import config, load
+from .support import config, load, tokens
 
 
 def with_cache_named(keyword, forward):
@@ -90,3 +90,39 @@ def test_a_forward_that_a_wrapper_stands_in_for_is_asked_through_it():
 
     model.forward = hooked
     assert cache_keyword(model) == own
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_base_computes_alike_whatever_the_cpu_has(folder_of, monkeypatch, name):
+    """With the flag a forward in eval mode would repack the weights, for a kernel that only some CPUs have."""
+    packed = []
+    monkeypatch.setattr("bitsandbytes.nn.modules._convert_weight_packed_for_cpu", lambda *a: packed.append(a))
+    out = []
+    for flag in (False, True):
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda flag=flag: flag)
+        base = load(folder_of(name))
+        for role in ("policy", "base"):
+            with base.role(role, train=False), torch.no_grad():
+                out.append(base.lm(input_ids=tokens(2, 7)).logits)
+    assert torch.equal(out[0], out[2]) and torch.equal(out[1], out[3]) and not packed
+
+
+def test_without_it_the_weights_would_be_repacked(folder_of, monkeypatch):
+    packed = []
+
+    def convert(data, state):
+        packed.append(state)
+        return data, state
+
+    monkeypatch.setattr("bitsandbytes.nn.modules._convert_weight_packed_for_cpu", convert)
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    monkeypatch.setattr("rlhf_peft.engine.quantize.compute_alike_on_every_cpu", lambda model: None)
+    base = load(folder_of("llama"))
+    with base.role("base", train=False), torch.no_grad():
+        base.lm(input_ids=tokens(2, 7))
+    assert packed
+    packed.clear()
+    compute_alike_on_every_cpu(base.lm)
+    with base.role("base", train=False), torch.no_grad():
+        base.lm(input_ids=tokens(2, 7))
+    assert not packed

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
@@ -18,10 +19,6 @@ from rlhf_peft.recipe import load
 from rlhf_peft.trained import open_run
 from rlhf_peft.trained.export import _pad, _tokenizer, export
 from rlhf_peft.trained.ollama import modelfile, pieces_of
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)  # PEFT
 
 IDS = torch.arange(4, 24)[None]
 
@@ -55,7 +52,9 @@ def rewards(base, role, rows):
         return base.rewards(base.hidden(rows), torch.full((len(rows),), rows.shape[1]), role)
 
 
-def test_an_adapter_for_plain_peft(trained, stack, tmp_path):
+@pytest.mark.parametrize("flag", [False, True], ids=["other CPU", "AVX512-BF16"])
+def test_an_adapter_for_plain_peft(trained, stack, tmp_path, monkeypatch, flag):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: flag)
     done = export(trained, "peft", tmp_path / "out")
     assert torch.allclose(logits(run_code(done.folder)), expected(stack), atol=1e-4)
     assert torch.allclose(
@@ -63,6 +62,7 @@ def test_an_adapter_for_plain_peft(trained, stack, tmp_path):
     )
     card = (done.folder / "README.md").read_text()
     assert card.startswith("---\nbase_model: builtin:tiny") and "in the stages sft, reward_model, rl." in card
+    assert "AVX512-BF16" in card and "support_avx512bf16_for_cpu = False" in card
     assert "## Intended use" in card and "| rl | eval/reward |" in card and "name: trained" in card
     assert (done.folder / "chat_template.jinja").is_file()
 
@@ -78,8 +78,10 @@ def test_merged_weights_say_what_was_trained(trained, stack, tmp_path, dtype, mo
         assert float((logits(stack.lm) - expected(stack)).abs().max()) > 0.3
 
 
+@pytest.mark.parametrize("flag", [False, True], ids=["other CPU", "AVX512-BF16"])
 @pytest.mark.parametrize("target", ["peft", "merged"])
-def test_a_reward_as_a_classifier_scores_the_same(trained, stack, tmp_path, target):
+def test_a_reward_as_a_classifier_scores_the_same(trained, stack, tmp_path, monkeypatch, target, flag):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: flag)
     done = export(trained, target, tmp_path / "out", role="reward-1", dtype="float32")
     model = run_code(done.folder)
     rows = torch.randint(4, 200, (5, 9), generator=torch.Generator().manual_seed(0))
@@ -111,6 +113,15 @@ def test_a_classifier_reads_the_token_that_ends_a_text(trained, stack, tmp_path)
         )
     alone = [rewards(stack, "reward-0", part)[0] for part in (row, row[:, 3:])]
     assert torch.allclose(both, torch.stack(alone), atol=1e-4)
+
+
+@pytest.mark.skipif(not has_avx512bf16(), reason="needs a CPU with AVX512-BF16")
+def test_what_the_card_says_of_bfloat16_is_so(trained, stack, tmp_path):
+    done = export(trained, "peft", tmp_path / "out")
+    code = (done.folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names = {}
+    exec(code.replace("support_avx512bf16_for_cpu = False", "support_avx512bf16_for_cpu = True"), names)
+    assert 1e-3 < float((logits(names["model"].eval()) - expected(stack)).abs().max()) < 0.3
 
 
 def test_a_pad_token_is_chosen_that_ends_nothing():
