@@ -18,11 +18,10 @@ A plugin is one module:
 
 from __future__ import annotations
 
-from typing import Any
-
 from . import maths
 from .dense import Dense, quick_size
 from .dotted import recipe_keys
+from .engine.compat import argument_name, cache_keyword, keeps_state
 from .errors import (
     DataError,
     GuardError,
@@ -106,22 +105,12 @@ __all__ = [
     "Target",
     "Totals",
     "UsageError",
+    "argument_name",
     "cache_keyword",
     "function_reward",
     "hookimpl",
+    "keeps_state",
     "maths",
     "quick_size",
     "recipe_keys",
 ]
-
-
-def cache_keyword(model: Any) -> str:
-    """The keyword under which a language model's forward takes its key-value cache, whatever its transformers is.
-
-        out = model(input_ids=ids, use_cache=True, **{cache_keyword(model): cache})
-
-    See `rlhf_peft.engine.compat.cache_keyword`.
-    """
-    from .engine.compat import cache_keyword  # the engine is slow to import
-
-    return cache_keyword(model)

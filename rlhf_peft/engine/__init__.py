@@ -1,13 +1,22 @@
-"""The engine: one quantized base model, its adapters and heads, and the forwards of every role."""
+"""The engine: one quantized base model, its adapters and heads, and the forwards of every role.
 
-from .adapters import LoraSpec
-from .base import SharedBase
-from .forwards import VALUE
-from .head import LmHead, ScalarHead
-from .memory import cap, give_back, reserve_of
-from .prefix import Shared, share
-from .roster import POLICY, REFERENCE
-from .source import Source
+Its parts are imported when they are used: transformers and PEFT take seconds to import, and `compat` needs neither.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapters import LoraSpec
+    from .base import SharedBase
+    from .forwards import VALUE
+    from .head import LmHead, ScalarHead
+    from .memory import cap, give_back, reserve_of
+    from .prefix import Shared, share
+    from .roster import POLICY, REFERENCE
+    from .source import Source
 
 __all__ = [
     "POLICY",
@@ -24,3 +33,21 @@ __all__ = [
     "reserve_of",
     "share",
 ]
+
+_MODULES = {
+    "adapters": ("LoraSpec",),
+    "base": ("SharedBase",),
+    "forwards": ("VALUE",),
+    "head": ("LmHead", "ScalarHead"),
+    "memory": ("cap", "give_back", "reserve_of"),
+    "prefix": ("Shared", "share"),
+    "roster": ("POLICY", "REFERENCE"),
+    "source": ("Source",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -113,6 +113,9 @@ class PrefixLayer(CacheLayerMixin):
         """No limit."""
         return -1
 
+    get_max_cache_shape = get_max_length
+    """Its name before transformers 5.14."""
+
 
 class PrefixCache(Cache):
     """A `PrefixLayer` for every layer of the model."""

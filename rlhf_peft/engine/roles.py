@@ -6,7 +6,7 @@ the forward reads are touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from . import adapters, fused
+from .compat import enable_checkpointing
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +114,7 @@ def checkpoint_roles(model: Any, switch: Switch) -> None:
     Raises:
         ValueError: the model cannot.
     """
-    # Its name in later versions of transformers; the other is then deprecated.
-    name = "activation_checkpointing_enable"
-    enable: Callable[[dict[str, Any]], None] = (
-        getattr(model, name, None) or model.gradient_checkpointing_enable
-    )
+    enable = enable_checkpointing(model)
     enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), Again(switch, model))})
 
 

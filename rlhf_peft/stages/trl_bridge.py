@@ -27,6 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.rows import quiet
 from ..engine import POLICY, SharedBase
+from ..engine.compat import argument_name
 from ..errors import DataError, RlhfPeftError, UsageError
 from ..recipe.schema import StageBase
 from .answers import FixedPrompts
@@ -44,8 +45,8 @@ SILENT = ("_runtime", "_per_second", "eval_num_tokens", "total_flos", "train_los
 
 
 _STATES = (PartialState, AcceleratorState, GradientState)
-_NEW, _OLD = "activation_checkpointing", "gradient_checkpointing"
-_CHECKPOINTING = _NEW if _NEW in TrainingArguments.__dataclass_fields__ else _OLD
+_CHECKPOINTING = argument_name(TrainingArguments, "activation_checkpointing", "gradient_checkpointing")
+"""transformers 5.23 renamed it; the old name goes in 6."""
 
 
 class Figures(TrainerCallback):

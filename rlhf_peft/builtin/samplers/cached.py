@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyView, SamplerError, cache_keyword, quick_size
+from rlhf_peft.plugin import PolicyView, SamplerError, cache_keyword, keeps_state, quick_size
 
 from .draw import Knobs, draw
 from .local import LocalSampler
@@ -51,7 +51,7 @@ class CachedSampler(LocalSampler):
 
     def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
         """Write all rows to their end, batch by batch."""
-        if getattr(model, "_is_stateful", False):
+        if keeps_state(model):
             raise SamplerError(
                 f"sampler cached: {type(model).__name__} keeps a state, not only keys and values. Use sampler.name=hf."
             )

@@ -11,12 +11,13 @@ keep a state have no pages and are refused.
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
 from pydantic import Field
 
-from rlhf_peft.plugin import PolicyView, SamplerError
+from rlhf_peft.plugin import PolicyView, SamplerError, argument_name, keeps_state
 
 from .draw import Knobs, draw
 from .hf import generation_config
@@ -53,7 +54,7 @@ class ContinuousSampler(LocalSampler):
             SamplerError: the model or this transformers cannot do it, or it failed on the way.
         """
         kind = type(model).__name__
-        if getattr(model, "_is_stateful", False) or not hasattr(model, "init_continuous_batching"):
+        if keeps_state(model) or not hasattr(model, "init_continuous_batching"):
             raise SamplerError(
                 f"sampler continuous: {kind} cannot be batched continuously. Use sampler.name=hf."
             )
@@ -79,14 +80,19 @@ class ContinuousSampler(LocalSampler):
         plain = GenerationConfig(do_sample=False, eos_token_id=eos, pad_token_id=view.pad_id)
         most = min(len(rows), self.options.max_rows)
         longest = max(len(row.request.prompt_ids) + row.room for row in rows)
+        # transformers 5.18 renamed the one, and brought the other, which says no to what came with it.
+        known: dict[str, Any] = {
+            argument_name(ContinuousBatchingConfig, "page_size", "block_size"): self.options.page_size
+        }
+        if "auto_switch_to_flash" in signature(ContinuousBatchingConfig).parameters:
+            known["auto_switch_to_flash"] = False
         paging = ContinuousBatchingConfig(
-            page_size=self.options.page_size,
             num_blocks=most * (longest // self.options.page_size + 1),
             max_batch_tokens=max(PREFILL, most),
             max_requests_per_batch=most,
             use_cuda_graph=False,
             use_async_batching=False,
-            auto_switch_to_flash=False,
+            **known,
         )
         with generation_config(model, plain):
             manager = model.init_continuous_batching(plain, paging)

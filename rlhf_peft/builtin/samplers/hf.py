@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyView
+from rlhf_peft.plugin import PolicyView, keeps_state
 
 from .draw import Knobs, draw
 from .local import LocalSampler
@@ -43,7 +43,7 @@ class HfSampler(LocalSampler):
 
     def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
         """Write all rows to their end, batch by batch."""
-        padded = not getattr(model, "_is_stateful", False)
+        padded = not keeps_state(model)
         for batch in batches(rows, self.options.max_rows, view.max_length, padded):
             _generate(model, view, batch)
 

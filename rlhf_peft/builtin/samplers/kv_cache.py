@@ -80,6 +80,9 @@ class GrowingLayer(CacheLayerMixin):
         """Tokens that there is room for."""
         return self.capacity
 
+    get_max_cache_shape = get_max_length
+    """Its name before transformers 5.14."""
+
 
 class GrowingCache(Cache):
     """A `GrowingLayer` for every layer of the model, made as the model first asks for it."""
