@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import library_messages
 from .data import require
 from .engine import POLICY, SharedBase, Source, cap
 from .engine.source import hardware, resolve_device
@@ -176,6 +177,7 @@ def run(
             ctx.saver.checkpoints.forget_after(found.info["number"])
             folder.update_manifest(stages_done=found.info["stages"])
         folder.write_recipe(dump(recipe))
+        library_messages.write_to(folder.log)
         told = {"plugins": registry.versions(), "hardware": hardware(ctx.base.device)}
         folder.update_manifest(seed=recipe.seed, **told)
         for file in code_files:
@@ -223,6 +225,7 @@ def run(
             _save(ctx.saver, error)
         raise
     finally:
+        library_messages.write_to(None)
         reporter.close()
         if ctx is not None and folder.made:
             _finish(folder, status)

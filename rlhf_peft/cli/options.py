@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import library_messages
 from ..errors import RunFolderError, UsageError
 from ..scrub import scrub
 
@@ -148,9 +149,10 @@ def log_to_stderr(quiet: bool, as_json: bool = False) -> None:
     logger = logging.getLogger("rlhf_peft")
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     for handler in [*logger.handlers]:
-        if isinstance(handler, _ToStderr):
+        if isinstance(handler, _ToStderr | library_messages.OwnLog):
             logger.removeHandler(handler)
     logger.addHandler(_JsonToStderr() if as_json else _ToStderr())
+    logger.addHandler(library_messages.OwnLog())
     logger.propagate = False
 
 

@@ -1,8 +1,9 @@
 """The worker's side of a reward: imports one function and calls it, over and over, in a process of its own.
 
 It is started by its path and speaks JSON lines over its pipes: the first names what to import, each further one is a
-batch. What the function prints goes to stderr. The standard library alone is imported here, so that a worker is small
-and starts at once; what the function's own module imports is its own affair.
+batch. What the function prints goes to stderr, and what libraries say of themselves nowhere (`library_messages`).
+Little more than the standard library is imported here, so that a worker is small and starts at once; what the
+function's own module imports is its own affair.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ def _from_file(path: str) -> ModuleType:
 def _load(message: Mapping[str, Any]) -> Serve:
     """What serves batches: a function, or a whole reward rebuilt from its options."""
     sys.path[:] = message["path"]
+    importlib.import_module("rlhf_peft.library_messages").install()
     found = resolve(message["target"])
     if message["options"] is not None:
         serve: Serve = importlib.import_module("rlhf_peft.functions.rebuild").server(

@@ -5,7 +5,7 @@ that ends before it has trained anything leaves the disk as it was.
 
     <output_dir>/<name>/
       recipe.yaml  manifest.json  metrics.jsonl  samples.jsonl  report.html
-      adapters/<role>/  code/  checkpoints/  tracking/
+      adapters/<role>/  code/  checkpoints/  tracking/  run.log
 
 Left out on purpose: what adapters and heads look like (the engine writes them), and reading (`read`).
 """
@@ -45,9 +45,10 @@ from .places import check_free, check_inside, check_links, remove
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+LOG = "run.log"
 ADAPTERS = "adapters"
 CODE = "code"
-OURS = (RECIPE, METRICS, SAMPLES, "report.html", ADAPTERS, CODE, "checkpoints", "tracking", FILE)
+OURS = (RECIPE, METRICS, SAMPLES, "report.html", LOG, ADAPTERS, CODE, "checkpoints", "tracking", FILE)
 """What a run makes, the manifest last: until it is gone the folder is known as a run's."""
 
 _HASHED = (RECIPE, METRICS, SAMPLES, ADAPTERS, CODE)
@@ -174,6 +175,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release(force=True)
             self._lock = None
+
+    @property
+    def log(self) -> Path:
+        """The file for what was said while the run went on: by this package, and by other libraries."""
+        return self.path / LOG
 
     @property
     def made(self) -> bool:
