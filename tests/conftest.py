@@ -1,4 +1,4 @@
-"""What all tests share: one thread, and no network unless a test asks for it."""
+"""What all tests share: one thread, no network unless a test asks for it, and our own warnings as errors."""
 
 import os
 
@@ -6,14 +6,35 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import logging
+import warnings
 
 import pytest
 import torch
 from hypothesis import settings
 
+from tests.blame import is_own, raised_by_us, warner_frame
+
 torch.set_num_threads(1)
 settings.register_profile("short", max_examples=25, deadline=None)
 settings.load_profile("short")
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_protocol(item):
+    """What our own code warns of is an error; what other libraries warn of is counted by pytest, and no more."""
+    shown = warnings.showwarning
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        compiled = issubclass(category, SyntaxWarning) and is_own(filename)
+        if compiled or raised_by_us(warner_frame()):
+            raise message if isinstance(message, Warning) else category(message)
+        warnings._showwarnmsg_impl(warnings.WarningMessage(message, category, filename, lineno, file, line))
+
+    warnings.showwarning = show
+    try:
+        return (yield)
+    finally:
+        warnings.showwarning = shown
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,62 @@
+"""A warning of our own code fails a test; one of another library does not, whoever it is said to be caused by."""
+
+import subprocess
+import sys
+
+from tests.blame import ROOT
+
+THIRD_PARTY = """
+import warnings
+
+def old(level):
+    warnings.warn("old() goes in 2.0", FutureWarning, stacklevel=level)
+"""
+
+TESTS = """
+import pytest
+import third_party
+from rlhf_peft import deprecation
+
+def test_a_library_that_warns():
+    third_party.old(1)
+
+def test_a_library_that_names_the_line_that_calls_it():
+    third_party.old(2)
+
+@pytest.fixture
+def ours(monkeypatch):
+    monkeypatch.setattr(deprecation, "DeprecationWarning", FutureWarning, raising=False)
+    return deprecation.deprecated_names("rlhf_peft.plugin", {"Old": deprecation.Deprecated(3, "0.9", "New")})
+
+def test_our_package(ours):
+    ours("Old")
+
+def test_a_warning_that_is_asked_for(ours):
+    with pytest.warns(FutureWarning):
+        ours("Old")
+"""
+
+
+def test_only_our_own_warnings_fail(tmp_path):
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "third_party.py").write_text(THIRD_PARTY)
+    (tmp_path / "test_policy.py").write_text(TESTS)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-n", "0", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT),
+            *(
+                "-p",
+                "tests.conftest",
+                "-p",
+                "no:cacheprovider",
+                "-o",
+                f"pythonpath={tmp_path / 'site-packages'}",
+            ),
+            tmp_path / "test_policy.py",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "1 failed, 3 passed, 2 warnings" in done.stdout, done.stdout
+    assert "FAILED" in done.stdout and "test_our_package - FutureWarning: rlhf_peft.plugin.Old" in done.stdout
