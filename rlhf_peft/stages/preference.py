@@ -83,7 +83,10 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
     _check_reference(
         ctx,
         stage.name,
-        [encoder.pair(r)[0] if "chosen" in r else encoder.completion(r) for r in rows.take(8)],
+        [
+            encoder.pair(r)[0] if "chosen" in r else encoder.completion(r)
+            for r in rows.select(range(min(8, len(rows))))
+        ],
     )
 
     # 3. TRL trains.
