@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__, library_messages
+from .. import __version__
 from .commands import PluginGroup
+from .options import Verbose
 
 PROGRAM = "rlhf-peft"
 
@@ -56,13 +57,9 @@ def _global(
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where in the code an error came from.")
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show what other libraries say, too, not only in the run's log.")
-    ] = False,
+    verbose: Verbose = False,
 ) -> None:
     context.obj.no_plugins, context.obj.traceback = no_plugins, traceback
-    if verbose:
-        library_messages.show_all()
     if context.invoked_subcommand is None:
         print(context.get_help())
 

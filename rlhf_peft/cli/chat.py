@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Device, RunName, Trust, find_run, log_to_stderr
+from .options import Device, RunName, Trust, Verbose, find_run, log_to_stderr
 
 if TYPE_CHECKING:
     from ..trained import Opened
@@ -35,6 +35,7 @@ def chat(
     score: Annotated[bool, typer.Option("--score", help="Show what the reward heads say.")] = False,
     device: Device = None,
     trust_remote_code: Trust = False,
+    verbose: Verbose = False,
 ) -> None:
     """Talk to the policy of a run. Works with a pipe too: each line is a conversation of its own, with one answer."""
     from ..trained import open_run

@@ -18,6 +18,7 @@ from .options import (
     Rewards,
     RunName,
     Trust,
+    Verbose,
     add_rewards,
     dataset_source,
     find_run,
@@ -54,6 +55,7 @@ def evaluate(
     as_json: Json = False,
     device: Device = None,
     trust_remote_code: Trust = False,
+    verbose: Verbose = False,
 ) -> None:
     """Reward, win rate against the reference, KL and length on held-out prompts, with 95 % intervals."""
     from ..recipe import RewardEntry

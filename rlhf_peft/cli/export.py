@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .options import RunName, Trust, find_run, log_to_stderr
+from .options import RunName, Trust, Verbose, find_run, log_to_stderr
 
 TARGETS = ("peft", "merged", "vllm", "ollama")
 
@@ -29,6 +29,7 @@ def export(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="To merge on.")] = None,
     trust_remote_code: Trust = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write the adapter, merged weights or a classifier, with a model card, and print what loads or serves it."""
     from ..engine.source import DTYPES

@@ -39,6 +39,23 @@ Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that a model's repository brings.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def _show_all(verbose: bool) -> bool:
+    if verbose:
+        library_messages.show_all()
+    return verbose
+
+
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        callback=_show_all,
+        is_eager=True,
+        help="Show what other libraries say, too, not only in the run's log.",
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", metavar="F.py", help="A plugin in one file.")]
 Rewards = Annotated[

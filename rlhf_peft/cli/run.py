@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Overrides, Plugins, RecipeName, Rewards, Trust, add_rewards, open_recipe, open_registry
+from .options import (
+    Overrides,
+    Plugins,
+    RecipeName,
+    Rewards,
+    Trust,
+    Verbose,
+    add_rewards,
+    open_recipe,
+    open_registry,
+)
 
 
 def run(
@@ -51,6 +61,7 @@ def run(
         bool, typer.Option("--strict-plugins", help="An observer that raises ends the run.")
     ] = False,
     trust_remote_code: Trust = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train what the recipe says; the result goes to <output_dir>/<name>/."""
     if overwrite and (resume or resume_from):
