@@ -23,7 +23,17 @@ from .engine.source import hardware, resolve_device
 from .errors import CheckpointError, ModelError, RunFolderError, UsageError
 from .recipe import DatasetSource, PreferenceStage, Recipe, dump, load
 from .registry import Registry
-from .runs import Check, Checkpoint, Checkpoints, Elsewhere, RunFolder, is_run, read_manifest, verify_files
+from .runs import (
+    Check,
+    Checkpoint,
+    Checkpoints,
+    Elsewhere,
+    RunFolder,
+    is_run,
+    other_versions,
+    read_manifest,
+    verify_files,
+)
 from .stages import Context, Ranks, Reporter, Saver, fingerprints, lora_spec, read_source, runner
 
 log = logging.getLogger("rlhf_peft")
@@ -184,6 +194,13 @@ def run(
             folder.copy_code(file)
         registry.broadcast("rlhf_peft_run_start", run=ctx.view)
 
+    if found is not None and ranks.main and (others := other_versions(read_manifest(recipe.run_folder))):
+        log.warning(
+            "%s was written with %s. It goes on, but need not end as it would have there.",
+            recipe.run_folder,
+            others,
+        )
+
     # Until a stage has its first figures nothing is written, and a run that is to be replaced stays as it is.
     folder: RunFolder = Elsewhere(recipe.run_folder)
     if ranks.main and found is not None:
@@ -337,6 +354,8 @@ def verify(run: Path, *, trust_remote_code: bool = False) -> Iterator[Check]:
         UsageError: it is no run folder, or its recipe or base cannot be read.
     """
     yield from verify_files(run)
+    if others := other_versions(read_manifest(run)):
+        yield Check(f"versions: written with {others}")
     recipe = load(run / "recipe.yaml", (), plugins=None)
     base = load_base(recipe, trust_remote_code=trust_remote_code)
     for folder in sorted((run / "adapters").glob("*")):

@@ -8,19 +8,50 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from . import __version__
+from .runs.manifest import PACKAGES
 
 State = Literal["ok", "note", "wrong"]
 SMALL_DISK = 10 * 2**30
 DISTRIBUTION = "rlhf-peft"
+TESTED = "constraints.txt"
+BUILT_FOR_TORCH = ("torchvision", "torchaudio", "xformers", "torchcodec")
+"""Packages whose compiled code fits one release of torch alone, which their metadata names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """Releases that do not go together, each within its bounds.
+
+    Attributes:
+        versions: distribution to its releases, as a specifier.
+        trouble: what happens.
+        remedy: what to do about it.
+    """
+
+    versions: Mapping[str, str]
+    trouble: str
+    remedy: str
+
+
+BAD_COMBINATIONS = (
+    Combination(
+        {"bitsandbytes": ">=0.49", "kernels": ">=0"},
+        "on a CPU with AVX512-BF16 bitsandbytes fetches compiled code from the hub when it is imported.",
+        "pip uninstall kernels, or set HF_HUB_OFFLINE=1.",
+    ),
+)
+"""Known to be bad; whoever finds another one adds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +73,7 @@ class Finding:
 
 def checks(*, no_plugins: bool = False) -> Iterator[Finding]:
     """Everything that is looked at, one after the other; what fails to be looked at is itself a finding."""
-    looks = (_python, _packages, _device, _memory, _quantization, _disk, _hub)
+    looks = (_python, _packages, _combinations, _device, _memory, _quantization, _disk, _hub)
     for look in looks if no_plugins else (*looks, _plugins):
         try:
             yield from look()
@@ -61,6 +92,7 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    """Installed versions against the bounds of this package, and against the versions that were tested."""
     try:
         wanted = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or ()]
     except importlib.metadata.PackageNotFoundError:
@@ -68,19 +100,72 @@ def _packages() -> Iterator[Finding]:
             "packages", "note", "rlhf-peft is not installed, it runs from its source.", "pip install -e ."
         )
         return
-    needed = [need for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
-    for need in needed:
-        try:
-            there = importlib.metadata.version(need.name)
-        except importlib.metadata.PackageNotFoundError:
+    newest, newer = tested(), []
+    for need in (need for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})):
+        there = _version(need.name)
+        if there is None:
             yield Finding(need.name, "wrong", "is not installed.", f"pip install '{need}'")
             continue
+        pin = newest.get(canonicalize_name(need.name))
         if not need.specifier.contains(Version(there).base_version, prereleases=True):
             yield Finding(
                 need.name, "wrong", f"{there}, and {need.specifier} is needed.", f"pip install '{need}'"
             )
-        elif need.name in ("torch", "transformers", "peft", "trl", "bitsandbytes"):
+        elif pin is not None and Version(there) > pin and Version(there).base_version != pin.base_version:
+            newer.append(f"{need.name} {there} ({pin})")
+        elif need.name in PACKAGES:
             yield Finding(need.name, "ok", there)
+    if newer:
+        yield Finding(
+            "versions",
+            "note",
+            f"newer than the newest that were tested, which stand in brackets: {', '.join(newer)}.",
+            "Should something break, install those.",
+        )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def tested() -> dict[str, Version]:
+    """The versions of `constraints.txt`, by canonical name: the newest with which all tests were passed."""
+    inside = Path(__file__).parent / "assets" / TESTED
+    file = inside if inside.is_file() else Path(__file__).parents[1] / TESTED
+    if not file.is_file():
+        return {}
+    pins = (line.partition("==") for line in file.read_text(encoding="utf-8").splitlines() if "==" in line)
+    return {canonicalize_name(name): Version(version) for name, _, version in pins}
+
+
+def _combinations() -> Iterator[Finding]:
+    """Packages that are installed beside one another and do not go together."""
+    torch = _version("torch")
+    for name in BUILT_FOR_TORCH:
+        there = _version(name)
+        pins = [Requirement(text) for text in (importlib.metadata.requires(name) or ())] if there else []
+        for pin in pins:
+            if (
+                pin.name == "torch"
+                and torch
+                and not pin.specifier.contains(Version(torch).public, prereleases=True)
+            ):
+                yield Finding(
+                    name,
+                    "wrong",
+                    f"{there} is built for torch{pin.specifier}, and torch is {torch}: what imports it, transformers "
+                    "too, may fail.",
+                    f"pip uninstall {name}, or install the one for this torch.",
+                )
+    for combination in BAD_COMBINATIONS:
+        found = {name: _version(name) or "" for name in combination.versions}
+        bad = (SpecifierSet(combination.versions[name]) for name in found)
+        if all(version and some.contains(version) for version, some in zip(found.values(), bad, strict=True)):
+            told = " with ".join(f"{name} {version}" for name, version in found.items())
+            yield Finding("combination", "note", f"{told}: {combination.trouble}", combination.remedy)
 
 
 def _device() -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from .checkpoints import Checkpoint, Checkpoints
 from .elsewhere import Elsewhere
 from .folder import RunFolder, plain
 from .history import History, distinct, histories, remove_run
-from .manifest import is_run, read_manifest, versions
+from .manifest import is_run, other_versions, read_manifest, versions
 from .read import read_metrics, read_samples
 from .verify import Check, verify_files
 
@@ -18,6 +18,7 @@ __all__ = [
     "distinct",
     "histories",
     "is_run",
+    "other_versions",
     "plain",
     "read_manifest",
     "read_metrics",

@@ -51,6 +51,19 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def other_versions(manifest: Mapping[str, Any]) -> str:
+    """The packages that a run was last written with in other versions than are here: "torch 2.12.0 (here 2.13.0)".
+
+    Python and this package are not meant, nor packages that the manifest does not name; nothing: all are the same.
+    """
+    then, now = manifest.get("versions", {}), versions()
+    return ", ".join(
+        f"{name} {then[name]} (here {now[name] or 'none'})"
+        for name in PACKAGES
+        if name in then and then[name] != now[name]
+    )
+
+
 def sha256(path: Path) -> str:
     """The hash of a file, in hexadecimal."""
     with path.open("rb") as file:

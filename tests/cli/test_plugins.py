@@ -277,15 +277,15 @@ def test_a_broken_command_is_an_error_only_when_it_is_used(installed, capsys, co
 
 
 def test_help_is_fast():
-    """Half a second, of processor time: other programs may be running."""
-    code = "import time\nfrom rlhf_peft.cli import execute\nexecute(['--help'])\nprint(time.process_time())"
-    times = []
-    for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-        )
-        times.append(float(done.stdout.splitlines()[-1]))
-    assert min(times) < 0.5
+    """At most two and a half times what typer alone takes, in processor time: machines differ, and may be busy."""
+    ours = "from rlhf_peft.cli import execute\nexecute(['--help'])"
+    typer = "import typer\napp = typer.Typer()\napp.command()(print)\napp(['--help'], standalone_mode=False)"
+    times = {}
+    for code in (ours, typer):
+        command = [sys.executable, "-c", f"import time\n{code}\nprint(time.process_time())"]
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+        times[code] = min(float(done.stdout.splitlines()[-1]) for done in runs)
+    assert times[ours] < 2.5 * times[typer]
 
 
 def test_a_package_of_recipes_is_listed_and_never_imported(installed, capsys):

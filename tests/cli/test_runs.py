@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rlhf_peft import diagnosis
 from rlhf_peft.cli import execute
 
 from ..analysis.conftest import make_run  # noqa: F401 (a fixture)
@@ -93,6 +94,53 @@ def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):
     monkeypatch.setattr(diagnosis, "_quantization", broken)
     assert execute(["doctor"]) == 1
     assert "wrong  broken: ImportError: libcuda.so.1" in capsys.readouterr().out
+
+
+@pytest.fixture
+def with_versions(monkeypatch):
+    """Some packages in other versions than they are, or not there at all."""
+    own = diagnosis._version
+
+    def make(**changed):
+        monkeypatch.setattr(diagnosis, "_version", lambda name: changed.get(name, own(name)))
+        return {finding.what: finding for finding in diagnosis.checks(no_plugins=True)}
+
+    return make
+
+
+def test_the_doctor_compares_versions_with_those_that_were_tested(with_versions):
+    newest = diagnosis.tested()
+    assert newest["torch"] and newest["transformers"] and newest["ruff"]
+    found = with_versions(transformers="5.999.0", peft="0.1.0", torch="2.99.0", rich=None)
+    assert found["versions"].state == "note"
+    assert f"transformers 5.999.0 ({newest['transformers']})" in found["versions"].found
+    for name, there, command in (
+        ("peft", "0.1.0, and <1,>=", "pip install 'peft<1,>="),
+        ("torch", "2.99.0, and <", "pip install 'torch<"),
+        ("rich", "is not installed", "pip install 'rich<"),
+    ):
+        assert found[name].state == "wrong" and found[name].found.startswith(there)
+        assert found[name].remedy.startswith(command)
+
+
+def test_the_doctor_takes_another_build_of_what_was_tested_for_tested(with_versions):
+    newest = diagnosis.tested()["torch"]
+    found = with_versions(torch=f"{newest}+cu130")
+    assert found["torch"].state == "ok" and "torch" not in getattr(found.get("versions"), "found", "")
+
+
+def test_the_doctor_names_combinations_that_are_bad(with_versions, monkeypatch):
+    monkeypatch.setattr(
+        diagnosis.importlib.metadata,
+        "requires",
+        lambda name, own=diagnosis.importlib.metadata.requires: (
+            ["numpy", "torch==2.1.0"] if name == "torchvision" else own(name)
+        ),
+    )
+    found = with_versions(torchvision="0.16.0", kernels="0.12.0")
+    assert found["torchvision"].state == "wrong" and "built for torch==2.1.0" in found["torchvision"].found
+    assert found["combination"].state == "note" and "kernels 0.12.0" in found["combination"].found
+    assert "torchvision" not in with_versions(torchvision=None) and "combination" not in with_versions()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """A run in pieces ends as a run in one piece, bit for bit, wherever it was cut."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -269,3 +270,39 @@ def test_a_figure_that_is_not_a_number_is_never_the_best(tmp_path, whole):
     for step, value in enumerate([float("nan"), 1.0, float("nan"), 0.5], start=1):
         saver._note_best(stage, moment(step), {"kl": value})
     assert saver._best == (1.0, "rl-2")
+
+
+def written_with(folder, **versions):
+    """Let the manifest say other versions."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["versions"].update(versions)
+    path.write_text(json.dumps(manifest))
+
+
+def test_a_resume_under_other_versions_says_so_in_one_line(tmp_path, whole, caplog):
+    recipe = pipeline(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, after=5)
+    written_with(tmp_path / "run", torch="2.0.1", bitsandbytes="0.1", numpy="1.0")
+    run(recipe, resume=True)
+    told = [r.getMessage() for r in caplog.records if "was written with" in r.getMessage()]
+    here = importlib.metadata.version
+    assert told == [
+        f"{tmp_path / 'run'} was written with torch 2.0.1 (here {here('torch')}), bitsandbytes 0.1 (here "
+        f"{here('bitsandbytes')}). It goes on, but need not end as it would have there."
+    ]
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["versions"]["torch"] == here("torch")
+    same(ended(tmp_path / "run"), whole[0])
+
+
+def test_verify_under_other_versions_says_so_in_one_line(tmp_path, whole, capsys):
+    from rlhf_peft.cli import execute
+
+    shutil.copytree(whole[2], tmp_path / "copy")
+    assert execute(["verify", str(tmp_path / "copy")]) == 0
+    assert "versions" not in capsys.readouterr().out
+    written_with(tmp_path / "copy", transformers="4.9")
+    assert execute(["verify", str(tmp_path / "copy")]) == 0
+    here = importlib.metadata.version("transformers")
+    assert f"ok  versions: written with transformers 4.9 (here {here})\n" in capsys.readouterr().out
