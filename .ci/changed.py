@@ -1,19 +1,15 @@
 """Prints which packages of this environment are not those of constraints.txt, in a few lines."""
 
 import importlib.metadata
-import re
-from pathlib import Path
 
-CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
-
-
-def canonical(name: str) -> str:
-    """A distribution's name as the index knows it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
+from constraints import ROOT, canonical
 
 here = {canonical(found.name): found.version for found in importlib.metadata.distributions()}
-pins = [line.split("==") for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if "==" in line]
+pins = [
+    line.split("==")
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if "==" in line
+]
 changed = [
     f"{name} {version} -> {here[canonical(name)]}"
     for name, version in pins

@@ -2,8 +2,9 @@
 """Writes the constraints files: `python .ci/constraints.py [newest] [lowest] [image]`; no argument means all.
 
     constraints.txt         the newest releases that pyproject.toml admits; what the README's commands install
-    constraints-lowest.txt  the lowest of each direct dependency, and the newest of those that these need
-    constraints-image.txt   torch, transformers and accelerate of a GPU image that many people have, the lowest else
+    constraints-lowest.txt  each direct dependency at its lower bound; what these need in turn is the newest
+    constraints-image.txt   torch, transformers and accelerate as in a GPU image that many people have; all other direct
+                            dependencies at their lower bounds
 
 Each is resolved for Python 3.11 by uv (`pip install uv`), which reads the bounds of pyproject.toml.
 After a change of bounds, and to renew what is tested, run it, run the tests with each file, and commit the files.
@@ -107,6 +108,6 @@ def write(kind: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(FILES)}")
+    parser.add_argument("kinds", nargs="*", choices=[*FILES, []], help="which files; default: all")
     for kind in parser.parse_args().kinds or FILES:
         write(kind)

@@ -238,16 +238,17 @@ def run(
     except BaseException as error:
         stopped = getattr(error, "exit_code", 1) == 3 or isinstance(error, KeyboardInterrupt)
         status = "stopped" if stopped else "failed"
+        library_messages.keep(f"{status}: {type(error).__name__}: {error}")
         if ctx is not None and folder.made:
             _save(ctx.saver, error)
         raise
     finally:
-        library_messages.write_to(None)
         reporter.close()
         if ctx is not None and folder.made:
             _finish(folder, status)
             registry.broadcast("rlhf_peft_run_end", run=ctx.view, status=status, metrics=last)
         folder.release()
+        library_messages.write_to(None)
     ranks.stop()
     result.seconds = time.perf_counter() - begun
     return result

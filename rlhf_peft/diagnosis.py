@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from . import __version__
+from .engine.compat import compute_alike_on_every_cpu
 from .runs.manifest import PACKAGES
 
 State = Literal["ok", "note", "wrong"]
@@ -108,9 +109,13 @@ def _packages() -> Iterator[Finding]:
             continue
         pin = newest.get(canonicalize_name(need.name))
         if not need.specifier.contains(Version(there).base_version, prereleases=True):
-            yield Finding(
-                need.name, "wrong", f"{there}, and {need.specifier} is needed.", f"pip install '{need}'"
+            above = pin is not None and Version(there) > pin
+            told = (
+                f"{there} was never tried: {need.specifier} is."
+                if above
+                else f"{there}, and {need.specifier} is needed."
             )
+            yield Finding(need.name, "note" if above else "wrong", told, f"pip install '{need}'")
         elif pin is not None and Version(there) > pin and Version(there).base_version != pin.base_version:
             newer.append(f"{need.name} {there} ({pin})")
         elif need.name in PACKAGES:
@@ -214,7 +219,7 @@ def _quantization() -> Iterator[Finding]:
     torch.manual_seed(0)
     layer = Linear4bit(128, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4")
     exact = layer.weight.detach().clone()
-    layer.support_avx512bf16_for_cpu = False
+    compute_alike_on_every_cpu(layer)
     layer = layer.to(device)
     x = torch.randn(4, 128, device=device, requires_grad=True)
     out = layer(x)

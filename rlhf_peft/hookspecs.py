@@ -68,8 +68,8 @@ class PolicyView(Protocol):
 
     def decoder(self) -> AbstractContextManager[nn.Module]:
         """The policy as a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask,
-        position_ids, use_cache)` and its cache, under the keyword that `cache_keyword(model)` tells: dense merged
-        weights where memory allows, the 4-bit base with its adapter else. Only valid inside the context.
+        position_ids, use_cache)`; `cache_keyword(model)` gives the keyword for its cache. It has dense merged weights
+        where memory allows, and is the 4-bit base with its adapter where not. Only valid inside the context.
         """
         ...
 

@@ -1,20 +1,23 @@
-"""What other libraries say, kept off the terminal: warnings and log lines go into the run's log instead.
+"""Keeps what other libraries say off the terminal: their warnings and log lines go into the run's log instead.
 
-The command line calls `install()` before it imports anything else. From then on
+The program calls `install()` before it imports any of them. From then on
 
 - a Python warning from an installed package or from the standard library is written down and not shown, and no warning
-  is an error: `PYTHONWARNINGS` and `-W` do not apply;
-- the same holds for the loggers of other libraries, also of those that would have written to the terminal themselves;
-- what comes from the user's own files (a reward, a plugin in one file) is shown as ever;
-- `--verbose` shows everything.
+  becomes an error: `PYTHONWARNINGS` and `-W` do not apply;
+- log lines of other libraries are written down, and their handlers that write to the terminal do not get them; errors
+  are shown all the same;
+- warnings and log lines of the user's own files (a reward, a plugin in one file) are shown as ever;
+- with `--verbose` everything is shown.
 
-Each message is kept once. Those that come before the run has a folder wait until `write_to` names its log.
+A log holds each message of a library once. Messages that come before the run has a folder wait until `write_to` names
+the file.
 
-Used as a library, rlhf_peft installs nothing of this: warnings and logging belong to the program that imports it.
+Used from Python, the package installs nothing of this: warnings and logging belong to the program that imports it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import site
@@ -22,6 +25,7 @@ import sys
 import sysconfig
 import time
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
@@ -29,9 +33,11 @@ from .scrub import scrub
 
 OURS = "rlhf_peft"
 MOST = 1000
-"""Messages that are remembered, so that each is kept once; of further ones repetitions are kept too."""
+"""Messages that wait for a file, or that are remembered so that each is kept once."""
 VERBOSE = "RLHF_PEFT_VERBOSE"
-"""Environment variable that tells processes of a run to show what libraries say."""
+"""Environment variable that tells the processes of a run to show what libraries say."""
+PACKAGES = frozenset({"site-packages", "dist-packages", "transformers_modules"})
+"""Folders of installed packages, and of code that came with a model."""
 
 
 class Messages:
@@ -39,43 +45,55 @@ class Messages:
 
     Attributes:
         verbose: show everything on stderr, too.
+        as_json: show messages as JSON lines.
     """
 
     def __init__(self) -> None:
-        self.verbose = bool(os.environ.get(VERBOSE))
+        self.verbose, self.as_json = bool(os.environ.get(VERBOSE)), False
         self._waiting: list[str] = []
-        self._known: set[str] = set()
+        self._kept: set[str] = set()
+        self._shown: set[str] = set()
         self._path: Path | None = None
 
-    def add(self, text: str, source: str) -> None:
-        """Keep a message, once, and show it where it is to be seen.
+    def add(self, text: str, source: str, *, error: bool = False, details: str = "") -> None:
+        """Keep a message, and show it if it is to be seen.
 
         Args:
             text: the message, one line or several.
             source: the file whose code it came from.
+            error: it is shown in any case.
+            details: a traceback, for the log alone.
         """
-        text = str(scrub(text)).rstrip()
-        if text in self._known:
+        text, library = str(scrub(text)).rstrip(), is_library(source)
+        if library and text in self._kept:
             return
-        if len(self._known) < MOST:
-            self._known.add(text)
-        if self.verbose or not is_library(source):
-            _print(text)
-        self.keep(text)
+        if library and len(self._kept) < MOST:
+            self._kept.add(text)
+        if not library or ((self.verbose or error) and text not in self._shown):
+            self._shown.add(text)
+            self._show(text)
+        self.keep(f"{text}\n{details}" if details else text)
 
     def keep(self, text: str) -> None:
         """Write a message into the log, without showing it."""
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {str(scrub(text)).rstrip()}\n"
         if self._path is None:
             self._waiting = [*self._waiting, line][-MOST:]
         else:
             self._append([line])
 
+    def take(self) -> list[str]:
+        """The messages that wait, which do so no more."""
+        lines, self._waiting = self._waiting, []
+        return [line.split(" ", 2)[2].rstrip() for line in lines]
+
     def write_to(self, path: Path | None) -> None:
-        """Write what waits, and all that comes, to the end of this file; None: let messages wait again."""
+        """Write what waits, and all that comes, to the end of this file; None: the run is over, and nothing waits."""
         self._path = path
-        if path is not None and self._waiting:
-            lines, self._waiting = self._waiting, []
+        lines, self._waiting = self._waiting, []
+        if path is None:
+            self._kept.clear()
+        elif lines:
             self._append(lines)
 
     def _append(self, lines: list[str]) -> None:
@@ -86,50 +104,49 @@ class Messages:
         except OSError:
             return  # A log that cannot be written must not end a run.
 
-
-class LibraryLogger(logging.Logger):
-    """A logger of another library: its records go to the collected messages, whatever handlers it has."""
-
-    def callHandlers(self, record: logging.LogRecord) -> None:
-        """Keep the record; loggers of this package work as usual."""
-        if record.name.split(".")[0] == OURS:
-            super().callHandlers(record)
-        else:
-            _collect(record)
-
-
-class _Root(logging.Handler):
-    """Stands at the root for loggers that were made before `install`."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name.split(".")[0] != OURS:
-            _collect(record)
+    def _show(self, text: str) -> None:
+        if self.as_json:
+            text = json.dumps({"event": "log", "level": "warning", "text": text}, ensure_ascii=False)
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            return
 
 
 class OwnLog(logging.Handler):
-    """Writes this package's own log into the run's log, too; what is shown of it others decide."""
+    """Writes the log of this package into the run's log, too."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line."""
-        if _messages is not None:
-            level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-            _messages.keep(str(scrub(f"{level}{record.getMessage()}")))
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        keep(f"{level}{record.getMessage()}")
 
 
 _messages: Messages | None = None
 
 
-def install() -> None:
-    """Take over Python's warnings, and the loggers of other libraries, in this process."""
+def install(as_json: bool = False) -> None:
+    """Take over Python's warnings, and the log lines of other libraries, in this process.
+
+    Args:
+        as_json: show messages as JSON lines.
+    """
     global _messages
     if _messages is not None:
         return
     _messages = Messages()
+    _messages.as_json = as_json
     warnings.resetwarnings()
-    warnings.simplefilter("default")
+    warnings.simplefilter("always")
+    warnings.simplefilter("ignore", ResourceWarning)  # as Python has it
     warnings.showwarning = _warned
-    logging.setLoggerClass(LibraryLogger)
-    logging.getLogger().addHandler(_Root())
+    # Libraries make loggers at any time, of their own classes, with their own handlers: all come through here.
+    logging.Logger.callHandlers = _call_handlers  # type: ignore[method-assign, assignment]
+
+
+def settings() -> dict[str, bool] | None:
+    """How another process of the run is to treat messages, for its `install`; None: it is to leave them alone."""
+    return None if _messages is None else {"as_json": _messages.as_json}
 
 
 def show_all() -> None:
@@ -139,10 +156,27 @@ def show_all() -> None:
         _messages.verbose = True
 
 
+def show_as_json(as_json: bool) -> None:
+    """Show messages as JSON lines, or plainly."""
+    if _messages is not None:
+        _messages.as_json = as_json
+
+
 def write_to(path: Path | None) -> None:
-    """The file that messages go to from now on; None: they wait. Does nothing where nothing is installed."""
+    """The file that messages go to from now on; None: the run is over. Does nothing where nothing is installed."""
     if _messages is not None:
         _messages.write_to(path)
+
+
+def keep(text: str) -> None:
+    """Write a message into the log without showing it. Does nothing where nothing is installed."""
+    if _messages is not None:
+        _messages.keep(text)
+
+
+def take() -> list[str]:
+    """The messages that wait for a file, which do so no more; for a process that hands them to another one."""
+    return [] if _messages is None else _messages.take()
 
 
 def _warned(
@@ -154,27 +188,50 @@ def _warned(
     line: str | None = None,
 ) -> None:
     assert _messages is not None
-    text = f"{_short(filename)}:{lineno}: {category.__name__}: {message}"
-    _messages.add(text, filename)
+    _messages.add(f"{_short(filename)}:{lineno}: {category.__name__}: {message}", filename)
+
+
+_own_call_handlers = logging.Logger.callHandlers
+
+
+def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
+    """Stands in for `logging.Logger.callHandlers`: handlers that write to the terminal get no library's records."""
+    if logger.name.split(".")[0] == OURS or not is_library(record.pathname):
+        _own_call_handlers(logger, record)
+        return
+    _collect(record)
+    here: logging.Logger | None = logger
+    while here is not None:
+        for handler in here.handlers:
+            if record.levelno >= handler.level and not _on_terminal(handler):
+                handler.handle(record)
+        here = here.parent if here.propagate else None
+
+
+def _on_terminal(handler: logging.Handler) -> bool:
+    streams = (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
+    return getattr(handler, "stream", None) in streams or type(handler).__module__.startswith("rich.")
 
 
 def _collect(record: logging.LogRecord) -> None:
-    assert _messages is not None
+    if _messages is None or record.levelno < logging.WARNING:
+        return
     try:
         said = record.getMessage()
-    except Exception:  # the library's own formatting mistake
+    except Exception:  # the library's own mistake in formatting
         said = str(record.msg)
-    _messages.add(f"{record.name}: {record.levelname.lower()}: {said}", record.pathname)
+    details = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+    text = f"{record.name}: {record.levelname.lower()}: {said}"
+    _messages.add(text, record.pathname, error=record.levelno >= logging.ERROR, details=details)
 
 
+@lru_cache(maxsize=4096)
 def is_library(filename: str) -> bool:
-    """Whether a file belongs to an installed package, to Python, or to this package, and is not the user's."""
-    if filename.startswith("<"):
-        return True
+    """Whether a file belongs to an installed package, to Python or to this package; what is no file does, too."""
     path = os.path.abspath(filename)
-    return any(path.startswith(folder) for folder in _folders()) or bool(
-        {"site-packages", "dist-packages"} & set(Path(path).parts)
-    )
+    if not os.path.isfile(path) or PACKAGES & set(Path(path).parts):
+        return True
+    return any(path.startswith(folder) for folder in _folders())
 
 
 def _folders() -> tuple[str, ...]:
@@ -186,14 +243,6 @@ def _folders() -> tuple[str, ...]:
 def _short(filename: str) -> str:
     """A library's file from its package on: where packages are installed says nothing."""
     parts = Path(filename).parts
-    for name in ("site-packages", "dist-packages"):
-        if name in parts:
-            return "/".join(parts[len(parts) - parts[::-1].index(name) :])
+    for name in PACKAGES & set(parts):
+        return "/".join(parts[len(parts) - parts[::-1].index(name) :])
     return filename
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        return

@@ -21,7 +21,7 @@ from __future__ import annotations
 from . import maths
 from .dense import Dense, quick_size
 from .dotted import recipe_keys
-from .engine.compat import argument_name, cache_keyword, keeps_state
+from .engine.compat import argument_name, arguments_of, cache_keyword, keeps_state
 from .errors import (
     DataError,
     GuardError,
@@ -106,6 +106,7 @@ __all__ = [
     "Totals",
     "UsageError",
     "argument_name",
+    "arguments_of",
     "cache_keyword",
     "function_reward",
     "hookimpl",

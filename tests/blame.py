@@ -17,8 +17,11 @@ PASSED_THROUGH = (
     "torch/utils/checkpoint.py",
     "accelerate/utils/operations.py",
     "accelerate/hooks.py",
+    "accelerate/accelerator.py",
 )
 """Files that only hand a call on: between the caller of a model and its `forward`, say."""
+HANDING_ON = ("__post_init__",)
+"""Functions that only hand arguments on: a configuration of TRL's is one of transformers'."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def blame(frame: FrameType | None, text: str) -> Blame:
             return Blame(str(Path(name).relative_to(ROOT)), frame.f_lineno, warner, text)
         theirs = library(name)
         handed_on = theirs == "python" or any(part in name for part in PASSED_THROUGH)
+        handed_on |= frame.f_code.co_name in HANDING_ON
         if theirs != warner and not handed_on:
             break
         frame = frame.f_back

@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import logging
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ settings.register_profile("short", max_examples=25, deadline=None)
 settings.load_profile("short")
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)
-def pytest_runtest_protocol(item):
+@contextmanager
+def our_warnings_are_errors():
     """What our own code warns of is an error; what other libraries warn of is counted by pytest, and no more."""
     shown = warnings.showwarning
 
@@ -32,9 +33,22 @@ def pytest_runtest_protocol(item):
 
     warnings.showwarning = show
     try:
-        return (yield)
+        yield
     finally:
         warnings.showwarning = shown
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_collection(session):
+    """Most modules are imported while tests are collected."""
+    with our_warnings_are_errors():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_protocol(item):
+    with our_warnings_are_errors():
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

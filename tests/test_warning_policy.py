@@ -37,10 +37,32 @@ def test_a_warning_that_is_asked_for(ours):
 """
 
 
+AT_IMPORT = """
+from rlhf_peft.deprecation import Deprecated, deprecated_names
+
+deprecated_names("rlhf_peft.plugin", {"Old": Deprecated(3, "0.9", "New")})("Old")
+
+def test_nothing(): ...
+"""
+
+
 def test_only_our_own_warnings_fail(tmp_path):
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "third_party.py").write_text(THIRD_PARTY)
     (tmp_path / "test_policy.py").write_text(TESTS)
+    done = run(tmp_path, "test_policy.py")
+    assert "1 failed, 3 passed, 2 warnings" in done, done
+    assert "FAILED" in done and "test_our_package - FutureWarning: rlhf_peft.plugin.Old" in done
+
+
+def test_our_warnings_fail_while_tests_are_collected_too(tmp_path):
+    (tmp_path / "test_import.py").write_text(AT_IMPORT)
+    done = run(tmp_path, "test_import.py")
+    assert "1 error" in done and "DeprecationWarning: rlhf_peft.plugin.Old is deprecated" in done, done
+
+
+def run(folder, file):
+    """What pytest says of a file of tests, under this repository's rules."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-n", "0", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT),
@@ -50,13 +72,12 @@ def test_only_our_own_warnings_fail(tmp_path):
                 "-p",
                 "no:cacheprovider",
                 "-o",
-                f"pythonpath={tmp_path / 'site-packages'}",
+                f"pythonpath={folder / 'site-packages'}",
             ),
-            tmp_path / "test_policy.py",
+            folder / file,
         ],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert "1 failed, 3 passed, 2 warnings" in done.stdout, done.stdout
-    assert "FAILED" in done.stdout and "test_our_package - FutureWarning: rlhf_peft.plugin.Old" in done.stdout
+    return done.stdout

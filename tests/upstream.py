@@ -21,18 +21,22 @@ PROMPTS = {**TINY, "part": "prompts"}
 SOON = re.compile(r"deprecat|will be removed|renamed|instead of|no longer", re.IGNORECASE)
 """What a log line says that is a deprecation without a warning."""
 
-ALGORITHMS = {
-    "ppo": ({"num_minibatches": 2, "value": "own"}, "cached"),
-    "grpo": ({"num_generations": 2, "beta": 0.1}, "hf"),
-    "gspo": ({"num_generations": 2}, "continuous"),
-    "cispo": ({"num_generations": 2}, "cached"),
-    "rloo": ({"num_generations": 2}, "cached"),
-    "reinforce_plus_plus": ({}, "cached"),
-    "remax": ({}, "cached"),
-    "online_dpo": ({}, "vllm_server"),
-    "rejection_sampling": ({}, "best_of_n"),
-}
-"""Algorithm to its options and the sampler that it is run with: all of both."""
+DIVERSE = Path(__file__).parents[1] / "plugins" / "rlhf-peft-diverse" / "rlhf_peft_diverse.py"
+METHODS = [
+    ("ppo", {"num_minibatches": 2, "value": "own"}, "cached"),
+    ("grpo", {"num_generations": 2, "beta": 0.1}, "hf"),
+    ("gspo", {"num_generations": 2}, "continuous"),
+    ("cispo", {"num_generations": 2}, "cached"),
+    ("rloo", {"num_generations": 2}, "cached"),
+    ("reinforce_plus_plus", {}, "cached"),
+    ("remax", {}, "cached"),
+    ("online_dpo", {}, "vllm_server"),
+    ("online_dpo", {}, "diverse"),
+    ("rejection_sampling", {}, "best_of_n"),
+]
+"""Algorithm, its options, and the sampler that it is run with: all of both, and a plugin's that calls the model."""
+CANARY = "canary"
+"""A library that is not there, whose warning must be heard at the end."""
 
 
 class Collector(logging.Handler):
@@ -103,11 +107,11 @@ def stages(url):
         "vllm_server": {"url": url, **short},
         "best_of_n": {"n": 2, "of": {"name": "cached", **short}},
     }
-    for name, (options, sampler) in ALGORITHMS.items():
+    for name, options, sampler in METHODS:
         made.append(
             {
                 "stage": "rl",
-                "name": name,
+                "name": f"{name}-{sampler}",
                 "dataset": PROMPTS,
                 "algorithm": {"name": name, **options},
                 "sampler": {"name": sampler, **samplers.get(sampler, short)},
@@ -128,7 +132,7 @@ def walk(folder, listen):
     from rlhf_peft.registry import Registry
     from tests.builtin.samplers.stub import StubServer
 
-    registry = Registry.load(no_plugins=True)
+    registry = Registry.load([DIVERSE], no_plugins=True)
 
     def verb(*arguments):
         told = io.StringIO()
@@ -175,6 +179,10 @@ def main(folder: Path) -> list[Blame]:
     collector = Collector()
     collector.listen()
     walk(folder, collector.listen)
+    old = {}
+    code = "import warnings\ndef old(): warnings.warn('old', FutureWarning)"
+    exec(compile(code, f"/site-packages/{CANARY}/old.py", "exec"), old)
+    old["old"]()
     return sorted(collector.found.values(), key=str)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Json, Overrides, Plugins, RecipeName, Rewards, Trust, open_recipe
+from .options import Json, Overrides, Plugins, RecipeName, Rewards, Trust, Verbose, open_recipe
 
 if TYPE_CHECKING:
     from ..planning.bench import Bench
@@ -24,6 +24,7 @@ def bench(
     reward: Rewards = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
     trust_remote_code: Trust = False,
+    verbose: Verbose = False,
 ) -> None:
     """Seconds, tokens a second and memory of rollout, scoring and update; nothing is written."""
     loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward, quiet=quiet)

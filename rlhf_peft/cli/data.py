@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Json
+from .options import Json, Verbose
 
 if TYPE_CHECKING:
     from ..data.inspect import Inspection
@@ -32,6 +32,7 @@ def data(
         typer.Option("--columns", metavar="YAML", help="Our columns to the file's: '{prompt: Question}'."),
     ] = None,
     as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Format, rows, duplicates, lengths, length bias, and which method suits. Exit 1 where rows cannot be used."""
     from ..data.inspect import inspect, model_encoder

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Device, Trust, dataset_source, find_run, open_registry
+from .options import Device, Trust, Verbose, dataset_source, find_run, open_registry
 
 if TYPE_CHECKING:
     from ..labelling.store import Pair, Store
@@ -59,6 +59,7 @@ def label(
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
     device: Device = None,
     trust_remote_code: Trust = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compare completions in a browser on this machine; every judgement is saved at once. Ctrl-C ends it."""
     given = [source for source in (pairs, run, compare) if source is not None]

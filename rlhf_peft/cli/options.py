@@ -170,6 +170,7 @@ def log_to_stderr(quiet: bool, as_json: bool = False) -> None:
             logger.removeHandler(handler)
     logger.addHandler(_JsonToStderr() if as_json else _ToStderr())
     logger.addHandler(library_messages.OwnLog())
+    library_messages.show_as_json(as_json)
     logger.propagate = False
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Overrides, Plugins, RecipeName, Rewards, Trust, open_recipe
+from .options import Overrides, Plugins, RecipeName, Rewards, Trust, Verbose, open_recipe
 
 if TYPE_CHECKING:
     from ..planning.forecast import Forecast
@@ -25,6 +25,7 @@ def plan(
     plugin: Plugins = None,
     reward: Rewards = None,
     trust_remote_code: Trust = False,
+    verbose: Verbose = False,
 ) -> None:
     """Memory per role and per phase, whether it fits, and what would make it fit (exit 1: it does not)."""
     loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward, quiet=True)

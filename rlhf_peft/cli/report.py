@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import find_run
+from .options import Verbose, find_run
 
 
 def report(
@@ -21,6 +21,7 @@ def report(
         Path | None,
         typer.Option("-o", "--output", metavar="F", help="Default: report.html in the (first) run's folder."),
     ] = None,
+    verbose: Verbose = False,
 ) -> None:
     """Write the report of a run, or of several overlaid: curves, and the answers to search and sort."""
     from ..analysis.report import report as page_of

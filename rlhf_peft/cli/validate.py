@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Overrides, Plugins, RecipeName, Rewards, open_recipe
+from .options import Overrides, Plugins, RecipeName, Rewards, Verbose, open_recipe
 
 
 def validate(
@@ -17,6 +17,7 @@ def validate(
     data: Annotated[bool, typer.Option("--data", help="Read every dataset too.")] = False,
     plugin: Plugins = None,
     reward: Rewards = None,
+    verbose: Verbose = False,
 ) -> None:
     """Check a recipe and print it with every default, without loading a model."""
     loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from .options import RunName, Trust, find_run
+from .options import RunName, Trust, Verbose, find_run
 
 
 def verify(
     run: RunName = None,
     trust_remote_code: Trust = False,
+    verbose: Verbose = False,
 ) -> None:
     """Check every hash of a run, and load every adapter and head; one line a check. Exit 1 where one fails."""
     from .. import api

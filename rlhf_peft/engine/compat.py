@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 CACHE_KEYWORDS = ("cache", "past_key_values")
 """Names under which a model's forward takes its key-value cache, the newest first.
@@ -17,6 +17,17 @@ CACHE_KEYWORDS = ("cache", "past_key_values")
 transformers 5.24 renamed `past_key_values` to `cache`; the old name goes in 5.40. Models whose code comes from a hub
 repository may keep the old name for longer.
 """
+
+
+_ARGUMENTS: WeakKeyDictionary[Callable[..., Any], frozenset[str]] = WeakKeyDictionary()
+
+
+def arguments_of(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of the arguments of a function, or of a class that is called; looked up once for each."""
+    function = getattr(function, "__func__", function)
+    if function not in _ARGUMENTS:
+        _ARGUMENTS[function] = frozenset(inspect.signature(function).parameters)
+    return _ARGUMENTS[function]
 
 
 def argument_name(function: Callable[..., Any], *names: str) -> str:
@@ -29,9 +40,9 @@ def argument_name(function: Callable[..., Any], *names: str) -> str:
     Raises:
         TypeError: it has none of them.
     """
-    parameters = inspect.signature(function).parameters
+    known = arguments_of(function)
     for name in names:
-        if name in parameters:
+        if name in known:
             return name
     raise TypeError(f"{getattr(function, '__qualname__', function)} takes none of {', '.join(names)}")
 
@@ -46,14 +57,8 @@ def cache_keyword(model: Any) -> str:
     Args:
         model: a causal language model of transformers, or its trunk.
     """
-    forward = model.forward
-    return _cache_keyword(getattr(forward, "__func__", forward))
-
-
-@lru_cache(maxsize=256)
-def _cache_keyword(forward: Callable[..., Any]) -> str:
     try:
-        return argument_name(forward, *CACHE_KEYWORDS)
+        return argument_name(model.forward, *CACHE_KEYWORDS)
     except TypeError:
         from transformers import LlamaForCausalLM
 

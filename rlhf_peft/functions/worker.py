@@ -1,9 +1,9 @@
 """The worker's side of a reward: imports one function and calls it, over and over, in a process of its own.
 
 It is started by its path and speaks JSON lines over its pipes: the first names what to import, each further one is a
-batch. What the function prints goes to stderr, and what libraries say of themselves nowhere (`library_messages`).
-Little more than the standard library is imported here, so that a worker is small and starts at once; what the
-function's own module imports is its own affair.
+batch. What the function prints goes to stderr. What libraries warn of goes back with the answers, for the run's log, if
+the run keeps it off the terminal (`library_messages`). Little more than the standard library is imported here, so that
+a worker is small and starts at once; what the function's own module imports is its own affair.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def _from_file(path: str) -> ModuleType:
 def _load(message: Mapping[str, Any]) -> Serve:
     """What serves batches: a function, or a whole reward rebuilt from its options."""
     sys.path[:] = message["path"]
-    importlib.import_module("rlhf_peft.library_messages").install()
+    if message["library_messages"] is not None:
+        importlib.import_module("rlhf_peft.library_messages").install(**message["library_messages"])
     found = resolve(message["target"])
     if message["options"] is not None:
         serve: Serve = importlib.import_module("rlhf_peft.functions.rebuild").server(
@@ -121,15 +122,25 @@ def _call(function: Callable[..., Any], batch: Mapping[str, Any]) -> dict[str, A
 
 
 def _answer(work: Callable[[], dict[str, Any]]) -> bytes:
+    answer = _worked(work)
+    messages = sys.modules.get("rlhf_peft.library_messages")
+    return json.dumps(
+        {**answer, "library_messages": messages.take() if messages else []}, default=str
+    ).encode()
+
+
+def _worked(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        return json.dumps(work(), default=str).encode()
+        answer = work()
+        json.dumps(answer, default=str)  # what cannot be written is the function's mistake
+        return answer
     except BadScores as error:
-        return json.dumps({"bad": str(error), "row": error.row}).encode()
+        return {"bad": str(error), "row": error.row}
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
         told = f"{type(error).__name__}: {error}{where}"
-        return json.dumps({"error": told, "traceback": traceback.format_exc()}).encode()
+        return {"error": told, "traceback": traceback.format_exc()}
 
 
 def _end_with(parent: int) -> None:

@@ -52,13 +52,13 @@ def versions() -> dict[str, str | None]:
 
 
 def other_versions(manifest: Mapping[str, Any]) -> str:
-    """The packages that a run was last written with in other versions than are here: "torch 2.12.0 (here 2.13.0)".
+    """The packages whose version here is not the one that a run was last written with: "torch 2.12.0 (here 2.13.0)".
 
-    Python and this package are not meant, nor packages that the manifest does not name; nothing: all are the same.
+    Python, this package, and packages that the manifest does not name are left out. Empty if all versions are the same.
     """
     then, now = manifest.get("versions", {}), versions()
     return ", ".join(
-        f"{name} {then[name]} (here {now[name] or 'none'})"
+        f"{name} {then[name] or 'none'} (here {now[name] or 'none'})"
         for name in PACKAGES
         if name in then and then[name] != now[name]
     )

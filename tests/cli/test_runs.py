@@ -111,16 +111,21 @@ def with_versions(monkeypatch):
 def test_the_doctor_compares_versions_with_those_that_were_tested(with_versions):
     newest = diagnosis.tested()
     assert newest["torch"] and newest["transformers"] and newest["ruff"]
-    found = with_versions(transformers="5.999.0", peft="0.1.0", torch="2.99.0", rich=None)
+    found = with_versions(transformers="5.999.0", peft="0.1.0", rich=None)
     assert found["versions"].state == "note"
     assert f"transformers 5.999.0 ({newest['transformers']})" in found["versions"].found
     for name, there, command in (
         ("peft", "0.1.0, and <1,>=", "pip install 'peft<1,>="),
-        ("torch", "2.99.0, and <", "pip install 'torch<"),
         ("rich", "is not installed", "pip install 'rich<"),
     ):
         assert found[name].state == "wrong" and found[name].found.startswith(there)
         assert found[name].remedy.startswith(command)
+
+
+def test_the_doctor_notes_what_is_newer_than_the_bounds(with_versions):
+    found = with_versions(torch="2.99.0")["torch"]
+    assert found.state == "note" and found.found.startswith("2.99.0 was never tried: <")
+    assert found.remedy.startswith("pip install 'torch<")
 
 
 def test_the_doctor_takes_another_build_of_what_was_tested_for_tested(with_versions):

@@ -9,7 +9,15 @@ import sys
 
 import pytest
 
-FOREIGN = re.compile(r"warning|deprecat|site-packages|it/s|\d%\||traceback", re.IGNORECASE)
+from rlhf_peft import library_messages
+from rlhf_peft.cli import execute
+
+FOREIGN = re.compile(
+    r"warning|deprecat|site-packages|it/s|\d%\||traceback|retry|failed to|load report|initialized|kernels",
+    re.IGNORECASE,
+)
+PROGRESS = re.compile(r"[\w-]+: \d+ updates|  [\w-]+ \d+/\d+  .*")
+"""What a run says on stderr where there is no terminal."""
 TINY = {"name": "tiny", "size": 16}
 SHORT = {"batch_size": 4, "max_steps": 1}
 PROMPTS = {**TINY, "part": "prompts"}
@@ -36,10 +44,14 @@ def old():
 """
 
 PLUGIN = """
-import warnings
+import logging, socket, warnings
 import torch
 import third_party
 from rlhf_peft.plugin import Options, Scores, hookimpl
+
+log = logging.getLogger("mine")
+log.addHandler(logging.FileHandler("mine.log"))
+held = socket.socket()  # never closed
 
 class Told:
     Options = Options
@@ -48,11 +60,20 @@ class Told:
     async def score(self, batch):
         third_party.old()
         warnings.warn("a word of the user's own", UserWarning)
+        log.error("scored")
         return Scores(row=torch.zeros(len(batch.prompts)))
 
 @hookimpl
 def rlhf_peft_register_rewards(register):
     register("told", Told)
+"""
+
+FUNCTION = """
+import third_party
+
+def worked(completions, **columns):
+    third_party.old()
+    return [0.0] * len(completions)
 """
 
 
@@ -80,15 +101,30 @@ def rl(name="rl", rewards=({"name": "tiny-gold"},), **changes):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """A user's: the hub is not switched off, no warning is let through, and there is one thread."""
+    """A user's: the hub is not switched off and does not answer, no warning is let through, and there is one thread."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def program(*arguments, told="", cwd=None):
-    command = [sys.executable, "-m", "rlhf_peft", *map(str, arguments)]
-    done = subprocess.run(command, input=told, capture_output=True, text=True, cwd=cwd)
+SEVERAL = """
+import json, sys
+from rlhf_peft import library_messages
+library_messages.install()
+from rlhf_peft.cli import execute
+for arguments in json.loads(sys.argv[1]):
+    code = execute(arguments)
+    if code:
+        sys.exit(f"{arguments}: exit {code}")
+"""
+
+
+def program(*verbs, told=""):
+    """Run verbs one after the other, in one process that begins as the program does."""
+    given = json.dumps([[str(argument) for argument in verb] for verb in verbs])
+    command = [sys.executable, "-c", SEVERAL, given]
+    done = subprocess.run(command, input=told, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -106,24 +142,33 @@ def test_every_stage_sampler_and_verb(environment, tmp_path):
         algorithm = {"name": method, **({} if name == "best_of_n" else {"num_generations": 2})}
         stages.append(rl(name, algorithm=algorithm, sampler={"name": name, **short, **options}))
     run = tmp_path / "runs" / "r"
-    every = [
-        program("run", recipe(tmp_path, stages)),
-        program("eval", run, "--size", 4),
-        program("chat", run, told="Hello\n"),
-        program("export", run, "--to", "peft", "-o", tmp_path / "peft"),
-        program("export", run, "--to", "ollama", "-o", tmp_path / "ollama"),
-        program("export", run, "--role", "reward-0", "--to", "merged", "-o", tmp_path / "merged"),
-    ]
-    for done in every:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if FOREIGN.search(line)]
-        assert not lines, done.args
+    done = program(["run", recipe(tmp_path, stages)])
+    assert [line for line in done.stderr.splitlines() if not PROGRESS.fullmatch(line)] == []
+    done = program(
+        ["eval", run, "--size", 4],
+        ["export", run, "--to", "peft", "-o", tmp_path / "peft"],
+        ["export", run, "--to", "ollama", "-o", tmp_path / "ollama"],
+        ["export", run, "--role", "reward-0", "--to", "merged", "-o", tmp_path / "merged"],
+        ["chat", run],
+        told="Hello\n",
+    )
+    lines = [line.rstrip() for line in (done.stdout + done.stderr).splitlines()]
+    assert not [line for line in lines if FOREIGN.search(line)]
+    assert "4 prompts" in lines and "next:" in lines
 
 
-@pytest.mark.parametrize("arguments", [(), ("-q",)], ids=["bar", "quiet"])
-def test_on_a_terminal(environment, tmp_path, arguments):
-    path = recipe(tmp_path, [{"stage": "sft", "dataset": {**TINY, "part": "demonstrations"}, **SHORT}, rl()])
+SHORTEST = [
+    *(f"stages.{stage}.max_steps=1" for stage in ("sft", "reward_model", "rl")),
+    *(f"stages.{stage}.eval.size=8" for stage in ("reward_model", "rl")),
+    "stages.rl.prompts_per_step=4",
+]
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["bar", "quiet"])
+def test_on_a_terminal(environment, tmp_path, quiet):
+    what = [recipe(tmp_path, [rl(eval={})]), "-q"] if quiet else ["quickstart", *SHORTEST]
     main, side = pty.openpty()
-    command = [sys.executable, "-m", "rlhf_peft", "run", str(path), *arguments]
+    command = [sys.executable, "-m", "rlhf_peft", "run", *map(str, what), f"output_dir={tmp_path / 'runs'}"]
     with subprocess.Popen(command, stdout=side, stderr=side, stdin=side) as process:
         os.close(side)
         shown = b""
@@ -135,44 +180,72 @@ def test_on_a_terminal(environment, tmp_path, arguments):
             if not part:
                 break
     os.close(main)
-    assert process.returncode == 0 and b"runs/r" in shown
+    assert process.returncode == 0 and b"/runs/" in shown
     assert not FOREIGN.search(shown.decode(errors="replace"))
-
-
-@pytest.fixture
-def noisy(environment, tmp_path, monkeypatch):
-    """A run whose reward makes a library say this and that; gives the arguments that run it."""
-    packages = tmp_path / "site-packages"
-    packages.mkdir()
-    (packages / "third_party.py").write_text(THIRD_PARTY)
-    (tmp_path / "told.py").write_text(PLUGIN)
-    monkeypatch.setenv("PYTHONPATH", str(packages))
-    return ["run", recipe(tmp_path, [rl(rewards=[{"name": "told"}])]), "--plugin", tmp_path / "told.py"]
 
 
 SAID = ["FutureWarning: old() goes in 2.0", "UserWarning: old() is odd", "the log of a library, key hf_***"]
 
 
+@pytest.fixture
+def noisy(environment, tmp_path, monkeypatch):
+    """A run of two steps whose rewards, in this process and in a worker, make a library say this and that."""
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    (packages / "third_party.py").write_text(THIRD_PARTY)
+    (tmp_path / "told.py").write_text(PLUGIN)
+    (tmp_path / "rewards.py").write_text(FUNCTION)
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    monkeypatch.chdir(tmp_path)
+    rewards = [{"name": "told"}, {"name": "worked"}]
+    path = recipe(tmp_path, [rl(rewards=rewards, max_steps=2, eval={})])
+    return ["run", path, "--plugin", "told.py", "--reward", "rewards.py:worked"]
+
+
 def test_what_libraries_say_is_in_the_log(noisy, tmp_path):
-    done = program(*noisy)
+    done = program([*noisy, "--sweep", "seed=1,2"])
     shown = done.stdout + done.stderr
+    for run in sorted((tmp_path / "runs").glob("r-*/")):
+        log = (run / "run.log").read_text()
+        assert all(line in log and line not in shown for line in SAID[1:])
+        # What is said of the user's own line, or by it, is the user's to see.
+        assert all(text in log and text in shown for text in (SAID[0], "a word of the user's own"))
+        # Once from this process, once from the worker.
+        assert log.count("third_party.py:11: UserWarning: old() is odd") == 2
+    assert len(list((tmp_path / "runs").glob("r-*/run.log"))) == 2
+    assert (tmp_path / "mine.log").read_text() == "scored\n" * 4 and "ResourceWarning" not in shown
+
+
+def test_verbose_shows_it_as_json_where_progress_is_json(noisy, tmp_path):
+    done = program([*noisy, "--verbose", "--json"])
+    told = [json.loads(line) for line in done.stderr.splitlines() if "scored" not in line]
+    texts = "\n".join(line.get("text", "") for line in told)
+    assert all(text in texts for text in SAID)
     log = (tmp_path / "runs" / "r" / "run.log").read_text()
-    assert all(line in log and line not in shown for line in SAID[1:])
-    # What is said of the user's own line, or by it, is the user's to see.
-    assert all(text in log and text in shown for text in (SAID[0], "a word of the user's own"))
-    assert log.count("old() is odd") == 1 and "third_party.py:11: UserWarning" in log
+    assert all(line in log for line in SAID)
 
 
-def test_verbose_shows_it(noisy):
-    arguments = list(noisy)
-    for where in (["--verbose", *arguments], [*arguments, "--overwrite", "--verbose"]):
-        done = program(*where)
-        assert all(text in done.stderr for text in SAID)
+def test_a_log_tells_why_a_run_ended(noisy, tmp_path):
+    (tmp_path / "rewards.py").write_text(
+        FUNCTION.replace("return", "raise ValueError('no more')\n    return")
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhf_peft", *map(str, noisy)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "no more" in done.stderr
+    assert (
+        not (tmp_path / "runs" / "r").exists()
+        or "no more" in (tmp_path / "runs" / "r" / "run.log").read_text()
+    )
 
 
-def test_an_earlier_log_goes_with_its_run_and_a_resumed_one_is_added_to(noisy, tmp_path):
-    program(*noisy)
-    log = tmp_path / "runs" / "r" / "run.log"
-    log.write_text("an earlier line\n")
-    program(*noisy, "--overwrite")
-    assert "an earlier line" not in log.read_text() and "old() is odd" in log.read_text()
+def test_verbose_stands_before_the_verb_too(monkeypatch, capsys):
+    monkeypatch.setenv(library_messages.VERBOSE, "")
+    monkeypatch.setattr(library_messages, "_messages", library_messages.Messages())
+    library_messages._messages.add("as it is", "/x/site-packages/y.py")
+    assert execute(["--verbose", "recipes", "list"]) == 0
+    library_messages._messages.add("from a library", "/x/site-packages/y.py")
+    err = capsys.readouterr().err
+    assert "from a library" in err and "as it is" not in err and os.environ[library_messages.VERBOSE] == "1"

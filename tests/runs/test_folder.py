@@ -135,7 +135,9 @@ def test_overwriting_removes_what_a_run_made_and_nothing_else(run):
     (run.adapter_dir("policy") / "x").write_text("x")
     (run.path / "notes.txt").write_text("mine")
     run.finish("done")
+    run.log.write_text("an earlier line\n")
     again = RunFolder.create(run.path.parent, "one", overwrite=True)
+    assert not run.log.exists()
     assert sorted(p.name for p in again.path.iterdir()) == [".lock", "manifest.json", "notes.txt"]
     assert read_manifest(again.path)["status"] == "running"
 

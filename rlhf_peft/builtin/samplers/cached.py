@@ -9,7 +9,6 @@ Left out on purpose: models that keep a state instead of keys and values (`hf` w
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyView, SamplerError, cache_keyword, keeps_state, quick_size
+from rlhf_peft.plugin import PolicyView, SamplerError, arguments_of, cache_keyword, keeps_state, quick_size
 
 from .draw import Knobs, draw
 from .local import LocalSampler
@@ -119,7 +118,7 @@ def _prefill(model: Any, view: PolicyView, rows: list[Row]) -> _Read:
 
 def _forward(model: Any, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: GrowingCache) -> Tensor:
     """Logits [B, V] after the last token; no mask where nothing is padded."""
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(type(model)) else {}
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in arguments_of(model.forward) else {}
     out = model(
         input_ids=ids,
         attention_mask=mask,
@@ -130,15 +129,6 @@ def _forward(model: Any, ids: Tensor, mask: Tensor | None, positions: Tensor, ca
     )
     logits: Tensor = out.logits[:, -1]
     return logits
-
-
-_SIGNATURES: dict[type, frozenset[str]] = {}
-
-
-def _parameters(model: type) -> frozenset[str]:
-    if model not in _SIGNATURES:
-        _SIGNATURES[model] = frozenset(inspect.signature(model.forward).parameters)  # type: ignore[attr-defined]
-    return _SIGNATURES[model]
 
 
 class Decoder:

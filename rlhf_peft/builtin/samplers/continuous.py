@@ -11,13 +11,12 @@ keep a state have no pages and are refused.
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 import torch
 from pydantic import Field
 
-from rlhf_peft.plugin import PolicyView, SamplerError, argument_name, keeps_state
+from rlhf_peft.plugin import PolicyView, SamplerError, argument_name, arguments_of, keeps_state
 
 from .draw import Knobs, draw
 from .hf import generation_config
@@ -80,11 +79,11 @@ class ContinuousSampler(LocalSampler):
         plain = GenerationConfig(do_sample=False, eos_token_id=eos, pad_token_id=view.pad_id)
         most = min(len(rows), self.options.max_rows)
         longest = max(len(row.request.prompt_ids) + row.room for row in rows)
-        # transformers 5.18 renamed the one, and brought the other, which says no to what came with it.
+        # transformers 5.18 renamed `block_size`; 5.19 or 5.20 brought `auto_switch_to_flash`, which is not wanted here.
         known: dict[str, Any] = {
             argument_name(ContinuousBatchingConfig, "page_size", "block_size"): self.options.page_size
         }
-        if "auto_switch_to_flash" in signature(ContinuousBatchingConfig).parameters:
+        if "auto_switch_to_flash" in arguments_of(ContinuousBatchingConfig):
             known["auto_switch_to_flash"] = False
         paging = ContinuousBatchingConfig(
             num_blocks=most * (longest // self.options.page_size + 1),

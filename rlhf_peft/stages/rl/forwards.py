@@ -55,7 +55,7 @@ def shared_prompts(base: SharedBase, input_ids: Tensor, mask: Tensor, lengths: T
 
 
 class UpdateModule(nn.Module):
-    """Policy and value in one forward, as data parallelism demands.
+    """Policy and value in one forward.
 
     Args:
         base: the shared base.

@@ -61,7 +61,7 @@ class Updater:
     """Takes optimizer steps on batches.
 
     Args:
-        module: the wrapped policy and value (`UpdateModule`).
+        module: the policy and value (`UpdateModule`).
         base: that they stand on.
         algorithm: gives the loss.
         accelerator: backward and clipping.

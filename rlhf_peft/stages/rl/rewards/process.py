@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from .... import library_messages
 from ....errors import RewardError
 from ....functions import worker
 
@@ -32,7 +33,12 @@ class WorkerProcess:
     """
 
     def __init__(self, target: Mapping[str, Any], options: Mapping[str, Any] | None) -> None:
-        self._first = {"path": list(sys.path), "target": dict(target), "options": options}
+        self._first = {
+            "path": list(sys.path),
+            "target": dict(target),
+            "options": options,
+            "library_messages": library_messages.settings(),
+        }
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
 
@@ -82,7 +88,10 @@ class WorkerProcess:
         if not line.endswith(b"\n"):
             status = await self.close()
             raise RewardError(f"lost its worker process, which ended with status {status}")
-        return dict(json.loads(line))
+        answer = dict(json.loads(line))
+        for text in answer.pop("library_messages", []):
+            library_messages.keep(text)
+        return answer
 
     @staticmethod
     async def _converse(process: asyncio.subprocess.Process, message: bytes) -> bytes:
