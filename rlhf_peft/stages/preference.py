@@ -147,7 +147,7 @@ def _check_reference(ctx: Context, name: str, rows: Sequence[list[int]]) -> None
     budget = Budget(name, ctx.recipe.model.tokens_per_forward)
     policy, reference = (_logps(ctx.base, role, parts, budget) for role in (POLICY, REFERENCE))
     difference = float(((policy - reference).abs() / torch.tensor([len(ids) for ids in rows])).max())
-    if difference > SAME_POLICY:
+    if not difference <= SAME_POLICY:  # nor is NaN the same
         raise GuardError(
             f"before the first update the policy and its reference differ by {difference:.2g} nats a token "
             f"(at most {SAME_POLICY:g}): preferences would be measured against the wrong model."

@@ -240,6 +240,16 @@ def test_a_wrong_reference_stops_the_run(
     ctx.base._adapter_of.pop(REFERENCE)
 
 
+def test_a_policy_that_says_no_number_stops_the_run(
+    make_context: MakeContext, demonstrations: str, pairs: str
+) -> None:
+    ctx = make_context(stage(pairs))
+    with torch.no_grad():
+        ctx.base.parameters(POLICY)[-1].fill_(torch.nan)
+    with pytest.raises(GuardError, match="differ by nan"):
+        preference.run(ctx.recipe.stages[0], ctx)
+
+
 def test_wrong_columns_are_refused(make_context: MakeContext, tmp_path: Any) -> None:
     path = write(tmp_path / "bad.jsonl", [{"prompt": "a", "better": "b", "worse": "c"}])
     ctx = make_context(stage(path))

@@ -246,7 +246,7 @@ class Loop:
             with torch.no_grad(), self.base.role(role, train=False):
                 said.append(self.base.logps(self.base.hidden(ids), ids, mask)[0])
         difference = float((said[0] - said[1]).abs().max())
-        if difference > SAME_POLICY:
+        if not difference <= SAME_POLICY:  # nor is NaN the same
             raise GuardError(
                 f"before the first update the policy and its reference differ by {difference:.2g} nats a token (at "
                 f"most {SAME_POLICY:g}): the KL would be measured against the wrong model."
