@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlhf_peft.builtin.algorithms import Grpo
+from rlhf_peft.engine import SharedBase
 from rlhf_peft.errors import GuardError, UsageError
 from rlhf_peft.hookspecs import hookimpl
 from rlhf_peft.stages import reward_model
@@ -88,7 +89,7 @@ def test_a_wrong_reference_stops_the_run(make_context, monkeypatch):
         for name, parameter in ctx.base.model.named_parameters():
             if "lora_B" in name and ".policy." in name:
                 parameter.normal_(std=0.05)
-    monkeypatch.setattr(ctx.base, "fix_reference", lambda: ctx.base.add_role("reference"))
+    monkeypatch.setattr(SharedBase, "fix_reference", lambda base: base.add_role("reference"))
     with pytest.raises(GuardError, match="wrong model"):
         run(ctx)
 
