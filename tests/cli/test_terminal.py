@@ -226,19 +226,16 @@ def test_verbose_shows_it_as_json_where_progress_is_json(noisy, tmp_path):
 
 
 def test_a_log_tells_why_a_run_ended(noisy, tmp_path):
-    (tmp_path / "rewards.py").write_text(
-        FUNCTION.replace("return", "raise ValueError('no more')\n    return")
-    )
+    fails = "if columns['trainer_state'].global_step > 1: raise ValueError('no more')"
+    (tmp_path / "rewards.py").write_text(FUNCTION.replace("return", f"{fails}\n    return"))
     done = subprocess.run(
         [sys.executable, "-m", "rlhf_peft", *map(str, noisy)],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1 and "no more" in done.stderr
-    assert (
-        not (tmp_path / "runs" / "r").exists()
-        or "no more" in (tmp_path / "runs" / "r" / "run.log").read_text()
-    )
+    log = (tmp_path / "runs" / "r" / "run.log").read_text()
+    assert "failed: RewardError: " in log and "no more" in log
 
 
 def test_verbose_stands_before_the_verb_too(monkeypatch, capsys):
