@@ -4,7 +4,8 @@ A stage goes `load_rows` -> `require` -> `hold_out` -> `encode_prompts`, `encode
 """
 
 from .batch import length_batches, mask_from_lengths, pad_left, pad_right
-from .encode import Encoder, check_tokens
+from .encode import Encoder
+from .examples import example
 from .formats import Format, detect, require
 from .load import hold_out, load_rows
 from .prompts import Pair, Prompt, PromptStream, encode_pairs, encode_prompts
@@ -17,11 +18,11 @@ __all__ = [
     "Pair",
     "Prompt",
     "PromptStream",
-    "check_tokens",
     "columns_of",
     "detect",
     "encode_pairs",
     "encode_prompts",
+    "example",
     "for_trl",
     "hold_out",
     "length_batches",

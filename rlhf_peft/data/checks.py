@@ -1,12 +1,11 @@
-"""What makes a row bad, whatever the tokenizer: empty, of the wrong type, or without a preference."""
+"""What makes a single value bad, whatever the tokenizer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from .conversation import is_messages
-from .formats import Format
 from .rows import BadRow
 
 LABELS = {word: True for word in ("true", "1", "1.0", "yes")} | {
@@ -14,53 +13,16 @@ LABELS = {word: True for word in ("true", "1", "1.0", "yes")} | {
 }
 
 
-def check_row(row: Mapping[str, Any], format: Format) -> None:
-    """Raise BadRow if a row, its prompt apart, cannot be used in its format.
+def filled(value: Any, name: str) -> Any:
+    """The value; BadRow if it is missing, an empty list or blank text.
 
     Args:
-        row: values by column; preference rows as `explicit` returns them.
-        format: of the dataset.
+        value: of a column.
+        name: of the column.
     """
-    for name in format.columns:
-        check_value(row.get(name), name, messages=format.conversational)
-    if format.kind == "preference":
-        if row["chosen"] == row["rejected"]:
-            raise BadRow("chosen and rejected are the same", "with chosen equal to rejected")
-        if format.conversational and not row["prompt"]:
-            raise BadRow(
-                "chosen and rejected share no first message, so there is no prompt", "without a prompt"
-            )
-        if not format.conversational and not isinstance(row["prompt"], str):
-            raise wrong_type("prompt", row["prompt"], "text")
-    if format.kind == "unpaired_preference":
-        label_of(row["label"])
-
-
-def check_value(value: Any, name: str, *, messages: bool) -> None:
-    """Raise BadRow if a prompt or answer is empty or of the wrong type."""
-    if name == "label":
-        return
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         raise BadRow(f"{name} is empty", f"with an empty {name}")
-    expected = "messages with role and content" if messages else "text"
-    if messages != is_messages(value) or (not messages and not isinstance(value, str)):
-        raise wrong_type(name, value, expected)
-    if messages:
-        check_messages(value, name)
-
-
-def check_messages(messages: list[dict[str, Any]], name: str) -> None:
-    """Raise BadRow if a message has no role or, unless it calls a tool, no content."""
-    for message in messages:
-        content = message.get("content")
-        if not isinstance(message["role"], str):
-            raise BadRow(f"{name} holds a message without a role", f"with {name} of the wrong type")
-        if content is not None and not isinstance(content, str | list):
-            raise wrong_type(f"the content of a message in {name}", content, "text")
-    last = messages[-1]
-    empty = last.get("content") is None or (isinstance(last["content"], str) and not last["content"].strip())
-    if empty and not last.get("tool_calls"):
-        raise BadRow(f"{name} ends with an empty message", f"with an empty {name}")
+    return value
 
 
 def label_of(value: Any) -> bool:
@@ -73,17 +35,23 @@ def label_of(value: Any) -> bool:
     return known
 
 
-def wrong_type(name: str, value: Any, expected: str) -> BadRow:
-    """The error for a value of another type than expected."""
-    return BadRow(f"{name} is {describe(value)}, expected {expected}", f"with {name} of the wrong type")
+def probability_of(row: Mapping[str, Any]) -> float:
+    """The column `chosen_prob` of a row; BadRow unless it is a number from 0 to 1."""
+    value = figure_of(row, "chosen_prob")
+    if not 0 <= value <= 1:
+        raise BadRow(
+            f"the probability of the chosen answer is {value:g}, expected 0 to 1", "with a wrong chosen_prob"
+        )
+    return value
 
 
-def describe(value: Any) -> str:
-    """What a value is, for a message."""
-    if value is None:
-        return "empty"
-    if isinstance(value, str):
-        return "text"
-    if is_messages(value):
-        return "messages"
-    return {"list": "a list", "dict": "an object"}.get(type(value).__name__, f"the value {value!r}")
+def figure_of(row: Mapping[str, Any], name: str) -> float:
+    """A number of a row; BadRow where it is not a finite number."""
+    value = row[name]
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow(f"{name} is {value!r}, expected a number", f"with a wrong {name}")
+    return number

@@ -1,32 +1,50 @@
-"""Rows to token ids, so that what is trained on is exactly what sampling will see.
+"""Rows to token ids: the only place where a text that is trained on, or answered, becomes tokens.
 
-An answer is always the prompt's ids, unchanged, followed by the answer's own tokens and an end: answers are
-tokenised apart from their prompt, as a model writes them. Nothing here compares with the pad id, which may
-equal EOS.
+A prompt's ids are those of its own text, as sampling sees it. An answer's ids are those that it has in the whole text,
+cut where the prompt ends; only where a token would stand across the cut are its letters encoded apart. Every answer
+has one end. So a text has the same ids in every stage, in evaluation and in chat. Nothing here compares with the pad
+id, which may equal EOS.
+
+Rows come in the form of `examples.example`. Whatever a conversation says must stand in its text (see `complete`), and
+every token must have a row in the model's embedding; else the row raises `BadRow`.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..errors import DataError, ModelError
-from .conversation import explicit, from_sharegpt, is_messages, tidy, with_system
-from .rows import BadRow
+from ..engine.ends import end_ids
+from ..errors import DataError
+from .complete import misplaced, missing, shape
+from .conversation import Messages, with_system
+from .rows import TOO_LONG, BadRow
 
 log = logging.getLogger("rlhf_peft")
 
+Tools = list[dict[str, Any]] | None
+
+LEADS = ("\n", ".", "a", "0")
+"""Letters before a text that is to be encoded as it continues another; one of them stays a token of its own."""
+
 
 class Encoder:
-    """Encodes the rows of a dataset for one tokenizer.
+    """Encodes examples for one tokenizer.
 
     Args:
         tokenizer: a transformers tokenizer.
         chat_template_kwargs: passed to the chat template.
         system: put before conversations that have no system message.
         max_length: most tokens of a row, prompt and answer; None: no limit.
-        eos_ids: ids that end an answer; default: the tokenizer's EOS.
+        truncation: cut the end of an answer that is too long, instead of refusing the row.
+        eos_ids: ids that end an answer; default: `end_ids` of the tokenizer.
+        vocab_size: rows of the model's embedding; None: not known.
+
+    Attributes:
+        notes: what was found in the rows encoded so far that is no error; see `take_notes`.
     """
 
     def __init__(
@@ -36,48 +54,89 @@ class Encoder:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         system: str | None = None,
         max_length: int | None = None,
+        truncation: bool = False,
         eos_ids: Collection[int] | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template_kwargs = dict(chat_template_kwargs or {})
         self.system = system
         self.max_length = max_length
+        self.truncation = truncation
+        self.vocab_size = vocab_size
         self.eos_id: int | None = tokenizer.eos_token_id
-        own = () if self.eos_id is None else (self.eos_id,)
-        self.eos_ids = frozenset(own if eos_ids is None else eos_ids)
-        # Ids that close a turn: a template may end one with a special token that is not EOS (Gemma).
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        special = {id for id, token in added.items() if token.special}
-        self.ends = self.eos_ids | special | set(tokenizer.all_special_ids)
+        self.eos_ids = frozenset(end_ids(tokenizer, self.template_kwargs) if eos_ids is None else eos_ids)
         self.start = self._start()
-        self._warned = False
+        self.notes: set[str] = set()
+        self._shapes: dict[tuple[Any, ...], str | None] = {}
 
-    # --- rows ---
+    # --- examples ---
 
     def prompt(self, row: Mapping[str, Any]) -> list[int]:
-        """Ids of a row's prompt, ready to be continued by an answer.
+        """Ids of an example's prompt, ready to be continued by an answer.
 
-        A preference row without `prompt` gives the beginning that both answers share; plain text without one
-        gives what the tokenizer puts before every text (perhaps nothing).
+        Without a prompt, what the tokenizer puts before every text (perhaps nothing).
         """
-        if "chosen" in row and "rejected" in row:
-            row = explicit(row)
-        return self._prompt(row.get("prompt") or "")
+        prompt, tools = self._prompt(row), row.get("tools")
+        if isinstance(prompt, str):
+            return self._known(self._started(prompt))
+        text = self._prompt_text(prompt, tools)
+        self._check_text(text, prompt, tools)
+        return self._known(self._tokens(text))
+
+    def answers(self, row: Mapping[str, Any], *names: str) -> tuple[list[int], list[list[int]]]:
+        """Ids of an example's prompt, and of each of its answers with its end.
+
+        Args:
+            row: an example with a prompt, or none.
+            names: of the answers' columns.
+
+        Raises:
+            BadRow: prompt and answer are longer than `max_length`; see also the class.
+        """
+        prompt, tools = self._prompt(row), row.get("tools")
+        if isinstance(prompt, str):
+            ids = self._known(self._started(prompt))
+            answers = [self._continued(prompt, prompt + row[name], ids, self.start) for name in names]
+        else:
+            before = self._prompt_text(prompt, tools)
+            ids = self._known(self._tokens(before))
+            texts = [self._answered(before, prompt, row[name], tools) for name in names]
+            answers = [self._continued(before, text, ids) for text in texts]
+        ended = [self._known(self._ended(answer)) for answer in answers]
+        return ids, [self._fitted(ids, answer, name) for answer, name in zip(ended, names, strict=True)]
 
     def pair(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """Ids of prompt and chosen, and of prompt and rejected answer; both begin with `prompt(row)`."""
-        row = explicit(row)
-        return self._answered(row["prompt"], row["chosen"]), self._answered(row["prompt"], row["rejected"])
+        prompt, (chosen, rejected) = self.answers(row, "chosen", "rejected")
+        return [*prompt, *chosen], [*prompt, *rejected]
 
     def completion(self, row: Mapping[str, Any]) -> list[int]:
         """Ids of a demonstration: prompt and completion, a whole conversation, or a text, with its end."""
-        messages = row.get("messages") or row.get("conversations")
-        if messages:
-            messages = with_system(tidy(from_sharegpt(messages)), self.system)
-            return self._ended(self._tokens(self._render(messages)))
-        if "text" in row and "completion" not in row:
-            return self._answered("", row["text"])
-        return self._answered(row.get("prompt") or "", row["completion"])
+        return self.demonstration(row)[0]
+
+    def demonstration(
+        self, row: Mapping[str, Any], *, completion_only: bool = False, assistant_only: bool = False
+    ) -> tuple[list[int], list[bool]]:
+        """Ids of a demonstration, and which of them are trained on.
+
+        Args:
+            row: an example with prompt and completion, with messages, or with text.
+            completion_only: not on the prompt.
+            assistant_only: only on what the assistant says, in rows of messages.
+
+        Raises:
+            BadRow: the template neither marks the assistant's turns nor lets them be found.
+        """
+        if "messages" in row:
+            return self._conversation(
+                with_system(row["messages"], self.system), row.get("tools"), assistant_only
+            )
+        if "completion" in row:
+            prompt, (answer,) = self.answers(row, "completion")
+            return [*prompt, *answer], [not completion_only] * len(prompt) + [True] * len(answer)
+        prompt, (answer,) = self.answers({"text": row["text"]}, "text")
+        return [*prompt, *answer], [True] * (len(prompt) + len(answer))
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of some ids, special tokens left out."""
@@ -92,50 +151,46 @@ class Encoder:
         more = f", {len(ids) + extra:,} with max_new_tokens={extra}" if extra else ""
         raise BadRow(
             f"{what} has {len(ids):,} tokens{more}; the limit is model.max_length={self.max_length}",
-            "too long",
+            TOO_LONG,
             "Shorten it, set a larger model.max_length where the model allows it",
         )
 
+    def without_limit(self) -> Encoder:
+        """The same encoder for rows of any length."""
+        other = copy.copy(self)
+        other.max_length = None
+        return other
+
+    def take_notes(self) -> list[str]:
+        """What was found since the last call, each once."""
+        found, self.notes = sorted(self.notes), set()
+        return found
+
     # --- prompt and answer ---
 
-    def _prompt(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str):
-            return self._started(prompt)
-        return self._tokens(self._prompt_text(prompt))
+    def _prompt(self, row: Mapping[str, Any]) -> str | Messages:
+        prompt = row.get("prompt") or ""
+        return prompt if isinstance(prompt, str) else with_system(prompt, self.system)
 
-    def _answered(self, prompt: Any, answer: Any) -> list[int]:
-        if isinstance(answer, str) and not is_messages(prompt):
-            if not prompt:
-                return self._ended(self._started(answer), plain=True)
-            return self._ended([*self._started(prompt), *self._tokens(answer)], plain=True)
-        if isinstance(answer, str):
-            answer = [{"role": "assistant", "content": answer}]
-        if not prompt:
-            return self._ended(self._tokens(self._render(with_system(tidy(answer), self.system))))
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        return [*self._tokens(self._prompt_text(prompt)), *self._answer_ids(prompt, answer)]
+    def _answered(self, before: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
+        """The text of a prompt and its answer; it begins with the prompt's own text."""
+        messages = joined(prompt, answer)
+        whole = self._render(messages, tools)
+        if not whole.startswith(before):
+            whole = before + self._after(before, whole, answer)
+        self._check_text(whole, messages, tools)
+        return whole
 
-    def _answer_ids(self, prompt: list[dict[str, Any]], answer: list[dict[str, Any]]) -> list[int]:
-        before = self._prompt_text(prompt)
-        whole = self._render([*with_system(tidy(prompt), self.system), *tidy(answer)])
-        if whole.startswith(before):
-            return self._ended(self._tokens(whole[len(before) :]))
-        return self._ended(self._tokens(self._after(before, whole, answer)))
-
-    def _after(self, before: str, whole: str, answer: list[dict[str, Any]]) -> str:
+    def _after(self, before: str, whole: str, answer: Messages) -> str:
         """The answer as the template writes it, where the template changes the prompt once it is answered."""
-        if not self._warned:
-            self._warned = True
-            log.warning(
-                "the chat template writes a prompt alone and an answered prompt differently; answers are put "
-                "after the prompt alone, as in sampling (model.chat_template_kwargs may make the two agree)"
-            )
+        self.notes.add(
+            "hold a prompt that the chat template writes differently once it is answered; answers are put after the "
+            "prompt alone, as in sampling (model.chat_template_kwargs may make the two agree)"
+        )
         shared = 0
         while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
             shared += 1
-        said = answer[0].get("content")
-        said = said if isinstance(said, str) else ""
+        said = answer[0]["content"] or ""
         for content in (said.strip(), said.rpartition("</think>")[2].strip()):
             # It begins before the first difference where its first letters agree with the prompt's end.
             place = whole.find(content, max(0, shared - len(content))) if content else -1
@@ -143,14 +198,54 @@ class Encoder:
                 return whole[place:]
         raise BadRow("the chat template rewrites the answer beyond recognition", "rewritten by the template")
 
-    # --- text and tokens ---
+    def _conversation(
+        self, messages: Messages, tools: Tools, assistant_only: bool
+    ) -> tuple[list[int], list[bool]]:
+        """Ids of a whole conversation, and which of them are trained on."""
+        text = self._render(messages, tools)
+        self._check_text(text, messages, tools)
+        ids, offsets = self._with_offsets(text)
+        mask = [True] * len(ids)
+        if assistant_only:
+            spans = self._assistant_spans(messages, tools, text)
+            mask = [any(first <= start < last for first, last in spans) for start, _ in offsets]
+        ended = self._known(self._ended(ids))
+        mask = mask[: len(ended)] + [messages[-1]["role"] == "assistant" or not assistant_only] * (
+            len(ended) - len(ids)
+        )
+        kept = self._fitted([], ended, "the row")
+        return kept, mask[: len(kept)]
 
-    def _prompt_text(self, prompt: list[dict[str, Any]]) -> str:
-        messages = with_system(tidy(prompt), self.system)
-        unfinished = bool(messages) and messages[-1].get("role") == "assistant"
-        return self._render(messages, add_generation_prompt=not unfinished, continue_final_message=unfinished)
+    def _assistant_spans(self, messages: Messages, tools: Tools, text: str) -> list[tuple[int, int]]:
+        """Where the assistant's turns stand in a rendered conversation, each with its end."""
+        spans = []
+        for place, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._prompt_text(messages[:place], tools) if place else ""
+            turn = self._render(messages[: place + 1], tools).rstrip()
+            if not text.startswith(before) or not text.startswith(turn):
+                raise BadRow(
+                    "assistant_only_loss: the chat template writes earlier turns differently than later ones, so "
+                    "that the assistant's turns cannot be told apart",
+                    "whose assistant turns cannot be told apart",
+                    "Set assistant_only_loss=false, give rows with prompt and completion, or use a template that "
+                    "writes every turn alike",
+                )
+            spans.append((len(before), len(turn)))
+        return spans
 
-    def _render(self, messages: list[dict[str, Any]], **how: Any) -> str:
+    # --- text ---
+
+    def _prompt_text(self, prompt: Messages, tools: Tools) -> str:
+        """The text that the model continues; an unfinished turn of the assistant is left open."""
+        unfinished = bool(prompt) and prompt[-1]["role"] == "assistant"
+        return self._render(
+            prompt, tools, add_generation_prompt=not unfinished, continue_final_message=unfinished
+        )
+
+    def _render(self, messages: Messages, tools: Tools, **how: Any) -> str:
+        """The text that the chat template makes of a conversation; BadRow where it refuses it."""
         if not self.tokenizer.chat_template:
             called = getattr(self.tokenizer, "name_or_path", None) or "the model"
             raise DataError(
@@ -159,14 +254,79 @@ class Encoder:
                 "plain text."
             )
         how = {**how, **self.template_kwargs}
-        try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **how))
-        except Exception as error:  # templates raise what they like
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadRow(f"the chat template refuses it: {reason}", "refused by the chat template") from error
+        first: Exception | None = None
+        for version in versions(messages):
+            try:
+                return str(self.tokenizer.apply_chat_template(version, tools=tools, tokenize=False, **how))
+            except Exception as error:  # templates raise what they like
+                first = first or error
+        reason = (str(first).splitlines() or [type(first).__name__])[0]
+        raise BadRow(f"the chat template refuses it: {reason}", "refused by the chat template") from first
+
+    def _check_text(self, text: str, messages: Messages, tools: Tools) -> None:
+        """BadRow unless everything that the conversation says stands in its text, once and in its place."""
+        kind = shape(messages, tools)
+        if kind not in self._shapes:
+            try:
+                self._shapes[kind] = misplaced(self._render, messages, tools)
+            except BadRow:  # a template may refuse the marks
+                self._shapes[kind] = None
+        problem = self._shapes[kind]
+        if problem is None:
+            lost, thoughts = missing(text, messages, tools)
+            problem = None if lost is None else f"{lost} does not stand in its text, or not in its place"
+            if thoughts:
+                self.notes.add(
+                    "hold thoughts in earlier turns, which the chat template leaves out, as it does in use; they are "
+                    "not trained on"
+                )
+        if problem is not None:
+            raise BadRow(
+                f"the chat template would change what is trained on: {problem}",
+                "that the chat template does not write whole",
+                "Change the row, or use a model whose chat template knows all of it",
+            )
+
+    # --- tokens ---
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text, and the letters that each of them stands for."""
+        if self.tokenizer.is_fast:
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            return list(found["input_ids"]), list(found["offset_mapping"])
+        ids = self._tokens(text)  # a tokenizer in Python knows no offsets; letters are counted instead
+        ends = [len(self.tokenizer.decode(ids[: place + 1])) for place in range(len(ids))]
+        return ids, list(zip([0, *ends], ends, strict=False))
+
+    def _continued(self, before: str, whole: str, ids: list[int], start: Sequence[int] = ()) -> list[int]:
+        """Ids of what follows the text `before` in `whole`.
+
+        Args:
+            before: the prompt's text.
+            whole: the same text and the answer's.
+            ids: of `before`, perhaps after `start`.
+            start: what stands before every text.
+        """
+        prompt = ids[len(start) :] if ids[: len(start)] == list(start) else ids
+        every, offsets = self._with_offsets(whole)
+        size, cut = len(prompt), len(before)
+        if every[:size] == prompt and (size == len(every) or offsets[size][0] >= cut):
+            return every[size:]
+        first = next((place for place, (begin, _) in enumerate(offsets) if begin >= cut), len(every))
+        across = whole[cut : offsets[first][0] if first < len(every) else len(whole)]
+        return [*self._apart(across), *every[first:]] if across else every[first:]
+
+    def _apart(self, text: str) -> list[int]:
+        """Ids of a text that continues another, without what a tokenizer puts at a beginning."""
+        for lead in LEADS:
+            ids, offsets = self._with_offsets(lead + text)
+            size = sum(end <= 1 for _, end in offsets)
+            if size < len(ids) and offsets[size][0] == 1:
+                return ids[size:]
+        return self._tokens(text)
 
     def _start(self) -> list[int]:
         """What the tokenizer puts before every text (BOS); what it puts after one is never wanted."""
@@ -178,39 +338,72 @@ class Encoder:
         return []
 
     def _started(self, text: str) -> list[int]:
-        ids = self._tokens(text)
+        ids = self._tokens(text) if text else []
         return ids if self.start and ids[: len(self.start)] == self.start else [*self.start, *ids]
 
-    def _ended(self, ids: list[int], *, plain: bool = False) -> list[int]:
-        """The ids with one end: blanks after an end of turn are cut; EOS follows where there is no end.
-
-        Args:
-            ids: of an answer or a whole row.
-            plain: only EOS itself counts as an end, not the end of a template's turn.
-        """
-        ends = self.eos_ids if plain else self.ends
+    def _ended(self, ids: list[int]) -> list[int]:
+        """The ids with one end: blanks after it are cut; EOS follows where there is none."""
         last = len(ids)
-        while last and ids[last - 1] not in ends:
+        while last and ids[last - 1] not in self.eos_ids:
             last -= 1
         if last and not self.tokenizer.decode(ids[last:]).strip():
             return ids[:last]
         return ids if self.eos_id is None else [*ids, self.eos_id]
 
+    def _fitted(self, prompt: list[int], answer: list[int], name: str) -> list[int]:
+        """The answer, cut at `max_length` where the recipe says so; else BadRow where it is too long."""
+        what = f"the {name} answer with its prompt" if prompt and name != "completion" else "the row"
+        room = None if self.max_length is None else self.max_length - len(prompt)
+        if room is None or len(answer) <= room:
+            return answer
+        if not self.truncation or room < 1:
+            self.check_length([*prompt, *answer], what)
+        self.notes.add(f"are longer than model.max_length={self.max_length}, and their ends are cut")
+        return answer[:room]
 
-def check_tokens(tokenizer: Any, vocab_size: int) -> None:
-    """Raise ModelError if the tokenizer has a token that the embedding has not.
+    def _known(self, ids: list[int]) -> list[int]:
+        """The ids; BadRow where the model's embedding lacks one of them."""
+        beyond = next((i for i in ids if self.vocab_size is not None and i >= self.vocab_size), None)
+        if beyond is not None:
+            raise BadRow(
+                f"it holds the token {self.tokenizer.convert_ids_to_tokens(beyond)!r} (id {beyond:,}), which the "
+                f"model's embedding of {self.vocab_size:,} rows does not have",
+                "with a token that the model does not have",
+            )
+        unknown = self.tokenizer.unk_token_id
+        if unknown is not None and unknown not in self.eos_ids and unknown in ids:
+            self.notes.add(
+                f"hold letters that the tokenizer does not know; they become {self.tokenizer.unk_token}"
+            )
+        return ids
 
-    Args:
-        tokenizer: a transformers tokenizer.
-        vocab_size: rows of the model's input embedding.
-    """
-    beyond = sorted((id, token) for token, id in tokenizer.get_vocab().items() if id >= vocab_size)
-    if not beyond:
-        return
-    id, token = beyond[0]
-    more = f" and {len(beyond) - 1:,} more" if len(beyond) > 1 else ""
-    raise ModelError(
-        f"the tokenizer has a new token that the embedding does not have: {token!r} (id {id:,}){more}; the "
-        f"embedding has {vocab_size:,} rows. Use the model's own tokenizer, or resize the embedding and save "
-        "the model first."
-    )
+
+def joined(prompt: Messages, answer: Messages) -> Messages:
+    """A conversation and its answer; an unfinished turn of the assistant and what continues it are one turn."""
+    last, first = prompt[-1], answer[0]
+    if last["role"] != "assistant" or last.get("tool_calls") or first["role"] != "assistant":
+        return [*prompt, *answer]
+    both = {**last, **first, "content": (last["content"] or "") + (first["content"] or "")}
+    return [*prompt[:-1], both, *answer[1:]]
+
+
+def versions(messages: Messages) -> list[Messages]:
+    """A conversation as templates may want it: as it is, without None, and with arguments of calls as JSON text."""
+    made = [messages]
+    if any(message["content"] is None for message in messages):
+        made.append([{**message, "content": message["content"] or ""} for message in messages])
+    if any(message.get("tool_calls") for message in messages):
+        made.append([as_text(message) for message in made[-1]])
+    return made
+
+
+def as_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose tool calls have their arguments as JSON text."""
+
+    def written(call: Mapping[str, Any]) -> dict[str, Any]:
+        if "function" in call:
+            return {**call, "function": written(call["function"])}
+        return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [written(call) for call in calls]} if calls else dict(message)

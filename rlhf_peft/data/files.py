@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from .json_shapes import rows_in
 from .rows import BadRow, BadRows
-from .table import make_dataset
+from .table import make_dataset, table_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,14 +32,13 @@ SEPARATORS = {",": '","', ";": '";"', "\t": "tab"}
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 
-def read_file(path: Path, source: str, bad: BadRows, essential: set[str]) -> Dataset:
+def read_file(path: Path, source: str, bad: BadRows) -> Dataset:
     """One file as a dataset with row numbers.
 
     Args:
         path: an existing file.
         source: what messages call it.
         bad: takes rows that cannot be read.
-        essential: columns whose values must be of one type; others may be turned into text.
 
     Raises:
         DataError: unknown suffix, wrong encoding, malformed content.
@@ -67,17 +67,16 @@ def read_file(path: Path, source: str, bad: BadRows, essential: set[str]) -> Dat
             f"{source}: a file ending in {suffix or 'nothing'} is not known. Expected one of "
             f"{', '.join(SUFFIXES)}."
         )
-    return make_dataset(rows, source, bad, essential, note=note)
+    return make_dataset(rows, source, bad, note=note)
 
 
 def read_parquet(path: Path, source: str) -> Dataset:
     """A parquet file; row numbers are added by the caller."""
-    import datasets
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return datasets.Dataset(pyarrow.parquet.read_table(path))
+        return table_dataset(pyarrow.parquet.read_table(path), source)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{source}: not a parquet file that can be read ({brief(error)}). Write it again, or give "
@@ -96,19 +95,23 @@ def json_lines(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
 
 
 def json_file(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
-    """A JSON array of objects, or, as many `.json` files are, one object a line."""
+    """A JSON array of objects, one object a line as many `.json` files have it, or a table in another shape."""
     refuse_utf16(data, source)
     data = data.removeprefix(b"\xef\xbb\xbf")
-    if not data.lstrip().startswith(b"["):
+    lines = data.strip().split(b"\n")
+    if len(lines) > 1 and all(
+        line.strip().startswith(b"{") and line.strip().endswith(b"}") for line in lines[:2]
+    ):
         yield from json_lines(data, source, bad)
         return
     try:
-        values = parse_json(utf8(data))
+        text = utf8(data)
     except BadRow as problem:
-        raise DataError(
-            f"{source}: {problem}. Expected an array of objects, or one object a line."
-        ) from problem
-    for number, value in enumerate(values, start=1):
+        raise DataError(f"{source}: {problem}. {problem.remedy}.") from problem
+    rows, shape = rows_in(text, source)
+    if shape:
+        log.warning("%s: read as %s: %d rows", source, shape, len(rows))
+    for number, value in enumerate(rows, start=1):
         with bad.row(number):
             yield number, expect_object(value)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import DataError
 from .columns import suggest
-from .conversation import is_messages
+from .conversation import is_messages, is_written
 from .rows import as_text, columns_of, override
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger("rlhf_peft")
 
 Kind = Literal["language_modeling", "prompt_only", "prompt_completion", "preference", "unpaired_preference"]
 Method = Literal["sft", "dpo", "kto", "reward_model", "rl"]
@@ -91,11 +94,14 @@ def conversational(dataset: Dataset, columns: tuple[str, ...]) -> bool:
     """Whether the first row that holds anything in these columns holds messages in one of them."""
     for row in dataset.select_columns(list(columns)):
         if any(row[name] for name in columns if name != "label"):
-            return columns == ("conversations",) or any(is_messages(row[name]) for name in columns)
+            values = (row[name] for name in columns)
+            return columns == ("conversations",) or any(is_messages(v) or is_written(v) for v in values)
     return False
 
 
-def require(dataset: Dataset, method: Method, source: str, *, stage: str | None = None) -> Format:
+def require(
+    dataset: Dataset, method: Method, source: str, *, stage: str | None = None, say: bool = True
+) -> Format:
     """The format in which a method reads a dataset.
 
     Args:
@@ -103,6 +109,7 @@ def require(dataset: Dataset, method: Method, source: str, *, stage: str | None 
         method: what is to be done with them.
         source: what messages call the dataset.
         stage: name of the stage in the recipe, for the override that the message prints.
+        say: warn of columns beside pairs that the method does not read.
 
     Raises:
         DataError: the columns fit none of the method's formats; says which were found, and how to map them.
@@ -110,8 +117,26 @@ def require(dataset: Dataset, method: Method, source: str, *, stage: str | None 
     found = set(columns_of(dataset))
     for kind, columns in ACCEPTS[method]:
         if found.issuperset(columns):
+            if say and kind == "preference" and method != "rl":
+                warn_of_unread(found, method, source)
             return Format(kind, columns, conversational(dataset, columns))
     raise DataError(misfit(dataset, method, source, stage))
+
+
+def warn_of_unread(found: set[str], method: Method, source: str) -> None:
+    """Warn of columns that stand beside pairs and look as if they said which answer is the better one."""
+    if "label" in found:
+        log.warning(
+            "%s: the column label is not read beside chosen and rejected, in any stage; the probability that the "
+            "chosen answer is the better one is read from a column chosen_prob",
+            source,
+        )
+    if "chosen_prob" in found and method != "reward_model":
+        log.warning(
+            "%s: only a reward_model stage weighs pairs by chosen_prob; here every chosen answer counts as "
+            "the better one",
+            source,
+        )
 
 
 def mappable(method: Method) -> list[tuple[str, ...]]:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..engine.ends import end_ids
 from ..errors import DataError
 from .advice import advice, checkable_column, mapping_hint
 from .encode import Encoder
+from .examples import example, notes_of
 from .formats import Format, detect
 from .load import load_rows
-from .rows import BadRow, columns_of, numbered
-from .trl_rows import trl_row
+from .rows import BadRow, BadRows, columns_of, numbered
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Inspection:
         advice: what suits, and the commands to paste.
         split: which part of it was read.
         name: of the configuration, on the hub.
+        unread: columns that no stage but RL reads, whose rewards are given them.
+        example: number and parts of the first usable row, as they are trained on.
     """
 
     source: str
@@ -72,6 +76,8 @@ class Inspection:
     advice: list[str] = field(default_factory=list)
     split: str = "train"
     name: str | None = None
+    unread: list[str] = field(default_factory=list)
+    example: dict[str, Any] = field(default_factory=dict)
 
     @property
     def place(self) -> dict[str, str]:
@@ -106,6 +112,8 @@ class Inspection:
             "too_long": self.too_long,
             "limit": self.limit,
             "longer_chosen": self.longer_chosen,
+            "unread": self.unread,
+            "example": self.example,
             "advice": self.advice,
         }
 
@@ -145,58 +153,76 @@ def inspect(
     if found.format is None:
         found.advice = mapping_hint(found, checkable_column(rows))
         return found
+    found.unread = [name for name in found.columns if name not in (*found.format.columns, *ALSO_READ)]
     if encoder is not None:
         found.unit, found.limit = "tokens", encoder.max_length
-    measure = _measure(encoder)
+        encoder = encoder.without_limit()
     seen: set[str] = set()
-    longer: list[float] = []
+    said = BadRows(source, "skip")
     for number, row in numbered(rows):
         try:
-            values = trl_row(row, found.format)
+            values = example(row, found.format)
+            lengths, shown = _lengths(values, encoder)
         except BadRow as problem:
             before = found.bad.get(problem.kind)
-            found.bad[problem.kind] = (
-                Bad(1, number, str(problem))
-                if before is None
-                else Bad(before.count + 1, before.first, before.reason)
-            )
+            count = 0 if before is None else before.count
+            first = Bad(1, number, str(problem)) if before is None else before
+            found.bad[problem.kind] = dataclasses.replace(first, count=count + 1)
             continue
+        said.note(number, [*notes_of(row), *(encoder.take_notes() if encoder else [])])
         digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
         found.duplicates += digest in seen
         seen.add(digest)
-        parts = {name: measure(value) for name, value in values.items() if isinstance(value, str | list)}
-        for name, length in parts.items():
-            found.lengths.setdefault(name, []).append(length)
-        found.too_long += _is_too_long(values, encoder)
-        if "chosen" in parts:
-            longer.append(
-                0.5 if parts["chosen"] == parts["rejected"] else float(parts["chosen"] > parts["rejected"])
-            )
-    if longer:
-        found.longer_chosen = sum(longer) / len(longer)
+        found.example = found.example or {"row": number, **shown}
+        _count(found, lengths)
+    found.notes += [
+        f"{len(numbers):,} rows {text} (first: row {numbers[0]:,})" for text, numbers in said.notes.items()
+    ]
     found.advice = advice(found, checkable_column(rows), columns)
     return found
 
 
-def _measure(encoder: Encoder | None) -> Callable[[Any], int]:
-    def text_of(value: Any) -> str:
-        return value if isinstance(value, str) else "\n".join(str(m.get("content") or "") for m in value)
+ALSO_READ = ("tools", "chosen_prob", "margin")
+"""Columns that stages read beside those of a format."""
 
+
+def _count(found: Inspection, lengths: Mapping[str, int]) -> None:
+    """Add the lengths of a row's parts."""
+    for name, length in lengths.items():
+        found.lengths.setdefault(name, []).append(length)
+    found.too_long += found.limit is not None and sum_of_longest(lengths) > found.limit
+    if "chosen" in lengths:
+        longer = lengths["chosen"] - lengths["rejected"]
+        pairs, before = len(found.lengths["chosen"]), found.longer_chosen or 0.0
+        found.longer_chosen = before + ((0.5 if longer == 0 else float(longer > 0)) - before) / pairs
+
+
+def sum_of_longest(lengths: Mapping[str, int]) -> int:
+    """Tokens of a prompt and its longest answer."""
+    answers = [length for name, length in lengths.items() if name != "prompt"]
+    return lengths.get("prompt", 0) + max(answers, default=0)
+
+
+def _lengths(values: Mapping[str, Any], encoder: Encoder | None) -> tuple[dict[str, int], dict[str, str]]:
+    """The length of each part of an example, and the part as it is trained on (without a model: as it is)."""
+    names = [
+        name for name in ("prompt", "completion", "chosen", "rejected", "messages", "text") if name in values
+    ]
     if encoder is None:
-        return lambda value: len(text_of(value).split())
-    return lambda value: len(encoder.tokenizer(text_of(value), add_special_tokens=False)["input_ids"])
+        texts = {name: _text_of(values[name]) for name in names}
+        return {name: len(text.split()) for name, text in texts.items()}, texts
+    if "prompt" not in values:
+        tokens = {names[0]: encoder.completion(values)}
+    else:
+        prompt, answers = encoder.answers(values, *names[1:])
+        tokens = {"prompt": prompt, **dict(zip(names[1:], answers, strict=True))}
+    return {n: len(ids) for n, ids in tokens.items()}, {
+        n: encoder.tokenizer.decode(i) for n, i in tokens.items()
+    }
 
 
-def _is_too_long(values: Mapping[str, Any], encoder: Encoder | None) -> bool:
-    from .trl_rows import check_fit
-
-    if encoder is None:
-        return False
-    try:
-        check_fit(values, encoder)
-    except BadRow as problem:
-        return problem.kind == "too long"
-    return False
+def _text_of(value: Any) -> str:
+    return value if isinstance(value, str) else "\n".join(f"{m['role']}: {m['content'] or ''}" for m in value)
 
 
 @contextmanager
@@ -232,7 +258,22 @@ def model_encoder(location: str, max_length: int | None = None) -> Encoder:
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)
         config = AutoConfig.from_pretrained(location).get_text_config()
+        generation = generation_config(location)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise DataError(f"--model {location}: its tokenizer cannot be read ({first}).") from error
-    return Encoder(tokenizer, max_length=max_length or getattr(config, "max_position_embeddings", None))
+    vocab = getattr(config, "vocab_size", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    return Encoder(
+        tokenizer, eos_ids=end_ids(tokenizer, generation), max_length=max_length or limit, vocab_size=vocab
+    )
+
+
+def generation_config(location: str) -> Any:
+    """A model's generation config, or None where it has none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(location)
+    except OSError:
+        return None

@@ -7,6 +7,7 @@ and the hub through `datasets`.
 from __future__ import annotations
 
 import difflib
+import logging
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .conversation import with_system
+from .conversation import unwritten
 from .files import SUFFIXES, brief, read_file
 from .rows import ROW, BadRows, OnBadRow, as_text, columns_of, override, quiet
-from .table import KNOWN, make_dataset
+from .table import make_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger("rlhf_peft")
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -44,7 +47,7 @@ def load_rows(
         name: with `path`, the hub's configuration name; without, what messages call the loader.
         split: split, slices and sums too: `train[:90%]`, `train[:100]+test`.
         columns: our column to the file's column.
-        system: system message put before conversations that have none.
+        system: system message that examples are given; refused here where the rows are plain text.
         on_bad_row: "error" or "skip", for rows that cannot be read.
         loader: object with `rows()`, instead of a path.
         stage: name of the stage, for the overrides that messages print.
@@ -54,17 +57,18 @@ def load_rows(
     """
     source = str(path if path is not None else name or "dataset")
     bad = BadRows(source, on_bad_row, stage)
-    essential = KNOWN | set((columns or {}).values())
     with quiet():
         if loader is not None:
-            parts = {"train": make_dataset(loader_rows(loader, source), source, bad, essential)}
+            parts = {"train": make_dataset(loader_rows(loader, source), source, bad)}
         elif path is None:
             raise DataError("a dataset needs a `path` (hub id, folder or file) or a registered `name`.")
         else:
-            parts = read_path(str(path), name, source, bad, essential)
+            parts = read_path(str(path), name, source, bad)
         rows = take_split(parts, split, source, stage)
         rows = rename(rows, columns or {}, source)
-        return add_system(rows, system, source) if system is not None else rows
+        if system is not None:
+            check_system(rows, source)
+        return rows
 
 
 def loader_rows(loader: Any, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -77,15 +81,14 @@ def loader_rows(loader: Any, source: str) -> Iterator[tuple[int, dict[str, Any]]
         yield number, dict(row)
 
 
-def read_path(
-    path: str, name: str | None, source: str, bad: BadRows, essential: set[str]
-) -> dict[str, Dataset]:
+def read_path(path: str, name: str | None, source: str, bad: BadRows) -> dict[str, Dataset]:
     """Every split that there is at a path, by name."""
     place = Path(path).expanduser()
     if place.is_file():
-        return {"train": read_file(place, source, bad, essential)}
+        parts = read_file(place, source, bad)
+        return {"train": parts if place.suffix.lower() != ".parquet" else without_numbers(parts)}
     if place.is_dir():
-        return read_folder(place, name, source, bad, essential)
+        return read_folder(place, name, source, bad)
     if looks_local(path):
         raise DataError(missing(place, source, bad.stage))
     return read_hub(path, name, place)
@@ -109,9 +112,7 @@ def missing(place: Path, source: str, stage: str | None = None) -> str:
     return f"{text}. Say where it is: {override(stage, 'path=...')}"
 
 
-def read_folder(
-    place: Path, name: str | None, source: str, bad: BadRows, essential: set[str]
-) -> dict[str, Dataset]:
+def read_folder(place: Path, name: str | None, source: str, bad: BadRows) -> dict[str, Dataset]:
     """A folder of data files, or one that `save_to_disk` wrote."""
     import datasets
 
@@ -121,7 +122,7 @@ def read_folder(
         return as_parts(datasets.load_dataset(str(place), name))
     except Exception as error:  # whatever a loader of many formats may raise
         for file in sorted(item for item in place.rglob("*") if item.suffix.lower() in SUFFIXES):
-            read_file(file, str(file), BadRows(str(file), can_skip=False), essential)
+            read_file(file, str(file), BadRows(str(file), can_skip=False))
         raise DataError(f"{source}: the folder cannot be read as a dataset ({brief(error)}).") from error
 
 
@@ -143,9 +144,16 @@ def read_hub(path: str, name: str | None, place: Path) -> dict[str, Dataset]:
 
 def as_parts(loaded: Any) -> dict[str, Dataset]:
     """Splits by name, of a dataset with or without splits."""
-    return (
-        {str(key): value for key, value in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}
-    )
+    parts = loaded if isinstance(loaded, dict) else {"train": loaded}
+    return {str(key): without_numbers(value) for key, value in parts.items()}
+
+
+def without_numbers(dataset: Dataset) -> Dataset:
+    """The dataset without a column of the user's whose name is used for the numbers of rows."""
+    if ROW not in dataset.column_names:
+        return dataset
+    log.warning("the column %s is left out; its name is used for the numbers of rows", ROW)
+    return dataset.remove_columns(ROW)
 
 
 def take_split(parts: dict[str, Dataset], split: str, source: str, stage: str | None = None) -> Dataset:
@@ -214,19 +222,15 @@ def rename(dataset: Dataset, columns: Mapping[str, str], source: str) -> Dataset
     return joined
 
 
-def add_system(dataset: Dataset, system: str, source: str) -> Dataset:
-    """The dataset with a system message before every conversation that has none."""
+def check_system(dataset: Dataset, source: str) -> None:
+    """DataError if a system message is given for rows of plain text, which have no place for it."""
     first = dataset[0]
-    held = [name for name in ("prompt", "messages", "chosen", "rejected") if name in first]
-    if held and not any(isinstance(first[name], list) for name in held):
+    held = [name for name in ("prompt", "messages", "conversations", "chosen", "rejected") if name in first]
+    if held and not any(isinstance(unwritten(first[name], name), list) for name in held):
         raise DataError(
             f"{source}: a system message needs conversations, but column {held[0]} holds plain text. Leave "
             'dataset.system out, or write the rows as messages: [{"role": "user", "content": ...}].'
         )
-    names = ["prompt"] if "prompt" in held else held
-    if not names or not any(isinstance(first[name], list) for name in names):
-        return dataset  # a plain prompt beside conversations becomes one when it is encoded
-    return dataset.map(lambda row: {name: with_system(row[name], system) for name in names})
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .checks import check_value
-from .conversation import explicit, is_messages, tidy, with_system
+from .conversation import tools_of
 from .encode import Encoder
+from .examples import notes_of, prompt_of
 from .formats import detect
-from .rows import BadRow, BadRows, OnBadRow, numbered
-from .trl_rows import checked_pair
+from .rows import BadRow, BadRows, OnBadRow, OnLongRow, numbered
+from .trl_rows import encoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,6 +65,7 @@ def encode_prompts(
     *,
     max_new_tokens: int = 0,
     on_bad_row: OnBadRow = "error",
+    on_long_row: OnLongRow | None = None,
     source: str = "dataset",
     stage: str | None = None,
 ) -> list[Prompt]:
@@ -75,31 +76,24 @@ def encode_prompts(
         encoder: of the model that will answer.
         max_new_tokens: room that an answer needs after its prompt.
         on_bad_row: "error" or "skip", for rows that are empty, of the wrong type or too long.
+        on_long_row: the same for rows that are too long; None: as `on_bad_row`.
         source: what messages call the dataset.
         stage: name of the stage, for the override that a message prints.
 
     Raises:
         DataError: a row is bad, or none is left.
     """
-    bad = BadRows(source, on_bad_row, stage)
+    bad = BadRows(source, on_bad_row, stage, on_long_row=on_long_row)
     prompts = []
     for number, row in numbered(dataset):
         with bad.row(number):
-            columns = prompt_columns(row, encoder.system)
-            ids = encoder.prompt({"prompt": columns["prompt"]})
+            columns = {**row, "prompt": prompt_of(row, encoder.system)}
+            ids = encoder.prompt({"prompt": columns["prompt"], "tools": tools_of(row.get("tools"))})
             encoder.check_length(ids, "the prompt", max_new_tokens)
             prompts.append(Prompt(torch.tensor(ids, dtype=torch.int64), columns, number - 1))
+        bad.note(number, [*notes_of(row), *encoder.take_notes()])
     bad.finish(len(dataset))
     return prompts
-
-
-def prompt_columns(row: dict[str, Any], system: str | None) -> dict[str, Any]:
-    """A row with its prompt, checked, apart and with its system message."""
-    if "chosen" in row and "rejected" in row and not is_messages(row.get("prompt")):
-        row = {**row, "prompt": explicit(row)["prompt"]}
-    prompt = row.get("prompt")
-    check_value(prompt, "prompt", messages=is_messages(prompt))
-    return {**row, "prompt": with_system(tidy(prompt), system) if is_messages(prompt) else prompt}
 
 
 def encode_pairs(
@@ -107,18 +101,19 @@ def encode_pairs(
     encoder: Encoder,
     *,
     on_bad_row: OnBadRow = "error",
+    on_long_row: OnLongRow | None = None,
     source: str = "dataset",
     stage: str | None = None,
 ) -> list[Pair]:
     """The preference pairs of a dataset, in its order.
 
-    Optional columns: `chosen_prob`, or `label` where it holds fractions, the probability that the chosen
-    answer is the better one; `margin`, by how much.
+    Optional columns: `chosen_prob`, the probability that the chosen answer is the better one; `margin`, by how much.
 
     Args:
         dataset: rows with `chosen` and `rejected`, perhaps `prompt`.
         encoder: of the model that will read them.
         on_bad_row: "error" or "skip", for rows that are empty, of a wrong type, without preference, too long.
+        on_long_row: the same for rows that are too long, or "cut"; None: as `on_bad_row`.
         source: what messages call the dataset.
         stage: name of the stage, for the override that a message prints.
 
@@ -128,59 +123,25 @@ def encode_pairs(
     format = detect(dataset)
     if format is None or format.kind != "preference":
         raise DataError(f"{source}: preference pairs have the columns chosen and rejected.")
-    bad = BadRows(source, on_bad_row, stage)
-    soft = soft_label(dataset)
-    pairs = []
-    for number, row in numbered(dataset):
-        with bad.row(number):
-            pairs.append(encode_pair(checked_pair(row, format), encoder, number - 1, soft))
-    bad.finish(len(dataset))
-    return pairs
+    bad = BadRows(source, on_bad_row, stage, on_long_row=on_long_row)
+    return [
+        dataclasses.replace(pair, index=number - 1)
+        for number, pair in encoded(dataset, format, encoder, as_pair, bad)
+    ]
 
 
-def soft_label(dataset: Dataset) -> str | None:
-    """The column that holds the probability of the chosen answer; a `label` of integers is something else."""
-    if "chosen_prob" in dataset.column_names:
-        return "chosen_prob"
-    kind = str(getattr(dataset.features.get("label"), "dtype", ""))
-    return "label" if kind.startswith("float") else None
-
-
-def encode_pair(row: Mapping[str, Any], encoder: Encoder, index: int, soft: str | None = None) -> Pair:
-    """One row, its prompt apart, as a Pair; BadRow if it cannot be used."""
-    prompt = encoder.prompt(row)
-    chosen, rejected = encoder.pair(row)
-    encoder.check_length(chosen, "the chosen answer with its prompt")
-    encoder.check_length(rejected, "the rejected answer with its prompt")
+def as_pair(row: Mapping[str, Any], encoder: Encoder) -> Iterator[Pair]:
+    """An example of a preference as a Pair, without its number; BadRow if it cannot be used."""
+    prompt, (chosen, rejected) = encoder.answers(row, "chosen", "rejected")
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same tokens", "with chosen equal to rejected")
-    label = figure(row, soft, 1.0) if soft else 1.0
-    if not 0 <= label <= 1:
-        raise BadRow(
-            f"the probability of the chosen answer is {label:g}, expected 0 to 1", "with a wrong label"
-        )
-    return Pair(
-        torch.tensor(chosen, dtype=torch.int64),
-        torch.tensor(rejected, dtype=torch.int64),
-        label,
-        figure(row, "margin", 0.0),
+    yield Pair(
+        torch.tensor([*prompt, *chosen], dtype=torch.int64),
+        torch.tensor([*prompt, *rejected], dtype=torch.int64),
+        row.get("chosen_prob", 1.0),
+        row.get("margin", 0.0),
         len(prompt),
-        index,
     )
-
-
-def figure(row: Mapping[str, Any], name: str, default: float) -> float:
-    """A number of a row, or the default where it has none; BadRow where it is not a finite number."""
-    value = row.get(name)
-    if value is None or value == "":
-        return default
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise BadRow(f"{name} is {value!r}, expected a number", f"with a wrong {name}")
-    return number
 
 
 class PromptStream:

@@ -18,10 +18,14 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ROW = "_row"
+ROW = "__row_number__"
 """Column with the number of a row in its file, counted from 1."""
 
 OnBadRow = Literal["error", "skip"]
+OnLongRow = Literal["error", "skip", "cut"]
+
+TOO_LONG = "too long"
+"""The kind of a bad row that has too many tokens."""
 
 log = logging.getLogger("rlhf_peft")
 
@@ -48,6 +52,7 @@ class BadRows:
         on_bad_row: "error" or "skip".
         stage: name of the stage, for the override that a message prints.
         can_skip: whether "skip" would help, and may be proposed.
+        on_long_row: the same for rows that are too long; None: as `on_bad_row`.
     """
 
     def __init__(
@@ -57,12 +62,15 @@ class BadRows:
         stage: str | None = None,
         *,
         can_skip: bool = True,
+        on_long_row: OnLongRow | None = None,
     ) -> None:
         self.can_skip = can_skip
         self.source = source
         self.on_bad_row = on_bad_row
+        self.on_long_row = on_long_row or on_bad_row
         self.stage = stage
         self.found: list[tuple[int, BadRow]] = []
+        self.notes: dict[str, list[int]] = {}
 
     @contextmanager
     def row(self, number: int) -> Iterator[None]:
@@ -72,19 +80,24 @@ class BadRows:
         except BadRow as bad:
             self.found.append((number, bad))
 
+    def note(self, number: int, notes: Iterable[str]) -> None:
+        """Note what was found in row `number` that is no error; `finish` says it once, with the count."""
+        for text in notes:
+            self.notes.setdefault(text, []).append(number)
+
     def finish(self, total: int) -> None:
-        """Raise DataError, or warn once, if any of `total` rows was bad."""
+        """Raise DataError, or warn, if any of `total` rows was bad; warn of what was noted."""
+        for text, numbers in self.notes.items():
+            log.warning("%s: %s of %s rows %s (first: row %s)", *self._counted(numbers, total, text))
         if not self.found:
             return
-        number, first = self.found[0]
-        if self.on_bad_row == "error":
-            more = f" ({len(self.found) - 1:,} more bad rows)" if len(self.found) > 1 else ""
-            skip = (
-                f", or leave such rows out: {override(self.stage, 'on_bad_row=skip')}"
-                if self.can_skip
-                else "."
+        fatal = [item for item in self.found if self._policy(item[1]) == "error"]
+        if fatal:
+            number, first = fatal[0]
+            raise DataError(
+                f"{self.source}, row {number:,}: {first}{self._more(fatal)}. {self._remedy(first)}"
             )
-            raise DataError(f"{self.source}, row {number:,}: {first}{more}. {first.remedy}{skip}")
+        number, first = self.found[0]
         counts = Counter(bad.kind for _, bad in self.found)
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
         message = (
@@ -95,6 +108,22 @@ class BadRows:
                 f"{message}. No row is left to work with; row {number:,}: {first}. {first.remedy}."
             )
         log.warning(message)
+
+    def _policy(self, bad: BadRow) -> str:
+        return self.on_long_row if bad.kind == TOO_LONG else self.on_bad_row
+
+    def _counted(self, numbers: list[int], total: int, text: str) -> tuple[str, ...]:
+        return self.source, f"{len(numbers):,}", f"{total:,}", text, f"{numbers[0]:,}"
+
+    def _more(self, fatal: list[tuple[int, BadRow]]) -> str:
+        if len(fatal) == 1:
+            return ""
+        return f" ({len(fatal) - 1:,} more bad row{'s' if len(fatal) > 2 else ''})"
+
+    def _remedy(self, bad: BadRow) -> str:
+        key = "on_long_row" if bad.kind == TOO_LONG and self.on_bad_row == "skip" else "on_bad_row"
+        skip = f", or leave such rows out: {override(self.stage, f'{key}=skip')}" if self.can_skip else "."
+        return f"{bad.remedy}{skip}"
 
 
 def override(stage: str | None, text: str) -> str:
@@ -114,10 +143,28 @@ def columns_of(dataset: Dataset) -> list[str]:
 
 
 def numbered(dataset: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows without the number column, each with its number."""
+    """Rows without the number column, each with its number.
+
+    Columns of structs (parquet, the hub) fill every struct with the keys of all others; those that are null are taken
+    out again. Columns of JSON hold exactly what their rows held.
+    """
+    features = dataset.features
     for position, row in enumerate(dataset):
         number = number_of(row, position)
-        yield number, {name: value for name, value in row.items() if name != ROW}
+        yield number, {name: without_nulls(v, features[name]) for name, v in row.items() if name != ROW}
+
+
+def without_nulls(value: Any, feature: Any) -> Any:
+    """A value without the keys that are null in its structs; JSON is left as it is.
+
+    Args:
+        value: of a column or of a part of it.
+        feature: as `datasets` describes it: a dict for structs, an object with `feature` for lists.
+    """
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {k: without_nulls(v, feature.get(k)) for k, v in value.items() if v is not None}
+    inner = getattr(feature, "feature", None)
+    return [without_nulls(item, inner) for item in value] if inner and isinstance(value, list) else value
 
 
 def as_text(names: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
-"""Rows of Python values into a `datasets.Dataset`, tolerant where that is harmless and exact where it is not.
+"""Rows of Python values into a `datasets.Dataset` that gives back exactly what they held.
 
-A column missing from a row is filled with None. Values of one column must share a type: in a column that a
-stage reads, a row that differs is a bad row; any other column is kept as JSON text.
+Lists and objects are kept as JSON (`datasets.Json`), not as Arrow structs: no key is added, a value may be of another
+type than in the row before. So is a column whose plain values are of several types. A column missing from a row is
+filled with None.
 """
 
 from __future__ import annotations
@@ -12,19 +13,16 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .rows import ROW, BadRow, BadRows
+from .rows import ROW, BadRows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger("rlhf_peft")
 
-KNOWN = {"prompt", "completion", "chosen", "rejected", "label", "text", "messages", "conversations"}
-"""Columns that stages read."""
-
 
 def make_dataset(
-    rows: Iterable[tuple[int, dict[str, Any]]], source: str, bad: BadRows, essential: set[str], note: str = ""
+    rows: Iterable[tuple[int, dict[str, Any]]], source: str, bad: BadRows, note: str = ""
 ) -> Dataset:
     """The rows as a dataset with the column `ROW`.
 
@@ -32,30 +30,26 @@ def make_dataset(
         rows: number and values of each row.
         source: what messages call the dataset.
         bad: takes rows that cannot be used; finished here.
-        essential: columns whose values must be of one type.
         note: kept with the dataset for messages (`separator ";"`).
+
+    Raises:
+        DataError: rows are bad, or hold values that JSON cannot.
     """
     import datasets
-    import pyarrow
 
-    kept = [(number, {clean(name): value for name, value in row.items()}) for number, row in rows]
-    total = len(kept) + len(bad.found)
+    kept = [(number, {clean(name): clean(value) for name, value in row.items()}) for number, row in rows]
+    bad.finish(len(kept) + len(bad.found))
     names = list(dict.fromkeys(name for _, row in kept for name in row if name != ROW))
-    wrong: dict[int, BadRow] = {}
-    arrays: dict[str, Any] = {}
-    for name in names:
-        values = [row.get(name) for _, row in kept]
-        arrays[name] = column(values, name, source, name in essential, wrong)
-    if wrong:
-        bad.found += [(kept[place][0], problem) for place, problem in wrong.items()]
-        bad.found.sort(key=lambda item: item[0])
-    bad.finish(total)
-    good = [place for place in range(len(kept)) if place not in wrong]
-    arrays[ROW] = pyarrow.array([number for number, _ in kept], pyarrow.int64())
-    table = pyarrow.table({name: array.take(good) if wrong else array for name, array in arrays.items()})
+    columns = {name: [row.get(name) for _, row in kept] for name in names}
+    if any(ROW in row for _, row in kept):
+        log.warning("%s: the column %s is left out; its name is used for the numbers of rows", source, ROW)
     try:
-        dataset = datasets.Dataset(table)
-    except (RecursionError, ValueError, TypeError, pyarrow.ArrowException) as error:
+        features = {name: feature(values) for name, values in columns.items()}
+        dataset = datasets.Dataset.from_dict(
+            {**columns, ROW: [number for number, _ in kept]},
+            features=datasets.Features({**features, ROW: datasets.Value("int64")}),
+        )
+    except (RecursionError, ValueError, TypeError, OverflowError, pyarrow_error()) as error:
         raise DataError(
             f"{source}: the values are nested too deeply, or of a type that no table holds."
         ) from error
@@ -63,60 +57,61 @@ def make_dataset(
     return dataset
 
 
-def column(values: list[Any], name: str, source: str, essential: bool, wrong: dict[int, BadRow]) -> Any:
-    """An Arrow array; rows of another type than the first go to `wrong` and are None, or all become text."""
+def feature(values: list[Any]) -> Any:
+    """How a column is kept: plain values of one type as they are, all else as JSON."""
+    import datasets
+
+    kinds = {type(value) for value in values if value is not None}
+    plain = {str: "string", bool: "bool", int: "int64", float: "float64"}
+    if kinds == {int, float}:
+        kinds = {float} if all(abs(value) < 2**53 for value in values if value is not None) else {object}
+    if kinds == {int} and any(abs(value) >= 2**63 for value in values if value is not None):
+        kinds = {object}
+    kind = kinds.pop() if len(kinds) == 1 else str if not kinds else object
+    if kind in plain:
+        return datasets.Value(plain[kind])
     try:
-        return arrow(values)
-    except DataError:
-        pass
-    if not essential:
-        log.warning("%s: column %s holds values of several types; it is kept as JSON text", source, name)
-        texts = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
-        return arrow([None if text is None else clean(text) for text in texts])
-    first: list[Any] = []
-    good: list[Any] = []
-    for place, value in enumerate(values):
-        try:
-            arrow([*first, value])
-        except DataError as problem:
-            wrong[place] = BadRow(f"{name}: {problem}", f"with {name} of another type")
-            good.append(None)
-            continue
-        good.append(value)
-        if not first and value:
-            first = [value]
-    try:
-        return arrow(good)
-    except DataError as error:
-        raise DataError(
-            f"{source}: column {name} holds values of several types that do not go together."
-        ) from error
+        json.dumps(values)
+    except (TypeError, ValueError):  # dates and the like, of a registered dataset
+        return datasets.Dataset.from_dict({"column": values}).features["column"]
+    return datasets.Json()
 
 
-def clean(text: str) -> str:
-    """Text that can be written: half of a surrogate pair becomes `?`."""
-    return text.encode("utf-8", "replace").decode()
+def clean(value: Any) -> Any:
+    """Text that can be written: half of a surrogate pair becomes `?`; so inside of lists and objects."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [clean(item) for item in value]
+    return {clean(key): clean(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def arrow(values: list[Any]) -> Any:
-    """An Arrow array, or DataError with what does not fit."""
+def pyarrow_error() -> type[Exception]:
+    """What Arrow raises."""
     import pyarrow
 
-    try:
-        return pyarrow.array(values)
-    except UnicodeError as error:
-        raise DataError("text with half of a surrogate pair, which no file can hold") from error
-    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError, RecursionError) as error:
-        kinds = " and ".join(dict.fromkeys(kind(value) for value in values if value is not None))
-        raise DataError(f"the type differs from the rows before it ({kinds})") from error
+    error: type[Exception] = pyarrow.ArrowException
+    return error
 
 
-def kind(value: Any) -> str:
-    """What a value is, in a word or two."""
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, list):
-        return "messages" if value and all(isinstance(item, dict) for item in value) else "a list"
-    if isinstance(value, bool):
-        return "true or false"
-    return "a number" if isinstance(value, int | float) else "an object"
+def table_dataset(table: Any, source: str) -> Dataset:
+    """An Arrow table as a dataset; columns of a kind that `datasets` does not know are kept as JSON, or left out."""
+    import datasets
+
+    made = {}
+    for name in table.column_names:
+        try:
+            made[name] = datasets.Dataset(table.select([name]))
+        except (ValueError, TypeError, KeyError, pyarrow_error()):
+            try:
+                values = table[name].to_pylist(maps_as_pydicts="lossy")
+                json.dumps(values)
+            except (TypeError, ValueError, pyarrow_error()):
+                log.warning(
+                    "%s: column %s holds a kind of values that cannot be read; it is left out", source, name
+                )
+                continue
+            made[name] = datasets.Dataset.from_dict(
+                {name: values}, features=datasets.Features({name: datasets.Json()})
+            )
+    return datasets.concatenate_datasets(list(made.values()), axis=1)

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import ModelError
 from . import adapters
 from .adapters import LoraSpec
+from .ends import end_ids
 from .head import LmHead, ScalarHead
 from .lend import RoleView, borrowed
 from .merged import fits, merged
@@ -25,7 +26,7 @@ from .quantize import load_model
 from .roles import Switch, checkpoint_roles, mode, no_dropout, requires_grad
 from .roster import POLICY, Roster
 from .source import Source
-from .tokenizer import eos_ids, load_tokenizer
+from .tokenizer import load_tokenizer
 
 
 class SharedBase(Roster):
@@ -60,7 +61,7 @@ class SharedBase(Roster):
         self.lora = lora or LoraSpec()
         self.lm, self.device, self.dtype = load_model(source)
         self.tokenizer = load_tokenizer(source, self.lm.config)
-        self.eos_ids = eos_ids(self.tokenizer, self.lm.generation_config)
+        self.eos_ids = end_ids(self.tokenizer, self.lm.generation_config)
         self.max_length = self._allowed_length(max_length)
         self.lm_head = LmHead.of(self.lm)
         self.heads = nn.ModuleDict()
@@ -75,6 +76,11 @@ class SharedBase(Roster):
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self._enable_checkpointing()
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding; a tokenizer may know more tokens than that, which no row may hold."""
+        return int(self.lm.get_input_embeddings().num_embeddings)
 
     def _allowed_length(self, asked: int | None) -> int:
         config = self.lm.config.get_text_config()

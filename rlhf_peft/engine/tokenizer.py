@@ -45,14 +45,3 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, path: str)
             f"{size} rows does not have, the first {token!r} = {index}. Remove them from the tokenizer, or "
             "resize the model's embedding and save it before it is quantized."
         )
-
-
-def eos_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Any) -> frozenset[int]:
-    """Every id that ends a completion: the tokenizer's and those of the generation config."""
-    found = {int(tokenizer.eos_token_id)}
-    listed = getattr(generation_config, "eos_token_id", None)
-    if isinstance(listed, int):
-        found.add(listed)
-    elif listed is not None:
-        found.update(int(i) for i in listed)
-    return frozenset(found)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data import columns_of, load_rows
+from ..data.examples import example
 from ..data.formats import Format, conversational
 from ..data.rows import BadRows, numbered
-from ..data.trl_rows import trl_row
 from ..errors import DataError
 from .store import Pair
 
@@ -39,7 +39,7 @@ def from_file(path: str, split: str = "train") -> list[Pair]:
     bad, pairs = BadRows(path, "skip", "label"), []
     for number, row in numbered(rows):
         with bad.row(number):
-            parts = trl_row(row, format)
+            parts = example(row, format)
             pairs.append(Pair(parts["prompt"], _text(parts["chosen"]), _text(parts["rejected"]), *names))
     bad.finish(len(rows))
     return pairs

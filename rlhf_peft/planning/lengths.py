@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..data import Encoder
+from ..data import Encoder, example, require
+from ..data.conversation import tools_of
+from ..data.examples import prompt_of
+from ..data.formats import Method
+from ..data.rows import BadRow, numbered
 from ..engine import Source
 from ..engine.source import load_config
 from ..engine.tokenizer import load_tokenizer
-from ..recipe import Recipe, RlStage, StageBase
+from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, StageBase
 from ..registry import Registry
 from ..stages import read_source
-from ..stages.trl_rows import longest_row
 
 ASSUMED_PROMPT, ASSUMED_ROW = 512, 1024
 PROBED = 64
@@ -43,15 +48,30 @@ def longest(
     kwargs = dict(recipe.model.chat_template_kwargs)
     encoder = Encoder(tokenizer, chat_template_kwargs=kwargs, system=stage.dataset.system)
     if isinstance(stage, RlStage):
-        found = min(_longest_prompt(rows, encoder), limit)
+        found = min(_most_tokens(rows, lambda row: [_prompt(row, encoder)]), limit)
         return found, f"{stage.name}: the longest prompt has {found} tokens"
-    found = min(longest_row(rows, encoder), limit)
+    method: Method = "reward_model" if isinstance(stage, RewardModelStage) else "sft"
+    method = stage.method if isinstance(stage, PreferenceStage) else method
+    format = require(rows, method, str(stage.dataset.path or stage.dataset.name), stage=stage.name, say=False)
+
+    def tokens(row: dict[str, Any]) -> list[list[int]]:
+        made = example(row, format, words=True)
+        return list(encoder.pair(made)) if "chosen" in made else [encoder.completion(made)]
+
+    found = min(_most_tokens(rows, tokens), limit)
     return found, f"{stage.name}: the longest row has about {found} tokens"
 
 
-def _longest_prompt(rows: Any, encoder: Encoder) -> int:
-    """Of the rows with most characters, the most tokens."""
-    name = "prompt" if "prompt" in rows.column_names else "chosen"
-    sizes = [len(str(value)) for value in rows[name]]
+def _prompt(row: dict[str, Any], encoder: Encoder) -> list[int]:
+    return encoder.prompt({"prompt": prompt_of(row), "tools": tools_of(row.get("tools"))})
+
+
+def _most_tokens(rows: Any, tokens: Callable[[dict[str, Any]], list[list[int]]]) -> int:
+    """Of the rows with most characters, the most tokens; rows that cannot be used count for nothing."""
+    sizes = [sum(len(str(value)) for value in row.values()) for _, row in numbered(rows)]
     order = sorted(range(len(sizes)), key=sizes.__getitem__)[-PROBED:]
-    return max((len(encoder.prompt(row)) for row in rows.select(order)), default=1)
+    most = 1
+    for _, row in numbered(rows.select(order)):
+        with suppress(BadRow):
+            most = max(most, *map(len, tokens(row)))
+    return most

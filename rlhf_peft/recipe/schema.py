@@ -155,6 +155,11 @@ class DatasetSource(BaseModel):
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="What to do with a row that is empty, too long or of the wrong type."
     )
+    on_long_row: Literal["error", "skip", "cut"] | None = Field(
+        None,
+        description="What to do with a row of more tokens than `model.max_length`; `cut` cuts the end of its answer. "
+        "null: as `on_bad_row`.",
+    )
 
     @property
     def options(self) -> dict[str, Any]:

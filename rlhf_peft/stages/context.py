@@ -112,6 +112,9 @@ class Context:
             chat_template_kwargs=dict(model.chat_template_kwargs),
             system=source.system,
             max_length=self.base.max_length,
+            truncation=source.on_long_row == "cut",
+            eos_ids=self.base.eos_ids,
+            vocab_size=self.base.vocab_size,
         )
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:

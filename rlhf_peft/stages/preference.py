@@ -70,8 +70,8 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
 
     # 2. Rows, and how many of them one forward can take. A DPO pair is two rows.
     rows, held_out = rows_for(stage, ctx, stage.method)
-    encoder, budget = ctx.encoder(stage.dataset), ctx.recipe.model.tokens_per_forward
-    tokens = longest_row(rows, encoder) * (2 if stage.method == "dpo" else 1)
+    budget = ctx.recipe.model.tokens_per_forward
+    tokens = longest_row(rows) * (2 if stage.method == "dpo" else 1)
     fewest = 2 if stage.method == "kto" else 1
     micro = micro_batch(rows_a_process(stage), tokens, budget, at_least=fewest)
     if stage.method == "kto":
@@ -80,14 +80,9 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
         seed = ctx.seed(stage.name, "order")
         rows = rows.shuffle(seed=seed)
         held_out = None if held_out is None else held_out.shuffle(seed=seed)
-    _check_reference(
-        ctx,
-        stage.name,
-        [
-            encoder.pair(r)[0] if "chosen" in r else encoder.completion(r)
-            for r in rows.select(range(min(8, len(rows))))
-        ],
-    )
+    answers = "chosen_ids" if stage.method == "dpo" else "completion_ids"
+    few = rows.select(range(min(8, len(rows))))
+    _check_reference(ctx, stage.name, [row["prompt_ids"] + row[answers] for row in few])
 
     # 3. TRL trains.
     def build(model: Any, folder: str, tokenizer: Any, micro: int) -> Any:

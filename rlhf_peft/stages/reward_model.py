@@ -79,17 +79,22 @@ def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[list[Pair], list[Pair
     rows, kept = ctx.train_and_held_out(stage)
     encoder = ctx.encoder(stage.dataset)
 
-    def encode(dataset: Any, source: str) -> list[Pair]:
-        require(dataset, "reward_model", source, stage=stage.name)
+    def encode(dataset: Any, source: str, say: bool = True) -> list[Pair]:
+        require(dataset, "reward_model", source, stage=stage.name, say=say)
         return encode_pairs(
-            dataset, encoder, on_bad_row=stage.dataset.on_bad_row, source=source, stage=stage.name
+            dataset,
+            encoder,
+            on_bad_row=stage.dataset.on_bad_row,
+            on_long_row=stage.dataset.on_long_row,
+            source=source,
+            stage=stage.name,
         )
 
     source = stage.dataset.path or str(stage.dataset.name)
     pairs = encode(rows, source)
     if len(pairs) < 2:
         raise DataError(f"{source}: {len(pairs)} usable pairs are too few for a reward model.")
-    return pairs, [] if kept is None else encode(kept, source)
+    return pairs, [] if kept is None else encode(kept, source, say=False)
 
 
 def _begin(stage: RewardModelStage, ctx: Context, role: str) -> None:

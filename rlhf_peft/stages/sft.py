@@ -1,7 +1,6 @@
 """Supervised fine-tuning of the policy: TRL's SFTTrainer on the shared base.
 
-Left out on purpose: a loop of our own. Rows that do not fit the model are refused (or skipped, if the recipe
-says so) before the trainer would cut them silently.
+Left out on purpose: a loop of our own. The rows are token ids already, and which of them are trained on.
 """
 
 from __future__ import annotations
@@ -45,11 +44,15 @@ def run(stage: SftStage, ctx: Context) -> dict[str, float]:
         ctx.base.load_role(POLICY, stage.init["policy"])
 
     # 2. Rows, and how many of them one forward can take.
-    rows, held_out = rows_for(stage, ctx, "sft")
-    budget = ctx.recipe.model.tokens_per_forward
-    longest = (
-        min(ctx.base.max_length, budget) if stage.packing else longest_row(rows, ctx.encoder(stage.dataset))
+    rows, held_out = rows_for(
+        stage,
+        ctx,
+        "sft",
+        completion_only=stage.completion_only_loss,
+        assistant_only=stage.assistant_only_loss,
     )
+    budget = ctx.recipe.model.tokens_per_forward
+    longest = min(ctx.base.max_length, budget) if stage.packing else longest_row(rows)
     micro = micro_batch(rows_a_process(stage), longest, budget)
 
     # 3. TRL trains.
@@ -61,8 +64,6 @@ def run(stage: SftStage, ctx: Context) -> dict[str, float]:
                 "max_length": longest if stage.packing else ctx.base.max_length,
                 "packing": stage.packing,
                 "eval_packing": False,
-                "completion_only_loss": stage.completion_only_loss,
-                "assistant_only_loss": stage.assistant_only_loss,
             }
         )
         return ours(SFTTrainer)(

@@ -7,64 +7,70 @@ from typing import Any
 
 import torch
 
-from ..data import Encoder, for_trl, require
+from ..data import for_trl, require
 from ..data.formats import Method
 from ..errors import Problem, RecipeError
 from ..recipe.schema import DatasetSource, StageBase
 from .context import Context
 
-_PROBED = 32
 
+def rows_for(stage: StageBase, ctx: Context, method: Method, **how: Any) -> tuple[Any, Any]:
+    """Rows to train on, and held-out rows or None, as token ids.
 
-def rows_for(stage: StageBase, ctx: Context, method: Method) -> tuple[Any, Any]:
-    """Rows to train on, and held-out rows or None, as TRL wants them.
+    Args:
+        stage: part of the recipe.
+        ctx: the run.
+        method: what is trained.
+        how: options of `for_trl`.
 
     Raises:
         DataError: the dataset is missing, malformed, too long for the model, or has other columns.
     """
     rows, held_out = ctx.train_and_held_out(stage)
-    prepared = _prepare(rows, stage.dataset, stage, ctx, method)
+    prepared = _prepare(rows, stage.dataset, stage, ctx, method, **how)
     if held_out is None:
         return prepared, None
-    order = torch.randperm(len(held_out), generator=ctx.generator(stage.name, "eval")).tolist()
     source = stage.eval.dataset or stage.dataset
-    return prepared, _prepare(held_out.select(order[: stage.eval.size]), source, stage, ctx, method)
+    kept = _prepare(held_out, source, stage, ctx, method, say=stage.eval.dataset is not None, **how)
+    order = torch.randperm(len(kept), generator=ctx.generator(stage.name, "eval")).tolist()
+    return prepared, kept.select(order[: stage.eval.size])
 
 
-def _prepare(rows: Any, source: DatasetSource, stage: StageBase, ctx: Context, method: Method) -> Any:
+def _prepare(
+    rows: Any,
+    source: DatasetSource,
+    stage: StageBase,
+    ctx: Context,
+    method: Method,
+    say: bool = True,
+    **how: Any,
+) -> Any:
     name = source.path or source.name or "dataset"
-    format = require(rows, method, name, stage=stage.name)
+    format = require(rows, method, name, stage=stage.name, say=say)
     return for_trl(
         rows,
         format,
+        ctx.encoder(source),
         unpair=method == "kto",
-        encoder=ctx.encoder(source),
         on_bad_row=source.on_bad_row,
+        on_long_row=source.on_long_row,
         source=name,
         stage=stage.name,
+        **how,
     )
 
 
-def longest_row(rows: Any, encoder: Encoder) -> int:
-    """About how many tokens the longest row has: of the rows with most characters, the most tokens."""
-    answers = [
-        name for name in ("chosen", "rejected", "completion", "messages", "text") if name in rows.column_names
-    ]
-    parts = ["prompt", *answers] if "prompt" in rows.column_names else answers
-    sizes = [sum(_characters(row[name]) for name in parts) for row in rows.select_columns(parts)]
-    order = sorted(range(len(sizes)), key=sizes.__getitem__)[-_PROBED:]
-    lengths = []
-    for row in rows.select(order):
-        both = encoder.pair(row) if "chosen" in row else (encoder.completion(row),)
-        lengths += [len(ids) for ids in both]
-    longest = max(lengths, default=1)
-    return longest if encoder.max_length is None else min(longest, encoder.max_length)
-
-
-def _characters(value: Any) -> int:
-    return (
-        len(value) if isinstance(value, str) else sum(len(str(m.get("content") or "")) for m in value or ())
-    )
+def longest_row(rows: Any) -> int:
+    """Tokens of the longest row that a forward reads, of rows as `for_trl` makes them."""
+    longest = 1
+    for row in rows:
+        answers = [
+            len(row[name])
+            for name in ("input_ids", "chosen_ids", "rejected_ids", "completion_ids")
+            if name in row
+        ]
+        longest = max(longest, max(answers) + len(row.get("prompt_ids", ())))
+    return longest
 
 
 def micro_batch(rows: int, tokens_per_row: int, budget: int, at_least: int = 1) -> int:

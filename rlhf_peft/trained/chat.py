@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from ..builtin.samplers.hf import generation_config
+from ..data import Encoder
+from ..data.rows import BadRow
 from ..engine import POLICY, SharedBase
 from ..errors import UsageError
 from .opened import Opened
@@ -78,24 +80,26 @@ def encode(base: SharedBase, messages: Sequence[Message], talk: Talk) -> list[in
     """Ids of a conversation, ready for an answer; without a chat template, its texts one after the other.
 
     Raises:
-        UsageError: no room is left for an answer.
+        UsageError: the chat template refuses it, or no room is left for an answer.
     """
-    tokenizer: Any = base.tokenizer
-    said = list(messages)
-    if talk.system and tokenizer.chat_template:
-        said = [{"role": "system", "content": talk.system}, *said]
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(
-            said, tokenize=False, add_generation_prompt=True, **talk.template
-        )
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    else:
-        ids = tokenizer("".join(message["content"] for message in said))["input_ids"]
+    encoder = Encoder(
+        base.tokenizer,
+        chat_template_kwargs=talk.template,
+        system=talk.system,
+        max_length=base.max_length,
+        eos_ids=base.eos_ids,
+        vocab_size=base.vocab_size,
+    )
+    plain = "".join(message["content"] for message in messages)
+    try:
+        ids = encoder.prompt({"prompt": list(messages) if base.tokenizer.chat_template else plain})
+    except BadRow as problem:
+        raise UsageError(f"the conversation cannot be put to the model: {problem}.") from problem
     if len(ids) >= base.max_length:
         raise UsageError(
             f"the conversation has {len(ids):,} tokens, and the model reads {base.max_length:,}. Say /new."
         )
-    return list(ids)
+    return ids
 
 
 def answer(

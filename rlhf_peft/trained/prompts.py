@@ -69,6 +69,8 @@ def prompts_of(
         chat_template_kwargs=dict(opened.recipe.model.chat_template_kwargs),
         system=source.system if source.system is not None or stage is None else stage.dataset.system,
         max_length=opened.base.max_length,
+        eos_ids=opened.base.eos_ids,
+        vocab_size=opened.base.vocab_size,
     )
     found: list[Any] = encode_prompts(
         rows, encoder, max_new_tokens=max_new_tokens, on_bad_row=source.on_bad_row, source=name, stage=what

@@ -99,3 +99,15 @@ def user(text: str) -> dict[str, str]:
 
 def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
+
+
+def as_example(row: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """A row in the form that encoders read."""
+    from datasets import Dataset
+
+    from rlhf_peft.data.examples import example
+    from rlhf_peft.data.formats import detect
+
+    format = detect(Dataset.from_list([row]))
+    assert format is not None
+    return example(row, format, **options)

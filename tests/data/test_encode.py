@@ -6,13 +6,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf_peft.data.encode import Encoder, check_tokens
+from rlhf_peft.data.encode import Encoder
+from rlhf_peft.data.examples import example
 from rlhf_peft.data.formats import detect
 from rlhf_peft.data.load import load_rows
-from rlhf_peft.data.trl_rows import checked_pair, trl_row
-from rlhf_peft.errors import DataError, ModelError
+from rlhf_peft.data.rows import BadRow
+from rlhf_peft.errors import DataError
 
-from .conftest import assistant, tokenizer, user
+from .conftest import as_example, assistant, tokenizer, user
 
 CHAT = {"prompt": [user("2+2?")], "chosen": [assistant("It is 4.")], "rejected": [assistant("5\n")]}
 PLAIN = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
@@ -60,7 +61,7 @@ def good_rows(path, count):
     format = detect(rows)
     for row in rows:
         try:
-            yield checked_pair(row, format)
+            yield example(row, format)
         except DataError:
             continue
 
@@ -80,9 +81,8 @@ def test_hh_answers_begin_with_their_prompt(hh, any_tokenizer):
     encoder = Encoder(any_tokenizer)
     for row in good_rows(hh, 20):
         check_pair(encoder, row)
-        assert (
-            encoder.pair({"chosen": row["prompt"] + row["chosen"], "rejected": "x"})[0][-1] == encoder.eos_id
-        )
+        whole = {"prompt": "", "chosen": row["prompt"] + row["chosen"], "rejected": "x"}
+        assert encoder.pair(whole)[0][-1] == encoder.eos_id
 
 
 def test_gsm8k_demonstrations(gsm8k, any_tokenizer):
@@ -128,7 +128,7 @@ def test_a_closed_thought_stays_as_in_sampling(minimind):
     check_pair(encoder, asked)
 
 
-def test_a_template_that_strips_thoughts(qwen2, change, caplog):
+def test_a_template_that_strips_thoughts(qwen2, change):
     """A generation prompt opens `<think>`, an answer is written without its thought."""
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}"
@@ -139,13 +139,18 @@ def test_a_template_that_strips_thoughts(qwen2, change, caplog):
     encoder = Encoder(change(qwen2, chat_template=template))
     row = {
         "prompt": [user("hi")],
-        "chosen": [assistant("<think>hm</think>hello")],
+        "chosen": [assistant("hello")],
         "rejected": [assistant("hi")],
     }
     check_pair(encoder, row)
     assert qwen2.decode(encoder.pair(row)[0]) == "U:hiA:<think>\nhello<|im_end|>"
     assert qwen2.decode(encoder.pair(row)[1]) == "U:hiA:<think>\nhi<|im_end|>"
-    assert caplog.text.count("writes a prompt alone and an answered prompt differently") == 1
+    assert "writes differently once it is answered" in encoder.take_notes()[0]
+    thinks = {**row, "chosen": [assistant("<think>hm</think>hello")]}
+    with pytest.raises(
+        BadRow, match=r"would change what is trained on: the content of message 2 \(assistant\)"
+    ):
+        encoder.pair(thinks)
 
 
 def test_turns_may_end_with_another_token_than_eos(qwen2, change):
@@ -186,9 +191,9 @@ def test_system_message(chat):
 def test_shapes_of_one_pair_encode_alike(chat):
     encoder = Encoder(chat)
     implicit = {name: [*CHAT["prompt"], *CHAT[name]] for name in ("chosen", "rejected")}
-    assert encoder.prompt(implicit) == encoder.prompt(CHAT)
-    assert encoder.pair(implicit) == encoder.pair(CHAT)
-    assert encoder.pair({**implicit, "prompt": "2+2?"}) == encoder.pair(CHAT)
+    for row in (implicit, {**implicit, "prompt": "2+2?"}):
+        assert encoder.prompt(as_example(row)) == encoder.prompt(CHAT)
+        assert encoder.pair(as_example(row)) == encoder.pair(CHAT)
 
 
 def test_no_chat_template(stories):
@@ -210,8 +215,13 @@ def test_plain_rows(any_tokenizer):
     check_pair(encoder, PLAIN)
     prompt = encoder.prompt(PLAIN)
     assert prompt == any_tokenizer("The sky is")["input_ids"]
-    answer = any_tokenizer(" blue.", add_special_tokens=False)["input_ids"]
-    assert encoder.pair(PLAIN)[0] == [*prompt, *answer, encoder.eos_id]
+    whole = any_tokenizer("The sky is blue.")["input_ids"]
+    together = (
+        whole[: len(prompt)] == prompt
+    )  # else a token stands across, and the prompt stays as in sampling
+    assert together == (any_tokenizer.vocab_size != 2048)
+    assert encoder.text(encoder.pair(PLAIN)[0]).replace("  ", " ") == encoder.text([*whole, encoder.eos_id])
+    assert not together or encoder.pair(PLAIN)[0] == [*whole, encoder.eos_id]
 
 
 def test_review_sentences_are_read_whole(stories):
@@ -237,9 +247,10 @@ def test_what_a_tokenizer_puts_after_a_text_does_not_end_a_prompt(stories):
     class Closing:
         """A tokenizer that puts EOS after every text, as some configurations do."""
 
-        def __call__(self, text, add_special_tokens=True):
-            ids = stories(text, add_special_tokens=add_special_tokens)["input_ids"]
-            return {"input_ids": [*ids, stories.eos_token_id] if add_special_tokens else ids}
+        def __call__(self, text, add_special_tokens=True, **more):
+            made = dict(stories(text, add_special_tokens=add_special_tokens, **more))
+            end = [stories.eos_token_id] if add_special_tokens else []
+            return {**made, "input_ids": [*made["input_ids"], *end]}
 
         def __getattr__(self, name):
             return getattr(stories, name)
@@ -296,18 +307,14 @@ def test_length_limit(qwen2):
 
 
 def test_tokens_beyond_the_embedding(stories):
-    check_tokens(stories, 2048)
+    """A model may have fewer rows than its tokenizer has tokens (gemma-3-1b's image token): no row may hold them."""
     more = copy.deepcopy(stories)
-    more.add_tokens(["<new>", "<newer>"])
-    with pytest.raises(
-        ModelError, match=r"a new token that the embedding does not have: '<new>' \(id 2,048\) and 1"
-    ):
-        check_tokens(more, 2048)
-    check_tokens(more, 2050)
-
-
-def test_trl_rows_encode_like_the_rows_themselves(chat):
-    from datasets import Dataset
-
-    rows = Dataset.from_list([CHAT])
-    assert Encoder(chat).pair(trl_row(rows[0], detect(rows))) == Encoder(chat).pair(CHAT)
+    more.add_tokens(["<new>"])
+    encoder = Encoder(more, vocab_size=2048)
+    assert encoder.pair(PLAIN) == Encoder(stories).pair(PLAIN)
+    for row in ({**PLAIN, "prompt": "a <new> sky"}, {**PLAIN, "rejected": " <new>"}):
+        with pytest.raises(
+            BadRow, match=r"it holds the token '<new>' \(id 2,048\), which the model's embedding of 2,048"
+        ):
+            encoder.pair(row)
+    Encoder(more, vocab_size=2049).pair({**PLAIN, "rejected": " <new>"})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlhf_peft.data.files import sniff_separator
 from rlhf_peft.data.load import load_rows
-from rlhf_peft.data.rows import columns_of
+from rlhf_peft.data.rows import ROW, columns_of
 from rlhf_peft.errors import DataError
 
 
@@ -29,7 +29,7 @@ def write(path: Path, data: str | bytes) -> Path:
 def test_jsonl_rows_carry_their_line(jsonl):
     rows = load(jsonl({"text": "one"}, "", {"text": "three"}))
     assert rows["text"] == ["one", "three"]
-    assert rows["_row"] == [1, 3]
+    assert rows[ROW] == [1, 3]
 
 
 def test_malformed_line_is_named(jsonl):
@@ -42,7 +42,7 @@ def test_malformed_lines_are_left_out_when_asked(jsonl, caplog):
     path = jsonl({"prompt": "a"}, "{", "[1]", {"prompt": "c"})
     rows = load(path, on_bad_row="skip")
     assert rows["prompt"] == ["a", "c"]
-    assert rows["_row"] == [1, 4]
+    assert rows[ROW] == [1, 4]
     assert [record.message for record in caplog.records] == [
         f"{path}: left out 2 of 4 rows: 1 not JSON, 1 no object (first: row 2)"
     ]
@@ -73,17 +73,107 @@ def test_missing_keys_become_none(jsonl):
     assert rows["answer"] == [None, "4"]
 
 
-def test_values_of_several_types_are_bad_rows_where_stages_read(jsonl):
-    path = jsonl({"prompt": "a"}, {"prompt": "b"}, {"prompt": [{"role": "user", "content": "c"}]})
-    with pytest.raises(DataError, match=r"row 3: prompt: the type differs.*\(text and messages\)"):
-        load(path)
-    assert load(path, on_bad_row="skip")["prompt"] == ["a", "b"]
+def test_rows_are_kept_as_they_were(jsonl):
+    """No key is added to an object, and a value may be of another type than in the row before."""
+    rows = [
+        {"prompt": "a", "answer": "x", "call": {"city": "Oslo"}, "n": 1},
+        {"prompt": [{"role": "user", "content": "c"}], "answer": {"n": 1}, "call": {"a": None}, "n": 2.5},
+        {"prompt": "b", "answer": [1, "2", None], "call": {"city": 3}, "n": 3},
+    ]
+    kept = load(jsonl(*rows)).remove_columns(ROW)
+    assert list(kept) == rows
 
 
-def test_other_columns_of_several_types_are_kept_as_text(jsonl, caplog):
-    rows = load(jsonl({"prompt": "a", "answer": "x"}, {"prompt": "b", "answer": {"n": 1}}))
-    assert rows["answer"] == ["x", '{"n": 1}']
-    assert "column answer holds values of several types" in caplog.text
+@pytest.mark.parametrize(
+    "text, shape",
+    [
+        ('{"prompt": ["a", "b"], "completion": ["c", "d"]}', "a table by column"),
+        ('{"prompt": {"0": "a", "1": "b"}, "completion": {"0": "c", "1": "d"}}', "a table by column"),
+        (
+            '{"columns": ["prompt", "completion"], "index": [0, 1], "data": [["a", "c"], ["b", "d"]]}',
+            "columns and data",
+        ),
+        (
+            '{"data": [{"prompt": "a", "completion": "c"}, {"prompt": "b", "completion": "d"}]}',
+            "the rows under 'data'",
+        ),
+        (
+            '{"version": 1,\n "rows": [{"prompt": "a", "completion": "c"},\n {"prompt": "b", "completion": "d"}]}',
+            "'rows'",
+        ),
+        (
+            '[{"prompt": "a", "completion": "c"}]\n[{"prompt": "b", "completion": "d"}]',
+            "2 arrays one after the other",
+        ),
+        (
+            '[{"prompt": "a", "completion": "c"}][{"prompt": "b", "completion": "d"}]',
+            "2 arrays one after the other",
+        ),
+        (
+            '{\n "prompt": "a",\n "completion": "c"\n}\n{\n "prompt": "b",\n "completion": "d"\n}\n',
+            "objects one after",
+        ),
+        (
+            '{"prompt": "a", "completion": "c"}{"prompt": "b", "completion": "d"}',
+            "objects one after the other",
+        ),
+    ],
+)
+def test_tables_in_other_shapes(tmp_path, caplog, text, shape):
+    rows = load(write(tmp_path / "a.json", text))
+    assert list(rows.remove_columns(ROW)) == [
+        {"prompt": "a", "completion": "c"},
+        {"prompt": "b", "completion": "d"},
+    ]
+    assert shape in caplog.text and "2 rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        (
+            '[{"prompt": "a"},\n{"prompt": "b"},]',
+            r"line 2, column 17.*A comma stands before the closing bracket",
+        ),
+        ('{"train": [{"text": "a"}], "test": [{"text": "b"}]}', r"several tables \(train, test\)"),
+        ("nothing", "malformed JSON at line 1, column 1"),
+        ("3", "expected a JSON object"),
+    ],
+)
+def test_shapes_that_are_none(tmp_path, text, found):
+    with pytest.raises(DataError, match=found):
+        load(write(tmp_path / "a.json", text))
+
+
+@pytest.mark.parametrize(
+    "row", [{"messages": [{"role": "user", "content": "a"}]}, {"text": "a"}, {"prompt": "a", "n": [1]}]
+)
+def test_one_row_is_a_row(tmp_path, row):
+    assert list(load(write(tmp_path / "a.json", json.dumps(row))).remove_columns(ROW)) == [row]
+
+
+def test_columns_that_no_table_knows_do_not_spoil_the_others(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {"text": ["a", "b"], "more": pa.array([[("k", 1)], []], pa.map_(pa.string(), pa.int64()))}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert list(load(tmp_path / "a.parquet").remove_columns(ROW)) == [
+        {"text": "a", "more": {"k": 1}},
+        {"text": "b", "more": {}},
+    ]
+
+
+@pytest.mark.parametrize("name", ["_row", ROW])
+def test_a_column_named_like_ours_does_no_harm(tmp_path, jsonl, name):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["a", "b"], name: [70, 90]}), tmp_path / "a.parquet")
+    for path in (tmp_path / "a.parquet", jsonl({"text": "a", name: 70}, {"text": "b", name: 90})):
+        assert load(path)[ROW] == [1, 2]
 
 
 def test_json_array_and_json_lines_in_a_json_file(tmp_path):
@@ -106,7 +196,7 @@ def test_separator_is_found(tmp_path, separator):
     assert rows["prompt"] == ["a, b; c", "f"]
     assert rows["chosen"] == ["d", "g\nh"]
     assert rows["rejected"] == ["e", 'say "i"']
-    assert rows["_row"] == [1, 2]
+    assert rows[ROW] == [1, 2]
 
 
 def test_one_column_with_commas_in_its_text():
@@ -154,7 +244,7 @@ def test_parquet(tmp_path):
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a", "b"]}), tmp_path / "a.parquet")
-    assert load(tmp_path / "a.parquet", split="train[1:]")["_row"] == [2]
+    assert load(tmp_path / "a.parquet", split="train[1:]")[ROW] == [2]
     with pytest.raises(DataError, match="not a parquet file"):
         load(write(tmp_path / "b.parquet", b"PAR1 nothing"))
 
@@ -201,7 +291,7 @@ def load_anything(folder: Path, name: str, data: bytes) -> None:
 @example(data=b'{"n": ' + b"9" * 5000 + b"}", name="f.jsonl")
 @example(data=b'{"n": 99999999999999999999}', name="f.jsonl")
 @example(data=b'{"a": {}}', name="f.jsonl")
-@example(data=b'{"": 1, "_row": 2}', name="f.jsonl")
+@example(data=b'{"": 1, ROW: 2}', name="f.jsonl")
 def test_random_bytes(tmp_path, data, name):
     load_anything(tmp_path, name, data)
 

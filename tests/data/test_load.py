@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from rlhf_peft.data.load import hold_out, load_rows, looks_local
-from rlhf_peft.data.rows import columns_of
+from rlhf_peft.data.rows import ROW, columns_of
 from rlhf_peft.errors import DataError
 
 
@@ -19,7 +19,7 @@ def ten(jsonl):
 
 def test_splits_and_slices(ten):
     assert load_rows(path=ten, split="train[:20%]")["prompt"] == ["p1", "p2"]
-    assert load_rows(path=ten, split="train[-2:]")["_row"] == [9, 10]
+    assert load_rows(path=ten, split="train[-2:]")[ROW] == [9, 10]
     assert load_rows(path=ten, split="train[:1]+train[-1:]")["prompt"] == ["p1", "p10"]
 
 
@@ -84,10 +84,10 @@ def test_folder_of_files_with_splits(tmp_path):
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     (folder / "test.jsonl").write_text('{"text": "c"}\n')
-    assert load_rows(path=folder, split="train[1:]")["_row"] == [2]
+    assert load_rows(path=folder, split="train[1:]")[ROW] == [2]
     assert load_rows(path=folder, split="test")["text"] == ["c"]
     both = load_rows(path=folder, split="train+test")
-    assert both["text"] == ["a", "b", "c"] and both["_row"] == [1, 2, 3]
+    assert both["text"] == ["a", "b", "c"] and both[ROW] == [1, 2, 3]
     with pytest.raises(DataError, match=r"Splits: train \(2 rows\), test \(1 rows\)"):
         load_rows(path=folder, split="validation")
 
@@ -110,32 +110,20 @@ def test_folders_that_save_to_disk_wrote(tmp_path):
     rows.with_format("numpy").save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict(train=rows, test=rows.select([3])).save_to_disk(str(tmp_path / "two"))
     datasets.enable_progress_bars()
-    assert load_rows(path=tmp_path / "one", split="train[1:2]")[0] == {"text": "1", "_row": 2}
+    assert load_rows(path=tmp_path / "one", split="train[1:2]")[0] == {"text": "1", ROW: 2}
     assert load_rows(path=tmp_path / "two", split="test")["text"] == ["3"]
 
 
 def test_columns_are_renamed_and_others_give_way(jsonl):
     path = jsonl({"prompt": "old", "Question": "q", "Good": "g", "id": 7})
     rows = load_rows(path=path, columns={"prompt": "Question", "chosen": "Good", "text": "Question"})
-    assert rows[0] == {"prompt": "q", "chosen": "g", "text": "q", "id": 7, "_row": 1}
+    assert rows[0] == {"prompt": "q", "chosen": "g", "text": "q", "id": 7, ROW: 1}
     with pytest.raises(
         DataError, match=r"maps prompt to Qestion.*prompt, Question.*Did you mean \{prompt: Q"
     ):
         load_rows(path=path, columns={"prompt": "Qestion"})
     same = load_rows(path=path, columns={"prompt": "prompt"})
     assert sorted(columns_of(same)) == ["Good", "Question", "id", "prompt"]
-
-
-def test_system_message_goes_before_conversations_without_one(jsonl):
-    hello = [{"role": "user", "content": "hello"}]
-    own = [{"role": "system", "content": "own"}, *hello]
-    rows = load_rows(path=jsonl({"prompt": hello}, {"prompt": own}), system="be kind")
-    assert rows["prompt"] == [[{"role": "system", "content": "be kind"}, *hello], own]
-    pair = {"chosen": [*hello, {"role": "assistant", "content": "hi"}], "rejected": hello}
-    row = load_rows(path=jsonl(pair), system="be kind")[0]
-    assert row["chosen"][0] == row["rejected"][0] == {"role": "system", "content": "be kind"}
-    beside = {"prompt": "hello", "chosen": [{"role": "assistant", "content": "hi"}], "rejected": hello}
-    assert load_rows(path=jsonl(beside), system="be kind")[0]["prompt"] == "hello"  # later, by the encoder
 
 
 def test_system_message_needs_conversations(jsonl):
@@ -157,7 +145,7 @@ class Loader:
 def test_registered_dataset():
     loader = Loader({"text": "a"}, {"text": "b"}, {"text": "c"})
     rows = load_rows(name="mine", loader=loader, split="train[1:]", columns={"prompt": "text"})
-    assert list(rows) == [{"prompt": "b", "_row": 2}, {"prompt": "c", "_row": 3}]
+    assert list(rows) == [{"prompt": "b", ROW: 2}, {"prompt": "c", ROW: 3}]
     with pytest.raises(DataError, match="mine, row 1: the dataset gave str"):
         load_rows(name="mine", loader=Loader("text"))
     with pytest.raises(DataError, match="mine: split 'train' is empty"):
@@ -180,16 +168,16 @@ def test_hold_out_parts_the_rows(ten, fraction, held):
     rows = load_rows(path=ten)
     train, out = hold_out(rows, fraction, seed=3)
     assert len(out) == held
-    assert sorted([*train["_row"], *out["_row"]]) == list(range(1, 11))
-    assert list(train["_row"]) == sorted(train["_row"])
+    assert sorted([*train[ROW], *out[ROW]]) == list(range(1, 11))
+    assert list(train[ROW]) == sorted(train[ROW])
     again = hold_out(rows, fraction, seed=3)
     assert json.dumps(list(again[1])) == json.dumps(list(out))
 
 
 def test_hold_out_depends_on_the_seed_and_leaves_something(ten):
     rows = load_rows(path=ten)
-    assert {tuple(hold_out(rows, 0.3, seed)[1]["_row"]) for seed in range(10)} != {(1,)}
-    assert len({tuple(hold_out(rows, 0.3, seed)[1]["_row"]) for seed in range(10)}) > 5
+    assert {tuple(hold_out(rows, 0.3, seed)[1][ROW]) for seed in range(10)} != {(1,)}
+    assert len({tuple(hold_out(rows, 0.3, seed)[1][ROW]) for seed in range(10)}) > 5
     assert hold_out(rows, 0.0, seed=1) == (rows, None)
     with pytest.raises(DataError, match="leaves none to train on"):
         hold_out(rows, 0.99, seed=1)

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 import rlhf_peft.data as data
-from rlhf_peft.data.rows import BadRow, BadRows, columns_of, numbered
+from rlhf_peft.data.rows import ROW, BadRow, BadRows, columns_of, numbered
 from rlhf_peft.errors import DataError
 
 
@@ -44,10 +44,10 @@ def test_other_errors_pass_through():
 
 
 def test_numbers():
-    rows = Dataset.from_dict({"text": ["a", "b"], "_row": [7, 9]})
+    rows = Dataset.from_dict({"text": ["a", "b"], ROW: [7, 9]})
     assert columns_of(rows) == ["text"]
     assert list(numbered(rows)) == [(7, {"text": "a"}), (9, {"text": "b"})]
-    assert list(numbered(rows.remove_columns("_row"))) == [(1, {"text": "a"}), (2, {"text": "b"})]
+    assert list(numbered(rows.remove_columns(ROW))) == [(1, {"text": "a"}), (2, {"text": "b"})]
 
 
 def test_exports_are_sorted_and_there():

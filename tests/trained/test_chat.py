@@ -83,6 +83,7 @@ def test_through_a_pipe(trained, monkeypatch, capsys):
 def test_the_template_is_given_what_training_gave_it(opened):
     class Base:
         tokenizer, max_length = deepcopy(opened.base.tokenizer), 64
+        eos_ids, vocab_size = opened.base.eos_ids, opened.base.vocab_size
 
     Base.tokenizer.chat_template = (
         "{{ thinking }} {% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"

@@ -20,6 +20,9 @@ ADVICE = {
     "model.chat_template_kwargs.enable_thinking=false",
 }
 
+MANY = 8
+"""Completions of a first step from which it is worth a warning that none of them ends."""
+
 
 class Guards:
     """Looks at the figures of every step.
@@ -40,6 +43,7 @@ class Guards:
             GuardError: the KL is above the recipe's limit, or something has collapsed and the recipe says stop.
         """
         self._check_kl(step, figures)
+        self._check_first(step, figures)
         settings = self.stage.collapse
         for name in ("entropy", "completions/mean_length"):
             if name in figures:
@@ -65,6 +69,19 @@ class Guards:
             raise GuardError(
                 f"at {self.stage.name} step {step} the KL is {figures['kl']:.1f} nats a completion, above kl_limit "
                 f"{limit:g}. Raise algorithm.beta, or lower learning_rate."
+            )
+
+    def _check_first(self, step: int, figures: Mapping[str, float]) -> None:
+        """A policy that was taught to end its answers, and ends none, may be waited for in vain."""
+        endless = None if self.first else self._endless(figures)
+        if endless is not None and figures.get("rows", MANY) >= MANY:
+            log.warning(
+                "%s, step %d: %s. If the rows that the policy was trained on do end, then either max_new_tokens is too "
+                "small for them, or the model ends its turns with a token that neither its tokenizer nor its chat "
+                "template names: see samples.jsonl.",
+                self.stage.name,
+                step,
+                endless,
             )
 
     @staticmethod

@@ -169,6 +169,7 @@ class Loop:
                 encoder,
                 max_new_tokens=new,
                 on_bad_row=stage.dataset.on_bad_row,
+                on_long_row=stage.dataset.on_long_row,
                 source=source,
                 stage=stage.name,
             )

@@ -1,0 +1,189 @@
+"""Whether everything that a conversation says stands in the text that the chat template made of it.
+
+Templates leave out what they do not know: roles, tools, parts of content, thoughts. A model would then be trained on
+something else than the row, and nobody would see it. `missing` finds what is left out or stands in another place;
+`misplaced` finds what a template never writes, or writes more than once. Blanks are not compared, and text may stand
+as JSON writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from .conversation import THOUGHTS, Messages
+
+SHOWN = 40
+"""Letters of a text that a message shows."""
+
+
+def missing(
+    text: str, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None
+) -> tuple[str | None, bool]:
+    """What a rendered text does not hold of a conversation.
+
+    Args:
+        text: as the chat template wrote it.
+        messages: the conversation, in the form of `conversation.messages_of`.
+        tools: JSON schemas that were offered.
+
+    Returns:
+        What is missing, in words for a message, or None; and whether thoughts of earlier turns are left out, as many
+        templates do on purpose.
+    """
+    bare = squeezed(text)
+    for what, value in tool_texts(tools or ()):
+        if find(bare, value, 0) < 0:
+            return what, False
+    place, left_out = 0, False
+    for number, message in enumerate(messages, start=1):
+        where = f"message {number} ({message['role']})"
+        start = 0 if message["role"] in ("system", "developer") else place
+        earlier = message["role"] == "assistant" and any(m["role"] == "user" for m in messages[number:])
+        end = start
+        for what, value in said_texts(message):
+            found = find(bare, value, start)
+            if found < 0 and earlier and thought(what, value):
+                left_out, rest = True, value.rpartition("</think>")[2] if what == "the content" else ""
+                found = find(bare, rest, start)
+            if found < 0:
+                return f"{what} of {where}, {shown(value)},", left_out
+            end = max(end, found)
+        if message["role"] not in ("system", "developer"):
+            place = end
+    return None, left_out
+
+
+def misplaced(
+    render: Callable[[Messages, list[dict[str, Any]] | None], str],
+    messages: Messages,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str | None:
+    """What a template writes more than once, or not at all, of a conversation of this shape; None where all is well.
+
+    Texts, tool calls and tools are replaced by marks that stand nowhere else, so that this does not depend on what the
+    texts are; `shape` says which conversations have the same answer.
+
+    Args:
+        render: the chat template.
+        messages: the conversation.
+        tools: JSON schemas that were offered.
+    """
+    marked = [mark(message, number) for number, message in enumerate(messages)]
+    offered = [{"type": "function", "function": {"name": "zqtoolqz", "parameters": {}}}] if tools else None
+    text = render(marked, offered)
+    if tools and "zqtoolqz" not in text:
+        return "the tools are not written"
+    for number, message in enumerate(messages):
+        where = f"message {number + 1} ({message['role']})"
+        if message["content"] and text.count(f"zq{number}qz") > 1:
+            return f"the content of {where} is written more than once"
+        if message.get("tool_calls") and f"zqcall{number}qz" not in text:
+            return f"the tool calls of {where} are not written"
+        if message.get("tool_calls") and f"zqvalue{number}qz" not in text:
+            return f"the arguments of the tool calls of {where} are not written"
+    return None
+
+
+def mark(message: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A message with marks in the place of its texts."""
+    made = dict(message)
+    if message["content"]:
+        made["content"] = f"zq{number}qz"
+    if message.get("tool_calls"):
+        call = message["tool_calls"][0]
+        function = {"name": f"zqcall{number}qz", "arguments": {"zqkeyqz": f"zqvalue{number}qz"}}
+        made["tool_calls"] = [{**call, "function": function} if "function" in call else {**call, **function}]
+    return made
+
+
+def shape(messages: Messages, tools: Sequence[Mapping[str, Any]] | None) -> tuple[Any, ...]:
+    """What `misplaced` depends on."""
+    return bool(tools), *((m["role"], bool(m["content"]), bool(m.get("tool_calls"))) for m in messages)
+
+
+def said_texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every text of a message that must come out, with its name."""
+    for key in THOUGHTS:
+        if isinstance(message.get(key), str):
+            yield key, message[key]
+    if message["content"]:
+        yield "the content", message["content"]
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", call)
+        yield "the tool call", function["name"]
+        for value in leaves(function["arguments"]):
+            yield f"an argument of the tool call {function['name']}", value
+
+
+def tool_texts(tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Names, descriptions and allowed values of tools and of their parameters."""
+    for tool in tools:
+        function = tool.get("function", tool)
+        yield f"the tool {function['name']}", function["name"]
+        for key, value in schema_texts(function):
+            yield f"the {key} {shown(value)} of the tool {function['name']}", value
+
+
+def schema_texts(schema: Any, names: bool = False) -> Iterator[tuple[str, str]]:
+    """What a JSON schema says to a model: names of parameters, descriptions, allowed values."""
+    if isinstance(schema, list):
+        for item in schema:
+            yield from schema_texts(item)
+    if not isinstance(schema, Mapping):
+        return
+    for key, value in schema.items():
+        if names:
+            yield "parameter", str(key)
+        elif key == "description" and isinstance(value, str):
+            yield "description", value
+        elif key == "enum" and isinstance(value, list):
+            yield from (("allowed value", item) for item in value if isinstance(item, str))
+        if isinstance(value, Mapping | list):
+            yield from schema_texts(value, names=key in ("properties", "$defs") and not names)
+
+
+def leaves(value: Any) -> Iterator[str]:
+    """Every key and value inside the arguments of a call, as text; numbers and the like as JSON writes them."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from leaves(item)
+    else:
+        yield value if isinstance(value, str) else json.dumps(value)
+
+
+def thought(what: str, value: str) -> bool:
+    """Whether a text is a thought, or begins with one."""
+    return what in THOUGHTS or "</think>" in value
+
+
+def find(text: str, value: str, start: int) -> int:
+    """Where a value ends in a text without blanks, in one of the ways that it may be written; -1: nowhere."""
+    ends = []
+    for form in forms(value):
+        at = text.find(form, start)
+        if at >= 0:
+            ends.append(at + len(form))
+    return min(ends, default=-1)
+
+
+def forms(value: str) -> set[str]:
+    """A text without blanks, as it is and as JSON or Python write it."""
+    written = {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    written |= {{"true": "True", "false": "False", "null": "None"}.get(value, value)}
+    return {squeezed(form) for form in written}
+
+
+def squeezed(text: str) -> str:
+    """The text without blanks."""
+    return "".join(text.split())
+
+
+def shown(text: str) -> str:
+    """The beginning of a text, quoted."""
+    return repr(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…")

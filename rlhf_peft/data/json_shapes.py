@@ -1,0 +1,106 @@
+"""The shapes in which a `.json` file holds a table, besides an array of rows and one row a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import DataError
+from .conversation import is_messages
+
+SPACE = " \t\r\n"
+
+
+def rows_in(text: str, source: str) -> tuple[list[Any], str]:
+    """The rows of a JSON text, and a note on its shape (empty for an array of rows).
+
+    Read are: an array of objects; several arrays or objects one after the other; an object with one table inside
+    (`{"data": [...]}`); a table by column (`{"prompt": [...], "completion": [...]}`), also as pandas writes it
+    (`{"prompt": {"0": ...}}`, or `columns` beside `data`).
+
+    Args:
+        text: of the whole file.
+        source: what messages call it.
+
+    Raises:
+        DataError: it is not JSON, or holds several tables.
+    """
+    values = list(documents(text, source))
+    if len(values) == 1 and isinstance(values[0], dict):
+        return table(values[0], source)
+    rows = [row for value in values for row in (value if isinstance(value, list) else [value])]
+    kinds = {type(value) for value in values}
+    if len(values) < 2 or kinds == {dict}:
+        return rows, "" if len(values) < 2 else "objects one after the other"
+    return rows, f"{len(values)} arrays one after the other"
+
+
+def documents(text: str, source: str) -> Iterator[Any]:
+    """The JSON values that stand one after the other in a text, with blanks or commas between them."""
+    decoder, place = json.JSONDecoder(), 0
+    while place < len(text):
+        if text[place] in SPACE:
+            place += 1
+            continue
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            line, column = where(text, error.pos)
+            comma = text[: error.pos].rstrip(SPACE).endswith(",") and text[error.pos :].lstrip(SPACE)[:1] in (
+                "]",
+                "}",
+            )
+            hint = " A comma stands before the closing bracket; remove it." if comma else ""
+            raise DataError(
+                f"{source}: malformed JSON at line {line:,}, column {column:,}: {error.msg}.{hint} Expected an array "
+                "of objects, or one object a line."
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{source}: malformed JSON: {str(error)[:200]}") from error
+        yield value
+
+
+def where(text: str, place: int) -> tuple[int, int]:
+    """Line and column of a place in a text, counted from 1."""
+    return text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
+
+
+def table(value: dict[str, Any], source: str) -> tuple[list[Any], str]:
+    """The rows of an object that is a table, or holds one; the object itself where it is one row."""
+    if (
+        {"columns", "data"} <= set(value)
+        and isinstance(value["columns"], list)
+        and isinstance(value["data"], list)
+    ):
+        names = [str(name) for name in value["columns"]]
+        return [dict(zip(names, row, strict=False)) for row in value["data"]], "a table with columns and data"
+    tables = [key for key, item in value.items() if is_table(item)]
+    if len(tables) > 1:
+        raise DataError(
+            f"{source}: one object that holds several tables ({', '.join(tables)}). Write each of them to a file of "
+            "its own, as an array of objects."
+        )
+    if tables:
+        return value[tables[0]], f"the rows under {tables[0]!r}"
+    columns = {key: list(item.values()) if isinstance(item, dict) else item for key, item in value.items()}
+    sizes = {len(item) if isinstance(item, list) else -1 for item in columns.values()}
+    by_column = len(sizes) == 1 and sizes != {-1} and not any(is_messages(item) for item in columns.values())
+    if by_column and (
+        len(columns) > 1 or all(isinstance(item, list | str) for item in next(iter(columns.values())))
+    ):
+        names = list(columns)
+        return [
+            dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ], "a table by column"
+    return [value], ""
+
+
+def is_table(value: Any) -> bool:
+    """Whether a value is a list of rows: objects, none of which is a message."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) for item in value)
+        and not is_messages(value)
+    )
