@@ -35,6 +35,7 @@ from .runs import (
     verify_files,
 )
 from .stages import Context, Ranks, Reporter, Saver, fingerprints, lora_spec, read_source, runner
+from .stages.usable import usable_rows
 
 log = logging.getLogger("rlhf_peft")
 
@@ -132,7 +133,9 @@ def check_data(recipe: Recipe, *, registry: Registry | None = None) -> Iterator[
             called = source.path or str(source.name)
             found = require(rows, method, called, stage=stage.name)
             kind = f"{'conversational ' if found.conversational else ''}{found.kind}"
-            yield f"{stage.name}: {called} {split or source.split}: {len(rows):,} rows, {kind}"
+            usable = usable_rows(rows, found, stage, source, recipe)
+            left_out = "" if usable in (None, len(rows)) else f", {usable:,} of them usable"
+            yield f"{stage.name}: {called} {split or source.split}: {len(rows):,} rows, {kind}{left_out}"
 
 
 def run(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BARS = 12
 WIDTH = 40
+LETTERS = 400
 
 
 def data(
@@ -44,6 +45,7 @@ def data(
         name=name,
         columns=mapping,
         encoder=None if model is None else model_encoder(_location(model)),
+        model=model,
     )
     if as_json:
         print(json.dumps(found.plain(), indent=2, ensure_ascii=False))
@@ -59,7 +61,7 @@ def _location(model: str) -> str:
     return Source(model).location
 
 
-def _mapping(text: str) -> dict[str, str]:
+def _mapping(text: str) -> dict[str, str | list[str]]:
     import yaml
 
     try:
@@ -70,7 +72,10 @@ def _mapping(text: str) -> dict[str, str]:
         raise UsageError(
             f"--columns {text}: expected a mapping such as '{{prompt: Question, chosen: Good}}'."
         )
-    return {str(ours): str(theirs) for ours, theirs in given.items()}
+    return {
+        str(ours): [str(name) for name in theirs] if isinstance(theirs, list) else str(theirs)
+        for ours, theirs in given.items()
+    }
 
 
 def show(found: Inspection) -> None:
@@ -83,7 +88,10 @@ def show(found: Inspection) -> None:
     for name, bad in found.bad.items():
         print(f"unusable: {bad.count:,} {name} (first: row {bad.first:,}: {bad.reason})")
     if found.duplicates:
-        print(f"duplicates: {found.duplicates:,} rows are there before")
+        rows = "row repeats an earlier one" if found.duplicates == 1 else "rows repeat earlier ones"
+        print(f"duplicates: {found.duplicates:,} {rows}")
+    if found.unread:
+        print(f"not read: the columns {', '.join(found.unread)} (an rl stage gives them to its rewards)")
     for part, values in found.lengths.items():
         histogram(part, values, found.unit)
     if found.limit is not None:
@@ -95,8 +103,25 @@ def show(found: Inspection) -> None:
         print(cut or f"every row fits the context of {found.limit:,} tokens")
     if found.longer_chosen is not None:
         print(f"length bias: chosen is longer in {found.longer_chosen:.0%} of pairs")
+    show_example(found)
     for line in found.advice:
         print(line if line.startswith(" ") else f"advice: {line}")
+
+
+def show_example(found: Inspection) -> None:
+    """The first usable row, as a stage would read it."""
+    if not found.example:
+        return
+    how = (
+        "as it is trained on"
+        if found.unit == "tokens"
+        else "as it is read; --model shows it as it is trained on"
+    )
+    print(f"row {found.example['row']:,}, {how}:")
+    for part, text in found.example.items():
+        if part != "row":
+            short = text if len(text) <= LETTERS else f"{text[:LETTERS]}… ({len(text):,} letters)"
+            print(f"  {part}: {json.dumps(short, ensure_ascii=False)}")
 
 
 def histogram(part: str, values: list[int], unit: str) -> None:
@@ -104,7 +129,7 @@ def histogram(part: str, values: list[int], unit: str) -> None:
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
     median, most = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-    print(f"{part}: {low:,} to {high:,} {unit}, median {median:,}, 95 % up to {most:,}")
+    print(f"{part}: {low:,} to {high:,} {unit}, median {median:,}, 95th percentile {most:,}")
     width = max(1, -(-(high - low + 1) // BARS))
     counts: dict[int, int] = {}
     for value in values:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .columns import suggest
+from .columns import as_yaml, suggest, whole_prompt
 from .formats import Method, mappable
+from .load import Columns
 from .rows import columns_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def checkable_column(rows: Any) -> Checkable | None:
 
 
 def advice(
-    found: Inspection, checkable: Checkable | None = None, columns: Mapping[str, str] | None = None
+    found: Inspection, checkable: Checkable | None = None, columns: Columns | None = None
 ) -> list[str]:
     """What suits a dataset, with the commands to paste.
 
@@ -66,14 +67,15 @@ def advice(
     """
     assert found.format is not None
     kind = found.format.kind
-    said = []
+    said: list[str] = []
 
-    def rows(stage: str, mapping: Mapping[str, str]) -> list[str]:
+    def rows(stage: str, mapping: Columns) -> list[str]:
         dataset: dict[str, Any] = {**found.place, "eval_fraction": HELD_OUT}
         dataset |= {"columns": dict(mapping)} if mapping else {}
         dataset |= {"on_bad_row": "skip"} if found.bad else {}
         # The recipe's own split and held-out rows are another dataset's.
-        return [f"stages.{stage}.dataset={json.dumps(dataset)}", f"stages.{stage}.eval={{every: 50}}"]
+        model = [] if found.model is None else [f"model.path={found.model}"]
+        return [*model, f"stages.{stage}.dataset={json.dumps(dataset)}", f"stages.{stage}.eval={{every: 50}}"]
 
     def suits(words: str, recipe: str, overrides: Sequence[str]) -> None:
         said.append(words)
@@ -91,7 +93,8 @@ def advice(
             overrides += rows("sft", {**given, "completion": checkable.column})
         suits(f"column {checkable.column} holds numbers that can be checked: GRPO.", "grpo-gsm8k", overrides)
     if kind == "preference" and found.usable < FEW_PAIRS:
-        few = f"{found.usable:,} pairs are few for a reward model: DPO, straight into the policy."
+        pairs = "pair is" if found.usable == 1 else "pairs are"
+        few = f"{found.usable:,} {pairs} few for a reward model: DPO, straight into the policy."
         suits(few, "dpo", rows("preference", given))
     elif kind == "preference":
         enough = f"{found.usable:,} pairs are enough for a reward model, and PPO on it."
@@ -110,11 +113,15 @@ def mapping_hint(found: Inspection, checkable: Checkable | None) -> list[str]:
     """How to map columns that are none of ours, and look again; answers that can be checked stay what they are."""
     methods: tuple[Method, ...] = ("reward_model", "sft", "rl") if checkable is None else ("rl",)
     mapping, exact = suggest(found.columns, [columns for method in methods for columns in mappable(method)])
-    pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
+    whole = whole_prompt(mapping, found.columns)
+    taken = [name for value in whole.values() for name in ([value] if isinstance(value, str) else value)]
+    rest = [name for name in found.columns if name not in taken]
     again = [found.source, *(["--name", found.name] if found.name else [])]
     again += ["--split", found.split] if found.split != "train" else []
     lead = "Map the columns" if exact else "Map the columns, with your own names"
+    unread = f"not read then: {', '.join(rest)}. Several columns may be joined: {{prompt: [first, second]}}"
     return [
-        f"these columns are none of TRL's formats. {lead}, here and as dataset.columns in a recipe:",
-        f"  {shlex.join(['rlhf-peft', 'data', *again, '--columns', f'{{{pairs}}}'])}",
+        f"these columns make none of the formats that TRL knows. {lead}, here and as dataset.columns in a recipe:",
+        f"  {shlex.join(['rlhf-peft', 'data', *again, '--columns', as_yaml(whole)])}",
+        *([unread] if rest else []),
     ]

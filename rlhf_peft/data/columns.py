@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "prompt": (
@@ -48,6 +49,24 @@ def suggest(found: Sequence[str], shapes: Sequence[tuple[str, ...]]) -> tuple[di
     return best, False
 
 
+MORE = ("input", "context", "passage", "document", "background", "article")
+"""Columns that belong to a prompt which stands in another one."""
+
+
+def whole_prompt(mapping: Mapping[str, str], found: Sequence[str]) -> dict[str, str | list[str]]:
+    """The mapping with what belongs to the prompt beside it, such as Alpaca's `input`."""
+    more = [name for name in found if name.lower() in MORE and name not in mapping.values()]
+    if not more or mapping.get("prompt") not in found:
+        return dict(mapping)
+    return {**mapping, "prompt": [mapping["prompt"], *more]}
+
+
+def as_yaml(mapping: Mapping[str, str | Sequence[str]]) -> str:
+    """A mapping as the command line takes it: `{prompt: [instruction, input], completion: output}`."""
+    written = {k: v if isinstance(v, str) else f"[{', '.join(v)}]" for k, v in mapping.items()}
+    return f"{{{', '.join(f'{ours}: {theirs}' for ours, theirs in written.items())}}}"
+
+
 def guess_columns(found: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
     """For each wanted column the most alike of those found; each is used once, weak likenesses not at all."""
     pairs = [(ours, -place, theirs) for ours in wanted for place, theirs in enumerate(found)]
@@ -64,12 +83,13 @@ def guess_columns(found: Sequence[str], wanted: Sequence[str]) -> dict[str, str]
 def likeness(theirs: str, ours: str) -> float:
     """From 0 to 1: 1 for our own name, a little less for another name of it or a name that holds one."""
     name = "".join(letter for letter in theirs.lower() if letter.isalnum())
+    words = re.findall("[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", theirs).lower())
     best = 0.0
     for place, other in enumerate(OTHER_NAMES[ours]):
         near = difflib.SequenceMatcher(None, name, other).ratio()
         if name == other:
             near = 1.0
-        elif len(other) > 3 and other in name:
+        elif other in words or (len(other) > 3 and other in name):
             near = 0.9
         best = max(best, near - 0.01 * place)
     return best

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import DataError
-from .columns import suggest
+from .columns import as_yaml, suggest, whole_prompt
 from .conversation import is_messages, is_written
 from .rows import as_text, columns_of, override
 
@@ -151,11 +151,11 @@ def misfit(dataset: Dataset, method: Method, source: str, stage: str | None) -> 
     note = dataset.info.description or ""
     note = f" ({note})" if note.startswith("separator ") else ""
     wanted = ", or ".join("+".join(columns) for columns in shapes)
-    mapping, exact = suggest(found, shapes)
-    pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
+    guess, exact = suggest(found, shapes)
+    pairs = as_yaml(whole_prompt(guess, found))
     lead = "Map them" if exact else "Map them, with your own column names"
     stage = stage or {"dpo": "preference", "kto": "preference"}.get(method, method)
     return (
         f"{source}: found columns {as_text(found)}{note}. {WHO[method]} needs {wanted}. "
-        f"{lead}:  {override(stage, 'columns=')}'{{{pairs}}}'"
+        f"{lead}:  {override(stage, 'columns=')}'{pairs}'"
     )

@@ -18,7 +18,7 @@ from .advice import advice, checkable_column, mapping_hint
 from .encode import Encoder
 from .examples import example, notes_of
 from .formats import Format, detect
-from .load import load_rows
+from .load import Columns, load_rows
 from .rows import BadRow, BadRows, columns_of, numbered
 
 
@@ -57,6 +57,7 @@ class Inspection:
         advice: what suits, and the commands to paste.
         split: which part of it was read.
         name: of the configuration, on the hub.
+        model: that is to be trained; None: not said.
         unread: columns that no stage but RL reads, whose rewards are given them.
         example: number and parts of the first usable row, as they are trained on.
     """
@@ -76,6 +77,7 @@ class Inspection:
     advice: list[str] = field(default_factory=list)
     split: str = "train"
     name: str | None = None
+    model: str | None = None
     unread: list[str] = field(default_factory=list)
     example: dict[str, Any] = field(default_factory=dict)
 
@@ -130,8 +132,9 @@ def inspect(
     *,
     split: str = "train",
     name: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
     encoder: Encoder | None = None,
+    model: str | None = None,
 ) -> Inspection:
     """Read a dataset and look at every row.
 
@@ -140,7 +143,8 @@ def inspect(
         split: which part of it.
         name: of a configuration on the hub.
         columns: renaming: our column to the file's.
-        encoder: of the model that is to be trained: lengths are in its tokens, and its context is the limit.
+        model: that is to be trained, for the commands to paste.
+        encoder: of that model: lengths are in its tokens, and its context is the limit.
 
     Raises:
         DataError: it cannot be read at all.
@@ -149,7 +153,9 @@ def inspect(
         rows = load_rows(path=source, name=name, split=split, columns=columns, on_bad_row="skip")
     if rows.info.description:
         notes.append(rows.info.description)
-    found = Inspection(source, len(rows), columns_of(rows), detect(rows), notes, split=split, name=name)
+    found = Inspection(
+        source, len(rows), columns_of(rows), detect(rows), notes, split=split, name=name, model=model
+    )
     if found.format is None:
         found.advice = mapping_hint(found, checkable_column(rows))
         return found
@@ -243,12 +249,13 @@ def _heard() -> Iterator[list[str]]:
         log.handlers[:], log.propagate = before, propagate
 
 
-def model_encoder(location: str, max_length: int | None = None) -> Encoder:
+def model_encoder(location: str, max_length: int | None = None, **options: Any) -> Encoder:
     """The encoder of a model's tokenizer, without its weights.
 
     Args:
         location: hub id or folder.
         max_length: longest row; None: what the model allows.
+        options: of `Encoder`.
 
     Raises:
         DataError: it has no tokenizer that can be read.
@@ -258,14 +265,15 @@ def model_encoder(location: str, max_length: int | None = None) -> Encoder:
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)
         config = AutoConfig.from_pretrained(location).get_text_config()
-        generation = generation_config(location)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise DataError(f"--model {location}: its tokenizer cannot be read ({first}).") from error
-    vocab = getattr(config, "vocab_size", None)
-    limit = getattr(config, "max_position_embeddings", None)
     return Encoder(
-        tokenizer, eos_ids=end_ids(tokenizer, generation), max_length=max_length or limit, vocab_size=vocab
+        tokenizer,
+        eos_ids=end_ids(tokenizer, generation_config(location)),
+        max_length=max_length or getattr(config, "max_position_embeddings", None),
+        vocab_size=getattr(config, "vocab_size", None),
+        **options,
     )
 
 

@@ -10,7 +10,7 @@ import difflib
 import logging
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rlhf_peft")
 
+Columns = Mapping[str, str | Sequence[str]]
+
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -33,7 +35,7 @@ def load_rows(
     path: str | Path | None = None,
     name: str | None = None,
     split: str = "train",
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
     system: str | None = None,
     on_bad_row: OnBadRow = "error",
     loader: Any = None,
@@ -46,7 +48,7 @@ def load_rows(
             or parquet file.
         name: with `path`, the hub's configuration name; without, what messages call the loader.
         split: split, slices and sums too: `train[:90%]`, `train[:100]+test`.
-        columns: our column to the file's column.
+        columns: our column to the file's, or to a list of them whose texts are joined.
         system: system message that examples are given; refused here where the rows are plain text.
         on_bad_row: "error" or "skip", for rows that cannot be read.
         loader: object with `rows()`, instead of a path.
@@ -197,29 +199,65 @@ def with_numbers(dataset: Dataset) -> Dataset:
     return dataset.with_format(None).add_column(ROW, list(range(1, len(dataset) + 1)))
 
 
-def rename(dataset: Dataset, columns: Mapping[str, str], source: str) -> Dataset:
-    """The dataset under our column names; a column that stood under such a name gives way."""
+def rename(dataset: Dataset, columns: Columns, source: str) -> Dataset:
+    """The dataset under our column names; a column that stood under such a name gives way.
+
+    Args:
+        dataset: the rows.
+        columns: our column to the file's, or to several whose texts are joined by an empty line.
+        source: what messages call the dataset.
+
+    Raises:
+        DataError: a column is not there, or one of several that are to be joined holds no text.
+    """
     import datasets
 
     if not columns:
         return dataset
     found = columns_of(dataset)
-    for ours, theirs in columns.items():
-        if theirs not in found:
-            near = difflib.get_close_matches(theirs, found, n=1, cutoff=0.5)
+    taken = {ours: [theirs] if isinstance(theirs, str) else list(theirs) for ours, theirs in columns.items()}
+    for ours, theirs in taken.items():
+        check_columns(ours, theirs, found, source)
+    parts = []
+    for ours, theirs in taken.items():
+        part = dataset.select_columns(theirs)
+        if len(theirs) > 1:
+            part = joined(part, ours, source)
+        parts.append(part if theirs == [ours] else part.rename_column(part.column_names[0], ours))
+    gone = {*taken, *(name for theirs in taken.values() for name in theirs)}
+    parts.append(dataset.remove_columns([name for name in found if name in gone]))
+    whole = datasets.concatenate_datasets(parts, axis=1)
+    whole.info.description = dataset.info.description
+    return whole
+
+
+def check_columns(ours: str, theirs: Sequence[str], found: Sequence[str], source: str) -> None:
+    """DataError for a column that the file does not have."""
+    for name in theirs:
+        if name not in found:
+            near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
             hint = f" Did you mean {{{ours}: {near[0]}}}?" if near else ""
             raise DataError(
-                f"{source}: dataset.columns maps {ours} to {theirs}, which is not among the columns found: "
+                f"{source}: dataset.columns maps {ours} to {name}, which is not among the columns found: "
                 f"{as_text(found)}.{hint}"
             )
-    parts = []
-    for ours, theirs in columns.items():
-        part = dataset.select_columns([theirs])
-        parts.append(part if ours == theirs else part.rename_column(theirs, ours))
-    parts.append(dataset.remove_columns([name for name in found if name in {*columns, *columns.values()}]))
-    joined = datasets.concatenate_datasets(parts, axis=1)
-    joined.info.description = dataset.info.description
-    return joined
+
+
+def joined(dataset: Dataset, ours: str, source: str) -> Dataset:
+    """One column of the texts of all columns, with an empty line between those that are not blank."""
+    import datasets
+
+    texts = []
+    for number, row in enumerate(dataset, start=1):
+        values = [value for value in row.values() if value is not None]
+        if not all(isinstance(value, str) for value in values):
+            raise DataError(
+                f"{source}, row {number:,}: {', '.join(row)} are joined to {ours}, and must hold text."
+            )
+        texts.append("\n\n".join(value for value in values if value.strip()))
+    return datasets.Dataset.from_dict(
+        {ours: texts}, features=datasets.Features({ours: datasets.Value("string")})
+    )
 
 
 def check_system(dataset: Dataset, source: str) -> None:

@@ -19,7 +19,7 @@ def end_ids(
         generation_config: of the model; None: not known.
         template_kwargs: passed to the chat template.
     """
-    listed = getattr(generation_config, "eos_token_id", None)
+    listed: Any = getattr(generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
     ends: list[Any] = [tokenizer.eos_token_id, turn_end(tokenizer, template_kwargs or {}), *listed]
     return frozenset(int(end) for end in ends if end is not None)
@@ -38,4 +38,4 @@ def turn_end(tokenizer: Any, template_kwargs: Mapping[str, Any]) -> int | None:
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
     added = {*getattr(tokenizer, "added_tokens_decoder", {}), *tokenizer.all_special_ids}
     first = next((i for i in ids if tokenizer.decode([i]).strip()), None)
-    return int(first) if first in added else None
+    return int(first) if first is not None and first in added else None

@@ -11,10 +11,9 @@ from ..data import Encoder, example, require
 from ..data.conversation import tools_of
 from ..data.examples import prompt_of
 from ..data.formats import Method
+from ..data.inspect import model_encoder
 from ..data.rows import BadRow, numbered
 from ..engine import Source
-from ..engine.source import load_config
-from ..engine.tokenizer import load_tokenizer
 from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, StageBase
 from ..registry import Registry
 from ..stages import read_source
@@ -44,9 +43,10 @@ def longest(
         found = min(most, limit)
         return found, f"{stage.name}: {what} of {found} tokens are assumed; the data is not read"
     rows = read_source(stage.dataset, registry, stage=stage.name)
-    tokenizer = load_tokenizer(source, load_config(source))
     kwargs = dict(recipe.model.chat_template_kwargs)
-    encoder = Encoder(tokenizer, chat_template_kwargs=kwargs, system=stage.dataset.system)
+    encoder = model_encoder(
+        source.location, chat_template_kwargs=kwargs, system=stage.dataset.system
+    ).without_limit()
     if isinstance(stage, RlStage):
         found = min(_most_tokens(rows, lambda row: [_prompt(row, encoder)]), limit)
         return found, f"{stage.name}: the longest prompt has {found} tokens"

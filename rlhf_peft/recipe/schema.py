@@ -145,8 +145,10 @@ class DatasetSource(BaseModel):
         None, description="With `path`: the hub's configuration name. Without: a registered dataset."
     )
     split: str = Field("train", description="Split, slices too: `train[:90%]`.")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="Renaming: our column to the file's column."
+    columns: dict[str, str | list[str]] = Field(
+        default_factory=dict,
+        description="Renaming: our column to the file's column, or to a list of columns whose texts are joined by an "
+        "empty line, as in Alpaca's `prompt: [instruction, input]`.",
     )
     system: str | None = Field(None, description="System message put before conversational prompts.")
     eval_fraction: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = Field(

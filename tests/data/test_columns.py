@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_peft.data.columns import suggest
+from rlhf_peft.data.columns import as_yaml, suggest, whole_prompt
 
 PAIR = ("prompt", "chosen", "rejected")
 ANSWER = ("prompt", "completion")
@@ -20,6 +20,8 @@ ANSWER = ("prompt", "completion")
         ),
         (["instruction", "input", "output"], ANSWER, ["instruction", "output"]),
         (["question", "answer"], ANSWER, ["question", "answer"]),
+        (["Prompt", "Good answer", "Bad answer"], PAIR, ["Prompt", "Good answer", "Bad answer"]),
+        (["prompt", "answerGood", "answerBad"], PAIR, ["prompt", "answerGood", "answerBad"]),
         (["Prompts", "Responses"], ANSWER, ["Prompts", "Responses"]),
     ],
 )
@@ -38,3 +40,15 @@ def test_what_cannot_be_guessed_is_left_to_the_user():
         False,
     )
     assert suggest([], [ANSWER]) == ({"prompt": "YOUR_COLUMN", "completion": "YOUR_COLUMN"}, False)
+
+
+def test_what_stands_beside_a_prompt_belongs_to_it():
+    found = ["instruction", "input", "output", "id"]
+    whole = whole_prompt({"prompt": "instruction", "completion": "output"}, found)
+    assert whole == {"prompt": ["instruction", "input"], "completion": "output"}
+    assert as_yaml(whole) == "{prompt: [instruction, input], completion: output}"
+    assert whole_prompt({"prompt": "input", "completion": "output"}, found) == {
+        "prompt": "input",
+        "completion": "output",
+    }
+    assert whole_prompt({"prompt": "YOUR_COLUMN"}, found) == {"prompt": "YOUR_COLUMN"}

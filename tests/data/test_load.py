@@ -181,3 +181,19 @@ def test_hold_out_depends_on_the_seed_and_leaves_something(ten):
     assert hold_out(rows, 0.0, seed=1) == (rows, None)
     with pytest.raises(DataError, match="leaves none to train on"):
         hold_out(rows, 0.99, seed=1)
+
+
+def test_columns_may_be_joined(jsonl):
+    rows = [
+        {"instruction": "Translate.", "input": "dog", "output": "Hund"},
+        {"instruction": "Hi", "input": "", "output": "x"},
+    ]
+    columns = {"prompt": ["instruction", "input"], "completion": "output"}
+    made = load_rows(path=jsonl(*rows), columns=columns)
+    assert made["prompt"] == ["Translate.\n\ndog", "Hi"] and columns_of(made) == ["prompt", "completion"]
+    with pytest.raises(
+        DataError, match=r"maps prompt to inputs, which is not among .* Did you mean \{prompt: input\}"
+    ):
+        load_rows(path=jsonl(*rows), columns={"prompt": ["instruction", "inputs"]})
+    with pytest.raises(DataError, match="row 1: instruction, input are joined to prompt, and must hold text"):
+        load_rows(path=jsonl({**rows[0], "input": 3}), columns=columns)
