@@ -48,7 +48,7 @@ class Inspection:
         format: of TRL's, or None where it is none.
         notes: what reading it said: encodings, separators, rows that could not be read.
         bad: kind to rows that can be read, and not used.
-        duplicates: rows that are there before.
+        duplicates: rows that repeat earlier ones.
         lengths: part ("prompt", "chosen", ...) to its lengths, in `unit`.
         unit: tokens, or words where no model is given.
         too_long: rows that are over the context.

@@ -223,7 +223,9 @@ def rename(dataset: Dataset, columns: Columns, source: str) -> Dataset:
         part = dataset.select_columns(theirs)
         if len(theirs) > 1:
             part = joined(part, ours, source)
-        parts.append(part if theirs == [ours] else part.rename_column(part.column_names[0], ours))
+        elif theirs != [ours]:
+            part = part.rename_column(theirs[0], ours)
+        parts.append(part)
     gone = {*taken, *(name for theirs in taken.values() for name in theirs)}
     parts.append(dataset.remove_columns([name for name in found if name in gone]))
     whole = datasets.concatenate_datasets(parts, axis=1)
