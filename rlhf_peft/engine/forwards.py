@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .compat import cache_keyword
 from .head import LmHead
+from .modes import mode
 from .prefix import PrefixCache, Shared, share
-from .roles import Switch, mode
+from .roles import Switch
 
 VALUE = "value"
 CHUNK = 256
