@@ -64,7 +64,7 @@ class SharedBase(Roster):
         self.source = source
         self.lora = lora or LoraSpec()
         self.lm, self.device, self.dtype = load_model(source)
-        self.tokenizer = load_tokenizer(source, self.lm.config)
+        self.tokenizer = load_tokenizer(source, self.vocab_size)
         self.eos_ids = eos_ids(self.tokenizer, self.lm.generation_config)
         self.max_length = self._allowed_length(max_length)
         self.lm_head = LmHead.of(self.lm)
