@@ -80,19 +80,21 @@ class LmHead:
 class ScalarHead(nn.Module):
     """r = (w . h + b - shift) / scale: a reward or a value from a hidden state, in float32.
 
-    Begins as N(0, 1/(H+1)) with bias 0 (The N implementation details of RLHF with PPO, reward model, 2).
+    Begins as N(0, 1/(H+1)) with bias 0 (The N implementation details of RLHF with PPO, reward model, 2). The bias is
+    not trained, as TRL's heads have none; only a head that was trained elsewhere brings one.
     `shift` and `scale` hold the normalisation that is fitted after reward modelling; they are saved with the
     head.
     """
 
+    bias: Tensor
     shift: Tensor
     scale: Tensor
 
     def __init__(self, hidden: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(1, hidden))
-        self.bias = nn.Parameter(torch.zeros(1))
         nn.init.normal_(self.weight, std=1 / math.sqrt(hidden + 1), generator=generator)
+        self.register_buffer("bias", torch.zeros(1))
         self.register_buffer("shift", torch.zeros(1))
         self.register_buffer("scale", torch.ones(1))
 

@@ -170,8 +170,23 @@ def test_rloo():
     same(mine, theirs, logps)
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
-def test_online_dpo_has_the_loss_of_trls_dpo(loss_type):
+def test_online_ipo_is_of_sums_as_in_trls_online_trainer():
+    """Its loss stands inside `training_step`: (logits - 1 / (2 beta))^2, of log-ratios summed over tokens."""
+    data = scored(SCORES, GROUP)
+    algorithm = OnlineDpo(OnlineDpo.Options(beta=0.3, loss_type="ipo", num_generations=3))
+    rows = algorithm.select(data, 0).keep.nonzero().flatten().tolist()
+    best, worst = [0, 3], [1, 5]
+    assert sorted(best + worst) == rows
+    data = data.rows(best + worst)
+    data.rollout.group = torch.tensor([0, 1, 0, 1])
+    logps = moved(data)
+    ratios = ((logps - data.ref_logps) * data.mask).sum(1)
+    theirs = (ratios[:2] - ratios[2:] - 1 / 0.6).square().mean()
+    same(ours(algorithm, data, logps, ((0, 2), (1, 3))), theirs, logps)
+
+
+def test_online_dpo_has_the_loss_of_trls_dpo():
+    loss_type = "sigmoid"
     data = scored(SCORES, GROUP)
     algorithm = OnlineDpo(OnlineDpo.Options(beta=0.3, loss_type=loss_type, num_generations=3))
     keep = algorithm.select(data, 0).keep
