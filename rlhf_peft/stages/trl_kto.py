@@ -16,7 +16,7 @@ from trl import KTOTrainer
 from .trl_trainer import READ
 
 
-class WholeKto(KTOTrainer):  # type: ignore[misc]
+class WholeKto(KTOTrainer):
     """TRL's trainer with the KL of a whole update.
 
     Args:

@@ -204,7 +204,9 @@ def test_kto_is_the_same_however_many_rows_go_into_a_forward(
     make_context: MakeContext, tmp_path: Any
 ) -> None:
     """Its KL is of the whole update. Here it grows, for all answers are alike and wanted."""
-    answers = [{"prompt": f"Who is {i}?", "completion": f" It is the fox of {i}.", "label": True} for i in range(30)]
+    answers = [
+        {"prompt": f"Who is {i}?", "completion": f" It is the fox of {i}.", "label": True} for i in range(30)
+    ]
     path, found = write(tmp_path / "wanted.jsonl", answers), []
     for tokens in (16384, 1):
         ctx = make_context(

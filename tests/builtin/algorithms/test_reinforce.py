@@ -32,7 +32,9 @@ def test_the_baseline_form_compares_within_the_group_first():
     options = ReinforcePlusPlus.Options(baseline="group", num_generations=2, beta=0.0)
     data = scored([5.0, 3.0, 101.0, 99.0], [0, 0, 1, 1], lengths=[2, 2, 2, 2])
     advantages = ReinforcePlusPlus(options).prepare(data, torch.ones(4, dtype=torch.bool))[0]["advantages"]
-    assert torch.allclose(advantages[:, PROMPT], torch.tensor([1.0, -1.0, 1.0, -1.0]) * (7 / 8) ** 0.5, atol=1e-5)
+    assert torch.allclose(
+        advantages[:, PROMPT], torch.tensor([1.0, -1.0, 1.0, -1.0]) * (7 / 8) ** 0.5, atol=1e-5
+    )
 
 
 def test_the_baseline_form_needs_a_group():

@@ -123,6 +123,40 @@ def test_grpo(loss_type, beta, splits):
     same(mine, theirs, logps)
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
+def test_truncated_completions_count_as_zeros_where_trl_counts_them(loss_type):
+    """TRL empties the masks of rows that did not end, and takes its means over all rows."""
+    data = scored(SCORES, GROUP, finish=["eos", "length", "eos", "eos", "eos", "length"])
+    logps = moved(data, 0.3)
+    algorithm = Grpo(Grpo.Options(loss_type=loss_type, mask_truncated_completions=True))
+    algorithm.requests([], Ask())
+    selection = algorithm.select(data, 0)
+    assert selection.silent.tolist() == [False, True, False, False, False, True]
+    assert torch.equal(selection.keep, ~selection.silent)
+    columns, _ = algorithm.prepare(data, selection.keep)
+    kept = selection.keep.nonzero().flatten().tolist()
+    totals = Totals(tokens=int(data.mask[kept].sum()), rows=int((selection.keep | selection.silent).sum()))
+    batch = minibatch(data, columns, kept)
+    terms, _ = algorithm.loss(Outputs(logps[kept]), batch)
+    loss = maths.weighted_sum(terms, algorithm.weights(batch.mask, totals))
+    given = inputs(data, columns["advantages"])
+    given["completion_mask"] = given["completion_mask"] * selection.keep[:, None]
+    given["num_items_in_batch"] = given["completion_mask"].sum()
+    theirs = GRPOTrainer._compute_loss(trainer(data, logps, loss_type=loss_type), None, given)
+    same((loss, torch.autograd.grad(loss, logps)[0], columns), theirs, logps)
+
+
+def test_truncated_completions_of_groups_that_are_not_used_do_not_count():
+    data = scored(
+        [1.0, 1.0, 1.0, 2.0, 0.5, -1.0], GROUP, finish=["eos", "eos", "length", "eos", "eos", "length"]
+    )
+    algorithm = Grpo(Grpo.Options(mask_truncated_completions=True, dynamic_sampling=True, max_rounds=1))
+    algorithm._prompts = 2
+    selection = algorithm.select(data, 0)
+    assert selection.silent.tolist() == [False] * 5 + [True]
+    assert selection.keep.tolist() == [False, False, False, True, True, False]
+
+
 def test_gspo_is_grpo_with_sequence_level_ratios():
     data = scored(SCORES, GROUP)
     logps = moved(data, 0.001)
