@@ -52,7 +52,9 @@ class PolicyOptions(AlgorithmOptions):
     epsilon_high: float | None = Field(None, ge=0, description="Upper bound's own width; null: epsilon.")
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
     mask_truncated_completions: bool = Field(
-        False, description="Leave completions that did not end out of the update (DAPO's overlong filter)."
+        False,
+        description="Leave completions that did not end out of the update (DAPO's overlong filter). Where the loss is "
+        "a mean over rows they count as zeros, as in TRL.",
     )
     overlong_buffer: int = Field(
         0,
@@ -179,13 +181,14 @@ class PolicyGradient(AlgorithmBase):
 
     def select(self, scored: Scored, round: int) -> Selection:
         """Rows with a score; with dynamic sampling, of groups that tell something, and more prompts for the rest."""
-        options = self.options
+        options, silent = self.options, None
         keep = ~scored.scores.isnan()
         keep &= torch.tensor([tag != BASELINE for tag in scored.rollout.tag])
         if options.mask_truncated_completions:
-            keep &= torch.tensor([word != "length" for word in scored.rollout.finish])
+            cut = torch.tensor([word == "length" for word in scored.rollout.finish])
+            keep, silent = keep & ~cut, keep & cut
         if not options.dynamic_sampling:
-            return Selection(keep)
+            return Selection(keep, silent=silent)
         group = scored.rollout.group
         telling = [int(g) for g in group.unique() if maths.varies(scored.scores[keep & (group == g)])]
         self._figures["dynamic_sampling/kept"] = len(telling) / max(1, len(group.unique()))
@@ -193,8 +196,9 @@ class PolicyGradient(AlgorithmBase):
         if want > 0 and round + 1 < options.max_rounds:
             return Selection(keep, want)
         if not telling:
-            return Selection(keep)
-        return Selection(keep & torch.isin(group, torch.tensor(telling[: self._prompts])))
+            return Selection(keep, silent=silent)
+        among = torch.isin(group, torch.tensor(telling[: self._prompts]))
+        return Selection(keep & among, silent=None if silent is None else silent & among)
 
     def prepare(self, scored: Scored, keep: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The advantages, [N] or [N, T]."""

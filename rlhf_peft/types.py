@@ -293,10 +293,13 @@ class Selection:
     Attributes:
         keep: [N] bool.
         want: prompts to sample in a further round; 0 is enough.
+        silent: [N] bool, rows that are not kept but count as rows whose loss is 0 where a loss is a mean over rows;
+            None: there are none.
     """
 
     keep: Tensor
     want: int = 0
+    silent: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +307,8 @@ class Totals:
     """Global counts of the minibatch that a loss is normalised by, over all micro-batches and ranks.
 
     Attributes:
-        tokens: actions.
-        rows: rows.
+        tokens: actions of the rows that are trained on.
+        rows: rows, silent ones (see `Selection`) included.
     """
 
     tokens: int

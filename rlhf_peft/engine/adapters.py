@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
+from .targets import ALL_LINEAR, Targets, short_kinds
 
-ALL_LINEAR = "all-linear"
 PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 """Initialisations that leave the base's weights alone; others (pissa, olora, ...) subtract from them."""
 
@@ -50,18 +50,12 @@ class LoraSpec:
         )
 
 
-def linear_names(model: Any) -> list[str]:
-    """Every linear layer but the output embedding: what `all-linear` means. Stacked experts are no layers."""
-    head = model.get_output_embeddings()
-    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-
-
-def fitted(config: LoraConfig, linear: Collection[str], conv1d: bool, base: str) -> LoraConfig:
+def fitted(config: LoraConfig, layers: Collection[str] | None, conv1d: bool, base: str) -> LoraConfig:
     """A copy of a configuration for this base.
 
     Args:
         config: of a recipe, of another role, or as it was stored.
-        linear: what `all-linear` stands for.
+        layers: full names of those that it is to be put on; None: what it names itself.
         conv1d: whether the base has GPT-2's transposed layers, unquantized.
         base: the hub id or path of the base.
     """
@@ -73,8 +67,8 @@ def fitted(config: LoraConfig, linear: Collection[str], conv1d: bool, base: str)
         "fan_in_fan_out": conv1d,
         "base_model_name_or_path": base,
     }
-    if config.target_modules == ALL_LINEAR:
-        changed["target_modules"] = set(linear)
+    if layers is not None:
+        changed["target_modules"] = set(layers)
     made = copy.deepcopy(config)
     for key, value in changed.items():
         setattr(made, key, value)
@@ -120,9 +114,8 @@ def add(
     """Put a new adapter on the model, without gradients, with these weights or fresh ones.
 
     Raises:
-        ModelError: it names no layer of the model, or one that cannot have it, or the weights do not fit.
+        ModelError: it names a layer that cannot have it, or the weights do not fit.
     """
-    check_targets(model.base_model.model, config, where)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = model.training
     try:
@@ -158,11 +151,39 @@ def remove(model: Any, name: str) -> None:
     model.delete_adapter(name)
 
 
-def check_targets(model: nn.Module, config: LoraConfig, where: str = "") -> None:
+def check_targets(model: nn.Module, config: LoraConfig, targets: Targets, where: str = "") -> None:
     """Raise ModelError if a listed target is no module of the model, or a pattern meets none.
 
     PEFT minds only if all of a list are not, and before 0.21 not always if a pattern meets none.
     """
+    _check_patterns(config, where)
+    names = [name for name, _ in model.named_modules()]
+    if isinstance(config.target_modules, str):
+        pattern = config.target_modules
+        if pattern != ALL_LINEAR and not any(re.fullmatch(pattern, name) for name in names):
+            raise ModelError(
+                f"{where}lora.target_modules: {pattern!r} is not found in this base: the full name of no layer matches "
+                f"it. {_ADVICE}"
+            )
+        return
+    paths = [name.split(".") for name in names]
+    known = {".".join(path[start:]) for path in paths for start in range(len(path))}
+    unknown = sorted(set(config.target_modules or ()) - known)
+    if unknown:
+        stacked = next(
+            (x for x in targets.stacked if x.rsplit(".", 1)[-1] == unknown[0].rsplit(".", 1)[-1]), None
+        )
+        what = f" as a layer: {stacked} holds the weights of several experts" if stacked else ""
+        raise ModelError(
+            f"{where}lora.target_modules: {unknown[0]} is not in this base{what}. Layers that can carry an adapter "
+            f"are {', '.join(short_kinds(targets.able))}. {_ADVICE}"
+        )
+
+
+_ADVICE = f"{ALL_LINEAR} means all of its linear layers that can carry one."
+
+
+def _check_patterns(config: LoraConfig, where: str) -> None:
     patterns = [config.target_modules, config.exclude_modules, *(config.rank_pattern or ())]
     for pattern in [*patterns, *(config.alpha_pattern or ()), config.layers_pattern]:
         if isinstance(pattern, str):
@@ -172,25 +193,20 @@ def check_targets(model: nn.Module, config: LoraConfig, where: str = "") -> None
                 raise ModelError(
                     f"{where}lora.target_modules: the pattern {pattern!r} is no regular expression ({error})."
                 ) from error
-    names = [name for name, _ in model.named_modules()]
-    if isinstance(config.target_modules, str):
-        pattern = config.target_modules
-        if pattern != ALL_LINEAR and not any(re.fullmatch(pattern, name) for name in names):
+
+
+def check_able(config: LoraConfig, targets: Targets) -> None:
+    """Raise ModelError if a target that a recipe names meets only layers that cannot carry an adapter."""
+    asked = config.target_modules or ()
+    for target in [asked] if isinstance(asked, str) else sorted(asked):
+        alone = copy.deepcopy(config)
+        alone.target_modules = target if isinstance(asked, str) else {target}
+        able, unable = targets.chosen(alone)
+        if unable and not able:
             raise ModelError(
-                f"{where}lora.target_modules: {pattern!r} is not found in this base: the full name of no layer matches "
-                f"it. {ALL_LINEAR} means all of its linear layers."
+                f"lora.target_modules: {target} cannot carry an adapter in this base: "
+                f"{targets.unable[unable[0]]}. Layers that can are {', '.join(short_kinds(targets.able))}. {_ADVICE}"
             )
-        return
-    paths = [name.split(".") for name in names]
-    known = {".".join(path[start:]) for path in paths for start in range(len(path))}
-    unknown = sorted(set(config.target_modules or ()) - known)
-    if unknown:
-        linear = [name.removesuffix(".base_layer") for name in linear_names(model) if ".lora_" not in name]
-        kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-        raise ModelError(
-            f"{where}lora.target_modules: {unknown[0]} is not in this base. Its linear layers are {kinds}; "
-            f"{ALL_LINEAR} means all of them."
-        )
 
 
 def check_places(model: Any, name: str) -> None:

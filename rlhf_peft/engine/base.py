@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -22,11 +23,15 @@ from .ends import end_ids
 from .head import LmHead, ScalarHead
 from .lend import RoleView, borrowed
 from .merged import fits, merged
+from .modes import mode, no_dropout, requires_grad
 from .quantize import load_model
-from .roles import Switch, checkpoint_roles, mode, no_dropout, requires_grad
+from .roles import Switch, checkpoint_roles
 from .roster import POLICY, Roster
 from .source import Source
+from .targets import targets_of
 from .tokenizer import load_tokenizer
+
+log = logging.getLogger("rlhf_peft")
 
 
 class SharedBase(Roster):
@@ -60,14 +65,14 @@ class SharedBase(Roster):
         self.source = source
         self.lora = lora or LoraSpec()
         self.lm, self.device, self.dtype = load_model(source)
-        self.tokenizer = load_tokenizer(source, self.lm.config)
+        self.tokenizer = load_tokenizer(source, self.vocab_size)
         self.eos_ids = end_ids(self.tokenizer, self.lm.generation_config)
         self.max_length = self._allowed_length(max_length)
         self.lm_head = LmHead.of(self.lm)
         self.heads = nn.ModuleDict()
         self._adapter_of: dict[str, str | None] = {POLICY: POLICY}
         self._seed = seed
-        self._linear = adapters.linear_names(self.lm)
+        self.targets = targets_of(self.lm, self._sample())
         self._conv1d = any(isinstance(module, Conv1D) for module in self.lm.modules())
         self.model = self._first_adapter()
         self._switch = Switch(self.model)
@@ -76,11 +81,6 @@ class SharedBase(Roster):
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self._enable_checkpointing()
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding; a tokenizer may know more tokens than that, which no row may hold."""
-        return int(self.lm.get_input_embeddings().num_embeddings)
 
     def _allowed_length(self, asked: int | None) -> int:
         config = self.lm.config.get_text_config()
@@ -93,10 +93,11 @@ class SharedBase(Roster):
         return asked or allowed
 
     def _first_adapter(self) -> Any:
-        adapters.check_targets(self.lm, self._fitted(self.lora))
+        config = self._fitted(self.lora)
+        if told := self.targets.left_out(self.lora.config(self.source.path)):
+            log.warning("%s", told)
         try:
             with self._seeded(POLICY):
-                config = self._fitted(self.lora)
                 config.base_model_name_or_path = None  # PEFT puts the folder here, with a warning
                 model = get_peft_model(self.lm, config, adapter_name=POLICY)
                 config.base_model_name_or_path = self.source.path

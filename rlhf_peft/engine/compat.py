@@ -75,13 +75,49 @@ def enable_checkpointing(model: Any) -> Callable[[dict[str, Any]], None]:
     return enable
 
 
-def keeps_state(model: Any) -> bool:
-    """Whether a model keeps a state between tokens (Mamba's kind) and not only keys and values of attention.
+ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Kinds of layers in a configuration's `layer_types` that keep keys and values and nothing else."""
 
-    transformers has no public name for it: `_is_stateful`, which its own `generate` reads, stands on the classes of
-    such models. Where it is gone, samplers that need keys and values would fail at their first step.
+
+def keeps_state(model: Any) -> bool:
+    """Whether a model keeps a state between tokens (Mamba's kind, convolutions) and not only keys and values.
+
+    transformers has no one name for it. `_is_stateful`, which its own `generate` reads, stands on the classes of most
+    such models; others (LFM2, MiniMax) say so only in their configuration's `layer_types`.
     """
-    return bool(getattr(model, "_is_stateful", False))
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return bool(getattr(model, "_is_stateful", False)) or not ATTENTION_KINDS.issuperset(kinds)
+
+
+def adapter_refusal(model: Any, name: str) -> str | None:
+    """Why PEFT puts no LoRA adapter on a linear layer of this name; None: it does.
+
+    PEFT has no public way to ask. It refuses Mamba's `out_proj`, and in models whose experts were single layers before
+    transformers 5 it takes the names that those had (`gate_proj`, ...) for the stack of experts, in every place.
+
+    Args:
+        model: the causal language model, without adapters.
+        name: the last part of the layer's name.
+    """
+    from peft import LoraConfig
+    from peft.tuners import tuners_utils
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=[name])
+    check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    try:
+        if check is not None:
+            check(config, model, name)
+    except ValueError:
+        return "PEFT refuses it in models of Mamba's kind, whose fused kernels read its weight"
+    try:
+        convert_peft_config_for_transformers(config, model=model, conversions=None)
+    except ValueError:
+        return STACKED_NAME
+    return STACKED_NAME if name not in (config.target_modules or ()) else None
+
+
+STACKED_NAME = "PEFT takes this name for the model's stacked experts"
 
 
 def compute_alike_on_every_cpu(model: Any) -> None:

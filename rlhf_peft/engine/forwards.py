@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .compat import cache_keyword
 from .head import LmHead
+from .modes import mode
 from .prefix import PrefixCache, Shared, share
-from .roles import Switch, mode
+from .roles import Switch
 
 VALUE = "value"
 CHUNK = 256
@@ -53,6 +54,11 @@ class Forwards(ABC):
     def width(self) -> int:
         """Size of a hidden state."""
         return int(self.lm_head.weight.shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding: token ids from this number on have none."""
+        return int(self.lm.get_input_embeddings().weight.shape[0])
 
     # --- hidden states --------------------------------------------------------------------------------------
 
@@ -122,7 +128,7 @@ class Forwards(ABC):
         return getattr(config, "sliding_window", None) is None
 
     def _shared_is_same(self) -> bool:
-        ids = torch.arange(24, device=self.device).view(3, 8) % self.lm.config.get_text_config().vocab_size
+        ids = torch.arange(24, device=self.device).view(3, 8) % self.vocab_size
         ids[1, :5] = ids[0, :5]
         starts, lengths = torch.tensor([5, 5, 3]), torch.tensor([8, 7, 8])
         shared = share(ids, starts, lengths, worth=2.0)
@@ -162,7 +168,7 @@ class Forwards(ABC):
 
     def _sample(self) -> Tensor:
         """[3, 4] token ids, to try a forward with."""
-        ids = torch.arange(12, device=self.device) % self.lm.config.get_text_config().vocab_size
+        ids = torch.arange(12, device=self.device) % self.vocab_size
         return ids.view(3, 4)
 
     # --- from hidden states ---------------------------------------------------------------------------------

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from .. import maths
 from ..errors import ModelError
 
+FACTORS = ("logit_scale", "lm_head_multiplier")
+"""Keys of configurations that logits are multiplied by."""
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Keys of configurations that hold a soft cap of logits."""
+
 
 @dataclass(frozen=True, slots=True)
 class LmHead:
@@ -20,8 +25,8 @@ class LmHead:
     Attributes:
         weight: [V, H].
         bias: [V] or None.
-        scale: factor on the logits (Cohere multiplies, Granite divides).
-        softcap: c in c * tanh(x / c) (Gemma 2), or None.
+        scale: factor on the logits (Cohere and Falcon H1 multiply, Granite divides).
+        softcap: c in c * tanh(x / c) (Gemma 2, RecurrentGemma, xLSTM), or None.
     """
 
     weight: Tensor
@@ -43,9 +48,11 @@ class LmHead:
                 "linear layer. lora.target_modules must not name it, nor may it be quantized."
             )
         config = model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale = 1.0
+        for name in FACTORS:
+            scale *= float(getattr(config, name, None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        softcap = getattr(config, "final_logit_softcapping", None)
+        softcap = next((cap for name in SOFTCAPS if (cap := getattr(config, name, None)) is not None), None)
         return cls(layer.weight, layer.bias, scale, None if softcap is None else float(softcap))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -73,19 +80,21 @@ class LmHead:
 class ScalarHead(nn.Module):
     """r = (w . h + b - shift) / scale: a reward or a value from a hidden state, in float32.
 
-    Begins as N(0, 1/(H+1)) with bias 0 (The N implementation details of RLHF with PPO, reward model, 2).
+    Begins as N(0, 1/(H+1)) with bias 0 (The N implementation details of RLHF with PPO, reward model, 2). The bias is
+    not trained, as TRL's heads have none; only a head that was trained elsewhere brings one.
     `shift` and `scale` hold the normalisation that is fitted after reward modelling; they are saved with the
     head.
     """
 
+    bias: Tensor
     shift: Tensor
     scale: Tensor
 
     def __init__(self, hidden: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(1, hidden))
-        self.bias = nn.Parameter(torch.zeros(1))
         nn.init.normal_(self.weight, std=1 / math.sqrt(hidden + 1), generator=generator)
+        self.register_buffer("bias", torch.zeros(1))
         self.register_buffer("shift", torch.zeros(1))
         self.register_buffer("scale", torch.ones(1))
 

@@ -18,11 +18,15 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import ModelError
 from .compat import compute_alike_on_every_cpu
 from .source import OTHER_SHAPES, Source, load_config, not_loaded, quiet, resolve_device, resolve_dtype
+from .targets import stacked_experts
 
 log = logging.getLogger("rlhf_peft")
 
 BLOCK = 64
 """Weights that share one 4-bit scale (bitsandbytes' default block size)."""
+
+KNOWN_METHOD = "bitsandbytes"
+"""How a checkpoint may be stored quantized."""
 
 BACKENDS = ("cpu", "cuda", "xpu")
 """Kinds of device that bitsandbytes has kernels for."""
@@ -77,15 +81,34 @@ def _skipped(source: Source, config: PretrainedConfig, device: torch.device) -> 
     return [name.replace(".", r"\.") for name in [*sorted(refused), *kept]]
 
 
+def stored_method(config: Any) -> str | None:
+    """What a checkpoint is stored quantized with, such as `bitsandbytes`; None: it is not."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return str(getattr(method, "value", method))
+
+
+def _check_stored(model: PreTrainedModel, source: Source) -> None:
+    """Raise ModelError if the weights are held in a form that cannot be merged with an adapter here."""
+    method = stored_method(model.config)
+    if method not in (None, KNOWN_METHOD):
+        raise ModelError(
+            f"model.path: {source.path} is stored quantized with {method}, whose weights cannot be merged with an "
+            "adapter here. Name its unquantized original, or one that is stored with bitsandbytes."
+        )
+
+
 def _quantization_config(
     source: Source, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> BitsAndBytesConfig | None:
     if source.quantization == "none":
         return None
-    if getattr(config, "quantization_config", None) is not None:
+    if (stored := stored_method(config)) is not None:
+        use = ", or set model.quantization=none to use it as it is" if stored == KNOWN_METHOD else ""
         raise ModelError(
-            f"model.path: {source.path} is quantized already; name its unquantized original, or set "
-            "model.quantization=none to use it as it is."
+            f"model.path: {source.path} is quantized already (with {stored}); name its unquantized original{use}."
         )
     if device.type not in BACKENDS:
         raise ModelError(
@@ -124,6 +147,7 @@ def load_model(source: Source) -> tuple[PreTrainedModel, torch.device, torch.dty
     config = load_config(source)
     quantization = _quantization_config(source, config, device, dtype)
     model = _from_pretrained(source, config, device, dtype, quantization)
+    _check_stored(model, source)
     model.requires_grad_(False)
     model.eval()
     compute_alike_on_every_cpu(model)
@@ -190,6 +214,6 @@ def _check_quantized(model: PreTrainedModel, source: Source) -> None:
             f"model.quantization: no layer of {source.path} ({type(model).__name__}) can be held as "
             f"{source.quantization} on this device. Use model.quantization=none."
         )
-    stacked = [p.numel() for p in model.parameters() if p.ndim == 3]
+    stacked = [p.numel() for p in stacked_experts(model).values()]
     if stacked:
         log.warning("%d stacks of expert weights stay unquantized (%d values)", len(stacked), sum(stacked))

@@ -20,6 +20,7 @@ from .adapters import LoraSpec
 from .forwards import Forwards
 from .head import ScalarHead
 from .source import Source
+from .targets import ALL_LINEAR, Targets
 
 BASE = "base"
 """The raw base: there is always one, and it has no adapter."""
@@ -37,6 +38,7 @@ class Roster(Forwards):
         source: where the base comes from.
         tokenizer: of the base.
         lora: shape of adapters that are given none.
+        targets: which layers can carry an adapter.
         accepted: in what a base may differ from the one that a loaded adapter was trained on: names of `fingerprint`.
     """
 
@@ -47,7 +49,7 @@ class Roster(Forwards):
     accepted: Collection[str]
     _adapter_of: dict[str, str | None]
     _seed: int
-    _linear: list[str]
+    targets: Targets
     _conv1d: bool
 
     @cached_property
@@ -123,7 +125,7 @@ class Roster(Forwards):
         where: str = "",
     ) -> None:
         """Give a role an adapter of its own; what was there is left alone if this one does not fit."""
-        config, taken = self._fitted(shape), role in self.model.peft_config
+        config, taken = self._fitted(shape, where), role in self.model.peft_config
         with self._changing(), self._seeded(role):
             adapters.add(self.model, INCOMING if taken else role, config, weights, where)
             if taken:
@@ -133,9 +135,16 @@ class Roster(Forwards):
                 adapters.remove(self.model, INCOMING)
         self._adapter_of[role] = role
 
-    def _fitted(self, shape: LoraSpec | LoraConfig) -> LoraConfig:
+    def _fitted(self, shape: LoraSpec | LoraConfig, where: str = "") -> LoraConfig:
+        """A configuration for this base; one of a recipe goes on those of its layers that can carry an adapter."""
+        asked = isinstance(shape, LoraSpec)
         config = shape.config(self.source.path) if isinstance(shape, LoraSpec) else shape
-        return adapters.fitted(config, self._linear, self._conv1d, self.source.path)
+        adapters.check_targets(self.lm, config, self.targets, where)
+        able, unable = self.targets.chosen(config)
+        if asked:
+            adapters.check_able(config, self.targets)
+        narrowed = config.target_modules == ALL_LINEAR or (asked and unable)
+        return adapters.fitted(config, able if narrowed else None, self._conv1d, self.source.path)
 
     def _stream(self, role: str) -> torch.Generator:
         """A role's own random numbers: what other roles do does not change how it begins."""

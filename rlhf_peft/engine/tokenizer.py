@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import ModelError
 from .source import Source
 
 
-def load_tokenizer(source: Source, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source, rows: int) -> PreTrainedTokenizerBase:
     """The tokenizer, with a pad token (EOS where it has none; masks come from lengths, so that is harmless).
 
+    It may know tokens beyond the embedding, as Gemma 3's for pictures: they may stand in no row.
+
+    Args:
+        source: of the model.
+        rows: of the model's input embedding.
+
     Raises:
-        ModelError: there is none, it has no EOS, or its tokens do not fit the model's embedding.
+        ModelError: there is none, it has no EOS, or its EOS is beyond the embedding.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -28,20 +32,12 @@ def load_tokenizer(source: Source, config: PretrainedConfig) -> PreTrainedTokeni
             f"model.path: the tokenizer of {source.path} has no EOS token, so no completion could ever end. "
             "Set `eos_token` in its tokenizer_config.json."
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    check_vocabulary(tokenizer, config, source.path)
-    return tokenizer
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, path: str) -> None:
-    """Raise ModelError if the tokenizer knows a token that the embedding does not have."""
-    size = config.get_text_config().vocab_size
-    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= size}
-    if beyond:
-        token, index = min(beyond.items(), key=lambda item: item[1])
+    if tokenizer.eos_token_id >= rows:
         raise ModelError(
-            f"model.path: the tokenizer of {path} has {len(beyond)} tokens that the model's embedding of "
-            f"{size} rows does not have, the first {token!r} = {index}. Remove them from the tokenizer, or "
-            "resize the model's embedding and save it before it is quantized."
+            f"model.path: the EOS token of {source.path}'s tokenizer, {tokenizer.eos_token!r} = "
+            f"{tokenizer.eos_token_id}, is beyond the model's embedding of {rows} rows, so no completion could ever "
+            "end. Set `eos_token` in its tokenizer_config.json, or resize the model's embedding and save it."
         )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

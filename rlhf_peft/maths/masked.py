@@ -80,10 +80,10 @@ def masked_var(x: Tensor, mask: Tensor, dim: int | None = None, *, unbiased: boo
 def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False, eps: float = 1e-8) -> Tensor:
     """Scale the real positions to unit variance, and shift them to mean zero unless `keep_mean`.
 
-    (x - mean) / sqrt(var + eps) [+ mean if keep_mean], with the biased variance
+    (x - mean) / sqrt(var + eps) [+ mean if keep_mean], with the unbiased variance (divided by n - 1)
 
     Ziegler et al. 2019 (code, `utils.core.whiten`): advantages are whitened to mean zero, rewards keep their
-    mean.
+    mean. They divide by n; TRL's PPO by n - 1, as here.
 
     Args:
         x: [B, T] values.
@@ -95,7 +95,8 @@ def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False, eps: float = 1e-
         [B, T]; 0 outside the mask.
     """
     mean = masked_mean(x, mask)
-    scaled = (full_precision(x) - mean) * torch.rsqrt(masked_var(x, mask, unbiased=False) + eps)
+    variance = masked_var(x, mask, unbiased=int(mask.expand_as(x).sum()) > 1)
+    scaled = (full_precision(x) - mean) * torch.rsqrt(variance + eps)
     return torch.where(mask, scaled + mean if keep_mean else scaled, 0.0)
 
 

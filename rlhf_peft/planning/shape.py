@@ -16,19 +16,20 @@ from transformers import AutoModelForSequenceClassification
 
 from ..builtin.samplers.lean import LeanDecoder
 from ..engine import Source
-from ..engine.adapters import ALL_LINEAR, linear_names
 from ..engine.quantize import Conv1D, refused_modules, replaceable, skeleton_of
 from ..engine.source import DTYPES, load_config, resolve_dtype
+from ..engine.targets import ALL_LINEAR, linear_layers, targets_of
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear layer: its name, its sizes, whether it is held in few bits, and whether it has a bias."""
+    """A linear layer: its name, its sizes, whether it is held in few bits, and whether it can carry an adapter."""
 
     name: str
     inputs: int
     outputs: int
     quantized: bool
+    able: bool = True
 
     @property
     def numel(self) -> int:
@@ -74,11 +75,12 @@ class Shape:
 
     def targets(self, wanted: str | Sequence[str]) -> list[Linear]:
         """The layers that an adapter goes on, matched as PEFT does."""
+        able = [layer for layer in self.linear if layer.able]
         if wanted == ALL_LINEAR:
-            return list(self.linear)
+            return able
         if isinstance(wanted, str):
-            return [layer for layer in self.linear if re.fullmatch(wanted, layer.name)]
-        return [x for x in self.linear if any(x.name == w or x.name.endswith(f".{w}") for w in wanted)]
+            return [layer for layer in able if re.fullmatch(wanted, layer.name)]
+        return [x for x in able if any(x.name == w or x.name.endswith(f".{w}") for w in wanted)]
 
 
 def read_shape(source: Source, device: torch.device) -> Shape:
@@ -94,12 +96,11 @@ def read_shape(source: Source, device: torch.device) -> Shape:
 
 def of_model(model: Any, dtype: torch.dtype, device: str, *, quantized: bool = True) -> Shape:
     """The shape of a causal language model, on the meta device or any other."""
-    names = set(linear_names(model))
+    able = set(targets_of(model).able)
     refused = refused_modules(model) if device == "cpu" else {}
     linear = tuple(
-        Linear(name, *_sizes(module), quantized and name not in refused and replaceable(module))
-        for name, module in model.named_modules()
-        if name in names
+        Linear(name, *_sizes(module), quantized and name not in refused and replaceable(module), name in able)
+        for name, module in linear_layers(model).items()
     )
     parameters = sum(p.numel() for p in model.parameters())
     few = sum(layer.numel for layer in linear if layer.quantized)

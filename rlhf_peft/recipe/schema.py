@@ -64,6 +64,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_number)]
 Count = Annotated[int, Field(gt=0), BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 
 
@@ -130,7 +131,8 @@ class Lora(Section):
     )
     target_modules: str | list[str] = Field(
         "all-linear",
-        description="Which layers carry an adapter: `all-linear`, names, or a regular expression.",
+        description="Which layers carry an adapter: `all-linear` (each linear layer that can), names, or a regular "
+        "expression.",
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
 
@@ -268,6 +270,13 @@ class StageBase(Section):
     )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field("adamw", description="Optimizer.")
     weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay.")
+    adam_beta1: Share = Field(0.9, description="AdamW's decay of the mean of gradients.")
+    adam_beta2: Share = Field(0.999, description="AdamW's decay of the mean of squared gradients.")
+    adam_epsilon: Positive = Field(
+        1e-8,
+        description="Added to the root of that mean in AdamW's denominator. Gradients well below it move their weights "
+        "less; PPO on all of a model's weights is often run with 1e-5.",
+    )
     eval: Eval = Field(default_factory=lambda: Eval(), description="Evaluation while the stage trains.")
     max_bad_steps: Annotated[int, Field(ge=0), BeforeValidator(_number)] = Field(
         3,

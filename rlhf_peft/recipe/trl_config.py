@@ -132,7 +132,7 @@ _REASONS: Mapping[str, str] = {
     "adapters are plain LoRA on linear layers": "use_dora lora_modules_to_save lora_task_type "
     "lora_target_parameters modules_to_save",
     "dropout is off while log-probabilities are compared": "disable_dropout",
-    "AdamW with its usual betas": "adam_beta1 adam_beta2 adam_epsilon optim_args optim_target_modules",
+    "AdamW takes no further arguments here": "optim_args optim_target_modules",
     "the reference is the policy as the stage begins": "sync_ref_model ref_model_mixup_alpha "
     "ref_model_sync_steps ref_model",
     "the base decodes in this process; a server is sampler.name: vllm_server": "use_vllm vllm_mode "

@@ -15,6 +15,7 @@ _OPTIMIZERS = {
     "paged_adamw": "adamw",
     "paged_adamw_32bit": "adamw",
 }
+_ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 _LOSSES = {"sft": "nll", "dpo": "sigmoid", "kto": "kto"}
 
@@ -155,6 +156,7 @@ def shared(read: Reader, trainer: str, updates: float = 1.0) -> dict[str, Any]:
         "max_grad_norm": read.number("max_grad_norm"),
         "optimizer": _optimizer(read),
         "weight_decay": read.number("weight_decay"),
+        **_adam(read),
     }
     if steps > 0:
         section["max_steps"] = max(1, round(steps / updates))
@@ -185,6 +187,11 @@ def _optimizer(read: Reader) -> str:
     if not kind.startswith("adamw") and kind not in _OPTIMIZERS:
         read.note("optim", f"{kind} is not here: adamw")
     return ours
+
+
+def _adam(read: Reader) -> dict[str, Any]:
+    """AdamW's coefficients, where they are not the usual ones."""
+    return {key: value for key, usual in _ADAM.items() if (value := read.number(key, usual)) != usual}
 
 
 def _eval(read: Reader, updates: float) -> dict[str, Any]:

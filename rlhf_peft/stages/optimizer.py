@@ -8,26 +8,33 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
+from ..recipe.schema import StageBase
 
 
-def make_optimizer(
-    name: str, groups: list[dict[str, Any]], weight_decay: float, eps: float
-) -> torch.optim.Optimizer:
-    """AdamW in the kind that the recipe names.
+def make_optimizer(stage: StageBase, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW in the kind and with the coefficients that the stage names.
+
+    Args:
+        stage: part of the recipe.
+        groups: parameters with their learning rates.
 
     Raises:
         UsageError: the kind needs a GPU and there is none.
     """
+    name = stage.optimizer
+    how: dict[str, Any] = {
+        "weight_decay": stage.weight_decay,
+        "betas": (stage.adam_beta1, stage.adam_beta2),
+        "eps": stage.adam_epsilon,
+    }
     if name == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=weight_decay, eps=eps)
+        return torch.optim.AdamW(groups, **how)
     if not torch.cuda.is_available():
         raise UsageError(f"optimizer: {name} needs a CUDA GPU. Use optimizer=adamw.")
     import bitsandbytes
 
     kind = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}[name]
-    made: torch.optim.Optimizer = getattr(bitsandbytes.optim, kind)(
-        groups, weight_decay=weight_decay, eps=eps
-    )
+    made: torch.optim.Optimizer = getattr(bitsandbytes.optim, kind)(groups, **how)
     return made
 
 

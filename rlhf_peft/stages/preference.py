@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig
 
 from ..data import length_batches, pad_right
 from ..engine import POLICY, REFERENCE, SharedBase
@@ -20,6 +20,7 @@ from ..recipe.schema import PreferenceStage
 from .context import Context
 from .memory import Budget
 from .trl_bridge import arguments, settle, train
+from .trl_kto import WholeKto
 from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
 from .trl_trainer import ours
 
@@ -36,7 +37,8 @@ METRICS: dict[str, str] = {
     "logps/rejected": "the same of rejected completions",
     "logits/chosen": "mean of all logits at the tokens of chosen completions",
     "logits/rejected": "the same of rejected completions",
-    "kl": "KTO: KL to the reference, in nats a completion, from answers paired with other prompts; 0 or more",
+    "kl": "KTO: KL to the reference, in nats a completion, from answers paired with other prompts of the same "
+    "update; 0 or more",
     "entropy": "mean entropy of the next token at completion tokens, in nats",
     "mean_token_accuracy": "DPO: share of chosen completion tokens that are the policy's likeliest",
     "grad_norm": "norm of the gradient before clipping",
@@ -87,14 +89,16 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
     # 3. TRL trains.
     def build(model: Any, folder: str, tokenizer: Any, micro: int) -> Any:
         evaluated = 0 if held_out is None else len(held_out)
+        whole = rows_a_process(stage)
         trainer, args = _method(stage, arguments(stage, ctx, folder=folder, micro=micro, evaluated=evaluated))
         return ours(trainer)(
             model=model,
             ref_model=ctx.base.view(REFERENCE),
             args=settle(args, stage, ctx.base),
-            train_dataset=_neighbours(stage, rows, micro),
+            train_dataset=_neighbours(stage, rows, whole),
             eval_dataset=None if held_out is None else _neighbours(stage, held_out, micro),
             processing_class=tokenizer,
+            **({"rows": whole} if stage.method == "kto" else {}),
         )
 
     figures, evaluated = train(stage, ctx, held_out, build, micro, fewest)
@@ -114,10 +118,10 @@ def _method(stage: PreferenceStage, common: dict[str, Any]) -> tuple[Any, Any]:
             else {}
         )
         return DPOTrainer, DPOConfig(**common, beta=stage.beta, **loss)
-    # KTO's KL term pairs each prompt with its neighbour's answer, in batches that are fixed beforehand.
+    # In evaluation, KTO's KL term pairs each prompt with its neighbour's answer, in batches of this size.
     common["per_device_eval_batch_size"] = common["per_device_train_batch_size"]
     weights = {"desirable_weight": stage.desirable_weight, "undesirable_weight": stage.undesirable_weight}
-    return KTOTrainer, KTOConfig(**common, beta=stage.beta, **weights)
+    return WholeKto, KTOConfig(**common, beta=stage.beta, **weights)
 
 
 def _check_kto(stage: PreferenceStage, micro: int) -> None:
@@ -130,9 +134,9 @@ def _check_kto(stage: PreferenceStage, micro: int) -> None:
         raise RecipeError("the recipe", [problem])
 
 
-def _neighbours(stage: PreferenceStage, rows: Any, micro: int) -> Any:
-    """For KTO no last batch of one row, which has no neighbour."""
-    alone = stage.method == "kto" and len(rows) > 1 and len(rows) % micro == 1
+def _neighbours(stage: PreferenceStage, rows: Any, size: int) -> Any:
+    """For KTO no last batch of one row, which has no neighbour; `size` rows are paired among themselves."""
+    alone = stage.method == "kto" and len(rows) > 1 and len(rows) % size == 1
     return rows.select(range(len(rows) - 1)) if alone else rows
 
 

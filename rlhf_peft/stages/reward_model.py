@@ -163,12 +163,7 @@ class Trainer:
         ctx_seed = self.ctx.generator(stage.name, "data", self.role)
         order = _order(len(self.pairs), self.steps * stage.batch_size, ctx_seed)
         with base.training([self.role]) as parameters, base.role(self.role, train=True):
-            optimizer = make_optimizer(
-                stage.optimizer,
-                [{"params": parameters, "lr": stage.learning_rate}],
-                stage.weight_decay,
-                eps=1e-8,
-            )
+            optimizer = make_optimizer(stage, [{"params": parameters, "lr": stage.learning_rate}])
             shape = "constant_with_warmup" if stage.lr_scheduler == "constant" else stage.lr_scheduler
             warmup = warmup_steps(stage.warmup, self.steps)
             scheduler = get_scheduler(

@@ -102,17 +102,11 @@ class Ours:
         self._metrics, self._total_train_tokens = before
         return bad
 
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, *rest: Any, **more: Any
-    ) -> Any:
-        """Rows come as token ids. SFT packs them; KTO pairs each prompt with the answer of the row before it."""
-        if "input_ids" in dataset.column_names:
-            return super()._prepare_dataset(dataset, processing_class, args, *rest, **more)  # type: ignore[misc]
-        return (
-            neighbours(dataset, args.per_device_train_batch_size)
-            if "label" in dataset.column_names
-            else dataset
-        )
+    def _prepare_dataset(self, dataset: Any, *rest: Any, **more: Any) -> Any:
+        """Rows come as token ids; pairs need nothing more, SFT packs them if asked, KTO adds mismatched answers."""
+        if "chosen_ids" in dataset.column_names:
+            return dataset
+        return super()._prepare_dataset(dataset, *rest, **more)  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
@@ -140,20 +134,3 @@ class Ours:
 def ours(trainer: type) -> Any:
     """A trainer class that sends and writes nothing by itself."""
     return type(trainer.__name__, (Ours, trainer), {"__doc__": trainer.__doc__})
-
-
-def neighbours(dataset: Any, rows: int) -> Any:
-    """KTO's rows with `KL_completion_ids`: within each forward the answers, moved on by one prompt.
-
-    The KL term of a forward is of mismatched prompts and answers (Ethayarajh et al., 2024, section 4.1).
-
-    Args:
-        dataset: rows with `completion_ids`, in the order of training.
-        rows: of one forward.
-    """
-    answers = dataset.with_format("numpy")["completion_ids"][:]
-    moved = []
-    for first in range(0, len(answers), rows):
-        part = answers[first : first + rows]
-        moved += [part[-1], *part[:-1]]
-    return dataset.add_column("KL_completion_ids", moved)

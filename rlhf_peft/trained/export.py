@@ -22,7 +22,7 @@ from ..engine import POLICY, ScalarHead, SharedBase, Source
 from ..engine.artifacts import ADAPTER_FILE, CONFIG_FILE, load_head, read_role
 from ..engine.fingerprint import FILE as BASE_FILE
 from ..engine.merged import dense_weights
-from ..engine.source import DTYPES, quiet
+from ..engine.source import DTYPES, load_config, quiet
 from ..errors import RunFolderError, UsageError
 from ..recipe import Recipe, load
 from ..runs import History
@@ -272,10 +272,13 @@ def _plain(opened: Opened, kind: Any, dtype: torch.dtype, **options: Any) -> Any
     from transformers.utils import logging
 
     source, before = opened.base.source, logging.get_verbosity()
+    config = load_config(source)
     # That a classifier's head is new is known: it is filled next.
     logging.set_verbosity_error()
     try:
         with quiet():
+            if getattr(config, "quantization_config", None) is not None:
+                return _dequantized(opened.base, kind, config, dtype, **options).eval()
             model = kind.from_pretrained(
                 source.location,
                 revision=source.revision,
@@ -286,6 +289,20 @@ def _plain(opened: Opened, kind: Any, dtype: torch.dtype, **options: Any) -> Any
     finally:
         logging.set_verbosity(before)
     return model.eval()
+
+
+@torch.no_grad()
+def _dequantized(base: SharedBase, kind: Any, config: Any, dtype: torch.dtype, **options: Any) -> Any:
+    """The base of a checkpoint that is stored quantized: what it holds as it is; `_fill` dequantizes the rest."""
+    del config.quantization_config
+    for key, value in options.items():
+        setattr(config, key, value)
+    model = kind.from_config(config, dtype=dtype, trust_remote_code=base.source.trust_remote_code)
+    held = {name.replace(".base_layer.", "."): tensor for name, tensor in base.lm.state_dict().items()}
+    for name, tensor in model.state_dict().items():
+        if name in held and held[name].shape == tensor.shape:
+            tensor.copy_(held[name])
+    return model
 
 
 @torch.no_grad()
@@ -306,6 +323,6 @@ def _probes(base: SharedBase, *, ended: bool = False) -> list[Tensor]:
     rows = [base.tokenizer(text)["input_ids"] for text in PROBES]
     if ended:
         rows.append([*rows[1], base.tokenizer.eos_token_id])
-    vocabulary, generator = base.lm.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
+    vocabulary, generator = base.vocab_size, torch.Generator().manual_seed(0)
     drawn = torch.randint(vocabulary, (1, min(64, base.max_length)), generator=generator)
     return [torch.tensor([row]) for row in rows if row] + [drawn]

@@ -75,7 +75,9 @@ def tokenizer(extra: int = 0, **special: str) -> PreTrainedTokenizerFast:
 
 
 def config(name: str):
-    kind, options = ARCHITECTURES[name]
+    from .zoo import ZOO
+
+    kind, options = ARCHITECTURES.get(name) or ZOO[name]
     return AutoConfig.for_model(kind, **options)
 
 

@@ -7,12 +7,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from rlhf_peft.engine import LoraSpec, SharedBase, Source
+from rlhf_peft.engine.quantize import _check_stored
 from rlhf_peft.errors import ModelError
 
-from .support import edit_json, load, save_model, tokenizer
+from .support import config, edit_json, load, save_model, tokenizer
 
 
 @pytest.fixture
@@ -53,9 +55,17 @@ def test_a_tokenizer_without_padding_pads_with_the_end(spoiled):
     assert base.tokenizer.pad_token_id == base.tokenizer.eos_token_id == 2
 
 
-def test_a_token_beyond_the_embedding(spoiled):
-    tokenizer(extra=2).save_pretrained(spoiled)
-    refused(spoiled, "model.path", "2 tokens", "'w300' = 300", "resize")
+def test_tokens_beyond_the_embedding_do_not_stand_in_the_way(spoiled):
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "w301"}
+    tokenizer(extra=2, **special).save_pretrained(spoiled)
+    base = load(spoiled)
+    assert base.vocab_size == 300 < len(base.tokenizer)
+    assert base.tokenizer.pad_token_id == base.tokenizer.eos_token_id == 2
+
+
+def test_an_end_beyond_the_embedding(spoiled):
+    tokenizer(extra=2, eos_token="w301", unk_token="<unk>").save_pretrained(spoiled)
+    refused(spoiled, "model.path", "EOS", "'w301' = 301", "300 rows", "resize")
 
 
 def test_all_ends_are_known(spoiled):
@@ -84,6 +94,19 @@ def test_models_that_are_quantized_already(spoiled):
         spoiled / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
     )
     refused(spoiled, "model.path", "quantized already", "model.quantization=none")
+
+
+@pytest.mark.parametrize("method", ["gptq", "fp8"])
+def test_models_that_are_stored_in_a_form_that_cannot_be_merged(spoiled, method):
+    edit_json(spoiled / "config.json", quantization_config={"quant_method": method})
+    with pytest.raises(
+        ModelError, match=f"quantized already .with {method}.; name its unquantized original\\."
+    ):
+        load(spoiled)
+    model = AutoModelForCausalLM.from_config(config("llama"))
+    model.config.quantization_config = {"quant_method": method}
+    with pytest.raises(ModelError, match=f"{method}.* cannot be merged .* unquantized original"):
+        _check_stored(model, Source(str(spoiled)))
 
 
 def test_models_of_which_nothing_can_be_quantized(folder_of):

@@ -426,3 +426,13 @@ def test_any_configuration_gives_a_recipe_or_a_reason(tmp_path_factory, data, tr
         return
     assert load(found.data) is not None
     assert yaml.safe_load(found.text) == found.data
+
+
+def test_adamws_coefficients_are_kept(made, registry):
+    """Where they are the usual ones they are not written."""
+    given = {"adam_epsilon": 1.0e-6, "adam_beta1": 0.9, "adam_beta2": 0.95}
+    found = made(DPO + "".join(f"{key}: {value}\n" for key, value in given.items()))
+    stage = only_stage(found)
+    assert stage["adam_epsilon"] == 1e-6 and stage["adam_beta2"] == 0.95 and "adam_beta1" not in stage
+    assert not set(given) & set(notes_of(found))
+    load(found.data, plugins=registry)

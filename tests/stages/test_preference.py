@@ -200,6 +200,27 @@ def test_kto_mixes_good_and_bad(
         assert {"rewards/chosen", "rewards/rejected"} <= row.keys()
 
 
+def test_kto_is_the_same_however_many_rows_go_into_a_forward(
+    make_context: MakeContext, tmp_path: Any
+) -> None:
+    """Its KL is of the whole update. Here it grows, for all answers are alike and wanted."""
+    answers = [
+        {"prompt": f"Who is {i}?", "completion": f" It is the fox of {i}.", "label": True} for i in range(30)
+    ]
+    path, found = write(tmp_path / "wanted.jsonl", answers), []
+    for tokens in (16384, 1):
+        ctx = make_context(
+            stage(path, method="kto", beta=0.5, learning_rate=1e-2),
+            model={"tokens_per_forward": tokens},
+        )
+        run_all(ctx)
+        found.append(([(row["loss"], row["kl"]) for row in lines(ctx)], policy_of(ctx.base)))
+    (whole, one), (parts, other) = found
+    assert torch.allclose(torch.tensor(whole), torch.tensor(parts), atol=1e-4)
+    assert max(kl for _, kl in whole) > 0.01
+    assert all(torch.allclose(one[key], other[key], atol=1e-4) for key in one)
+
+
 def test_kto_needs_two_rows(make_context: MakeContext, labelled: str) -> None:
     ctx = make_context(stage(labelled, method="kto", batch_size=1))
     with pytest.raises(RecipeError, match="at least 2"):

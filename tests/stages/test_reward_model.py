@@ -51,6 +51,20 @@ def test_it_learns_and_says_how_well(make_context):
     assert (ctx.run.adapter_dir("reward-0") / "head.safetensors").is_file()
 
 
+def test_adamw_has_the_coefficients_of_the_recipe(make_context, monkeypatch):
+    made = []
+    original = torch.optim.AdamW.__init__
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", lambda *a, **k: made.append(k) or original(*a, **k))
+    run(make_context(stage(max_steps=1, adam_epsilon=1e-6, adam_beta1=0.8, adam_beta2=0.9)))
+    assert [(given["eps"], given["betas"]) for given in made] == [(1e-6, (0.8, 0.9))]
+
+
+def test_the_bias_of_a_head_is_not_trained(make_context):
+    ctx = make_context(stage(max_steps=2, center_rewards_coefficient=0.1, normalize="none", weight_decay=0.1))
+    run(ctx)
+    assert float(ctx.base.head("reward-0").bias) == 0.0
+
+
 def test_only_the_reward_role_moves(make_context):
     ctx = make_context(stage(max_steps=2))
     before = {n: p.detach().clone() for n, p in ctx.base.model.named_parameters()}

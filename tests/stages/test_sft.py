@@ -18,6 +18,7 @@ from trl import SFTTrainer
 from rlhf_peft.engine import POLICY
 from rlhf_peft.errors import DataError, GuardError, UsageError
 from rlhf_peft.stages import sft
+from rlhf_peft.stages.trl_bridge import arguments
 from rlhf_peft.stages.trl_rows import eval_batch, longest_row, micro_batch, rows_for
 from rlhf_peft.stages.trl_trainer import ours
 
@@ -46,6 +47,13 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", spy)
     return seen
+
+
+def test_adamw_has_the_coefficients_of_the_recipe(make_context: MakeContext, demonstrations: str) -> None:
+    given = {"adam_epsilon": 1e-6, "adam_beta1": 0.8, "adam_beta2": 0.9}
+    ctx = make_context(stage(demonstrations, **given))
+    args = arguments(ctx.recipe.stages[0], ctx, folder="x", micro=8, evaluated=0)
+    assert {key: args[key] for key in given} == given
 
 
 def test_learns_and_tells(make_context: MakeContext, demonstrations: str) -> None:

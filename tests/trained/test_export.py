@@ -78,6 +78,20 @@ def test_merged_weights_say_what_was_trained(trained, stack, tmp_path, dtype, mo
         assert float((logits(stack.lm) - expected(stack)).abs().max()) > 0.3
 
 
+@pytest.mark.parametrize("role", ["policy", "reward-0"])
+def test_a_base_that_is_stored_in_4_bits_is_written_without_them(trained_on_stored_4bit, tmp_path, role):
+    done = export(trained_on_stored_4bit, "merged", tmp_path / "out", role=role, dtype="float32")
+    base = open_run(trained_on_stored_4bit).base
+    model = run_code(done.folder)
+    theirs = logits(model)
+    ours = expected(base) if role == POLICY else rewards(base, role, IDS)[:, None] - done.offset
+    assert torch.allclose(theirs, ours, atol=1e-4) and done.difference < 1e-4
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert "quantization_config" not in json.loads((done.folder / "config.json").read_text())
+    with base.role("base", train=False):
+        assert role != POLICY or not torch.allclose(logits(base.lm), ours, atol=1e-2)
+
+
 @pytest.mark.parametrize("flag", [False, True], ids=["other CPU", "AVX512-BF16"])
 @pytest.mark.parametrize("target", ["peft", "merged"])
 def test_a_reward_as_a_classifier_scores_the_same(trained, stack, tmp_path, monkeypatch, target, flag):

@@ -1,7 +1,8 @@
 """`online_dpo`: the policy's own completions, the best over the worst, in DPO's loss.
 
 Guo et al. 2024 (arXiv:2402.04792), with the rewards as the judge; loss: Rafailov et al. 2023 (arXiv:2305.18290), or
-IPO, Azar et al. 2023 (arXiv:2310.12036), on means over tokens as in TRL.
+IPO, Azar et al. 2023 (arXiv:2310.12036), on sums over tokens as in the paper and in TRL's OnlineDPOTrainer (its
+DPOTrainer takes means).
 """
 
 from __future__ import annotations
@@ -73,8 +74,6 @@ class OnlineDpo(AlgorithmBase):
         options, pair = self.options, minibatch.columns["pair"]
         theirs = torch.where(minibatch.columns["best"], 1.0, -1.0)
         ratios = maths.masked_sum(outputs.logps - minibatch.ref_logps, minibatch.mask, dim=-1)
-        if options.loss_type == "ipo":
-            ratios = ratios / minibatch.mask.sum(-1)
         # Each row sees its pair's difference: the two rows of a pair both carry its loss, over twice as many rows.
         same = (pair.unsqueeze(0) == pair.unsqueeze(1)).to(ratios.dtype)
         difference = same @ (theirs * ratios)

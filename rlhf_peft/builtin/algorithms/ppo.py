@@ -30,9 +30,11 @@ class PpoOptions(PolicyOptions):
     )
     vf_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")
     whiten_advantages: bool = Field(
-        True, description="Advantages get mean 0 and variance 1 over all real tokens."
+        True, description="Advantages get mean 0 and variance 1 (over n - 1, as in TRL) over all real tokens."
     )
-    whiten_rewards: bool = Field(False, description="Per-token rewards get variance 1 and keep their mean.")
+    whiten_rewards: bool = Field(
+        False, description="Per-token rewards get variance 1 (over n - 1) and keep their mean."
+    )
     value: Literal["own", "policy", "reward"] = Field(
         "own",
         description="Trunk of the value head: its own adapter, the policy's, or the frozen reward model's (cheapest).",

@@ -4,11 +4,16 @@ Each prompt is read once for its whole group and, where the model allows it (`le
 dropped from the batch, and tokens are drawn by inverse CDF from one uniform number a row and token, so that a
 completion depends on its own seed and not on its batch-mates.
 
-Left out on purpose: models that keep a state instead of keys and values (`hf` writes with those); beams; several turns.
+Models that keep something else than keys and values (Mamba's kind, convolutions, caches that layers share) are left to
+`hf`: whether the cache gives a model's own logits is tried on two short prompts before anything is written.
+
+Left out on purpose: beams; several turns.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +21,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyView, SamplerError, arguments_of, cache_keyword, keeps_state, quick_size
+from rlhf_peft.plugin import PolicyView, arguments_of, cache_keyword, keeps_state, quick_size
 
 from .draw import Knobs, draw
+from .hf import HfOptions, HfSampler
 from .local import LocalSampler
 from .options import SamplingOptions
 from .rows import Row, by_length, pad_left, streams
@@ -26,6 +32,8 @@ from .rows import Row, by_length, pad_left, streams
 if TYPE_CHECKING:
     from .kv_cache import GrowingCache
     from .lean import LeanDecoder
+
+log = logging.getLogger("rlhf_peft")
 
 COMPACT_BELOW = 0.75
 """The batch is compacted when fewer than this share of its rows are still being written, or where fewer are quicker."""
@@ -47,13 +55,21 @@ class CachedSampler(LocalSampler):
         super().__init__(options)
         self.options = options
         self._decoder = Decoder()
+        self._able: bool | None = None
 
     def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
-        """Write all rows to their end, batch by batch."""
-        if keeps_state(model):
-            raise SamplerError(
-                f"sampler cached: {type(model).__name__} keeps a state, not only keys and values. Use sampler.name=hf."
-            )
+        """Write all rows to their end, batch by batch; by `hf` where the model's cache is of another kind."""
+        if self._able is None:
+            self._able = self._decoder.can(model, view)
+            if not self._able:
+                log.warning(
+                    "sampler cached: %s keeps more than keys and values, so the sampler hf writes in its place.",
+                    type(model).__name__,
+                )
+        if not self._able:
+            most = min(self.options.max_rows, HfOptions().max_rows)
+            HfSampler(HfOptions(max_rows=most)).write(model, view, rows)
+            return
         for batch in by_length(rows, self.options.max_rows):
             self._decoder.write(model, view, batch)
 
@@ -105,11 +121,11 @@ class _Read:
     which: Tensor
 
 
-def _prefill(model: Any, view: PolicyView, rows: list[Row]) -> _Read:
+def _prefill(model: Any, view: PolicyView, prompts: Iterable[Sequence[int]]) -> _Read:
     from .kv_cache import GrowingCache  # transformers is slow to import
 
     index: dict[tuple[int, ...], int] = {}
-    which = [index.setdefault(tuple(row.request.prompt_ids.tolist()), len(index)) for row in rows]
+    which = [index.setdefault(tuple(prompt), len(index)) for prompt in prompts]
     ids, mask = (tensor.to(view.device) for tensor in pad_left(list(index), view.pad_id))
     cache = GrowingCache(model.config.get_text_config().num_hidden_layers, ids.shape[1])
     logits = _forward(model, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
@@ -141,9 +157,15 @@ class Decoder:
     def __init__(self) -> None:
         self.lean: bool | None = None
 
+    def can(self, model: Any, view: PolicyView) -> bool:
+        """Whether the model can be decoded with a cache of keys and values; tried where its shape does not tell."""
+        from .lean import LeanDecoder
+
+        return not keeps_state(model) and (LeanDecoder.supports(model) or _gives_its_logits(model, view))
+
     def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
         """Write all rows of one batch to their end."""
-        read = _prefill(model, view, rows)
+        read = _prefill(model, view, [row.request.prompt_ids.tolist() for row in rows])
         room = max(row.room for row in rows)
         lengths = read.mask.sum(-1)[read.which]
         logits, way = read.logits[read.which], self._way(model, view, read, room)
@@ -185,6 +207,27 @@ def _fewer(going: int, rows: int, device: torch.device) -> bool:
     """Whether it pays to go on with those rows only that are still being written."""
     quicker = device.type == "cpu" and quick_size(going, device) < quick_size(rows, device)
     return quicker or going < COMPACT_BELOW * rows
+
+
+def _gives_its_logits(model: Any, view: PolicyView) -> bool:
+    """Whether a step after two prompts of unequal length gives the logits of the whole rows."""
+    rows = [[5, 6, 7, 8, 9, 10], [11, 12, 13, 14]]
+    try:
+        read = _prefill(model, view, [row[:-1] for row in rows])
+        tokens = torch.tensor([row[-1] for row in rows], device=view.device)
+        step = _Usual(model, read.cache, read.mask, read.which, 1).step
+        ours = [read.logits, step(tokens, read.mask.sum(-1, keepdim=True))]
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError, LookupError, NotImplementedError):
+        return False  # the model has another idea of a cache
+    whole = [
+        model(input_ids=torch.tensor([row], device=view.device), use_cache=False).logits[0] for row in rows
+    ]
+    theirs = [torch.stack([logits[at] for logits in whole]).float() for at in (-2, -1)]
+    near = 1e-3 if read.logits.dtype == torch.float32 else 1e-1
+    pairs = zip(ours, theirs, strict=True)
+    return all(torch.allclose(a.float(), b, atol=near * float(b.abs().max())) for a, b in pairs)
 
 
 def _same(model: Any, view: PolicyView, read: _Read) -> bool:

@@ -36,6 +36,7 @@ class Collected:
         value_hidden: N tensors [T_i, H] of the frozen reward trunk, empty for rows of other processes; or None.
         owner: [N] the process that has sampled each row.
         rounds: how often prompts were sampled.
+        silent: [N] bool, rows that are not trained on and count as rows of loss 0; or None.
     """
 
     scored: Scored
@@ -44,6 +45,7 @@ class Collected:
     value_hidden: list[Tensor] | None
     owner: Tensor
     rounds: int
+    silent: Tensor | None = None
 
 
 def ahead(algorithm: Algorithm) -> bool:
@@ -140,7 +142,9 @@ class Collector:
                 hidden = [row for part in parts for row in part[2] or ()]
                 scoring = Scoring.cat([part[1] for part in parts])
                 owner = torch.cat([part[3] for part in parts])
-                return Collected(scored, scoring, selection.keep, hidden or None, owner, round + 1)
+                return Collected(
+                    scored, scoring, selection.keep, hidden or None, owner, round + 1, selection.silent
+                )
             want = min(selection.want, len(self.stream.prompts))
         raise PluginError(
             f"algorithm {self.stage.algorithm.name} still asks for {want} more prompts after {MOST_ROUNDS} rounds in "

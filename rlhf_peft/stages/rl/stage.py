@@ -206,9 +206,7 @@ class Loop:
             {"params": base.parameters(POLICY), "lr": stage.learning_rate},
             {"params": value, "lr": rate},
         ]
-        optimizer = make_optimizer(
-            stage.optimizer, [g for g in groups if g["params"]], stage.weight_decay, eps=1e-5
-        )
+        optimizer = make_optimizer(stage, [g for g in groups if g["params"]])
         # No DistributedDataParallel: `Updater` sums gradients at the end of a minibatch, whatever each process has
         # computed till then.
         self.optimizer = accelerator.prepare(optimizer, device_placement=[False])
@@ -314,6 +312,7 @@ class Loop:
             sampler_logps=padded(scored.rollout.sampler_logps),
             value_hidden=got.value_hidden,
             owner=got.owner,
+            silent=got.silent,
         )
         rate = self.scheduler.get_last_lr()[0]
         updates = self.updater(batch, self.ctx.generator(self.stage.name, "permutation", step), step)

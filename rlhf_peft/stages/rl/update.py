@@ -36,6 +36,7 @@ class Batch:
         sampler_logps: [N, T] of the sampler, or None.
         value_hidden: N tensors [T_i, H] of the frozen reward trunk, or None; only of a process's own rows.
         owner: [N] the process that computes each row's gradient; None: this one.
+        silent: [N] bool, rows that are not kept and count as rows of loss 0; None: there are none.
         seen: [N] bool, rows whose `scored.logps` and `scored.entropy` are filled.
     """
 
@@ -47,6 +48,7 @@ class Batch:
     sampler_logps: Tensor | None
     value_hidden: list[Tensor] | None
     owner: Tensor | None = None
+    silent: Tensor | None = None
     seen: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +108,8 @@ class Updater:
         averages = Averages()
         extremes = [math.inf, -math.inf]
         for _ in range(self.algorithm.epochs):
-            for rows in minibatches(batch.unit, batch.keep, self.algorithm.minibatches, generator):
+            counted = batch.keep if batch.silent is None else batch.keep | batch.silent
+            for rows in minibatches(batch.unit, counted, self.algorithm.minibatches, generator):
                 self._step(batch, rows, averages, extremes)
         averages.gather(self.ranks)
         each = self.ranks.gather(extremes)
@@ -116,9 +119,10 @@ class Updater:
 
     def _step(self, batch: Batch, rows: list[int], averages: Averages, extremes: list[float]) -> None:
         """One optimizer step on one minibatch, in micro-batches."""
-        totals = Totals(tokens=int(batch.scored.mask[rows].sum()), rows=len(rows))
+        kept = [row for row in rows if bool(batch.keep[row])]
+        totals = Totals(tokens=int(batch.scored.mask[kept].sum()), rows=len(rows))
         owner = batch.owner
-        busy = [row for row in rows if not bool(batch.idle[row])]
+        busy = [row for row in kept if not bool(batch.idle[row])]
         mine = busy if owner is None else [row for row in busy if int(owner[row]) == self.ranks.rank]
         lengths = batch.scored.rollout.lengths[mine].tolist()
         units, groups = batch.unit[mine].tolist(), batch.scored.rollout.group[mine].tolist()
@@ -235,7 +239,7 @@ def _short(prompt: Any) -> str:
 
 
 def minibatches(unit: Tensor, keep: Tensor, count: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Kept rows in a fresh permutation of their units, in `count` even parts; empty parts are left out."""
+    """Rows that count in a fresh permutation of their units, in `count` even parts; empty parts are left out."""
     units = torch.unique(unit[keep])
     order = units[torch.randperm(len(units), generator=generator)]
     for part in order.tensor_split(count):

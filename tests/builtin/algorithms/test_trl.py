@@ -123,6 +123,40 @@ def test_grpo(loss_type, beta, splits):
     same(mine, theirs, logps)
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
+def test_truncated_completions_count_as_zeros_where_trl_counts_them(loss_type):
+    """TRL empties the masks of rows that did not end, and takes its means over all rows."""
+    data = scored(SCORES, GROUP, finish=["eos", "length", "eos", "eos", "eos", "length"])
+    logps = moved(data, 0.3)
+    algorithm = Grpo(Grpo.Options(loss_type=loss_type, mask_truncated_completions=True))
+    algorithm.requests([], Ask())
+    selection = algorithm.select(data, 0)
+    assert selection.silent.tolist() == [False, True, False, False, False, True]
+    assert torch.equal(selection.keep, ~selection.silent)
+    columns, _ = algorithm.prepare(data, selection.keep)
+    kept = selection.keep.nonzero().flatten().tolist()
+    totals = Totals(tokens=int(data.mask[kept].sum()), rows=int((selection.keep | selection.silent).sum()))
+    batch = minibatch(data, columns, kept)
+    terms, _ = algorithm.loss(Outputs(logps[kept]), batch)
+    loss = maths.weighted_sum(terms, algorithm.weights(batch.mask, totals))
+    given = inputs(data, columns["advantages"])
+    given["completion_mask"] = given["completion_mask"] * selection.keep[:, None]
+    given["num_items_in_batch"] = given["completion_mask"].sum()
+    theirs = GRPOTrainer._compute_loss(trainer(data, logps, loss_type=loss_type), None, given)
+    same((loss, torch.autograd.grad(loss, logps)[0], columns), theirs, logps)
+
+
+def test_truncated_completions_of_groups_that_are_not_used_do_not_count():
+    data = scored(
+        [1.0, 1.0, 1.0, 2.0, 0.5, -1.0], GROUP, finish=["eos", "eos", "length", "eos", "eos", "length"]
+    )
+    algorithm = Grpo(Grpo.Options(mask_truncated_completions=True, dynamic_sampling=True, max_rounds=1))
+    algorithm._prompts = 2
+    selection = algorithm.select(data, 0)
+    assert selection.silent.tolist() == [False] * 5 + [True]
+    assert selection.keep.tolist() == [False, False, False, True, True, False]
+
+
 def test_gspo_is_grpo_with_sequence_level_ratios():
     data = scored(SCORES, GROUP)
     logps = moved(data, 0.001)
@@ -170,8 +204,23 @@ def test_rloo():
     same(mine, theirs, logps)
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
-def test_online_dpo_has_the_loss_of_trls_dpo(loss_type):
+def test_online_ipo_is_of_sums_as_in_trls_online_trainer():
+    """Its loss stands inside `training_step`: (logits - 1 / (2 beta))^2, of log-ratios summed over tokens."""
+    data = scored(SCORES, GROUP)
+    algorithm = OnlineDpo(OnlineDpo.Options(beta=0.3, loss_type="ipo", num_generations=3))
+    rows = algorithm.select(data, 0).keep.nonzero().flatten().tolist()
+    best, worst = [0, 3], [1, 5]
+    assert sorted(best + worst) == rows
+    data = data.rows(best + worst)
+    data.rollout.group = torch.tensor([0, 1, 0, 1])
+    logps = moved(data)
+    ratios = ((logps - data.ref_logps) * data.mask).sum(1)
+    theirs = (ratios[:2] - ratios[2:] - 1 / 0.6).square().mean()
+    same(ours(algorithm, data, logps, ((0, 2), (1, 3))), theirs, logps)
+
+
+def test_online_dpo_has_the_loss_of_trls_dpo():
+    loss_type = "sigmoid"
     data = scored(SCORES, GROUP)
     algorithm = OnlineDpo(OnlineDpo.Options(beta=0.3, loss_type=loss_type, num_generations=3))
     keep = algorithm.select(data, 0).keep

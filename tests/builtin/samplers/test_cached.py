@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler
+from rlhf_peft.builtin.samplers.hf import HfOptions, HfSampler
 from rlhf_peft.plugin import Request, SamplerError, SamplingParams
 
 from .support import MIXED, ModelView, completions, requests
@@ -111,12 +112,46 @@ def test_rows_that_have_ended_do_not_pass_the_last_position():
     assert together == [completions(sampler.sample([request]))[0] for request in asked]
 
 
-def test_models_with_a_state_are_sent_to_hf():
-    config = AutoConfig.for_model("mamba", vocab_size=300, hidden_size=32, num_hidden_layers=1, state_size=4)
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_hf_writes_where_the_model_keeps_a_state(kind, caplog):
+    """LFM2 says of its convolutions only in `layer_types` that they keep one."""
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    options = {"mamba": {"state_size": 4}, "lfm2": {"layer_types": ["conv", "full_attention"], **heads}}
+    config = AutoConfig.for_model(kind, vocab_size=300, hidden_size=32, num_hidden_layers=2, **options[kind])
+    view = ModelView(AutoModelForCausalLM.from_config(config).eval())
+    asked = [Request(torch.tensor(ids), 0, i, SamplingParams(4)) for i, ids in enumerate(([3, 4], [5, 6, 7]))]
+    cached, hf = CachedSampler(CachedOptions(max_rows=2)), HfSampler(HfOptions())
+    for sampler in (cached, hf):
+        sampler.sync(view, 1)
+    first, again = completions(cached.sample(asked)), completions(cached.sample(asked))
+    assert first == again == completions(hf.sample(asked))
+    told = [record.getMessage() for record in caplog.records if record.name == "rlhf_peft"]
+    assert len(told) == 1 and "ForCausalLM" in told[0] and "hf" in told[0]
+
+
+class ForgetsItsCache(LlamaForCausalLM):
+    """A model whose steps do not see what came before."""
+
+    def forward(self, input_ids=None, use_cache=None, **kwargs):
+        return super().forward(input_ids=input_ids, use_cache=False)
+
+
+def test_hf_writes_where_the_cache_gives_other_logits(caplog):
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = ForgetsItsCache(config).eval()
+    for layer in model.base_model.layers:
+        layer.extra = torch.nn.Identity()  # not the shape that the lean step knows
     sampler = CachedSampler(CachedOptions())
-    sampler.sync(ModelView(AutoModelForCausalLM.from_config(config).eval()), 1)
-    with pytest.raises(SamplerError, match=r"MambaForCausalLM .* sampler.name=hf"):
-        sampler.sample([Request(torch.tensor([3, 4]), 0, 1, SamplingParams(4))])
+    sampler.sync(ModelView(model), 1)
+    sampler.sample([Request(torch.tensor([3, 4]), 0, 1, SamplingParams(1))])
+    assert "ForgetsItsCache keeps more than keys and values" in caplog.text
 
 
 def test_truncated_logps_are_of_the_distribution_drawn_from(tiny_base, sampler):

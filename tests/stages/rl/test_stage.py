@@ -94,6 +94,21 @@ def test_a_wrong_reference_stops_the_run(make_context, monkeypatch):
         run(ctx)
 
 
+@pytest.mark.parametrize("given", [{}, {"adam_epsilon": 1e-5, "adam_beta1": 0.8, "adam_beta2": 0.95}])
+def test_adamw_has_the_coefficients_of_the_recipe(make_context, given):
+    asked = {**stage(), **given}
+    if not given:
+        del asked["adam_epsilon"]
+    ctx = make_context(asked)
+    loop = Loop(ctx.recipe.stages[-1], ctx)
+    with ctx.base.training(loop.trained) as parameters:
+        loop.prepare(parameters)
+    usual = {"adam_epsilon": 1e-8, "adam_beta1": 0.9, "adam_beta2": 0.999, **given}
+    for group in loop.optimizer.param_groups:
+        assert group["eps"] == usual["adam_epsilon"]
+        assert group["betas"] == (usual["adam_beta1"], usual["adam_beta2"])
+
+
 def test_temperature_zero_is_refused(make_context):
     with pytest.raises(UsageError, match="temperature"):
         run(make_context(stage(sampler={"name": "cached", "temperature": 0})))

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_peft.builtin.algorithms.grpo import Grpo, GrpoOptions
 from rlhf_peft.builtin.algorithms.ppo import Ppo, PpoOptions
 from rlhf_peft.engine import LoraSpec, SharedBase, Source
 from rlhf_peft.stages.finite import Finite
@@ -171,3 +172,70 @@ def test_minibatches_part_the_kept_rows_and_keep_units_whole(units, count, seed,
     assert rows == keep.nonzero().flatten().tolist()
     for u in set(units):
         assert len({n for n, part in enumerate(parts) if any(units[i] == u for i in part)}) <= 1
+
+
+class Catcher:
+    """An optimizer that only notes the gradient."""
+
+    def __init__(self, parameters):
+        self.parameters, self.found = parameters, None
+
+    def zero_grad(self, set_to_none):
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self):
+        self.found = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
+
+
+def update(base, loss_type, silent, minibatches=1):
+    """The gradient of one update of five rows, the third of which is not trained on."""
+    data = rollout()
+    algorithm = Grpo(GrpoOptions(loss_type=loss_type, num_minibatches=minibatches))
+    algorithm.max_new_tokens = 16
+    scorer = Scorer(base, None, 1.0, Budget("rl", 10_000))
+    said, mask = scorer(data), torch.nn.utils.rnn.pad_sequence(data.action_mask, batch_first=True)
+    scored = Scored(
+        rollout=data, mask=mask, scores=torch.zeros(5), logps=said.logps, ref_logps=said.ref_logps
+    )
+    keep = torch.tensor([True, True, False, True, True])
+    batch = Batch(
+        scored,
+        {"advantages": torch.tensor([1.0, -2.0, 3.0, 0.5, -0.5])},
+        keep,
+        torch.arange(5),
+        torch.zeros(5, dtype=torch.bool),
+        None,
+        None,
+        silent=~keep if silent else None,
+    )
+    accelerator = OneProcess()
+    accelerator.clip_grad_norm_ = torch.nn.utils.clip_grad_norm_
+    with base.training(["policy"]) as parameters, base.without_dropout():
+        catcher = Catcher(parameters)
+        updater = Updater(
+            UpdateModule(base, None, 1.0, False),
+            base,
+            algorithm,
+            accelerator,
+            Ranks(),
+            catcher,
+            parameters,
+            max_grad_norm=0,
+            budget=Budget("rl", 10_000),
+            pad_id=0,
+            finite=Finite("rl", 0),
+        )
+        updater(batch, torch.Generator().manual_seed(0), 1)
+    return catcher.found
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "share"), [("grpo", 0.8), ("dr_grpo", 0.8), ("dapo", 1.0), ("bnpo", 1.0)]
+)
+@pytest.mark.parametrize("setting", ["own"], indirect=True)
+def test_silent_rows_count_where_a_loss_is_a_mean_over_rows(setting, loss_type, share):
+    base, _ = setting
+    without, with_them = (update(base, loss_type, silent) for silent in (False, True))
+    assert float(without.abs().sum()) > 0
+    assert torch.allclose(with_them, share * without, atol=1e-4 * float(without.abs().max()))
