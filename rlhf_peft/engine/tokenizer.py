@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import ModelError
-from .source import Source
+from .source import Source, not_loaded
 
 
 def load_tokenizer(source: Source, config: PretrainedConfig) -> PreTrainedTokenizerBase:
@@ -21,6 +21,8 @@ def load_tokenizer(source: Source, config: PretrainedConfig) -> PreTrainedTokeni
             source.location, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(not_loaded(source, error)) from error
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"model.path: {source.path} has no usable tokenizer ({first}).") from error
     if tokenizer.eos_token_id is None:

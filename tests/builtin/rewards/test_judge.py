@@ -117,7 +117,9 @@ def test_winners_in_replies(reply, winner):
     assert winner_in(reply) == winner
 
 
-@pytest.mark.parametrize("reply", ["Grade: -3", "**Grade:** -3", "grade: \u22123", "Grade -3", "-3", "Grade: -3.0/10"])
+@pytest.mark.parametrize(
+    "reply", ["Grade: -3", "**Grade:** -3", "grade: \u22123", "Grade -3", "-3", "Grade: -3.0/10"]
+)
 def test_a_grade_keeps_its_sign(reply):
     assert grade_in(reply, -10, 10) == -3.0
 
