@@ -189,8 +189,8 @@ def check_safetensors(location: str, revision: str | None = None) -> None:
     pickled = sorted(part for part in parts if not part.endswith(".safetensors"))
     if pickled:
         raise ModelError(
-            f"{index}: it names {pickled[0]}, which is no safetensors file, and pickled weights are never read. Save the "
-            "model again with save_pretrained."
+            f"{index}: it names {pickled[0]}, which is no safetensors file, and pickled weights are never read. Save "
+            "the model again with save_pretrained."
         )
 
 
