@@ -235,8 +235,8 @@ def model_encoder(location: str, max_length: int | None = None) -> Encoder:
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
             raise DataError(
-                f"--model {location}: brings code of its own, which is not run here. Leave out --model, or name a model "
-                "with the same tokenizer that brings none."
+                f"--model {location}: brings code of its own, which is not run here. Leave out --model, or name a "
+                "model with the same tokenizer that brings none."
             ) from error
         first = str(error).strip().splitlines()[0]
         raise DataError(f"--model {location}: its tokenizer cannot be read ({first}).") from error

@@ -76,8 +76,8 @@ class Classifier:
         missing = sorted(loading["missing_keys"])
         if missing:
             raise ModelError(
-                f"reward classifier: the weights of {o.model} lack {len(missing)} tensors of {type(model).__name__}, the "
-                f"first {missing[0]}; they would be random. Expected a trained sequence classifier, head and all; a "
+                f"reward classifier: the weights of {o.model} lack {len(missing)} tensors of {type(model).__name__}, "
+                f"the first {missing[0]}; they would be random. Expected a trained sequence classifier, head and all; a "
                 "language model is none."
             )
         tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
@@ -141,11 +141,12 @@ def _reason(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text:
         return (
-            "brings code of its own, which a reward by name does not run. If you trust it, load it in a reward function "
-            "of your own: --reward FILE.py:FUNC."
+            "brings code of its own, which a reward by name does not run. If you trust it, load it in a function of "
+            "your own: --reward FILE.py:FUNC."
         )
     first = text.splitlines()[0].rstrip(".")
-    return f"cannot be loaded ({first}). Expected a folder or a hub id with config.json, a tokenizer and safetensors weights."
+    expected = "a folder or a hub id with config.json, a tokenizer and safetensors weights"
+    return f"cannot be loaded ({first}). Expected {expected}."
 
 
 def _device() -> str:

@@ -32,7 +32,7 @@ class NumericAnswer(FunctionReward):
     r"""Compares the last `\boxed{}`, else what follows `####`, else the last number.
 
     A row's own answer is compared as what it is: a number, a number with a unit, a percentage, a time, or an expression
-    such as a tuple or a polynomial, of which no single number counts. Rows whose own answer is prose, or empty, abstain.
+    such as a tuple or a polynomial, of which no single number counts. Rows whose own answer is prose abstain.
     Runs in a worker process, as math-verify's time limits demand.
 
     Raises:

@@ -145,8 +145,7 @@ def amount(text: str) -> Amount | None:
     if (
         unit is None
         or not (rest[0].isspace() or _unit_known(_spelled(rest)))
-        or (len(rest.strip()) < 2
-        and not _unit_known(_spelled(rest)))
+        or (len(rest.strip()) < 2 and not _unit_known(_spelled(rest)))
     ):
         return None
     return Amount(value, found["percent"] is not None, _spelled(rest))
