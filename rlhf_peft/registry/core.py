@@ -133,7 +133,7 @@ class Registry:
         file = Path(path)
         where = f"--reward {path}:{function}"
         if not file.is_file():
-            raise PluginError(f"{where}: no such file")
+            raise PluginError(f"{where}: {path}: no such file")
         target = _examined(FileFunction(file, function), where)
         try:
             self.add(

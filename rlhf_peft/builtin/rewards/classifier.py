@@ -77,8 +77,8 @@ class Classifier:
         if missing:
             raise ModelError(
                 f"reward classifier: the weights of {o.model} lack {len(missing)} tensors of {type(model).__name__}, "
-                f"the first {missing[0]}; they would be random. Expected a trained sequence classifier, head and all; a "
-                "language model is none."
+                f"the first {missing[0]}; they would be random. Expected a trained sequence classifier, with its head; "
+                "a language model is none."
             )
         tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
         if tokenizer.pad_token is None:

@@ -153,11 +153,13 @@ def amount(text: str) -> Amount | None:
 
 def last_amount(text: str) -> Amount | None:
     """The last number of a cleaned text; None where there is none, or where it is only a part of an expression."""
-    numbers = [one for one in _NUMBER.finditer(text) if not _EXPONENT.search(text[: one.start()])]
+    numbers = list(_NUMBER.finditer(text))
+    while numbers and _EXPONENT.search(text[: numbers[-1].start()][-8:]):
+        numbers.pop()
     if not numbers:
         return None
     found = numbers[-1]
-    before, after = text[: found.start()], text[found.end() :]
+    before, after = text[max(0, found.start() - 200) : found.start()], text[found.end() :]
     if found["sign"] and _TERM.search(before):
         return None
     if _INSIDE.search(before) or _PART.search(before) or re.search(r"\d\s*:\s*$|[A-Za-z)\]]_\{?$", before):
