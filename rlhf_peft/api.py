@@ -9,6 +9,7 @@ print(result.folder, result.stages["rl"]["after"])
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -174,6 +175,7 @@ def run(
         RlhfPeftError: the run failed or was stopped by a guard.
     """
     begun = time.perf_counter()
+    files = [Path(os.path.abspath(file)) for file in code_files]
     registry = registry or Registry.load()
     _check_tracking(recipe)
     ranks = Ranks()
@@ -193,7 +195,7 @@ def run(
         library_messages.write_to(folder.log)
         told = {"plugins": registry.versions(), "hardware": hardware(ctx.base.device)}
         folder.update_manifest(seed=recipe.seed, **told)
-        for file in code_files:
+        for file in files:
             folder.copy_code(file)
         registry.broadcast("rlhf_peft_run_start", run=ctx.view)
 
@@ -205,12 +207,14 @@ def run(
         )
 
     # Until a stage has its first figures nothing is written, and a run that is to be replaced stays as it is.
-    folder: RunFolder = Elsewhere(recipe.run_folder)
+    # The folder is fixed now: code of others may change the current one.
+    output_dir = os.path.abspath(recipe.output_dir)
+    folder: RunFolder = Elsewhere(Path(output_dir) / recipe.name)
     if ranks.main and found is not None:
-        folder = RunFolder.resume(recipe.output_dir, recipe.name, lines=found.info["lines"], made=begin)
+        folder = RunFolder.resume(output_dir, recipe.name, lines=found.info["lines"], made=begin)
     elif ranks.main:
-        folder = RunFolder.plan(recipe.output_dir, recipe.name, overwrite=overwrite or resume, made=begin)
-    result = Result(folder.path)
+        folder = RunFolder.plan(output_dir, recipe.name, overwrite=overwrite or resume, made=begin)
+    result = Result(recipe.run_folder)
     status = "failed"
     last: dict[str, float] = {}
     try:
@@ -221,7 +225,7 @@ def run(
         base = load_base(recipe, trust_remote_code=trust_remote_code, allow_changed=allow_changed)
         ranks.start(base.device)
         ctx = Context(recipe, base, registry, folder, reporter, result.stages, ranks)
-        ctx.saver.fingerprints = fingerprints(recipe, registry, base, code_files)
+        ctx.saver.fingerprints = fingerprints(recipe, registry, base, files)
         ctx.saver.allowed = allow_changed
         done = 0
         if found is not None:

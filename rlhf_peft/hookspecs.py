@@ -141,10 +141,12 @@ class Reward(Protocol):
         scope: "row" if each row is scored alone, "group" if rows of a group are compared.
         timeout: seconds for one batch, or None; the recipe's own counts before it.
 
-    An `async def score` runs in the run's process, on one event loop, beside the forwards. A plain `def score` runs in
-    a worker process, killed at the timeout: the factory must be importable by name, options and columns JSON; of the
-    batch it lacks `heads`, `logps` and `rollout.sampler_logps`. With `in_process = True` on the class or in the
-    recipe's entry, with roles, or where it cannot be imported, it runs on the main thread after the forwards.
+    An `async def score` runs in the run's process, on one event loop, beside the forwards. A plain `def score`, and a
+    function, sync or async, runs in a worker process, killed at the timeout: the factory must be importable by name,
+    options and columns JSON; of the batch it lacks `heads`, `logps` and `rollout.sampler_logps`. With
+    `in_process = True` on the class or in the recipe's entry, with roles, or where it cannot be imported, it runs on
+    the main thread after the forwards. In the run's process the current folder and torch's settings are put back after
+    each call, and `os._exit` raises an error. A thread that ends the process later, or C code that does, is not caught.
     `close()`, sync or async, is called at the end, on that loop.
     """
 

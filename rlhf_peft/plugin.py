@@ -22,6 +22,7 @@ from . import maths
 from .dense import Dense, quick_size
 from .dotted import recipe_keys
 from .engine.compat import argument_name, arguments_of, cache_keyword, keeps_state
+from .engine.source import check_safetensors
 from .errors import (
     DataError,
     GuardError,
@@ -108,6 +109,7 @@ __all__ = [
     "argument_name",
     "arguments_of",
     "cache_keyword",
+    "check_safetensors",
     "function_reward",
     "hookimpl",
     "keeps_state",

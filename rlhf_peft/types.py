@@ -31,6 +31,9 @@ class SamplingParams:
         top_p: only the likeliest tokens whose probabilities sum to this; 1 keeps all.
         top_k: only so many of the likeliest tokens; 0 keeps all.
         min_p: only tokens at least this share as likely as the likeliest; 0 keeps all.
+
+    Raises:
+        ValueError: a stop string is empty, or is no text.
     """
 
     max_new_tokens: int
@@ -39,6 +42,12 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the stop strings."""
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise ValueError(f"stop holds {text!r}; expected text that is not empty")
 
     @property
     def truncated(self) -> bool:

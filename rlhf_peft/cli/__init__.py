@@ -23,6 +23,9 @@ from .app import PROGRAM, Settings, app
 
 __all__ = ["execute", "main"]
 
+_exit = os._exit
+"""Kept, for while a plugin's code runs `os._exit` is an error."""
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM; whoever tidies up after Ctrl-C tidies up after this."""
@@ -136,7 +139,7 @@ def _signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            os._exit(EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED)
+            _exit(EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED)
         asked = True
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 

@@ -263,9 +263,14 @@ def model_encoder(location: str, max_length: int | None = None, **options: Any) 
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location)
-        config = AutoConfig.from_pretrained(location).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise DataError(
+                f"--model {location}: brings code of its own, which is not run here. Leave out --model, or name a "
+                "model with the same tokenizer that brings none."
+            ) from error
         first = str(error).strip().splitlines()[0]
         raise DataError(f"--model {location}: its tokenizer cannot be read ({first}).") from error
     return Encoder(

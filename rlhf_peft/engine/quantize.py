@@ -17,7 +17,16 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
 from .compat import compute_alike_on_every_cpu
-from .source import OTHER_SHAPES, Source, load_config, not_loaded, quiet, resolve_device, resolve_dtype
+from .source import (
+    OTHER_SHAPES,
+    Source,
+    check_safetensors,
+    load_config,
+    not_loaded,
+    quiet,
+    resolve_device,
+    resolve_dtype,
+)
 from .targets import stacked_experts
 
 log = logging.getLogger("rlhf_peft")
@@ -171,6 +180,7 @@ def _from_pretrained(
     kwargs: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
     if source.attn_implementation != "auto":
         kwargs["attn_implementation"] = source.attn_implementation
+    check_safetensors(source.location, source.revision)
     try:
         with quiet():
             model, found = AutoModelForCausalLM.from_pretrained(

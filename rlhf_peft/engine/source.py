@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import psutil
 import torch
+from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils import logging as transformers_logging
 
 from ..errors import ModelError
@@ -156,6 +159,39 @@ def not_loaded(source: Source, error: Exception) -> str:
     )
     expected = f"Expected {what} (safetensors), or builtin:tiny."
     return f"model.path: {source.path} cannot be loaded ({first}). {expected}"
+
+
+def check_safetensors(location: str, revision: str | None = None) -> None:
+    """Refuse a checkpoint in parts of which one would be unpickled: `use_safetensors` of transformers looks at no part.
+
+    Args:
+        location: hub id or folder.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: its index names a file that is no safetensors file, or cannot be read.
+    """
+    index = Path(location) / SAFE_WEIGHTS_INDEX_NAME
+    if not Path(location).is_dir():
+        try:
+            index = Path(hf_hub_download(location, SAFE_WEIGHTS_INDEX_NAME, revision=revision))
+        except (
+            OSError,
+            ValueError,
+        ):  # It has none, or it cannot be reached, of which the loading itself tells.
+            return
+    if not index.is_file():
+        return
+    try:
+        parts = {str(part) for part in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index}: cannot be read as the index of a checkpoint ({error}).") from error
+    pickled = sorted(part for part in parts if not part.endswith(".safetensors"))
+    if pickled:
+        raise ModelError(
+            f"{index}: it names {pickled[0]}, which is no safetensors file, and pickled weights are never read. Save "
+            "the model again with save_pretrained."
+        )
 
 
 @contextmanager

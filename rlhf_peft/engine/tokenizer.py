@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import ModelError
-from .source import Source
+from .source import Source, not_loaded
 
 
 def load_tokenizer(source: Source, rows: int) -> PreTrainedTokenizerBase:
@@ -25,6 +25,8 @@ def load_tokenizer(source: Source, rows: int) -> PreTrainedTokenizerBase:
             source.location, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(not_loaded(source, error)) from error
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"model.path: {source.path} has no usable tokenizer ({first}).") from error
     if tokenizer.eos_token_id is None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..types import RewardBatch, Rollout, Scores
+from ..types import RewardBatch, Rollout
+from .reward import scores_of
 
 
 def plain(batch: RewardBatch) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def server(factory: Any, options: Mapping[str, Any]) -> Any:
     reward = factory(factory.Options.model_validate(options))
 
     def serve(message: Mapping[str, Any]) -> dict[str, Any]:
-        scores: Scores = reward.score(rebuilt(message))
+        scores = scores_of(reward.score(rebuilt(message)), len(message["completions"]))
         token = None if scores.token is None else scores.token.tolist()
         return {
             "row": scores.row.tolist(),

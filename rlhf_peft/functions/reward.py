@@ -6,6 +6,7 @@ given `log_metric`, `log_extra` and `trainer_state`.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,8 +18,8 @@ from pydantic import BaseModel
 from ..errors import RewardError
 from ..hookspecs import Factory, Options
 from ..types import RewardBatch, Scores
-from .target import Target, target_of
-from .worker import BadScores, keywords, numbers
+from .target import FileFunction, Target, target_of
+from .worker import EXPECTED, BadScores, awaited, counted, described, keywords, numbers, sequence
 
 
 class SomeRowsFailed(RewardError):
@@ -41,8 +42,7 @@ class FunctionOptions(Options):
 class FunctionReward:
     """Calls a function with the names that TRL uses.
 
-    A sync function is called in a worker process by the stage, where `target` says how to import it; `score` calls it
-    here.
+    It is called in a worker process by the stage, where `target` says how to import it; `score` calls it here.
 
     Args:
         options: none.
@@ -64,9 +64,10 @@ class FunctionReward:
 
     @property
     def is_async(self) -> bool:
-        """Whether the function is awaited; it then runs in the run's own process."""
-        call = getattr(self.function, "__call__", None)  # noqa: B004
-        return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
+        """Whether a call of the function is awaited."""
+        if isinstance(self.function, FileFunction):
+            return self.function.is_async
+        return awaited(self.function)
 
     def score(self, batch: RewardBatch) -> Scores | Awaitable[Scores]:
         """One number a completion.
@@ -130,6 +131,31 @@ def arguments(batch: RewardBatch) -> dict[str, Any]:
     return {**columns, **given}
 
 
+def scores_of(given: Any, count: int) -> Scores:
+    """What a reward returned, its `row` as a tensor.
+
+    Raises:
+        BadScores: it is no `Scores`, or its row is no sequence of that many numbers.
+    """
+    if not isinstance(given, Scores):
+        raise BadScores(f"returned {described(given)}. Expected Scores")
+    if not (given.token is None or isinstance(given.token, torch.Tensor)):
+        raise BadScores(f"returned {described(given.token)} as token scores. Expected a tensor")
+    row = given.row
+    if not isinstance(row, torch.Tensor):
+        values = sequence(row)
+        kept = row if values is None else [None if value != value else value for value in values]
+        row = as_row(numbers(kept, count))
+    elif row.dim() != 1 or row.is_complex():
+        raise BadScores(
+            f"returned {described(row)} as scores. Expected {EXPECTED} for each of the {count} completions"
+        )
+    elif len(row) != count:
+        raise BadScores(f"gave {counted(len(row))} for {count} completions")
+    return dataclasses.replace(given, row=row.detach().float().cpu())
+
+
 def as_row(values: Sequence[float | None]) -> torch.Tensor:
     """[N] float32; None becomes NaN, which abstains."""
-    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
+    given = [math.nan if value is None else value for value in values]
+    return torch.tensor(given, dtype=torch.float32, device="cpu")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .in_process import import_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,11 @@ class Target:
     file: str | None = None
     keywords: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def where(self) -> str:
+        """The file, or the module's name."""
+        return self.file or str(self.module)
+
     def plain(self) -> dict[str, Any]:
         """As JSON."""
         return {
@@ -37,11 +45,35 @@ class Target:
         }
 
 
+class FileFunction:
+    """A function of a file, which is imported only where it is called.
+
+    A worker process imports the file by `target`; called here, it is imported into this process.
+
+    Args:
+        file: that holds it.
+        qualname: its name there.
+        is_async: whether a call of it is awaited.
+    """
+
+    def __init__(self, file: Path, qualname: str, *, is_async: bool = False) -> None:
+        self.target = Target(qualname, file=os.path.abspath(file))
+        self.is_async = is_async
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it in this process."""
+        return _look_up(import_file(Path(str(self.target.file))), self.target.qualname)(*args, **kwargs)
+
+
 def target_of(thing: Any) -> Target | None:
     """Where a function or class can be imported from; None for what has no name: lambdas, closures, made objects.
 
     A `functools.partial` of an importable function is one, too, where its keywords are JSON.
     """
+    if isinstance(thing, FileFunction):
+        return thing.target
+    if isinstance(thing, FileFunction):
+        return thing.target
     if isinstance(thing, functools.partial):
         return _of_partial(thing)
     name, module = getattr(thing, "__qualname__", None), sys.modules.get(getattr(thing, "__module__", ""))
@@ -50,7 +82,7 @@ def target_of(thing: Any) -> Target | None:
     if module.__name__ != "__main__" and _importable(module):
         return Target(name, module=module.__name__)
     file = getattr(module, "__file__", None)
-    return Target(name, file=str(Path(file).resolve())) if file else None
+    return Target(name, file=os.path.abspath(file)) if file else None
 
 
 def _of_partial(partial: functools.partial[Any]) -> Target | None:

@@ -59,6 +59,10 @@ def _step(node: Any, parts: Sequence[str], before: str) -> tuple[str | int, int]
         return parts[0], 1
     if not isinstance(node, list):
         raise _Refused(f"{before} is {describe(node)}, which has no key {parts[0]}")
+    if not node:
+        raise _Refused(
+            f"{before} is an empty list, so it has no {parts[0]}; give it whole, such as {before}='[a, b]'"
+        )
     if not any(isinstance(item, dict) for item in node):
         raise _Refused(f"{before} is a list of plain values; give it whole, such as {before}='[a, b]'")
     for used in range(len(parts), 0, -1):

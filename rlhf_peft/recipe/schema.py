@@ -199,7 +199,9 @@ class RewardEntry(OpenSection):
         None, description="Seconds for one batch; null: as the reward has it, else no limit."
     )
     in_process: bool = Field(
-        False, description="Call a plain function in the run's own process; a timeout cannot stop it there."
+        False,
+        description="Call it in the run's own process, where a timeout cannot stop it. The current folder and torch's "
+        "settings are put back after each call, and os._exit is an error.",
     )
 
 

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from .. import __version__, entrypoints
 from ..errors import PluginError, RlhfPeftError
+from ..functions import FileFunction
+from ..functions.in_process import undisturbed
+from ..functions.process import NotImported, look
 from ..hookspecs import REGISTERS
 from ..recipe.messages import did_you_mean, rewrite
 from .entries import Broken, Entry, Loaded
@@ -114,6 +117,8 @@ class Registry:
     def add_reward_function(self, path: str | Path, function: str, factory: Callable[..., Any]) -> str:
         """Offer a function of a file as a reward of that name, as `--reward FILE.py:FUNC` does.
 
+        The file is not imported into this process: a process of its own does that, now to see whether it works.
+
         Args:
             path: the file.
             function: its name there.
@@ -121,21 +126,15 @@ class Registry:
 
         Returns:
             The reward's name.
+
+        Raises:
+            PluginError: there is no such file or function, the file's import failed, or the name is taken.
         """
         file = Path(path)
         where = f"--reward {path}:{function}"
-        module = load_file(file)
-        target = getattr(module, function, None)
-        if not callable(target):
-            own = [
-                n
-                for n, v in vars(module).items()
-                if callable(v) and getattr(v, "__module__", "") == module.__name__
-            ]
-            raise PluginError(
-                f"{where}: the file has no function {function}.{did_you_mean(function, own)} It has: "
-                f"{', '.join(sorted(own)) or 'none'}."
-            )
+        if not file.is_file():
+            raise PluginError(f"{where}: {path}: no such file")
+        target = _examined(FileFunction(file, function), where)
         try:
             self.add(
                 function_plugin(function, target, factory), function, file.stem, file_version(file), "file"
@@ -272,7 +271,8 @@ class Registry:
             if self._failures[name] >= MAX_FAILURES:
                 continue
             try:
-                implementation.function(*(kwargs[argument] for argument in implementation.argnames))
+                with undisturbed():
+                    implementation.function(*(kwargs[argument] for argument in implementation.argnames))
             except Exception as error:
                 self._failed(name, hook_name, error)
 
@@ -284,3 +284,27 @@ class Registry:
         off = self._failures[name] >= MAX_FAILURES
         log.warning("%s%s", told, ". That was the third time: it is switched off." if off else "")
         log.debug("%s", told, exc_info=error)
+
+
+def _examined(function: FileFunction, where: str) -> FileFunction:
+    """A function of a file, of which it is known whether it is async.
+
+    Raises:
+        PluginError: its file cannot be imported, or does not hold it.
+    """
+    name = function.target.qualname
+    try:
+        told = look(function.target)
+    except NotImported as error:
+        if error.functions is None:
+            raise PluginError(
+                f"{where}: {str(error).rstrip('.')}. Expected a file that Python can import and that holds the "
+                f"function {name}; try it:  python {function.target.where}"
+            ) from None
+        told = {"callable": False, "functions": error.functions}
+    if not told["callable"]:
+        own = told["functions"]
+        raise PluginError(
+            f"{where}: the file has no function {name}.{did_you_mean(name, own)} It has: {', '.join(own) or 'none'}."
+        )
+    return FileFunction(Path(function.target.where), name, is_async=told["is_async"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import pluggy
 from pydantic import BaseModel
 
 from ..errors import PluginError
+from ..functions.in_process import EVERYTHING, import_file, undisturbed
 from ..hookspecs import HOOK_API, PROJECT, REGISTERS, Factory, HookSpecs, Register, hookimpl
 from ..recipe.schema import RESERVED
 from .entries import Entry, Loaded
@@ -46,7 +46,7 @@ def import_safely(load: Callable[[], Any]) -> Any:
 def _safely(call: Callable[[], Any], what: str) -> Any:
     """Call a plugin's code at the door: only Ctrl-C gets through as it is, and stdout stays clean."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), undisturbed(EVERYTHING):
             return call()
     except (PluginError, pluggy.PluginValidationError, KeyboardInterrupt):
         raise
@@ -55,28 +55,14 @@ def _safely(call: Callable[[], Any], what: str) -> Any:
 
 
 def load_file(path: Path) -> Any:
-    """The module of a file, imported under a name of its own.
+    """The module of a file, imported into this process under a name of its own.
 
     Raises:
         PluginError: no such file, or its import failed.
     """
     if not path.is_file():
         raise PluginError(f"{path}: no such file")
-    name = f"rlhf_peft_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}_{path.stem}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    loader = spec.loader
-    sys.modules[name] = module
-    try:
-        import_safely(lambda: loader.exec_module(module))
-    except PluginError:
-        del sys.modules[name]
-        raise
-    return module
+    return import_safely(lambda: import_file(path))
 
 
 def file_version(path: Path) -> str:

@@ -22,7 +22,7 @@ from ..engine import POLICY, ScalarHead, SharedBase, Source
 from ..engine.artifacts import ADAPTER_FILE, CONFIG_FILE, load_head, read_role
 from ..engine.fingerprint import FILE as BASE_FILE
 from ..engine.merged import dense_weights
-from ..engine.source import DTYPES, load_config, quiet
+from ..engine.source import DTYPES, check_safetensors, load_config, quiet
 from ..errors import RunFolderError, UsageError
 from ..recipe import Recipe, load
 from ..runs import History
@@ -275,6 +275,7 @@ def _plain(opened: Opened, kind: Any, dtype: torch.dtype, **options: Any) -> Any
     config = load_config(source)
     # That a classifier's head is new is known: it is filled next.
     logging.set_verbosity_error()
+    check_safetensors(source.location, source.revision)
     try:
         with quiet():
             if getattr(config, "quantization_config", None) is not None:
@@ -284,6 +285,7 @@ def _plain(opened: Opened, kind: Any, dtype: torch.dtype, **options: Any) -> Any
                 revision=source.revision,
                 dtype=dtype,
                 trust_remote_code=source.trust_remote_code,
+                use_safetensors=True,
                 **options,
             )
     finally:

@@ -164,6 +164,9 @@ def test_weights_that_are_damaged_or_not_all_there(spoiled):
     refused(spoiled, "model.path", "safetensors")
     torch.save(weights, spoiled / "pytorch_model.bin")
     refused(spoiled, "model.path", "safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model.bin")}
+    (spoiled / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(spoiled, "names pytorch_model.bin", "pickled weights are never read")
 
 
 def test_configurations_that_are_damaged_or_of_another_kind(spoiled):

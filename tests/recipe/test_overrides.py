@@ -61,6 +61,11 @@ def test_plain_lists_are_given_whole(recipe_file):
     assert "plugins is a list of plain values; give it whole, such as plugins='[a, b]'" in found[0]
 
 
+def test_an_empty_list_is_called_one(recipe_file):
+    found = refused(recipe_file, "stages.rl.rewards=[]", "stages.rl.rewards.short.weight=0.5")
+    assert "stages.rl.rewards is an empty list, so it has no short" in found[0]
+
+
 def test_two_items_of_one_name_cannot_be_addressed(recipe_file):
     found = refused(recipe_file, "stages.rl.rewards=[{name: a}, {name: a}]", "stages.rl.rewards.a.weight=2")
     assert "2 items of stages.rl.rewards are called a" in found[0]

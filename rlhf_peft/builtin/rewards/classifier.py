@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from rlhf_peft.plugin import ModelError, Options, RewardBatch, RewardError, Scores
+from rlhf_peft.plugin import ModelError, Options, RewardBatch, RewardError, Scores, check_safetensors
 
 
 class ClassifierOptions(Options):
@@ -64,13 +64,22 @@ class Classifier:
 
         o = self.options
         dtype = "auto" if o.dtype == "auto" else getattr(torch, o.dtype)
+        given: dict[str, Any] = {"revision": o.revision, "trust_remote_code": False}
+        check_safetensors(o.model, o.revision)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(o.model, revision=o.revision)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                o.model, revision=o.revision, dtype=dtype
+            tokenizer = AutoTokenizer.from_pretrained(o.model, **given)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                o.model, dtype=dtype, use_safetensors=True, output_loading_info=True, **given
             )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"reward classifier: {o.model} cannot be loaded: {error}") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"reward classifier: {o.model} {_reason(error)}") from error
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise ModelError(
+                f"reward classifier: the weights of {o.model} lack {len(missing)} tensors of {type(model).__name__}, "
+                f"the first {missing[0]}; they would be random. Expected a trained sequence classifier, with its head; "
+                "a language model is none."
+            )
         tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -125,6 +134,19 @@ class Classifier:
         if self.options.probability:
             logits = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
         return logits[:, self.options.label or 0].cpu()
+
+
+def _reason(error: Exception) -> str:
+    """Why a model cannot be loaded, and what to do."""
+    text = str(error).strip() or type(error).__name__
+    if "trust_remote_code" in text:
+        return (
+            "brings code of its own, which a reward by name does not run. If you trust it, load it in a function of "
+            "your own: --reward FILE.py:FUNC."
+        )
+    first = text.splitlines()[0].rstrip(".")
+    expected = "a folder or a hub id with config.json, a tokenizer and safetensors weights"
+    return f"cannot be loaded ({first}). Expected {expected}."
 
 
 def _device() -> str:

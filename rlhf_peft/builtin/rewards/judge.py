@@ -39,9 +39,13 @@ COMPARE = """Which of two answers to the request below is better?
 
 Write one sentence of reasons, then a last line that reads: Better: A, or Better: B, or Better: tie"""
 
-_GRADE = re.compile(r"grade\W*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
-_BETTER = re.compile(r"better\W*(a|b|tie)\b", re.IGNORECASE)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+_NUMBER = r"[+\-−]?(?:\d+(?:\.\d+)?|\.\d+)"
+# The dash of `Grade - 3` and of `Grade-3` stands between the two, that of `Grade: -3` and `Grade -3` is a sign.
+_GRADE = re.compile(rf"grade(?:-|\s+[-–—]\s+|[^\w+\-−.]*)({_NUMBER})", re.IGNORECASE)
+_BETTER = re.compile(r"better\W*(?:answer\W*)?(a\W+tie|tie|a|b)\b", re.IGNORECASE)
+_THOUGHTS = ("think", "thinking", "thought", "reasoning")
+_OPENED = re.compile(rf"<({'|'.join(_THOUGHTS)})>", re.IGNORECASE)
+_CLOSED = re.compile(rf"</({'|'.join(_THOUGHTS)})>", re.IGNORECASE)
 
 
 def _template(*names: str) -> Any:
@@ -101,25 +105,38 @@ class JudgeOptions(Options):
         return url.rstrip("/").removesuffix("/chat/completions")
 
 
+def without_thoughts(reply: str) -> str | None:
+    """What a reply says after its thoughts; None where it was cut before they ended.
+
+    A chat template may have written the first `<think>` into the prompt, so all before the last `</think>` is thought.
+    """
+    said = _CLOSED.split(reply)[-1]
+    return None if _OPENED.search(said) else said.strip()
+
+
 def grade_in(reply: str, lowest: float, highest: float) -> float | None:
     """The last `Grade: <number>` of a reply, or the reply where it is a number alone; None if out of range.
 
     Args:
-        reply: the judge's.
+        reply: the judge's; thoughts in it do not count.
         lowest: lowest grade.
         highest: highest grade.
     """
-    text = _THOUGHT.sub("", reply).strip()
-    found = _GRADE.findall(text) or re.findall(r"^-?\d+(?:\.\d+)?$", text)
-    grade = float(found[-1]) if found else math.nan
+    text = without_thoughts(reply) or ""
+    found = _GRADE.findall(text) or re.findall(rf"^{_NUMBER}$", text)
+    grade = float(found[-1].replace("−", "-")) if found else math.nan
     return grade if lowest <= grade <= highest else None
 
 
 def winner_in(reply: str) -> float | None:
-    """1 where the last `Better:` names A, 0 for B, 0.5 for a tie; None where there is none."""
-    text = _THOUGHT.sub("", reply).strip()
+    """1 where the last `Better:` names A, 0 for B, 0.5 for a tie; None where there is none.
+
+    Args:
+        reply: the judge's; thoughts in it do not count.
+    """
+    text = without_thoughts(reply) or ""
     found = _BETTER.findall(text) or re.findall(r"^\W*(a|b|tie)\W*$", text, re.IGNORECASE)
-    return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[-1].lower()] if found else None
+    return {"a": 1.0, "b": 0.0}.get(found[-1].lower(), 0.5) if found else None
 
 
 class Judge:
@@ -206,6 +223,10 @@ class Judge:
         except (KeyError, IndexError, TypeError):
             raise RewardError("the endpoint's answer holds no choices[0].message.content") from None
         verdict: float | None = parse(reply)
+        if verdict is None and without_thoughts(reply) is None:
+            raise RewardError(
+                f"the judge's reply ends within its thoughts, after max_tokens={o.max_tokens} perhaps. Raise max_tokens"
+            )
         if verdict is None:
             raise RewardError(f"the judge's reply holds no verdict: {reply[-120:]!r}")
         return verdict

@@ -20,8 +20,8 @@ class NumericAnswerOptions(Options):
     )
     checker: Literal["auto", "own", "math-verify"] = Field(
         "auto",
-        description="own: numbers and fractions; math-verify: algebra, too (pip install 'rlhf-peft[math]'); auto: the "
-        "latter where it is installed.",
+        description="own: numbers, units and times by value, other expressions by their form; math-verify: those by "
+        "value, too (pip install 'rlhf-peft[math]'); auto: the latter where it is installed.",
     )
     tolerance: float = Field(
         0.0, ge=0, description="Largest relative difference; 0: exactly the same number."
@@ -31,7 +31,9 @@ class NumericAnswerOptions(Options):
 class NumericAnswer(FunctionReward):
     r"""Compares the last `\boxed{}`, else what follows `####`, else the last number.
 
-    Rows whose own answer holds no number abstain. Runs in a worker process, as math-verify's time limits demand.
+    A row's own answer is compared as what it is: a number, a number with a unit, a percentage, a time, or an expression
+    such as a tuple or a polynomial, of which no single number counts. Rows whose own answer is prose abstain.
+    Runs in a worker process, as math-verify's time limits demand.
 
     Raises:
         UsageError: math-verify is asked for and not installed.

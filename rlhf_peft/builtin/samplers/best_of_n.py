@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from rlhf_peft.plugin import Options, PolicyView, Request, Rollout, SampleContext, Sampler, SamplerError
@@ -34,6 +34,19 @@ class Inner(Options):
 
     name: str = Field("cached", description="The sampler that draws.")
 
+    @model_validator(mode="after")
+    def _options(self) -> Inner:
+        """Check the options of a built-in sampler now; those of a plugin's are checked when it is made."""
+        factory = _builtins().get(self.name)
+        try:
+            if factory is not None:
+                factory.Options.model_validate(self.model_extra or {})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        return self
+
 
 class BestOfNOptions(Options):
     """How many completions are drawn, and by whom."""
@@ -44,16 +57,22 @@ class BestOfNOptions(Options):
     )
 
 
+def _builtins() -> dict[str, Any]:
+    """Name to factory of the samplers of this folder."""
+    from . import rlhf_peft_register_samplers
+
+    known: dict[str, Any] = {}
+    rlhf_peft_register_samplers(known.__setitem__)
+    return known
+
+
 def make_builtin(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     """One of the samplers of this folder; the registry's own `make` knows the others too.
 
     Raises:
         SamplerError: there is none of that name.
     """
-    from . import rlhf_peft_register_samplers
-
-    known: dict[str, Any] = {}
-    rlhf_peft_register_samplers(known.__setitem__)
+    known = _builtins()
     if name not in known:
         raise SamplerError(
             f"sampler best_of_n: of.name: unknown sampler {name!r}. Known: {', '.join(sorted(known))}."

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from rlhf_peft.plugin import Options, SamplingParams
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("an empty string would end every completion at once. Leave it out")
+    return text
 
 
 class SamplingOptions(Options):
@@ -19,7 +27,9 @@ class SamplingOptions(Options):
     min_p: float = Field(
         0.0, ge=0, lt=1, description="Only tokens this share as likely as the likeliest; 0 keeps all."
     )
-    stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
+    stop: list[Annotated[str, AfterValidator(_not_empty)]] = Field(
+        default_factory=list, description="Strings that end a completion; none is empty."
+    )
 
     @property
     def params(self) -> SamplingParams:

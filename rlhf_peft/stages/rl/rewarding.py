@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import os
 import weakref
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
@@ -43,12 +44,14 @@ class Pending:
         rows: the dataset's row, counted from 0, of each row; or None.
         seeds: reward name to the seed of its generator.
         futures: reward name to its scores, of those that have begun.
+        folder: the current one when they began; an async reward may have left it.
     """
 
     batch: RewardBatch
     rows: Sequence[int] | None
     seeds: dict[str, int]
     futures: dict[str, Future[Scores]] = field(default_factory=dict)
+    folder: str = field(default_factory=os.getcwd)
 
     def cancel(self) -> None:
         """Stop those that still run."""
@@ -153,6 +156,8 @@ class Rewards:
         except BaseException:
             pending.cancel()
             raise
+        finally:
+            os.chdir(pending.folder)
         return add_up(self._members, pending.batch, given, stage)
 
     def _start(self, member: Member, pending: Pending, heads: Any, logps: Any) -> None:

@@ -1,5 +1,9 @@
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -34,6 +38,10 @@ def folder(request, tmp_path_factory):
     )
     BertForSequenceClassification(config).save_pretrained(path)
     return path, request.param
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def made(folder, **options):
@@ -86,3 +94,49 @@ def test_no_such_model_and_no_template(folder, tmp_path):
     reward.tokenizer.chat_template = None
     with pytest.raises(RewardError, match="no chat template"):
         score(reward, batch(completions=chats("a"), prompts=[[{"role": "user", "content": "q"}]]))
+
+
+def test_a_model_without_a_head_is_refused(folder, tmp_path):
+    path = shutil.copytree(folder[0], tmp_path / "nohead")
+    weights = {
+        k: v.clone() for k, v in load_file(path / "model.safetensors").items() if "classifier" not in k
+    }
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"lack 2 tensors of BertForSequenceClassification, the first classifier\.bias"
+    ):
+        made((path, folder[1]))
+
+
+@pytest.fixture
+def never_unpickled(monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("a file was unpickled")
+
+    monkeypatch.setattr(torch, "load", load)
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_pickled_weights_are_refused_unread(folder, tmp_path, never_unpickled, index):
+    path = shutil.copytree(folder[0], tmp_path / "pickled")
+    weights = load_file(path / "model.safetensors")
+    torch.save(weights, path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    if index:
+        names = {"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model.bin")}
+        (path / "model.safetensors.index.json").write_text(json.dumps(names))
+    with pytest.raises(ModelError, match="safetensors"):
+        made((path, folder[1]))
+
+
+@pytest.mark.parametrize("tokenizer", [False, True])
+def test_code_that_a_model_brings_is_not_run_and_the_remedy_is_named(folder, tmp_path, tokenizer):
+    path = shutil.copytree(folder[0], tmp_path / "own")
+    names = {"AutoConfig": "own.C", "AutoModelForSequenceClassification": "own.M"}
+    edit_json(path / "config.json", auto_map=names, model_type="of-their-own")
+    if tokenizer:
+        names = {"AutoTokenizer": ["own.T", None]}
+        edit_json(path / "tokenizer_config.json", auto_map=names, tokenizer_class="OfTheirOwn")
+    (path / "own.py").write_text("raise AssertionError('it was run')\n")
+    with pytest.raises(ModelError, match=r"brings code of its own.* --reward FILE\.py:FUNC"):
+        made((path, folder[1]))

@@ -36,8 +36,8 @@ def test_an_async_function_is_awaited():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda **_: [1.0], "gave 1 scores for 3 completions"),
-        (lambda **_: None, "gave 0 scores for 3 completions"),
+        (lambda **_: [1.0], "gave 1 score for 3 completions"),
+        (lambda **_: None, "returned None. Expected a list, a tuple or a one-dimensional array"),
         (lambda **_: ["x", 1, 2], "gave 'x' for row 0, which is not a finite number"),
         (lambda **_: [1, float("nan"), 2], "gave nan for row 1"),
         (lambda **_: [1, 2, float("inf")], "gave inf for row 2"),

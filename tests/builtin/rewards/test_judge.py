@@ -79,6 +79,15 @@ def test_an_endpoint_that_is_none(serve):
         ("Grade: 2, no.\ngrade: 3", 3.0),
         (" 4 ", 4.0),
         ("<think>Grade: 1</think>Grade: 9", 9.0),
+        ("so Grade: 1</think>\nGrade: 9", 9.0),
+        ("<Think>Grade: 1</Think><thinking>Grade: 2</thinking>Grade: 9", 9.0),
+        ("<think>Grade: 3", None),
+        ("Grade: 4 <think>Grade: 3", None),
+        ("<think>5", None),
+        ("Grade: -3", None),
+        ("Grade - 3", 3.0),
+        ("Grade-3", 3.0),
+        ("Grade – 3", 3.0),
         ("Grade: 11", None),
         ("seven", None),
         ("There are 4 reasons", None),
@@ -96,11 +105,28 @@ def test_grades_in_replies(reply, grade):
         ("Better: tie.", 0.5),
         ("B", 0.0),
         ("[[A]]", 1.0),
+        ("Better: a tie", 0.5),
+        ("Better: Answer B", 0.0),
+        ("<think>Better: A</think>Better: B", 0.0),
+        ("Better: A</think> Better: B", 0.0),
+        ("<think>Better: A", None),
         ("both", None),
     ],
 )
 def test_winners_in_replies(reply, winner):
     assert winner_in(reply) == winner
+
+
+@pytest.mark.parametrize(
+    "reply", ["Grade: -3", "**Grade:** -3", "grade: \u22123", "Grade -3", "-3", "Grade: -3.0/10"]
+)
+def test_a_grade_keeps_its_sign(reply):
+    assert grade_in(reply, -10, 10) == -3.0
+
+
+def test_a_reply_that_is_cut_within_its_thoughts_says_so(serve):
+    with pytest.raises(RewardError, match=r"ends within its thoughts, .* Raise max_tokens"):
+        score(judge(serve(lambda body: says("<think>Grade: 3"))), batch(completions=["a"]))
 
 
 def test_templates_are_checked_and_keys_asked_for(monkeypatch):

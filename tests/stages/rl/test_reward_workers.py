@@ -90,7 +90,7 @@ def test_a_worker_that_dies_is_told_and_replaced(made, tmp_path):
     [
         ("raises", r"raised ValueError: no luck \(worker_functions\.py:\d+\) at rl step 4"),
         ("exits", "raised SystemExit: bye"),
-        ("miscounts", "gave 1 scores for 3 completions at rl step 4"),
+        ("miscounts", "gave 1 score for 3 completions at rl step 4"),
         ("not_a_number", "gave nan for row 1, which is not a finite number at rl step 4. None abstains"),
     ],
 )

@@ -17,11 +17,13 @@ import torch
 
 from ....errors import RewardError
 from ....functions import FunctionReward, SomeRowsFailed, Target, target_of
+from ....functions.in_process import no_exit, undisturbed
+from ....functions.process import Slow, WorkerProcess
 from ....functions.rebuild import plain
-from ....functions.reward import arguments, as_row
+from ....functions.reward import arguments, as_row, scores_of
+from ....functions.worker import BadScores
 from ....recipe.schema import RewardEntry
 from ....types import RewardBatch, Scores
-from .process import Slow, WorkerProcess
 from .scale import Scale
 
 log = logging.getLogger("rlhf_peft.rewards")
@@ -43,9 +45,9 @@ class Given:
 class Member:
     """A reward with its entry in the recipe.
 
-    An async reward runs on the stage's event loop, a plain function or a plain `def score` in a worker process. In the
-    run's own process, on its main thread and after the forwards, run those whose entry or class says `in_process`,
-    those that need roles, and those that cannot be imported by name.
+    A function, and a reward with a plain `def score`, runs in a worker process; an `async def score` on the stage's
+    event loop. In the run's own process, a plain one on its main thread and after the forwards, run those whose entry
+    or class says `in_process`, those that need roles, and those that cannot be imported by name.
 
     Args:
         entry: the recipe's.
@@ -75,18 +77,20 @@ class Member:
 
     def _place(self, factory: Any) -> Place:
         function = isinstance(self.reward, FunctionReward)
-        if self.reward.is_async if function else inspect.iscoroutinefunction(self.reward.score):
-            return "loop"
+        is_async = self.reward.is_async if function else inspect.iscoroutinefunction(self.reward.score)
+        own: Place = "loop" if is_async else "here"
         if self.entry.in_process or getattr(self.reward, "in_process", False) or self.reward.roles:
-            return "here"
+            return own
+        if is_async and not function:
+            return own
         target: Target | None = self.reward.target if function else target_of(factory)
         if target is None:
             log.info(
                 "%s cannot be imported by name, so it runs in the run's own process, where a timeout cannot stop it.",
                 self.label,
             )
-            return "here"
-        self.worker = WorkerProcess(target.plain(), None if function else self.entry.options)
+            return own
+        self.worker = WorkerProcess(target, None if function else self.entry.options)
         return "worker"
 
     @property
@@ -116,7 +120,8 @@ class Member:
         """
         begun = time.monotonic()
         try:
-            scores = self.reward.score(given.batch)
+            with undisturbed():
+                scores = self.reward.score(given.batch)
             if self.timeout is not None and time.monotonic() - begun > self.timeout:
                 raise Slow(f"took longer than {self.timeout:g} s")
             return self._checked(scores, given.batch)
@@ -127,7 +132,8 @@ class Member:
         limit = asyncio.timeout(self.timeout)
         try:
             async with limit:
-                return await self.reward.score(batch)
+                with no_exit():
+                    return await self.reward.score(batch)
         except TimeoutError:
             if limit.expired():
                 raise Slow(f"took longer than {self.timeout:g} s") from None
@@ -169,12 +175,11 @@ class Member:
             RewardError: they are none.
         """
         count = len(batch)
-        if not isinstance(scores, Scores):
-            raise RewardError(f"gave a {type(scores).__name__} where Scores were expected")
-        row = torch.as_tensor(scores.row).detach().float().cpu()
-        if row.shape != (count,):
-            found = f"{row.numel()} scores" if row.dim() == 1 else f"scores of shape {tuple(row.shape)}"
-            raise RewardError(f"gave {found} for {count} completions")
+        try:
+            scores = scores_of(scores, count)
+        except BadScores as error:
+            raise SomeRowsFailed(str(error), row=error.row) from None
+        row = scores.row
         if row.isinf().any():
             where = int(row.isinf().nonzero()[0])
             told = f"gave an infinite score for row {where}. NaN abstains, anything else must be finite"
@@ -182,7 +187,7 @@ class Member:
         for name, values in scores.extra.items():
             if len(values) != count:
                 raise RewardError(f"gave {len(values)} values of extra {name} for {count} completions")
-        return dataclasses.replace(scores, row=row, token=_token(scores.token, batch))
+        return dataclasses.replace(scores, token=_token(scores.token, batch))
 
     # --- failing ---
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....maths import group_advantages
+
 
 def standardize(scores: Tensor) -> Tensor:
     """Shift and scale to mean 0 and variance 1, what abstained left out.
@@ -26,20 +28,21 @@ def standardize(scores: Tensor) -> Tensor:
 
 
 def per_group(scores: Tensor, group: Tensor) -> Tensor:
-    """`standardize` within each group.
+    """Shift and scale within each group, what abstained left out.
+
+        z_i = (s_i - mean_group) / (std_group + 1e-4),  std with N - 1 in the denominator
+
+    GDPO, Liu et al. 2026 (arXiv:2601.05242), as in TRL: with `scale_rewards: batch` the sum is divided by the standard
+    deviation of all rows; its mean over the batch is 0, for that of each group is.
 
     Args:
-        scores: [N].
+        scores: [N]; NaN abstains and stays NaN.
         group: [N] int64.
 
     Returns:
         [N].
     """
-    out = scores.clone()
-    for number in group.unique():
-        rows = group == number
-        out[rows] = standardize(scores[rows])
-    return out
+    return torch.where(scores.isnan(), scores, group_advantages(scores, group, "group"))
 
 
 class Moments:

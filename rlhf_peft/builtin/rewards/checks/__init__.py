@@ -1,0 +1,328 @@
+"""Checks of answers that a worker process runs by itself; the standard library alone, so that it stays small.
+
+Each is a function in TRL's form; `_options` holds what the recipe says, under a name that no dataset's column has.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+_SIGN = r"[+\-]?"
+_AMOUNT = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_FRACTION = rf"\\frac\s*\{{\s*(?P<top>{_SIGN}\d+)\s*\}}\s*\{{\s*(?P<bottom>{_SIGN}\d+)\s*\}}"
+_NUMBER = re.compile(
+    rf"(?P<sign>{_SIGN})\s*(?P<inner>{_SIGN})(?:"
+    r"(?P<whole>\d+)(?:\s*\\frac\s*\{\s*(?P<above>\d+)\s*\}\s*\{\s*(?P<below>\d+)\s*\}|\s+(?P<over>\d+)/(?P<under>\d+))"
+    rf"|{_FRACTION}"
+    r"|(?P<base>\d+)\s*\^\s*\{?(?P<power>\d{1,3})(?!\d)\}?"
+    rf"|(?P<amount>{_AMOUNT})(?:(?:[eE]|\s*(?:\\times|\\cdot|[×*])\s*10\s*\^\s*\{{?)(?P<exponent>{_SIGN}\d+)\}}?)?"
+    r"(?:\s*/\s*(?P<divisor>\d+))?"
+    r")(?P<percent>\s*%)?"
+)
+"""One plain number: an amount, a fraction, a mixed fraction or a power, with a sign and a per cent sign."""
+_TIME = re.compile(
+    r"(\d{1,2}):(\d\d)(?::(\d\d))?(?!\s*:|\d)\s*([ap])?\.?(?:(?<=[ap])\s*m|(?<=[ap]\.)\s*m)?\b\.?",
+    re.IGNORECASE,
+)
+_RATIO = re.compile(r"\d+(?:\s*:\s*\d+)+")
+_UNIT = re.compile(
+    r"\s*((?:[a-z]+\.?\s*(?:\^\s*\{?\d\}?)?)(?:(?:\s*/\s*|\s+)[a-z]+\.?(?:\^\{?\d\}?)?){0,3})", re.IGNORECASE
+)
+_INSIDE = re.compile(r"[(\[{][^()\[\]{}]*,[^()\[\]{}]*$")
+"""The beginning of a tuple, an interval or a set."""
+_PART = re.compile(
+    r"(?:\b[a-z]|\^\s*\{?\w+\}?|[)\]}])\s*(?:[+*/]|\\cdot|\\times|\s-\s|>|<|\\[lg]eq?)\s*$|\\(?:cdot|times)\s*$"
+)
+"""What stands before a number that is only a part of an expression."""
+_TERM = re.compile(r"(?:\b[a-z]|\^\s*\{?\w+\}?|[)\]}])\s*$")
+_EXPONENT = re.compile(r"[A-Za-z]\s*\^\s*\{?$")
+_UNITS = {
+    name: first
+    for names in (
+        "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
+        "in inch inches", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram", "lb pound",
+        "oz ounce", "ml milliliter millilitre", "l liter litre", "s sec second", "min minute", "h hr hour", "day",
+        "week", "month", "year", "deg degree", "rad radian", "dollar usd", "cent", "euro eur", "mph", "kph",
+    )
+    for first in [names.split()[0]]
+    for name in names.split()
+}  # fmt: skip
+LONGEST_EXPONENT = 300
+LARGEST_POWER = 10**6
+NO_COLUMNS = frozenset({"prompts", "completion_ids", "log_metric", "log_extra", "trainer_state"})
+"""What TRL gives a function beside the dataset's columns."""
+
+
+def text_of(completion: Any) -> str:
+    """A completion as text, also where it is messages."""
+    return completion if isinstance(completion, str) else "".join(str(m["content"]) for m in completion)
+
+
+def gold_of(columns: Mapping[str, Sequence[Any]], column: str | None) -> Sequence[Any]:
+    """The column with the right answers: the one named, else `answer`, else `solution`.
+
+    Raises:
+        LookupError: there is none.
+    """
+    wanted = ("answer", "solution") if column is None else (column,)
+    for name in wanted:
+        if name in columns:
+            return columns[name]
+    known = ", ".join(sorted(set(columns) - NO_COLUMNS)) or "none"
+    raise LookupError(
+        f"the dataset has no column {' or '.join(wanted)}; it has {known}. Name one: column=..."
+    )
+
+
+def final_answer(text: str) -> str | None:
+    r"""What stands in the last `\\boxed{}`, else behind the last `####`; None where there is neither."""
+    start = text.rfind("\\boxed{")
+    if start >= 0:
+        depth, begin = 0, start + len("\\boxed")
+        for at in range(begin, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            if depth == 0:
+                return text[begin + 1 : at].strip()
+    _, marker, rest = text.rpartition("####")
+    return rest.strip().partition("\n")[0].strip() if marker else None
+
+
+def cleaned(text: str) -> str:
+    """A text without LaTeX's dress: delimiters, spacing, boxes for text, other forms of signs and fractions."""
+    for old, new in _DRESS:
+        text = text.replace(old, new)
+    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)", " degrees", text)
+    return re.sub(r"\b(\d[\d.]*)\s+per\s?cent\b", r"\1%", text).strip()
+
+
+_DRESS = (
+    ("−", "-"), ("{,}", ","), ("\\$", ""), ("$", ""), ("€", ""), ("£", ""), ("\\!", ""), ("\\,", ""), ("\\;", " "),
+    ("\\ ", " "), ("~", " "), ("\\%", "%"), ("\\left", ""), ("\\right", ""), ("\\dfrac", "\\frac"),
+    ("\\tfrac", "\\frac"), ("²", "^2"), ("³", "^3"),
+)  # fmt: skip
+
+
+class Amount:
+    """A plain number as it was written.
+
+    Attributes:
+        value: exactly.
+        percent: whether it is a percentage.
+        unit: what follows it, in one spelling; empty where nothing does.
+    """
+
+    def __init__(self, value: Fraction, percent: bool, unit: str = "") -> None:
+        self.value, self.percent, self.unit = value, percent, unit
+
+    def equals(self, other: Amount, tolerance: float) -> bool:
+        """Whether another is the same: `50 %` is 50 and 0.5; units count where both are known."""
+        if _unit_known(self.unit) and _unit_known(other.unit) and self.unit != other.unit:
+            return False
+        readings = [other.value]
+        if self.percent != other.percent:
+            readings.append(other.value / 100 if other.percent else other.value * 100)
+        return any(abs(self.value - one) <= Fraction(tolerance) * abs(self.value) for one in readings)
+
+
+def amount(text: str) -> Amount | None:
+    """The plain number, perhaps with a unit, that a cleaned text is; None where it is something else."""
+    text = text.strip().rstrip(".")
+    found = _NUMBER.match(text)
+    value = None if found is None else _value(found, "")
+    if found is None or value is None:
+        return None
+    rest = text[found.end() :]
+    if not rest:
+        return Amount(value, found["percent"] is not None)
+    unit = _UNIT.fullmatch(rest)
+    if (
+        unit is None
+        or not (rest[0].isspace() or _unit_known(_spelled(rest)))
+        or (len(rest.strip()) < 2 and not _unit_known(_spelled(rest)))
+    ):
+        return None
+    return Amount(value, found["percent"] is not None, _spelled(rest))
+
+
+def last_amount(text: str) -> Amount | None:
+    """The last number of a cleaned text; None where there is none, or where it is only a part of an expression."""
+    numbers = list(_NUMBER.finditer(text))
+    while numbers and _EXPONENT.search(text[: numbers[-1].start()][-8:]):
+        numbers.pop()
+    if not numbers:
+        return None
+    found = numbers[-1]
+    before, after = text[max(0, found.start() - 200) : found.start()], text[found.end() :]
+    if found["sign"] and _TERM.search(before):
+        return None
+    if _INSIDE.search(before) or _PART.search(before) or re.search(r"\d\s*:\s*$|[A-Za-z)\]]_\{?$", before):
+        return None
+    value = _value(found, before[-1:])
+    unit = _UNIT.match(after)
+    return (
+        None
+        if value is None
+        else Amount(value, found["percent"] is not None, _spelled(unit[1]) if unit else "")
+    )
+
+
+def _value(found: re.Match[str], before: str) -> Fraction | None:
+    value = _magnitude(found)
+    if value is None:
+        return None
+    # In `10-3` and `x-3` the dash is no sign.
+    signs = [] if before.isalnum() or before == ")" else [found["sign"]]
+    return -value if [*signs, found["inner"]].count("-") % 2 == 1 else value
+
+
+def _magnitude(found: re.Match[str]) -> Fraction | None:
+    if found["whole"] is not None:
+        top, bottom = found["above"] or found["over"], int(found["below"] or found["under"])
+        return int(found["whole"]) + Fraction(int(top), bottom) if bottom else None
+    if found["top"] is not None:
+        return Fraction(int(found["top"]), int(found["bottom"])) if int(found["bottom"]) else None
+    if found["base"] is not None:
+        base, power = int(found["base"]), int(found["power"])
+        return Fraction(base) ** power if base <= LARGEST_POWER else None
+    value = Fraction(found["amount"].replace(",", ""))
+    if found["exponent"] is not None:
+        if abs(int(found["exponent"])) > LONGEST_EXPONENT:
+            return None
+        value *= Fraction(10) ** int(found["exponent"])
+    over = int(found["divisor"]) if found["divisor"] is not None else 1
+    return value / over if over else None
+
+
+def _spelled(unit: str) -> str:
+    """A unit in one spelling: `square centimeters` as `cm^2`."""
+    unit = re.sub(r"\s*\^\s*\{?(\d)\}?", r"^\1", unit.lower().replace(".", " ")).strip()
+    unit = re.sub(r"^(square|cubic)\s+(\w+)", lambda m: f"{m[2]}^{2 if m[1] == 'square' else 3}", unit)
+    parts = re.split(r"(\s*/\s*|\s+per\s+)", unit)
+    return "".join("/" if index % 2 else _spelled_part(part) for index, part in enumerate(parts))
+
+
+def _spelled_part(part: str) -> str:
+    name, caret, power = part.strip().partition("^")
+    words = name.split()
+    name = words[0] if words else ""
+    known = _UNITS.get(name) or _UNITS.get(name.removesuffix("s")) or name
+    return f"{known}{caret}{power}"
+
+
+def _unit_known(unit: str) -> bool:
+    return bool(unit) and all(part.partition("^")[0] in _UNITS for part in unit.split("/"))
+
+
+def time_of(text: str) -> tuple[str, ...] | None:
+    """A time of day or a duration such as `3:45 PM`; None where a cleaned text is none."""
+    found = _TIME.fullmatch(text.strip())
+    return None if found is None else tuple((part or "").lower().lstrip("0") for part in found.groups())
+
+
+def is_expression(text: str) -> bool:
+    """Whether a cleaned text is mathematics rather than prose."""
+    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", re.sub(r"\\(?:begin|end)\{\w+\}", "", text))
+    return not words and bool(re.search(r"[\d\\+*^=()<>]", text))
+
+
+def plain_form(text: str) -> str:
+    """An expression without space and needless braces, for comparison."""
+    text = cleaned(text).rstrip(".").replace("\\cdot", "*").replace("\\times", "*")
+    text = re.sub(r"\\frac\s*\{(\w+|\\\w+)\}\s*\{(\w+|\\\w+)\}", r"\1/\2", text)
+    text = re.sub(r"\{(\w+)\}", r"\1", text)
+    return re.sub(r"\s+", "", text)
+
+
+def same_answer(gold: str, text: str, tolerance: float = 0.0, by_algebra: bool = False) -> bool | None:
+    """Whether a completion ends on the right answer; None where the gold one is nothing that can be compared.
+
+    A gold one that is a plain number, perhaps with a unit, is compared as a number; a time as a time; any other
+    expression by its form or, with math-verify, by its value.
+
+    Args:
+        gold: the right answer; what stands in `\\boxed{}` or behind `####` counts, where there is such a thing.
+        text: the completion; the same counts of it, else the last number.
+        tolerance: largest relative difference of numbers.
+        by_algebra: ask math-verify about expressions.
+    """
+    right = cleaned(final_answer(gold) or gold).rstrip(".")
+    marked = final_answer(text)
+    given = cleaned(text if marked is None else marked)
+    number = amount(right)
+    if number is not None:
+        answer = amount(given) or (last_amount(given) if marked is None else None)
+        if answer is not None:
+            return number.equals(answer, tolerance)
+        return bool(by_algebra and marked is not None and is_expression(given) and _verified(right, given))
+    if time_of(right) is not None:
+        times = [given] if marked is not None else [found[0] for found in _TIME.finditer(given)][-1:]
+        return any(time_of(one) == time_of(right) for one in times)
+    if not is_expression(right):
+        return None
+    if plain_form(given if marked is not None else _tail(given)) == plain_form(right):
+        return True
+    return bool(by_algebra and marked is not None and amount_or_expression(given) and _verified(right, given))
+
+
+def amount_or_expression(text: str) -> bool:
+    """Whether a cleaned text is an answer, rather than prose in which math-verify would find one."""
+    return amount(text) is not None or is_expression(text)
+
+
+def _tail(text: str) -> str:
+    """What an answer without a mark says it is: after the last `is`, else the whole text."""
+    return re.split(r"\b(?:is|are)\b", text)[-1]
+
+
+def _verified(gold: str, text: str) -> bool:
+    """Whether two expressions are the same to math-verify, which knows algebra; its limits need the main thread."""
+    from math_verify import parse, verify
+
+    main = threading.current_thread() is threading.main_thread()
+    limits = {} if main else {"parsing_timeout": None}
+    right = parse(f"\\boxed{{{gold}}}", **limits)
+    if not right:
+        return False
+    answer = parse(f"\\boxed{{{text}}}", **limits)
+    return bool(verify(right, answer, **({} if main else {"timeout_seconds": None})))
+
+
+def has_math_verify() -> bool:
+    """Whether math-verify is installed."""
+    return importlib.util.find_spec("math_verify") is not None
+
+
+def numeric_scores(
+    completions: Sequence[Any], _options: Mapping[str, Any], **columns: Any
+) -> list[float | None]:
+    """1 for the right number, 0 for another or none; None where the dataset's answer holds no number."""
+    gold = [str(value) for value in gold_of(columns, _options["column"])]
+    by_algebra = _options["checker"] == "math-verify" or (
+        _options["checker"] == "auto" and not _options["tolerance"] and has_math_verify()
+    )
+    out: list[float | None] = []
+    for right, completion in zip(gold, completions, strict=True):
+        text = text_of(completion)
+        same = same_answer(right, text, _options["tolerance"], by_algebra)
+        out.append(None if same is None else float(same))
+    return out
+
+
+def regex_scores(completions: Sequence[Any], _options: Mapping[str, Any], **_: Any) -> list[float]:
+    """`score` where the pattern is found, `otherwise` where it is not."""
+    flags = 0
+    for name in _options["flags"]:
+        flags |= int(getattr(re, name.upper()))
+    pattern = re.compile(_options["pattern"], flags)
+    find = pattern.fullmatch if _options["match"] == "fullmatch" else pattern.search
+    return [
+        float(_options["score"] if find(text_of(completion)) else _options["otherwise"])
+        for completion in completions
+    ]
