@@ -15,6 +15,7 @@ OWN = sorted(path.stem for path in shipped.folder().glob("*.yaml"))
 EXPECTED = {
     *("quickstart", "sft", "reward-model", "dpo", "kto"),
     *("ppo", "grpo-gsm8k", "rloo", "online-dpo", "best-of-n"),
+    "start",
     *("rlhf-8gb", "rlhf-12gb", "rlhf-24gb"),
 }
 QUESTIONS = [f"What is {n} plus {n}?" for n in range(1, 9)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from dataclasses import replace
 from functools import partial
@@ -59,6 +60,8 @@ class Session:
 
     def run(self) -> None:
         """Until the input ends, or /quit."""
+        if not self.terminal and isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         if self.terminal:
             with contextlib.suppress(ImportError):  # Windows has none
                 import readline  # noqa: F401 (lets a line be edited, and earlier ones be called back)
@@ -74,14 +77,23 @@ class Session:
                 self._answer(line)
             except UsageError as problem:
                 self._note(str(problem))
+            except KeyboardInterrupt:
+                if not self.terminal:
+                    raise
+                self._note("\nstopped; this turn is forgotten")
 
     def _line(self) -> str | None:
         if self.terminal:
             try:
                 return input("> ")
-            except EOFError:
+            except (EOFError, KeyboardInterrupt):
                 return None
+            except UnicodeDecodeError as error:
+                self._note(f"this line is not UTF-8 ({error.reason}); say it again")
+                return ""
         line = sys.stdin.readline()
+        if any("\udc80" <= letter <= "\udcff" for letter in line):
+            raise UsageError("the input is not UTF-8. Convert it, for example with iconv -t utf-8.")
         return line.rstrip("\n") if line else None
 
     def _answer(self, text: str) -> None:

@@ -19,6 +19,7 @@ from .options import (
     RunName,
     Trust,
     Verbose,
+    add_code_of,
     add_rewards,
     dataset_source,
     find_run,
@@ -26,6 +27,10 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..recipe import RewardEntry
+    from ..registry import Registry
     from ..trained.evaluate import Evaluation
 
 SHOWN = 3
@@ -70,7 +75,10 @@ def evaluate(
     source = dataset_source(registry, dataset)
     if samples is not None and not samples.parent.is_dir():
         raise UsageError(f"--samples {samples}: there is no folder {samples.parent}.")
-    opened = open_run(find_run(run), device=device, trust_remote_code=trust_remote_code)
+    path = find_run(run)
+    add_code_of(registry, path)
+    check_names(registry, path, entries)
+    opened = open_run(path, device=device, trust_remote_code=trust_remote_code)
     # A function that the recipe names is only brought back; another one scores instead.
     stage = last_rl(opened)
     named = set() if stage is None else {entry.name for entry in [*stage.rewards, *stage.eval.rewards]}
@@ -85,6 +93,29 @@ def evaluate(
         lines = (json.dumps(plain(row), ensure_ascii=False) for row in found.samples)
         samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         print(f"written: {samples}", file=sys.stderr)
+
+
+def check_names(registry: Registry, run: Path, entries: Sequence[RewardEntry]) -> None:
+    """Refuse unknown rewards and samplers before anything is loaded.
+
+    Args:
+        registry: what is known.
+        run: the run's folder, whose last RL stage names what is used.
+        entries: rewards that the command line names; with them, those of the run are not used.
+
+    Raises:
+        PluginError: a name is unknown; says how to give it.
+    """
+    from ..recipe import RlStage, load
+
+    stages = [
+        stage for stage in load(run / "recipe.yaml", (), plugins=None).stages if isinstance(stage, RlStage)
+    ]
+    used = [*entries] if entries or not stages else [*stages[-1].rewards, *stages[-1].eval.rewards]
+    for entry in used:
+        registry.entry("rewards", entry.name)
+    if stages:
+        registry.entry("samplers", stages[-1].sampler.name)
 
 
 def _parsed(text: str | None) -> list[Any]:

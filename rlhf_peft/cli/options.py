@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..registry import Registry
     from .app import Settings
 
+log = logging.getLogger("rlhf_peft")
+
 RecipeName = Annotated[
     str,
     typer.Argument(
@@ -114,6 +116,53 @@ def add_rewards(registry: Registry, rewards: Sequence[str] | None) -> list[str]:
             raise UsageError(f"--reward {spec}: expected FILE.py:FUNCTION, such as rewards.py:answer_reward")
         names.append(registry.add_reward_function(path, function, FunctionReward))
     return names
+
+
+def add_code_of(registry: Registry, run: Path) -> list[str]:
+    """Register what a run's recipe names and is not known, from the copies in the run's `code/` folder.
+
+    Args:
+        registry: with what is installed, and what the command line names.
+        run: the run's folder.
+
+    Returns:
+        The names of the functions that were brought back.
+    """
+    from ..builtin.rewards.function import FunctionReward
+    from ..recipe import RlStage, load
+    from ..runs.folder import CODE
+
+    files = sorted((run / CODE).glob("*.py"))
+    for file in files:
+        if "hookimpl" in file.read_text(encoding="utf-8") and file.stem not in {
+            p.name for p in registry.plugins
+        }:
+            log.warning("%s: its copy of the plugin %s is used", run, file.name)
+            registry.add_file(file)
+    stages = [
+        stage for stage in load(run / "recipe.yaml", (), plugins=None).stages if isinstance(stage, RlStage)
+    ]
+    names = dict.fromkeys(entry.name for stage in stages for entry in [*stage.rewards, *stage.eval.rewards])
+    brought = []
+    for name in names:
+        found = None if registry.has("rewards", name) else next((f for f in files if defines(f, name)), None)
+        if found is not None:
+            log.warning("%s: the reward %s is the function in its code/%s", run, name, found.name)
+            brought.append(registry.add_reward_function(found, name, FunctionReward))
+    return brought
+
+
+def defines(file: Path, name: str) -> bool:
+    """Whether a file defines a function of that name; it is read, not run."""
+    import ast
+
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):
+        return False
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name for node in tree.body
+    )
 
 
 def open_recipe(

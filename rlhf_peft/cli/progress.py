@@ -78,7 +78,8 @@ class Plain:
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """An update is done; every tenth of the stage is told."""
         # A stage that is resumed does not begin at 0.
-        self._before = max(0, step - 1) if self._before is None else self._before
+        if self._before is None:
+            self._before, self._begun = (step, time.monotonic()) if step == 0 else (step - 1, self._begun)
         tenth = step * LINES_PER_STAGE // max(1, self._total)
         if tenth <= self._last and step not in (0, 1):
             return

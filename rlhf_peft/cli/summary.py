@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,13 @@ def rows(kind: str, name: str, outcome: dict[str, Any]) -> list[Row]:
     seconds = [(name, "seconds", f"{outcome['seconds']:.0f}")] if "seconds" in outcome else []
     if kind == "reward_model" and metrics:
         return [
-            (name, "held-out accuracy", f"{metrics['eval/accuracy']:.3f} over {outcome['held_out']} pairs"),
+            (name, "held-out pairs ranked correctly", _share(metrics["eval/accuracy"], outcome["held_out"])),
             (name, "held-out margin", f"{metrics['eval/margin']:.3f}"),
             (name, "calibration error (ECE)", f"{metrics['eval/ece']:.3f}"),
             *seconds,
         ]
     if kind == "rl" and "before" in outcome:
-        return [*_before_after(name, outcome["before"], outcome["after"]), *seconds]
+        return [*_before_after(name, outcome), *seconds]
     known = {
         "loss": "loss",
         "train_loss": "loss",
@@ -62,17 +63,42 @@ def rows(kind: str, name: str, outcome: dict[str, Any]) -> list[Row]:
     return [*shown, *seconds]
 
 
-def _before_after(name: str, before: dict[str, float], after: dict[str, float]) -> list[Row]:
+def _before_after(name: str, outcome: dict[str, Any]) -> list[Row]:
+    before, after, known = outcome["before"], outcome["after"], outcome.get("differences", {})
     out = []
     for key in after:
         words = key.split("/")
         if words[1] == "rewards" and words[-1] == "mean":
-            out.append((name, f"held-out {words[2]}", f"{before[key]:.3f} -> {after[key]:.3f}"))
+            out.append(
+                (
+                    name,
+                    f"held-out {words[2]}",
+                    f"{before[key]:.3f} -> {after[key]:.3f}{_change(known.get(key))}",
+                )
+            )
     out.append((name, "KL to the reference, nats a completion", f"{after['eval/kl']:.2f}"))
     for key, label in (("completions/mean_length", "length, tokens"), ("completions/eos_rate", "EOS rate")):
-        out.append((name, label, f"{before[f'eval/{key}']:.2f} -> {after[f'eval/{key}']:.2f}"))
+        figures = f"{before[f'eval/{key}']:.2f} -> {after[f'eval/{key}']:.2f}"
+        out.append((name, label, f"{figures}{_change(known.get(f'eval/{key}'))}"))
     out.append((name, "distinct-2", f"{before['eval/distinct_2']:.3f} -> {after['eval/distinct_2']:.3f}"))
     return out
+
+
+def _share(share: float, n: int) -> str:
+    """A share of n, with its 95 % interval (Wilson, 1927)."""
+    z, many = 1.96, max(1, n)
+    middle = (share + z * z / (2 * many)) / (1 + z * z / many)
+    half = z / (1 + z * z / many) * math.sqrt(share * (1 - share) / many + z * z / (4 * many * many))
+    pairs = "pair" if n == 1 else "pairs"
+    return f"{share:.3f} of {n} {pairs} ({middle - half:.3f} to {middle + half:.3f} at 95 %)"
+
+
+def _change(known: dict[str, float] | None) -> str:
+    """The 95 % interval of a change over the same prompts, in words."""
+    if known is None or known["n"] < 2:
+        return ""
+    noise = "; within noise" if known["low"] <= 0 <= known["high"] else ""
+    return f"  ({known['low']:+.3f} to {known['high']:+.3f} at 95 %, n = {known['n']:.0f}{noise})"
 
 
 def _samples(console: Console, samples: list[dict[str, Any]]) -> None:
@@ -99,10 +125,11 @@ def next_lines(result: Result, recipe: Recipe) -> list[str]:
         lines.append(f"next: the adapter is {folder}/adapters/policy; hand it over:  rlhf-peft export {run}")
     if recipe.model.path.startswith("builtin:"):
         lines.append(
-            "next: your own model:  rlhf-peft recipes copy quickstart my.yaml model.path=Qwen/Qwen3-0.6B"
+            "next: your own model, prompts and reward:  rlhf-peft recipes copy start my.yaml model.path=MODEL "
+            "stages.rl.dataset.path=PROMPTS"
         )
     role = "reward" if kinds == {"reward_model"} else "policy"
-    lines.append(f"next: go on from it:  rlhf-peft run RECIPE stages.rl.init.{role}={folder}")
+    lines.append(f"next: continue from it:  rlhf-peft run RECIPE stages.rl.init.{role}={folder}")
     return lines
 
 

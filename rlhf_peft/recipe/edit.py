@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import RecipeError
+from ..scrub import scrub
 from .dump import to_yaml
 from .load import load, open_source
 from .overrides import apply_overrides
@@ -18,8 +19,8 @@ from .source import Loc, Source, parse
 def edited(source: str, overrides: Iterable[str] = ()) -> str:
     """The text of a recipe with overrides written in, fit to stand in another folder.
 
-    Values that the recipe has are replaced where they stand; where a key is new, the recipe is written afresh
-    under its opening comment.
+    Values that the recipe has are replaced where they stand; where a key is new, the recipe is written afresh.
+    Its opening comment says what it was made from.
 
     Args:
         source: a path or the name of a shipped recipe.
@@ -35,7 +36,14 @@ def edited(source: str, overrides: Iterable[str] = ()) -> str:
     if problems:
         raise RecipeError(read.label, problems)
     changed = [*written, *resolve_paths(read.data, read.folder, written)]
-    return _spliced(read, changed) or _opening(read.text) + to_yaml(read.data)
+    text = _spliced(read, changed) or to_yaml(read.data)
+    return _header(source, overrides) + text.removeprefix(_opening(text))
+
+
+def _header(source: str, overrides: list[str]) -> str:
+    """The opening comment of a copy: what was said of the recipe need not be true of it any more."""
+    changed = f", with {' '.join(overrides)}" if overrides else ""
+    return "".join(f"# {line}\n" for line in scrub(f"From the recipe {source}{changed}.").splitlines())
 
 
 def _spliced(source: Source, changed: Iterable[Loc]) -> str | None:

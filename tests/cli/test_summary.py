@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from rlhf_peft.api import Result
-from rlhf_peft.cli.summary import _samples, next_lines
+from rlhf_peft.cli.summary import _samples, next_lines, rows
 from rlhf_peft.recipe import load
 
 
@@ -17,7 +17,7 @@ from rlhf_peft.recipe import load
         ("reward-model", "rlhf-peft report x", "rlhf-peft chat"),
         ("sft", "rlhf-peft export x", "init.reward"),
         ("ppo", "rlhf-peft chat x", "init.reward"),
-        ("quickstart", "recipes copy quickstart my.yaml", "init.reward"),
+        ("quickstart", "recipes copy start my.yaml", "init.reward"),
     ],
 )
 def test_next_lines_fit_the_stages(tmp_path, monkeypatch, name, there, absent):
@@ -32,3 +32,31 @@ def test_what_a_model_writes_is_no_markup():
     _samples(console, [{"prompt": "p", "before": "x [/INST] y", "after": "arr[i] = b[j]"}])
     told = console.export_text()
     assert "x [/INST] y" in told and "arr[i] = b[j]" in told
+
+
+def outcome(low, high, n=64.0):
+    keys = ("completions/mean_length", "completions/eos_rate", "distinct_2", "kl", "rewards/gold/mean")
+    figures = {f"eval/{key}": 0.5 for key in keys}
+    change = {"eval/rewards/gold/mean": {"mean": (low + high) / 2, "low": low, "high": high, "n": n}}
+    return {"before": figures, "after": figures, "differences": change}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.1, 0.3, "0.500 -> 0.500  (+0.100 to +0.300 at 95 %, n = 64)"),
+        (-0.1, 0.3, "0.500 -> 0.500  (-0.100 to +0.300 at 95 %, n = 64; within noise)"),
+    ],
+)
+def test_a_change_has_its_interval(low, high, said):
+    assert ("rl", "held-out gold", said) in rows("rl", "rl", outcome(low, high))
+
+
+def test_ranked_pairs_have_their_interval():
+    metrics = {"eval/accuracy": 0.75, "eval/margin": 1.0, "eval/ece": 0.1}
+    shown = rows("reward_model", "rm", {"metrics": metrics, "held_out": 100})
+    assert shown[0] == (
+        "rm",
+        "held-out pairs ranked correctly",
+        "0.750 of 100 pairs (0.657 to 0.825 at 95 %)",
+    )

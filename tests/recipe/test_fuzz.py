@@ -195,4 +195,4 @@ def test_an_edited_recipe_is_what_the_override_would_load(tmp_path, key, value):
     text = edited(str(path), [override])
     path.write_text(text)
     assert load(path) == expected
-    assert text.startswith("# A test recipe.\n")
+    assert text.startswith(f"# From the recipe {path}, with ")

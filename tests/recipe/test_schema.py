@@ -94,12 +94,15 @@ def test_editing_keeps_the_comments_where_values_are_replaced(tmp_path):
     assert text.count("\n") == GRPO.count("\n")
 
 
-def test_editing_with_a_new_key_writes_the_recipe_afresh_under_its_comment(tmp_path, monkeypatch):
+def test_editing_with_a_new_key_writes_the_recipe_afresh_under_a_comment_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "r.yaml"
     path.write_text(GRPO)
     text = edited(str(path), ["seed=5", "stages.sft.dataset.path=here.csv"])
-    assert text.startswith("# A test recipe.\nversion: 1\n")
+    assert text.startswith(
+        f"# From the recipe {path}, with seed=5 stages.sft.dataset.path=here.csv.\nversion: 1\n"
+    )
+    assert "A test recipe" not in text
     path.write_text(text)
     assert load(path).seed == 5
     assert load(path).stages[0].dataset.path == str(tmp_path / "here.csv")

@@ -27,7 +27,7 @@ def outcome(last: dict[str, float], before: Answers | None, after: Answers | Non
         "metrics": {key: value for key, value in last.items() if not key.startswith("eval/")}
     }
     if before is not None and after is not None:
-        out |= {"before": before.metrics, "after": after.metrics}
+        out |= {"before": before.metrics, "after": after.metrics, "differences": differences(before, after)}
         out["samples"] = [
             {
                 "prompt": prompt,
@@ -46,6 +46,36 @@ def outcome(last: dict[str, float], before: Answers | None, after: Answers | Non
             )
         ]
     return out
+
+
+def differences(before: Answers, after: Answers) -> dict[str, dict[str, float]]:
+    """How much each held-out figure has changed, with the 95 % interval of the mean change.
+
+    Both evaluations answer the same prompts with the same seeds, so the change is taken prompt by prompt, and the
+    interval is the percentile bootstrap over prompts (see `maths.bootstrap_interval`).
+
+    Args:
+        before: of N prompts.
+        after: of the same.
+
+    Returns:
+        By the name of the figure: `mean`, `low`, `high`, and `n`, the prompts that both have a value for.
+    """
+    pairs = {"eval/reward": (before.scoring.scores, after.scoring.scores)}
+    for name, values in after.scoring.components.items():
+        pairs[f"eval/rewards/{name}/mean"] = before.scoring.components[name], values
+    lengths = (before.rollout.completion_lengths, after.rollout.completion_lengths)
+    pairs["eval/completions/mean_length"] = lengths[0].float(), lengths[1].float()
+    ended = [torch.tensor([float(how != "length") for how in a.rollout.finish]) for a in (before, after)]
+    pairs["eval/completions/eos_rate"] = ended[0], ended[1]
+    found = {}
+    for name, (first, second) in pairs.items():
+        change = (second - first).double().cpu()
+        change = change[~change.isnan()]
+        if len(change):
+            low, high = maths.bootstrap_interval(change, torch.Generator().manual_seed(0))
+            found[name] = {"mean": float(change.mean()), "low": low, "high": high, "n": float(len(change))}
+    return found
 
 
 def sampled_rows(scored: Scored) -> Scored:
