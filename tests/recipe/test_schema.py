@@ -87,7 +87,7 @@ def test_shipped_recipes():
 def test_editing_keeps_the_comments_where_values_are_replaced(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(GRPO.replace("seed", "seed").replace("name: grpo", "name: grpo  # mine"))
-    assert edited(str(path)) == path.read_text()
+    assert edited(str(path)) == path.read_text().replace("# A test recipe.", f"# From the recipe {path}.")
     text = edited(str(path), ["name=other", "stages.rl.algorithm.beta=0.2"])
     assert "name: other  # mine\n" in text
     assert "beta: 0.2\n" in text
