@@ -5,6 +5,7 @@ Results go to stdout, everything else to stderr. Nothing heavy is imported until
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -22,6 +23,19 @@ from ..scrub import scrub
 from .app import PROGRAM, Settings, app
 
 __all__ = ["execute", "main"]
+
+ELSEWHERE = "Name another place to write to, or change its permissions."
+ROOM = "Make room on that disk, or name a place on another one."
+FILE_SYSTEM = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ELSEWHERE),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), "Look at the path."
+    ),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "The disk does not work: look at it before you go on."),
+    errno.EMFILE: "Raise the limit of open files: ulimit -n 4096.",
+}
+"""What the operating system refuses for reasons that are no mistake of this program: error number to a remedy."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -86,6 +100,9 @@ def _told(error: BaseException, settings: Settings) -> int:
     if hasattr(error, "format_message"):
         _say(f"error: {_usage(error)}")
         return EXIT_USAGE
+    if isinstance(error, OSError) and error.errno in FILE_SYSTEM:
+        _say(_noted(f"error: {_refused(error)}", error))
+        return EXIT_FAILED
     message = " ".join(str(error).split())
     told = f"error: unexpected {type(error).__name__}{': ' if message else ''}{message}"
     told = _noted(told, error)
@@ -97,6 +114,13 @@ def _noted(message: str, error: BaseException) -> str:
     """A message with what was noted on the error: where a run can go on, say."""
     notes = getattr(error, "__notes__", [])
     return " ".join([message if message.endswith(".") else f"{message}.", *notes]) if notes else message
+
+
+def _refused(error: OSError) -> str:
+    """What the file system has refused, in one sentence, and what to do about it."""
+    where = f"{error.filename}: " if error.filename else ""
+    assert error.errno is not None
+    return f"{where}{os.strerror(error.errno)}. {FILE_SYSTEM[error.errno]}"
 
 
 def _usage(error: Any) -> str:

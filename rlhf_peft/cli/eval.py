@@ -58,6 +58,7 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Reward, win rate against the reference, KL and length on held-out prompts, with 95 % intervals."""
+    from ..atomic import write_output
     from ..recipe import RewardEntry
     from ..runs import plain
     from ..trained import open_run
@@ -83,7 +84,7 @@ def evaluate(
         show(found)
     if samples is not None:
         lines = (json.dumps(plain(row), ensure_ascii=False) for row in found.samples)
-        samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_output(samples, "".join(f"{line}\n" for line in lines))
         print(f"written: {samples}", file=sys.stderr)
 
 

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..atomic import sync, sync_folder, write_text
 from ..errors import CheckpointError, RunFolderError
 from .folder import plain
-from .manifest import sha256, sync_folder, write_whole
+from .manifest import sha256
 from .places import remove
 
 FOLDER = "checkpoints"
@@ -77,7 +78,7 @@ class Checkpoints:
             fill(aside)
             files = sorted(path for path in aside.rglob("*") if path.is_file())
             for file in files:
-                _sync(file)
+                sync(file)
             hashes = {file.relative_to(aside).as_posix(): sha256(file) for file in files}
             number = max((found["number"] for _, found in self._listed()), default=0) + 1
             written = {
@@ -89,7 +90,7 @@ class Checkpoints:
             }
             written = json.loads(json.dumps(plain(written), allow_nan=False))
             text = json.dumps({**written, SEAL: _seal(written)}, indent=2, ensure_ascii=False)
-            write_whole(aside / FILE, text + "\n")
+            write_text(aside / FILE, text + "\n")
             for folder in {file.parent for file in files}:
                 sync_folder(folder)
             target = self.folder / name
@@ -181,8 +182,3 @@ def _seal(info: Mapping[str, Any]) -> str:
     """sha256 of all that is written down of a checkpoint."""
     text = json.dumps(info, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())

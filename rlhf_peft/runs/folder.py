@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 from filelock import BaseFileLock
 
+from ..atomic import write_text
 from ..errors import RunFolderError
 from ..scrub import scrub
 from .lock import lock
@@ -38,7 +39,6 @@ from .manifest import (
     sha256,
     versions,
     write_manifest,
-    write_whole,
 )
 from .places import check_free, check_inside, check_links, remove
 
@@ -201,7 +201,7 @@ class RunFolder:
         """Write recipe.yaml, without credentials."""
         self.make()
         clean = without_credentials(text)
-        write_whole(self.path / RECIPE, clean)
+        write_text(self.path / RECIPE, clean)
         self._recipe = yaml.safe_load(clean)
 
     @property
