@@ -23,9 +23,9 @@ from .engine.source import hardware, resolve_device
 from .errors import CheckpointError, ModelError, RunFolderError, UsageError
 from .recipe import DatasetSource, PreferenceStage, Recipe, dump, load
 from .registry import Registry
+from .resuming import begun
 from .runs import (
     Check,
-    Checkpoint,
     Checkpoints,
     Elsewhere,
     RunFolder,
@@ -170,7 +170,7 @@ def run(
         UsageError: the recipe, the data, the model or the folder cannot be used; nothing was trained.
         RlhfPeftError: the run failed or was stopped by a guard.
     """
-    begun = time.perf_counter()
+    clock = time.perf_counter()
     registry = registry or Registry.load()
     _check_tracking(recipe)
     ranks = Ranks()
@@ -179,11 +179,13 @@ def run(
 
     if resume and resume_from is None and _finished(recipe.run_folder):
         return Result(recipe.run_folder, _results(recipe.run_folder))
-    found = _checkpoint(recipe, resume_from) if resume or resume_from else None
+    taken = begun(recipe, resume_from, allow_changed) if resume or resume_from else None
+    found = None if taken is None else taken.checkpoint
 
     def begin(folder: RunFolder) -> None:
         assert ctx is not None
-        if found is not None:
+        if found is not None and taken is not None:
+            taken.bring_back(folder)
             ctx.saver.checkpoints.forget_after(found.info["number"])
             folder.update_manifest(stages_done=found.info["stages"])
         folder.write_recipe(dump(recipe))
@@ -194,17 +196,13 @@ def run(
             folder.copy_code(file)
         registry.broadcast("rlhf_peft_run_start", run=ctx.view)
 
-    if found is not None and ranks.main and (others := other_versions(read_manifest(recipe.run_folder))):
-        log.warning(
-            "%s was written with %s. It goes on, but need not end as it would have there.",
-            recipe.run_folder,
-            others,
-        )
-
     # Until a stage has its first figures nothing is written, and a run that is to be replaced stays as it is.
     folder: RunFolder = Elsewhere(recipe.run_folder)
-    if ranks.main and found is not None:
-        folder = RunFolder.resume(recipe.output_dir, recipe.name, lines=found.info["lines"], made=begin)
+    if ranks.main and taken is not None:
+        lines = taken.checkpoint.info["lines"]
+        folder = RunFolder.resume(
+            recipe.output_dir, recipe.name, lines=lines, manifest=taken.manifest, made=begin
+        )
     elif ranks.main:
         folder = RunFolder.plan(recipe.output_dir, recipe.name, overwrite=overwrite or resume, made=begin)
     result = Result(folder.path)
@@ -234,6 +232,7 @@ def run(
             last = outcome.get("metrics", {})
             ctx.saver.finished(stage)
             folder.stage_done(stage.name)
+        folder.make()
         status = "done"
     except BaseException as error:
         stopped = getattr(error, "exit_code", 1) == 3 or isinstance(error, KeyboardInterrupt)
@@ -250,7 +249,7 @@ def run(
         folder.release()
         library_messages.write_to(None)
     ranks.stop()
-    result.seconds = time.perf_counter() - begun
+    result.seconds = time.perf_counter() - clock
     return result
 
 
@@ -279,28 +278,6 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
     return {} if found is None else dict(found.info["results"])
 
 
-def _checkpoint(recipe: Recipe, name: str | None) -> Checkpoint | None:
-    """What a run is resumed from; None where there is nothing yet.
-
-    Raises:
-        RunFolderError: the one that is asked for is not there, or is damaged, or all that there are.
-    """
-    checkpoints = Checkpoints(recipe.run_folder)
-    if name is not None:
-        return checkpoints.read(name)
-    found, wrong = checkpoints.newest()
-    if found is None:
-        if not wrong:
-            return None
-        raise RunFolderError(
-            f"{wrong[0]}. No checkpoint of {recipe.run_folder} is whole, and nothing was touched: bring one back from "
-            "a copy, or begin again with --overwrite."
-        )
-    for damage in wrong:
-        log.warning("%s. Going on from %s.", damage, found.name)
-    return found
-
-
 def _finish(folder: RunFolder, status: str) -> None:
     """Close the run; a full disk does not hide why it ended."""
     try:
@@ -322,27 +299,29 @@ def _save(saver: Saver, error: BaseException) -> None:
         error.add_note(f"Checkpoint {name} is safe. {after}: the same command with --resume.")
 
 
-def _take_up(begun: Path, ctx: Context) -> int:
+def _take_up(earlier: Path, ctx: Context) -> int:
     """Make the base, and the run's folder, what they were when an earlier run ended; returns its number of stages.
 
     Raises:
         RunFolderError: it is not finished, or its stages are not the recipe's first.
     """
-    done = read_manifest(begun).get("stages_done", [])
+    done = read_manifest(earlier).get("stages_done", [])
     first = [stage.name for stage in ctx.recipe.stages[: len(done)]]
-    if read_manifest(begun).get("status") != "done" or done != first:
-        raise RunFolderError(f"{begun}: not a finished run of the stages {', '.join(first) or '(none)'}.")
-    roles = [folder.name for folder in sorted((begun / "adapters").glob("*"))]
+    if read_manifest(earlier).get("status") != "done" or done != first:
+        raise RunFolderError(f"{earlier}: not a finished run of the stages {', '.join(first) or '(none)'}.")
+    roles = [folder.name for folder in sorted((earlier / "adapters").glob("*"))]
     if POLICY in roles:
-        ctx.base.load_role(POLICY, str(begun))
+        ctx.base.load_role(POLICY, str(earlier))
     if any(role.startswith("reward") for role in roles):
-        ctx.base.load_ensemble("reward", str(begun))
+        ctx.base.load_ensemble("reward", str(earlier))
     ctx.run.make()
-    shutil.copytree(begun / "adapters", ctx.run.path / "adapters")
+    shutil.copytree(earlier / "adapters", ctx.run.path / "adapters")
+    for role in roles:
+        ctx.run.wrote_adapter(role)
     for name in ("metrics.jsonl", "samples.jsonl"):
-        if (begun / name).is_file():
-            shutil.copyfile(begun / name, ctx.run.path / name)
-    ctx.run.update_manifest(stages_done=done, begun=begun.name)
+        if (earlier / name).is_file():
+            shutil.copyfile(earlier / name, ctx.run.path / name)
+    ctx.run.update_manifest(stages_done=done, begun=earlier.name)
     ctx.saver.stages = list(done[:-1])
     ctx.saver.finished(ctx.recipe.stages[len(done) - 1])
     return len(done)

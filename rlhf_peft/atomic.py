@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_ASIDE = re.compile(r"\..*\.(?P<process>\d+)\.tmp")
+_ASIDE = re.compile(r"\..*\.(?P<process>\d+)\.rlhf-peft\.tmp")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,7 +24,6 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written, and names the file; what stood there before is as it was.
     """
-
     write_file(path, lambda aside: _put(aside, text))
 
 
@@ -111,6 +110,33 @@ def folder(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def files(path: Path) -> Iterator[Path]:
+    """A folder to fill, whose files then take the place of those in `path`; files of other names stay there.
+
+    Args:
+        path: of the folder that the files go to; made where it is missing.
+
+    Raises:
+        OSError: they cannot be written, and names `path`; what stood there before is as it was.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    aside = _aside(path / "files")
+    aside.mkdir()
+    try:
+        with naming(path, FULL):
+            yield aside
+            written = sorted(aside.iterdir())
+            for file in written:
+                sync(file)
+        for file in written:
+            os.replace(file, path / file.name)
+        sync_folder(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _stays(path: Path) -> bool:
     """Whether an empty folder cannot give way to another one: it is the current one, a disk of its own, or a link."""
     return path.resolve() == Path.cwd() or os.path.ismount(path) or path.is_symlink()
@@ -134,7 +160,7 @@ def _put(path: Path, text: str) -> None:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}.rlhf-peft.tmp")
 
 
 def _left_over(path: Path) -> bool:

@@ -52,7 +52,7 @@ def test_an_output_goes_through_a_link_and_into_a_device(tmp_path):
     assert not os.path.isfile("/dev/null")
     if os.path.exists("/dev/full"):
         (tmp_path / "full").symlink_to("/dev/full")
-        with pytest.raises(OSError, match="No space left on device.*full"):
+        with pytest.raises(OSError, match=r"No space left on device.*full"):
             atomic.write_output(tmp_path / "full", "x")
 
 
@@ -119,6 +119,6 @@ def test_the_current_folder_stays_the_same_one(tmp_path, monkeypatch):
 
 
 def test_what_a_living_process_writes_is_left_alone(tmp_path):
-    (tmp_path / f".out.{os.getppid()}.tmp").mkdir()
+    (tmp_path / f".out.{os.getppid()}.rlhf-peft.tmp").mkdir()
     fill(tmp_path / "out")
     assert len(os.listdir(tmp_path)) == 2

@@ -108,8 +108,14 @@ class Checkpoints:
             raise
         return Checkpoint(target, written)
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest one that is whole, as is the one that its stage began with; and what is wrong with newer ones."""
+    def newest(
+        self, check: Callable[[Checkpoint], Any] = lambda found: None
+    ) -> tuple[Checkpoint | None, list[str]]:
+        """The newest one that is whole, as is the one that its stage began with; and what is wrong with newer ones.
+
+        Args:
+            check: raises RunFolderError for one that cannot be used.
+        """
         wrong = [
             f"{path}: not a checkpoint that this version reads, or one whose {FILE} is damaged"
             for path in self._folders()
@@ -120,6 +126,7 @@ class Checkpoints:
                 found = self.read(path.name)
                 if found.info.get("begun") is not None:
                     self.read(found.info["begun"])
+                check(found)
             except RunFolderError as error:
                 wrong.append(str(error))
                 continue
@@ -142,6 +149,12 @@ class Checkpoints:
             if sha256(path / file) != digest:
                 raise RunFolderError(f"{path}: {file} is damaged, its hash is another than was written down")
         return Checkpoint(path, info)
+
+    def hash_of(self, name: str, file: str) -> str | None:
+        """The hash that was written down of a checkpoint's file; None where it has no such file."""
+        info = _read(self.folder / name)
+        found = None if info is None else info["files"].get(file)
+        return None if found is None else str(found)
 
     def forget_after(self, number: int) -> None:
         """Remove what came after one, and what was left by a process that was killed while it wrote."""

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,21 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_text(folder / FILE, text + "\n")
 
 
+class ManifestLost(RunFolderError):
+    """A folder has no manifest, or one that is empty or cut short."""
+
+
+def rebuilt(folder: Path, stages: Sequence[str]) -> dict[str, Any]:
+    """A manifest for a run whose own one was lost.
+
+    Args:
+        folder: of the run.
+        stages: that are done.
+    """
+    made = {"format": FORMAT, "version": VERSION, "name": folder.name, "status": "running"}
+    return {**made, "stages_done": list(stages), "versions": versions()}
+
+
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of a run folder.
 
@@ -86,9 +101,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunFolderError(f"{folder}: not a run folder, it has no {FILE}") from None
+        raise ManifestLost(f"{folder}: not a run folder, it has no {FILE}.{remedy(path.parent)}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path}: not readable as JSON: {error}") from None
+        raise ManifestLost(f"{path}: not readable as JSON: {error}.{remedy(path.parent)}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RunFolderError(f"{path}: not the manifest of a run of rlhf-peft")
     found = manifest.get("version")
@@ -100,6 +115,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         if not isinstance(manifest.get(key, kind()), kind):
             raise RunFolderError(f"{path}: {key} is {type(manifest[key]).__name__}, expected {kind.__name__}")
     return manifest
+
+
+def remedy(folder: Path) -> str:
+    """What to do about a run whose manifest is lost; empty where nothing can be done."""
+    if not any(folder.glob("checkpoints/*/checkpoint.json")):
+        return ""
+    return f" It holds checkpoints: rlhf-peft run RECIPE --resume goes on from them and makes {FILE} again."
 
 
 def is_run(folder: Path) -> bool:

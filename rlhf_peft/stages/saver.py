@@ -39,6 +39,8 @@ class Moment:
         roles: those that training has changed.
         state: everything else that it has changed, as JSON, and its tensors.
         lines: bytes of each file of lines.
+        line_hashes: sha256 of each.
+        artifacts: sha256 of each file of an adapter that is written down by then.
         stages: those that are done by then.
         saved: whether it is written down.
     """
@@ -49,6 +51,8 @@ class Moment:
     state: Any
     tensors: dict[str, Tensor]
     lines: dict[str, int]
+    line_hashes: dict[str, str]
+    artifacts: dict[str, str]
     stages: list[str]
     saved: bool = False
 
@@ -140,7 +144,9 @@ class Saver:
     ) -> None:
         held = {role: self.base.hold(role) for role in roles}
         packed, tensors = pack({**state, "random": random_state()})
-        self._moment = Moment(stage, step, held, packed, tensors, self.run.lines(), stages)
+        run = self.run
+        written = (run.lines(), run.line_hashes(), run.adapters())
+        self._moment = Moment(stage, step, held, packed, tensors, *written, stages)
 
     def save(self, stage: StageBase | None = None, figures: Mapping[str, float] | None = None) -> str | None:
         """Write down what is remembered, unless it is already; returns the newest checkpoint's name.
@@ -159,6 +165,8 @@ class Saver:
             "step": moment.step,
             "begun": None if moment.step == DONE else self._begun,
             "lines": moment.lines,
+            "line_hashes": moment.line_hashes,
+            "artifacts": moment.artifacts,
             "stages": moment.stages,
             "best": self._best,
             "results": self.results,
@@ -166,6 +174,7 @@ class Saver:
         }
         written = self.checkpoints.save(moment.name, info, lambda folder: _write(moment, folder))
         moment.saved = True
+        self.run.update_manifest(checkpoint=written.name)
         self.told(moment.stage, moment.step, written.path)
         if stage is not None:
             self._prune(stage, moment)

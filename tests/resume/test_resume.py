@@ -265,7 +265,7 @@ def test_a_figure_that_is_not_a_number_is_never_the_best(tmp_path, whole):
     from rlhf_peft.stages.saver import Moment, Saver
 
     saver = Saver(None, None, None, {})
-    moment = lambda step: Moment("rl", step, {}, {}, {}, {}, [])  # noqa: E731
+    moment = lambda step: Moment("rl", step, {}, {}, {}, {}, {}, {}, [])  # noqa: E731
     stage = pipeline(tmp_path, rl={"checkpoint": {"keep_best": "kl"}}).stages[-1]
     for step, value in enumerate([float("nan"), 1.0, float("nan"), 0.5], start=1):
         saver._note_best(stage, moment(step), {"kl": value})
