@@ -23,18 +23,27 @@ from .engine.source import hardware, resolve_device
 from .errors import CheckpointError, ModelError, RunFolderError, UsageError
 from .recipe import DatasetSource, PreferenceStage, Recipe, dump, load
 from .registry import Registry
-from .resuming import begun
+from .resuming import begun, is_finished, refuse_changes
 from .runs import (
     Check,
     Checkpoints,
     Elsewhere,
     RunFolder,
-    is_run,
     other_versions,
     read_manifest,
     verify_files,
 )
-from .stages import Context, Ranks, Reporter, Saver, fingerprints, lora_spec, read_source, runner
+from .stages import (
+    Context,
+    Ranks,
+    Reporter,
+    Saver,
+    changed_keys,
+    fingerprints,
+    lora_spec,
+    read_source,
+    runner,
+)
 
 log = logging.getLogger("rlhf_peft")
 
@@ -177,7 +186,8 @@ def run(
     ctx: Context | None = None
     reporter = reporter if reporter is not None and ranks.main else Silent()
 
-    if resume and resume_from is None and _finished(recipe.run_folder):
+    if resume and resume_from is None and is_finished(recipe.run_folder):
+        refuse_changes(recipe, code_files)
         return Result(recipe.run_folder, _results(recipe.run_folder))
     taken = begun(recipe, resume_from, allow_changed) if resume or resume_from else None
     found = None if taken is None else taken.checkpoint
@@ -218,6 +228,7 @@ def run(
         ctx = Context(recipe, base, registry, folder, reporter, result.stages, ranks)
         ctx.saver.fingerprints = fingerprints(recipe, registry, base, code_files)
         ctx.saver.allowed = allow_changed
+        ctx.saver.changed = changed_keys(recipe.run_folder, recipe)
         done = 0
         if found is not None:
             done = len(ctx.saver.take_up(found))
@@ -265,11 +276,6 @@ def _check_tracking(recipe: Recipe) -> None:
     for name in recipe.tracking:
         if name not in there:
             raise UsageError(f"tracking: {name} is not installed here. Type:  pip install {name}")
-
-
-def _finished(folder: Path) -> bool:
-    """Whether a run that has ended is there."""
-    return folder.is_dir() and is_run(folder) and read_manifest(folder).get("status") == "done"
 
 
 def _results(folder: Path) -> dict[str, dict[str, Any]]:

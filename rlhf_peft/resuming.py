@@ -6,18 +6,20 @@ Nothing is written here except by `bring_back`, which is called once the run goe
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import RunFolderError
 from .recipe import Recipe
-from .runs import Checkpoint, Checkpoints, RunFolder, other_versions, read_manifest
-from .runs.manifest import ManifestLost, rebuilt
+from .runs import Checkpoint, Checkpoints, RunFolder, is_run, other_versions, read_manifest
+from .runs.manifest import ManifestLost, rebuilt, sha256
 from .runs.restore import adapters_at, copies, lost_files, lost_lines, restore
+from .stages.changes import changed_keys, told
 
 log = logging.getLogger("rlhf_peft")
+CAME_BACK = "%s: %s had been damaged or removed, and came back from a checkpoint."
 LINES = "metrics.jsonl"
 """The name by which --allow-changed accepts that lines of a run are gone."""
 
@@ -42,15 +44,45 @@ class Begun:
         damaged = [name for name in lost_files(folder.path, self.adapters) if name in noted]
         restore(folder.path, self.adapters)
         # What was written after the checkpoint is another file too, and is no damage.
-        told = [name for name in damaged if noted[name] == self.adapters[name]]
-        if told:
-            log.warning(
-                "%s: %s had been damaged or removed, and came back from a checkpoint.",
-                folder.path,
-                ", ".join(told),
-            )
+        came_back = [name for name in damaged if noted[name] == self.adapters[name]]
+        if came_back:
+            log.warning(CAME_BACK, folder.path, ", ".join(came_back))
         others = {name: found for name, found in noted.items() if not name.startswith("adapters/")}
         folder.update_manifest(artifacts={**others, **self.adapters})
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run that has ended is there."""
+    return run.is_dir() and is_run(run) and read_manifest(run).get("status") == "done"
+
+
+def refuse_changes(recipe: Recipe, code: Sequence[Path] = ()) -> None:
+    """Let nobody take a finished run for one with other settings; bring back what it has lost of its adapters.
+
+    Args:
+        recipe: that the run is asked for with.
+        code: files of plugins and rewards that it is asked for with.
+
+    Raises:
+        RunFolderError: the run was made with another recipe, or other code, or is damaged for good.
+    """
+    run = recipe.run_folder
+    manifest = read_manifest(run)
+    keys = changed_keys(run, recipe)
+    then = manifest.get("code", {}).values()
+    files = [file.name for file in code if sha256(file) not in then]
+    told_keys = [told(keys)] if keys else []
+    differences = [*told_keys, *(f"{name} has another content" for name in files)]
+    if differences:
+        raise RunFolderError(
+            f"{run}: holds a finished run, which --resume leaves as it is, and what is asked for now is another one: "
+            f"{', '.join(differences)}. Train it under another name with name=..., or replace the run with --overwrite."
+        )
+    noted = {
+        name: found for name, found in manifest.get("artifacts", {}).items() if name.startswith("adapters/")
+    }
+    if lost := restore(run, noted):
+        log.warning(CAME_BACK, run, ", ".join(lost))
 
 
 def begun(recipe: Recipe, name: str | None, allowed: Collection[str] = ()) -> Begun | None:

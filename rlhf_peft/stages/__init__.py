@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from .changes import changed_keys
 from .context import Context, Reporter, StageRunner, lora_spec, read_source, split_rows
 from .fingerprints import fingerprints
 from .ranks import Ranks
@@ -26,6 +27,7 @@ __all__ = [
     "Reporter",
     "Saver",
     "StageRunner",
+    "changed_keys",
     "fingerprints",
     "lora_spec",
     "read_source",

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..engine import REFERENCE, SharedBase
 from ..engine.artifacts import HEAD_FILE, Held, read_role, write
-from ..engine.fingerprint import short
 from ..errors import RunFolderError
 from ..recipe.schema import StageBase
 from ..runs import Checkpoint, Checkpoints, RunFolder
+from .changes import Keys, describe
 from .state import pack, random_state, set_random_state, unpack
 
 DONE = "done"
@@ -73,6 +73,7 @@ class Saver:
         results: stage name to what it returned.
         fingerprints: of what must not change between two parts of a run, name to digest.
         allowed: names of those that may change all the same.
+        changed: keys of the recipe that are others than when the run was last written.
         stages: those that are done.
         replaying: a stage is being set up again, which writes nothing.
     """
@@ -83,6 +84,7 @@ class Saver:
     results: dict[str, dict[str, Any]]
     fingerprints: dict[str, str] = field(default_factory=dict)
     allowed: Collection[str] = ()
+    changed: Keys = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     replaying: bool = False
     _moment: Moment | None = None
@@ -241,7 +243,7 @@ class Saver:
         refused = [name for name in changed if name not in self.allowed]
         if refused:
             told = [
-                f"{name} changed ({short(before.get(name))} -> {short(self.fingerprints.get(name))})"
+                describe(name, before.get(name), self.fingerprints.get(name), self.changed)
                 for name in refused
             ]
             raise RunFolderError(
