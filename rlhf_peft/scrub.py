@@ -16,8 +16,25 @@ SHORTEST = 8
 HIDDEN = "***"
 
 _SECRET_WORDS = frozenset(
-    "KEY KEYS APIKEY TOKEN TOKENS SECRET SECRETS PASS PASSWORD PASSWORDS PASSWD PASSPHRASE PWD PAT CREDENTIAL "
-    "CREDENTIALS AUTHORIZATION".split()
+    [
+        "KEY",
+        "KEYS",
+        "APIKEY",
+        "TOKEN",
+        "TOKENS",
+        "SECRET",
+        "SECRETS",
+        "PASS",
+        "PASSWORD",
+        "PASSWORDS",
+        "PASSWD",
+        "PASSPHRASE",
+        "PWD",
+        "PAT",
+        "CREDENTIAL",
+        "CREDENTIALS",
+        "AUTHORIZATION",
+    ]
 )
 """An environment variable is secret where one of its words is one of these."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")

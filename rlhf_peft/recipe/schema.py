@@ -6,6 +6,8 @@ plugin's own options; the registry validates those. A recipe names registered th
 
 from __future__ import annotations
 
+import json
+import keyword
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,6 +69,52 @@ Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
 NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 
 
+RENDERING = frozenset(
+    [
+        "conversation",
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+        "kwargs",
+        "self",
+    ]
+)
+"""Arguments of a tokenizer's `apply_chat_template` that are not the template's own."""
+JINJA = frozenset({"true", "false", "none", "loop", "caller", "varargs", "super", "context"})
+
+
+def check_template_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments themselves, or ValueError: their names become names in a template, their values literals."""
+    for name, value in given.items():
+        if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name in JINJA:
+            raise ValueError(
+                f"{name!r} cannot be an argument of a chat template: give a name of letters, digits and '_'"
+            )
+        if name in RENDERING:
+            raise ValueError(f"{name!r} is set by rlhf-peft itself. Leave it out")
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError(
+                f"{name} holds a number that is not finite, which no template can hold"
+            ) from None
+    return given
+
+
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(check_template_arguments)]
+
+
 class Section(BaseModel):
     """A part of the recipe whose keys are all known."""
 
@@ -115,7 +163,7 @@ class Model(Section):
     tokens_per_forward: Count = Field(
         16384, description="Most tokens, padding included, in one forward; micro-batches follow from it."
     )
-    chat_template_kwargs: dict[str, Any] = Field(
+    chat_template_kwargs: TemplateArguments = Field(
         default_factory=dict, description="Passed to the chat template, such as `enable_thinking: false`."
     )
 

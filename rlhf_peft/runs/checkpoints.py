@@ -20,8 +20,9 @@ from typing import Any
 
 from ..atomic import sync, sync_folder, write_text
 from ..errors import CheckpointError, RunFolderError
+from ..small import read_small
 from .folder import plain
-from .manifest import sha256
+from .manifest import MOST_BYTES, sha256
 from .places import remove
 
 FOLDER = "checkpoints"
@@ -184,7 +185,7 @@ class Checkpoints:
 def _read(path: Path) -> dict[str, Any] | None:
     """What is written down of a checkpoint; None where that cannot be read."""
     try:
-        info = json.loads((path / FILE).read_text(encoding="utf-8"))
+        info = json.loads(read_small(path / FILE, MOST_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(info, dict) and info.get("format") == FORMAT and info.get("version") == VERSION

@@ -14,10 +14,12 @@ from .. import __version__
 from ..atomic import write_text
 from ..errors import RunFolderError
 from ..scrub import scrub
+from ..small import read_small
 
 FILE = "manifest.json"
 FORMAT = "rlhf-peft run"
 VERSION = 1
+MOST_BYTES = 16 * 2**20
 STATUSES = ("running", "done", "failed", "stopped")
 PACKAGES = (
     "torch",
@@ -99,7 +101,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / FILE
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_small(path, MOST_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise ManifestLost(f"{folder}: not a run folder, it has no {FILE}.{remedy(path.parent)}") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -14,6 +14,8 @@ from ..dotted import recipe_keys
 from ..engine.fingerprint import DIGEST
 from ..recipe import Recipe, dump
 from ..runs.folder import RECIPE, without_credentials
+from ..runs.manifest import MOST_BYTES
+from ..small import read_small
 from .fingerprints import FREE, LOADED, MODEL_KEYS
 
 MOST = 8
@@ -37,7 +39,9 @@ def changed_keys(run: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     """
     now = recipe_keys(yaml.safe_load(without_credentials(dump(recipe))))
     try:
-        then = recipe_keys(_with_defaults(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))))
+        then = recipe_keys(
+            _with_defaults(yaml.safe_load(read_small(run / RECIPE, MOST_BYTES).decode("utf-8")))
+        )
     except (OSError, ValueError, AttributeError, yaml.YAMLError, RecursionError):
         return {}
     names = [name for name in [*now, *(then.keys() - now.keys())] if _matters(name)]

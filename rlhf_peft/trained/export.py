@@ -222,7 +222,7 @@ def _literal(value: Any) -> str:
         return "{" + ", ".join(f"{_literal(key)}: {_literal(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]"
-    return "none" if value is None else json.dumps(value)
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _pad(tokenizer: Any) -> str:

@@ -2,10 +2,12 @@ import json
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from rlhf_peft.recipe import Recipe, document, dump, edited, json_schema, load, shipped
 from rlhf_peft.recipe.messages import STAGES, keys_of
 from rlhf_peft.recipe.places import section_at
+from rlhf_peft.recipe.schema import Model
 from rlhf_peft.recipe.trl_names import OURS
 
 from .conftest import GRPO, OPTIONS
@@ -111,3 +113,28 @@ def test_a_shipped_recipe_survives_its_own_dump(name, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(dump(recipe))
     assert load(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"x is not defined %}{{ 1 }}": 1}, "cannot be an argument of a chat template"),
+        ({"a-b": 1}, "cannot be an argument"),
+        ({"": 1}, "cannot be an argument"),
+        ({"if": 1}, "cannot be an argument"),
+        ({"none": 1}, "cannot be an argument"),
+        ({"é": 1}, "cannot be an argument"),
+        ({"messages": []}, "is set by rlhf-peft itself"),
+        ({"tokenize": True}, "is set by rlhf-peft itself"),
+        ({"a": float("inf")}, "not finite"),
+        ({"a": {"b": [float("nan")]}}, "not finite"),
+    ],
+)
+def test_arguments_of_a_chat_template_are_names(given, expected):
+    with pytest.raises(ValidationError, match=expected):
+        Model(path="m", chat_template_kwargs=given)
+
+
+def test_what_a_chat_template_can_be_given():
+    given = {"enable_thinking": False, "_x1": None, "who": {"a b": ["😀", 1.5]}}
+    assert Model(path="m", chat_template_kwargs=given).chat_template_kwargs == given
