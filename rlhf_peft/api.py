@@ -21,7 +21,7 @@ from .data import require
 from .engine import POLICY, SharedBase, Source, cap
 from .engine.source import hardware, resolve_device
 from .errors import CheckpointError, ModelError, RunFolderError, UsageError
-from .recipe import DatasetSource, PreferenceStage, Recipe, dump, load
+from .recipe import DatasetSource, PreferenceStage, Recipe, check_settings, dump, load
 from .registry import Registry
 from .resuming import begun, is_finished, refuse_changes
 from .runs import (
@@ -39,6 +39,7 @@ from .stages import (
     Reporter,
     Saver,
     changed_keys,
+    check_prompts,
     fingerprints,
     lora_spec,
     read_source,
@@ -182,6 +183,7 @@ def run(
     clock = time.perf_counter()
     registry = registry or Registry.load()
     _check_tracking(recipe)
+    check_settings(recipe)
     ranks = Ranks()
     ctx: Context | None = None
     reporter = reporter if reporter is not None and ranks.main else Silent()
@@ -226,6 +228,8 @@ def run(
         base = load_base(recipe, trust_remote_code=trust_remote_code, allow_changed=allow_changed)
         ranks.start(base.device)
         ctx = Context(recipe, base, registry, folder, reporter, result.stages, ranks)
+        if ranks.main and found is None:
+            check_prompts(ctx)
         ctx.saver.fingerprints = fingerprints(recipe, registry, base, code_files)
         ctx.saver.allowed = allow_changed
         ctx.saver.changed = changed_keys(recipe.run_folder, recipe)

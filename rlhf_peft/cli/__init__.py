@@ -21,6 +21,7 @@ import typer
 from ..errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, RlhfPeftError
 from ..scrub import scrub
 from .app import PROGRAM, Settings, app
+from .terminal import only_visible
 
 __all__ = ["execute", "main"]
 
@@ -54,15 +55,16 @@ def execute(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        with _signals():
-            _invoke(arguments, settings)
-            sys.stdout.flush()
-        return EXIT_DONE
-    except typer.Exit as exit_:
-        return exit_.exit_code
-    except BaseException as error:
-        return _told(error, settings)
+    with only_visible():
+        try:
+            with _signals():
+                _invoke(arguments, settings)
+                sys.stdout.flush()
+            return EXIT_DONE
+        except typer.Exit as exit_:
+            return exit_.exit_code
+        except BaseException as error:
+            return _told(error, settings)
 
 
 def _wait_shortly() -> None:

@@ -24,6 +24,7 @@ from .options import (
     find_run,
     open_registry,
 )
+from .terminal import make_console
 
 if TYPE_CHECKING:
     from ..trained.evaluate import Evaluation
@@ -107,11 +108,9 @@ def _parsed(text: str | None) -> list[Any]:
 def show(found: Evaluation) -> None:
     """A table on stdout, and a few answers."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    console = Console(soft_wrap=False)
+    console = make_console()
     table = Table(
         "figure",
         "policy",
@@ -128,5 +127,5 @@ def show(found: Evaluation) -> None:
     answers = Table("prompt", "policy", "reference", box=SIMPLE)
     for row in found.samples[:SHOWN]:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1].get("content"))
-        answers.add_row(*(Text(text.strip()) for text in (prompt, row["policy"], row["reference"])))
+        answers.add_row(*(text.strip() for text in (prompt, row["policy"], row["reference"])))
     console.print(answers)

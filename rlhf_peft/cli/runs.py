@@ -212,6 +212,6 @@ def _table(*columns: str) -> Table:
 
 
 def _print(table: Table) -> None:
-    from rich.console import Console
+    from .terminal import make_console
 
-    Console(soft_wrap=False).print(table)
+    make_console().print(table)

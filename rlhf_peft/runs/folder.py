@@ -310,7 +310,7 @@ class RunFolder:
         target = folder / source.name
         digest = sha256(source)
         if target.exists() and sha256(target) != digest:
-            target = folder / f"{source.stem}-{digest[:8]}{source.suffix}"
+            target = folder / f"{source.stem[:200]}-{digest[:8]}{source.suffix}"
         shutil.copyfile(source, target)
         code = {**self._manifest.get("code", {}), target.name: digest}
         noted = {**self._manifest.get("artifacts", {}), f"{CODE}/{target.name}": digest}

@@ -7,6 +7,7 @@ from importlib import import_module
 from .changes import changed_keys
 from .context import Context, Reporter, StageRunner, lora_spec, read_source, split_rows
 from .fingerprints import fingerprints
+from .preflight import check_prompts
 from .ranks import Ranks
 from .saver import Saver
 
@@ -28,6 +29,7 @@ __all__ = [
     "Saver",
     "StageRunner",
     "changed_keys",
+    "check_prompts",
     "fingerprints",
     "lora_spec",
     "read_source",

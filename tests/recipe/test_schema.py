@@ -138,3 +138,50 @@ def test_arguments_of_a_chat_template_are_names(given, expected):
 def test_what_a_chat_template_can_be_given():
     given = {"enable_thinking": False, "_x1": None, "who": {"a b": ["😀", 1.5]}}
     assert Model(path="m", chat_template_kwargs=given).chat_template_kwargs == given
+
+
+def numbers_of(schema, path=""):
+    """Path and schema of every number in a JSON schema."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("integer", "number"):
+            yield path, schema
+        for key, value in schema.items():
+            yield from numbers_of(value, f"{path}.{key}")
+    elif isinstance(schema, list):
+        for index, value in enumerate(schema):
+            yield from numbers_of(value, f"{path}[{index}]")
+
+
+def test_every_number_has_bounds():
+    from rlhf_peft.registry import Registry
+
+    registry = Registry.load(no_plugins=True)
+    options = {
+        f"{kind}.{name}": registry.options_model(kind, name).model_json_schema()
+        for kind in ("algorithms", "samplers", "rewards", "datasets")
+        for name in registry.names(kind)
+    }
+    for where, schema in {"Recipe": Recipe.model_json_schema(), **options}.items():
+        for path, number in numbers_of(schema, where):
+            if "const" in number:
+                continue
+            assert {"maximum", "exclusiveMaximum"} & number.keys(), f"{path} has no upper bound"
+            assert {"minimum", "exclusiveMinimum"} & number.keys(), f"{path} has no lower bound"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["stages.sft.batch_size=99999999999999999999", "lora.r=100000000", "lora.alpha=1e308"]
+    + [
+        "stages.rl.learning_rate=1e30",
+        "stages.rl.max_steps=9999999999",
+        "stages.rl.rewards.length.weight=-1e30",
+    ]
+    + ["model.max_length=99999999999", "stages.rl.rewards.length.timeout=1e300", "stages.sft.warmup=1e300"],
+)
+def test_numbers_beyond_all_sense_are_refused(recipe_file, override):
+    from rlhf_peft.errors import RecipeError
+
+    key = override.partition("=")[0]
+    with pytest.raises(RecipeError, match=rf"{key}: expected a number"):
+        load(recipe_file, [override])
