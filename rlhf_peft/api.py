@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import library_messages
+from .atomic import FULL
 from .data import require
 from .engine import POLICY, SharedBase, Source, cap
 from .engine.source import hardware, resolve_device
@@ -257,9 +259,10 @@ def run(
             _save(ctx.saver, error)
         raise
     finally:
+        if ctx is not None and folder.made:
+            _finish(folder, status, told=_of_the_disk(sys.exception()))
         reporter.close()
         if ctx is not None and folder.made:
-            _finish(folder, status)
             registry.broadcast("rlhf_peft_run_end", run=ctx.view, status=status, metrics=last)
         folder.release()
         library_messages.write_to(None)
@@ -288,12 +291,18 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
     return {} if found is None else dict(found.info["results"])
 
 
-def _finish(folder: RunFolder, status: str) -> None:
-    """Close the run; a full disk does not hide why it ended."""
+def _finish(folder: RunFolder, status: str, *, told: bool = False) -> None:
+    """Close the run; a full disk does not hide why it ended, nor is it said again where it is `told`."""
     try:
         folder.finish(status)
     except OSError as error:
-        log.warning("%s: how the run ended cannot be written down: %s", folder.path, error)
+        if not told:
+            log.warning("%s: how the run ended cannot be written down: %s", folder.path, error)
+
+
+def _of_the_disk(error: BaseException | None) -> bool:
+    """Whether an error is that nothing can be written, which needs to be said once."""
+    return isinstance(error, CheckpointError) or (isinstance(error, OSError) and error.errno in FULL)
 
 
 def _save(saver: Saver, error: BaseException) -> None:
@@ -301,7 +310,7 @@ def _save(saver: Saver, error: BaseException) -> None:
     try:
         name = saver.save()
     except CheckpointError as failed:
-        if failed is not error:
+        if not _of_the_disk(error):
             error.add_note(str(failed))
         name = saver.safe
     if name is not None:

@@ -207,13 +207,13 @@ def naming(path: Path, only: Collection[int] | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = _number(error)
+        number = error_number(error)
         if number is None or (only is not None and number not in only):
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def _number(error: Exception) -> int | None:
+def error_number(error: Exception) -> int | None:
     """The operating system's number of an error, also of one that Rust has written into its text."""
     if isinstance(error, OSError):
         return error.errno

@@ -152,7 +152,7 @@ def _environment() -> list[str]:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret: `OPENAI_KEY`, `DB_PASS`, `HF_TOKEN_2`, `githubPat`."""
+    """Whether an environment variable of this name holds a secret: `OPENAI_KEY`, `DB_PASS`, `HF_TOKEN_2`."""
     words = {word.upper() for word in _WORD.findall(name)}
     return name not in ("PWD", "OLDPWD") and bool(
         words & _SECRET_WORDS or _SECRET_ENDING.search(name.upper())

@@ -61,8 +61,12 @@ def test_what_is_no_secret_stays(text):
         "AWS_SECRET_ACCESS_KEY",
         "githubPat",
         "MYAPIKEY",
-    ]
-    + ["GOOGLE_CREDENTIALS", "KEY_OF_MINE", "wandb_api_key", "GITHUBTOKEN", "Some-Secret"],
+        "GOOGLE_CREDENTIALS",
+        "KEY_OF_MINE",
+        "wandb_api_key",
+        "GITHUBTOKEN",
+        "Some-Secret",
+    ],
 )
 def test_what_environment_variables_hold_is_hidden(monkeypatch, name):
     monkeypatch.setenv(name, S)

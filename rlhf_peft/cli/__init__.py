@@ -18,7 +18,15 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, RlhfPeftError
+from ..errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_HUNG_UP,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    RlhfPeftError,
+)
 from ..scrub import scrub
 from .app import PROGRAM, Settings, app
 from .terminal import only_visible
@@ -43,9 +51,22 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM; whoever tidies up after Ctrl-C tidies up after this."""
 
 
+class HungUp(Terminated):
+    """SIGHUP: the terminal was closed, or the connection to it was lost."""
+
+
+ENDS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}
+"""Name of a signal that ends a verb to what is raised."""
+CODES = {KeyboardInterrupt: EXIT_INTERRUPTED, Terminated: EXIT_TERMINATED, HungUp: EXIT_HUNG_UP}
+WORDS = {KeyboardInterrupt: "interrupted", Terminated: "terminated", HungUp: "hung up"}
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit."""
-    sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
+    code = execute(sys.argv[1:] if arguments is None else arguments)
+    # Nothing is left to be tidied up: another Ctrl-C ends what Python itself still does, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
 
 
 def execute(arguments: Sequence[str]) -> int:
@@ -55,11 +76,10 @@ def execute(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    with only_visible():
+    with only_visible(), _signals():
         try:
-            with _signals():
-                _invoke(arguments, settings)
-                sys.stdout.flush()
+            _invoke(arguments, settings)
+            sys.stdout.flush()
             return EXIT_DONE
         except typer.Exit as exit_:
             return exit_.exit_code
@@ -93,9 +113,8 @@ def _told(error: BaseException, settings: Settings) -> int:
     if settings.traceback:
         _say("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, KeyboardInterrupt):
-        terminated = isinstance(error, Terminated)
-        _say(_noted("terminated" if terminated else "interrupted", error))
-        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+        _say(_noted(WORDS[type(error)], error))
+        return CODES[type(error)]
     if isinstance(error, RlhfPeftError):
         _say(_noted(f"{'stopped (exit 3)' if error.exit_code == 3 else 'error'}: {error}", error))
         return error.exit_code
@@ -154,20 +173,38 @@ def _stdout_is_closed() -> bool:
     return True
 
 
+def _end_at_once() -> None:
+    """Write down that runs have stopped, where one is being written, and say so; no checkpoint is written."""
+    folders: Any = sys.modules.get("rlhf_peft.runs.folder")
+    if folders is not None:
+        folders.abandon()
+    _say("interrupted again: ended at once, without a checkpoint of the last update.")
+
+
 @contextmanager
 def _signals() -> Iterator[None]:
-    """The first SIGTERM or Ctrl-C is raised, so that a run can be written down; a second one ends the program."""
-    asked = False
+    """The first SIGTERM, SIGHUP or Ctrl-C is raised, so that a run can be written down; a second one ends the program.
+
+    What is ignored stays ignored: SIGHUP under nohup.
+    """
+    asked = 0
+    raised = {getattr(signal, name): error for name, error in ENDS.items() if hasattr(signal, name)}
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
-            os._exit(EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED)
-        asked = True
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        asked += 1
+        if asked == 1:
+            raise raised[number]
+        if asked == 2:
+            _end_at_once()
+        os._exit(CODES[raised[number]])
 
     try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            number: signal.signal(number, stop)
+            for number in raised
+            if signal.getsignal(number) != signal.SIG_IGN
+        }
     except ValueError:  # not the main thread
         yield
         return

@@ -114,7 +114,7 @@ class Live:
         self._before = sys.stdout, sys.stderr
         self._progress.start()
         # rich has put streams of its own there, which draw what is printed above the bars.
-        sys.stdout, sys.stderr = Visible(sys.stdout), Visible(sys.stderr)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = Visible(sys.stdout), Visible(sys.stderr)
 
     def stage(self, name: str, total: int) -> None:
         """A stage of so many updates begins."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -39,10 +40,8 @@ def _written_out(found: re.Match[str]) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-class Visible:
-    """A stream of text on which nothing that is printed steers the terminal.
-
-    A terminal that is gone, because its window was closed, takes everything and shows nothing.
+class Lasting:
+    """A stream that takes everything, and shows nothing, once its terminal is gone because its window was closed.
 
     Args:
         stream: that is written to.
@@ -51,22 +50,10 @@ class Visible:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    @property
-    def rich_proxied_file(self) -> Any:
-        """What rich writes to: the stream itself, for what rich prints is looked at by its console."""
-        below: Any = self.stream
-        while (deeper := getattr(below, "rich_proxied_file", None)) is not None:
-            below = deeper
-        return below
-
     def write(self, text: str) -> int:
         """Write a text; returns its length."""
-        if _CONTROL.search(text) and not sys._getframe(1).f_globals.get("__name__", "").startswith(BARS):
-            text_shown = visible(text)
-        else:
-            text_shown = text
-        with _terminal_may_be_gone():
-            self.stream.write(text_shown)
+        with self._terminal_may_be_gone():
+            self.stream.write(text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -76,8 +63,19 @@ class Visible:
 
     def flush(self) -> None:
         """Let it be seen."""
-        with _terminal_may_be_gone():
+        with self._terminal_may_be_gone():
             self.stream.flush()
+
+    @contextmanager
+    def _terminal_may_be_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # What Python still has in its buffer goes nowhere, too.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -89,20 +87,29 @@ class Visible:
         return hash(self.stream)
 
 
-@contextmanager
-def _terminal_may_be_gone() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
+class Visible(Lasting):
+    """A stream on which nothing that is printed steers the terminal."""
+
+    @property
+    def rich_proxied_file(self) -> Any:
+        """What rich writes to: the stream itself, for what rich prints is looked at by its console."""
+        below: Any = self.stream
+        while (deeper := getattr(below, "rich_proxied_file", None)) is not None:
+            below = deeper
+        return below
+
+    def write(self, text: str) -> int:
+        """Write a text; returns its length."""
+        foreign = _CONTROL.search(text) and sys._getframe(1).f_globals.get("__name__", "").startswith(BARS)
+        super().write(text if foreign else visible(text))
+        return len(text)
 
 
 @contextmanager
 def only_visible() -> Iterator[None]:
     """Let all that is printed go through `Visible`."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Visible(sys.stdout), Visible(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (Visible(Lasting(stream)) for stream in before)
     try:
         yield
     finally:

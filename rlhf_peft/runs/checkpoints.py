@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic import sync, sync_folder, write_text
+from ..atomic import error_number, sync, sync_folder, write_text
 from ..errors import CheckpointError, RunFolderError
 from ..small import read_small
 from .folder import plain
@@ -102,11 +102,13 @@ class Checkpoints:
         except BaseException as error:
             with contextlib.suppress(OSError):
                 remove(aside)
-            if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-                raise CheckpointError(
-                    f"{self.folder / name}: cannot be written: {error}. Earlier checkpoints are as they were."
-                ) from error
-            raise
+            number = error_number(error) if isinstance(error, Exception) else None
+            if number is None and not isinstance(error, OSError):
+                raise
+            reason = str(error) if number is None else os.strerror(number)
+            raise CheckpointError(
+                f"{self.folder / name}: cannot be written: {reason}. Earlier checkpoints are as they were."
+            ) from error
         return Checkpoint(target, written)
 
     def newest(

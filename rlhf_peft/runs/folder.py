@@ -12,6 +12,7 @@ Left out on purpose: what adapters and heads look like (the engine writes them),
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import yaml
 from filelock import BaseFileLock
@@ -54,6 +56,17 @@ OURS = (RECIPE, METRICS, SAMPLES, "report.html", LOG, ADAPTERS, CODE, "checkpoin
 
 _HASHED = (RECIPE, METRICS, SAMPLES, ADAPTERS, CODE)
 _ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+_written: WeakSet[RunFolder] = WeakSet()
+"""Runs that this process is writing."""
+
+
+def abandon() -> None:
+    """Note in every run that this process is writing that it has stopped: the process is about to end at once."""
+    for folder in list(_written):
+        with contextlib.suppress(Exception):
+            folder.update_manifest(status="stopped", finished=time.time())
 
 
 @dataclass(frozen=True)
@@ -126,6 +139,7 @@ class RunFolder:
         def make() -> None:
             folder._lock, folder._manifest = _make(path, overwrite)
             folder._pending = None
+            _written.add(folder)
             if made is not None:
                 made(folder)
 
@@ -165,6 +179,7 @@ class RunFolder:
 
         def make() -> None:
             folder._pending = None
+            _written.add(folder)
             folder.cut(folder._lines)
             again = [*manifest.get("resumed", []), time.time()]
             folder.update_manifest(status="running", resumed=again, versions=versions())
@@ -176,6 +191,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Let other processes write the folder."""
+        _written.discard(self)
         if self._lock is not None:
             self._lock.release(force=True)
             self._lock = None

@@ -18,7 +18,7 @@ from ..errors import RunFolderError, UsageError
 from ..small import read_small
 from .folder import OURS, RECIPE
 from .lock import FILE as LOCK
-from .lock import lock
+from .lock import lock, status_of
 from .manifest import MOST_BYTES, is_run, read_manifest
 from .places import remove
 from .read import read_metrics, read_samples
@@ -54,8 +54,8 @@ class History:
 
     @property
     def status(self) -> str:
-        """running, done, failed or stopped."""
-        return str(self.manifest.get("status", "unknown"))
+        """running, done, failed, stopped or killed."""
+        return status_of(self.path, self.manifest)
 
     @cached_property
     def recipe(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,12 @@ def restore(run: Path, hashes: Mapping[str, str]) -> list[str]:
         target = run / name
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent)
-        write_file(target, lambda aside, source=source: shutil.copyfile(source, aside) and None)
+        write_file(target, partial(_copy, source))
     return lost
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 def adapters_at(found: Checkpoint, manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A chat template is a program that came with a model: it ends, and in good time."""
 
+import contextlib
 import resource
 import signal
 import sys
@@ -103,10 +104,8 @@ def test_limits_and_handlers_are_as_before(tokenizer):
     try:
         signal.setitimer(signal.ITIMER_REAL, 30)
         for template in (PLAIN, "{{ 'a' * 10000000000 }}"):
-            try:
+            with contextlib.suppress(BadRow):
                 render(with_template(tokenizer, template), SAID)
-            except BadRow:
-                pass
             assert resource.getrlimit(resource.RLIMIT_AS) == limit
             assert signal.getitimer(signal.ITIMER_REAL)[0] > 20
             assert signal.getsignal(signal.SIGALRM)() is None and rung

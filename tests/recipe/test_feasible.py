@@ -44,7 +44,7 @@ def test_no_room_for_a_prompt(recipe_file, key):
     if key == "of":
         sampler = {"name": "best_of_n", "of": sampler}
     recipe = load(recipe_file, ["model.max_length=64", f"stages.rl.sampler={sampler}"])
-    with pytest.raises(RecipeError, match="64 leaves no room for a prompt in model.max_length, 64"):
+    with pytest.raises(RecipeError, match=r"64 leaves no room for a prompt in model\.max_length, 64"):
         check_settings(recipe)
     check_settings(load(recipe_file, ["model.max_length=65", f"stages.rl.sampler={sampler}"]))
 

@@ -171,13 +171,17 @@ def test_every_number_has_bounds():
 
 @pytest.mark.parametrize(
     "override",
-    ["stages.sft.batch_size=99999999999999999999", "lora.r=100000000", "lora.alpha=1e308"]
-    + [
+    [
+        "stages.sft.batch_size=99999999999999999999",
+        "lora.r=100000000",
+        "lora.alpha=1e308",
         "stages.rl.learning_rate=1e30",
         "stages.rl.max_steps=9999999999",
         "stages.rl.rewards.length.weight=-1e30",
-    ]
-    + ["model.max_length=99999999999", "stages.rl.rewards.length.timeout=1e300", "stages.sft.warmup=1e300"],
+        "model.max_length=99999999999",
+        "stages.rl.rewards.length.timeout=1e300",
+        "stages.sft.warmup=1e300",
+    ],
 )
 def test_numbers_beyond_all_sense_are_refused(recipe_file, override):
     from rlhf_peft.errors import RecipeError

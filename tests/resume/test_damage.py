@@ -1,4 +1,4 @@
-"""What is damaged or removed between the end of one part of a run and the next is noticed, and brought back or named."""
+"""What is damaged or removed between two parts of a run is noticed, and brought back or named."""
 
 import json
 import os
