@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,25 +19,38 @@ from pathlib import Path
 from typing import Any
 
 from . import library_messages
+from .atomic import FULL
 from .data import require
 from .engine import POLICY, SharedBase, Source, cap
 from .engine.source import hardware, resolve_device
 from .errors import CheckpointError, ModelError, RunFolderError, UsageError
-from .recipe import DatasetSource, PreferenceStage, Recipe, dump, load
+from .recipe import DatasetSource, Recipe, check_settings, dump, load
 from .registry import Registry
+from .resuming import begun, is_finished, refuse_changes
 from .runs import (
     Check,
-    Checkpoint,
     Checkpoints,
     Elsewhere,
     RunFolder,
-    is_run,
     other_versions,
     read_manifest,
     verify_files,
 )
-from .stages import Context, Ranks, Reporter, Saver, fingerprints, lora_spec, read_source, runner
-from .stages.usable import usable_rows
+from .stages import (
+    Context,
+    Ranks,
+    Reporter,
+    Saver,
+    changed_keys,
+    check_rows,
+    fingerprints,
+    lora_spec,
+    method_of,
+    offline_encoder,
+    read_source,
+    runner,
+    usable_rows,
+)
 
 log = logging.getLogger("rlhf_peft")
 
@@ -115,7 +129,7 @@ def load_base(
     )
 
 
-def check_data(recipe: Recipe, *, registry: Registry | None = None) -> Iterator[str]:
+def check_data(recipe: Recipe, *, registry: Registry | None = None, encode: bool = True) -> Iterator[str]:
     """Read every dataset of a recipe and see whether its stage can use it; one line each.
 
     Raises:
@@ -123,7 +137,7 @@ def check_data(recipe: Recipe, *, registry: Registry | None = None) -> Iterator[
     """
     registry = registry or Registry.load()
     for stage in recipe.stages:
-        method = stage.method if isinstance(stage, PreferenceStage) else stage.stage
+        method = method_of(stage)
         sources: list[tuple[DatasetSource, str | None]] = [(stage.dataset, None)]
         if stage.eval.dataset is not None:
             sources.append((stage.eval.dataset, stage.eval.split))
@@ -134,7 +148,8 @@ def check_data(recipe: Recipe, *, registry: Registry | None = None) -> Iterator[
             called = source.path or str(source.name)
             found = require(rows, method, called, stage=stage.name)
             kind = f"{'conversational ' if found.conversational else ''}{found.kind}"
-            usable = usable_rows(rows, found, stage, source, recipe)
+            encoder = offline_encoder(recipe, source) if encode else None
+            usable = None if encoder is None else usable_rows(rows, found, stage, source, encoder, registry)
             left_out = "" if usable in (None, len(rows)) else f", {usable:,} of them usable"
             yield f"{stage.name}: {called} {split or source.split}: {len(rows):,} rows, {kind}{left_out}"
 
@@ -174,21 +189,25 @@ def run(
         UsageError: the recipe, the data, the model or the folder cannot be used; nothing was trained.
         RlhfPeftError: the run failed or was stopped by a guard.
     """
-    begun = time.perf_counter()
+    clock = time.perf_counter()
     files = [Path(os.path.abspath(file)) for file in code_files]
     registry = registry or Registry.load()
     _check_tracking(recipe)
+    check_settings(recipe)
     ranks = Ranks()
     ctx: Context | None = None
     reporter = reporter if reporter is not None and ranks.main else Silent()
 
-    if resume and resume_from is None and _finished(recipe.run_folder):
+    if resume and resume_from is None and is_finished(recipe.run_folder):
+        refuse_changes(recipe, code_files)
         return Result(recipe.run_folder, _results(recipe.run_folder))
-    found = _checkpoint(recipe, resume_from) if resume or resume_from else None
+    taken = begun(recipe, resume_from, allow_changed) if resume or resume_from else None
+    found = None if taken is None else taken.checkpoint
 
     def begin(folder: RunFolder) -> None:
         assert ctx is not None
-        if found is not None:
+        if found is not None and taken is not None:
+            taken.bring_back(folder)
             ctx.saver.checkpoints.forget_after(found.info["number"])
             folder.update_manifest(stages_done=found.info["stages"])
         folder.write_recipe(dump(recipe))
@@ -199,19 +218,13 @@ def run(
             folder.copy_code(file)
         registry.broadcast("rlhf_peft_run_start", run=ctx.view)
 
-    if found is not None and ranks.main and (others := other_versions(read_manifest(recipe.run_folder))):
-        log.warning(
-            "%s was written with %s. It goes on, but need not end as it would have there.",
-            recipe.run_folder,
-            others,
-        )
-
     # Until a stage has its first figures nothing is written, and a run that is to be replaced stays as it is.
     # The folder is fixed now: code of others may change the current one.
     output_dir = os.path.abspath(recipe.output_dir)
     folder: RunFolder = Elsewhere(Path(output_dir) / recipe.name)
-    if ranks.main and found is not None:
-        folder = RunFolder.resume(output_dir, recipe.name, lines=found.info["lines"], made=begin)
+    if ranks.main and taken is not None:
+        lines = taken.checkpoint.info["lines"]
+        folder = RunFolder.resume(output_dir, recipe.name, lines=lines, manifest=taken.manifest, made=begin)
     elif ranks.main:
         folder = RunFolder.plan(output_dir, recipe.name, overwrite=overwrite or resume, made=begin)
     result = Result(recipe.run_folder)
@@ -220,13 +233,16 @@ def run(
     try:
         # The first stage reads its data at once; that of the later ones is looked at now, not after hours.
         later = recipe.model_copy(update={"stages": recipe.stages[1:]})
-        for line in check_data(later, registry=registry):
+        for line in check_data(later, registry=registry, encode=False):
             log.debug("%s", line)
         base = load_base(recipe, trust_remote_code=trust_remote_code, allow_changed=allow_changed)
         ranks.start(base.device)
         ctx = Context(recipe, base, registry, folder, reporter, result.stages, ranks)
+        if ranks.main and found is None:
+            check_rows(ctx)
         ctx.saver.fingerprints = fingerprints(recipe, registry, base, files)
         ctx.saver.allowed = allow_changed
+        ctx.saver.changed = changed_keys(recipe.run_folder, recipe)
         done = 0
         if found is not None:
             done = len(ctx.saver.take_up(found))
@@ -241,6 +257,7 @@ def run(
             last = outcome.get("metrics", {})
             ctx.saver.finished(stage)
             folder.stage_done(stage.name)
+        folder.make()
         status = "done"
     except BaseException as error:
         stopped = getattr(error, "exit_code", 1) == 3 or isinstance(error, KeyboardInterrupt)
@@ -250,14 +267,15 @@ def run(
             _save(ctx.saver, error)
         raise
     finally:
+        if ctx is not None and folder.made:
+            _finish(folder, status, told=_of_the_disk(sys.exception()))
         reporter.close()
         if ctx is not None and folder.made:
-            _finish(folder, status)
             registry.broadcast("rlhf_peft_run_end", run=ctx.view, status=status, metrics=last)
         folder.release()
         library_messages.write_to(None)
     ranks.stop()
-    result.seconds = time.perf_counter() - begun
+    result.seconds = time.perf_counter() - clock
     return result
 
 
@@ -275,45 +293,24 @@ def _check_tracking(recipe: Recipe) -> None:
             raise UsageError(f"tracking: {name} is not installed here. Type:  pip install {name}")
 
 
-def _finished(folder: Path) -> bool:
-    """Whether a run that has ended is there."""
-    return folder.is_dir() and is_run(folder) and read_manifest(folder).get("status") == "done"
-
-
 def _results(folder: Path) -> dict[str, dict[str, Any]]:
     """What the stages of a run returned, as far as its last checkpoint knows."""
     found, _ = Checkpoints(folder).newest()
     return {} if found is None else dict(found.info["results"])
 
 
-def _checkpoint(recipe: Recipe, name: str | None) -> Checkpoint | None:
-    """What a run is resumed from; None where there is nothing yet.
-
-    Raises:
-        RunFolderError: the one that is asked for is not there, or is damaged, or all that there are.
-    """
-    checkpoints = Checkpoints(recipe.run_folder)
-    if name is not None:
-        return checkpoints.read(name)
-    found, wrong = checkpoints.newest()
-    if found is None:
-        if not wrong:
-            return None
-        raise RunFolderError(
-            f"{wrong[0]}. No checkpoint of {recipe.run_folder} is whole, and nothing was touched: bring one back from "
-            "a copy, or begin again with --overwrite."
-        )
-    for damage in wrong:
-        log.warning("%s. Going on from %s.", damage, found.name)
-    return found
-
-
-def _finish(folder: RunFolder, status: str) -> None:
-    """Close the run; a full disk does not hide why it ended."""
+def _finish(folder: RunFolder, status: str, *, told: bool = False) -> None:
+    """Close the run; a full disk does not hide why it ended, nor is it said again where it is `told`."""
     try:
         folder.finish(status)
     except OSError as error:
-        log.warning("%s: how the run ended cannot be written down: %s", folder.path, error)
+        if not told:
+            log.warning("%s: how the run ended cannot be written down: %s", folder.path, error)
+
+
+def _of_the_disk(error: BaseException | None) -> bool:
+    """Whether an error is that nothing can be written, which needs to be said once."""
+    return isinstance(error, CheckpointError) or (isinstance(error, OSError) and error.errno in FULL)
 
 
 def _save(saver: Saver, error: BaseException) -> None:
@@ -321,7 +318,7 @@ def _save(saver: Saver, error: BaseException) -> None:
     try:
         name = saver.save()
     except CheckpointError as failed:
-        if failed is not error:
+        if not _of_the_disk(error):
             error.add_note(str(failed))
         name = saver.safe
     if name is not None:
@@ -329,27 +326,29 @@ def _save(saver: Saver, error: BaseException) -> None:
         error.add_note(f"Checkpoint {name} is safe. {after}: the same command with --resume.")
 
 
-def _take_up(begun: Path, ctx: Context) -> int:
+def _take_up(earlier: Path, ctx: Context) -> int:
     """Make the base, and the run's folder, what they were when an earlier run ended; returns its number of stages.
 
     Raises:
         RunFolderError: it is not finished, or its stages are not the recipe's first.
     """
-    done = read_manifest(begun).get("stages_done", [])
+    done = read_manifest(earlier).get("stages_done", [])
     first = [stage.name for stage in ctx.recipe.stages[: len(done)]]
-    if read_manifest(begun).get("status") != "done" or done != first:
-        raise RunFolderError(f"{begun}: not a finished run of the stages {', '.join(first) or '(none)'}.")
-    roles = [folder.name for folder in sorted((begun / "adapters").glob("*"))]
+    if read_manifest(earlier).get("status") != "done" or done != first:
+        raise RunFolderError(f"{earlier}: not a finished run of the stages {', '.join(first) or '(none)'}.")
+    roles = [folder.name for folder in sorted((earlier / "adapters").glob("*"))]
     if POLICY in roles:
-        ctx.base.load_role(POLICY, str(begun))
+        ctx.base.load_role(POLICY, str(earlier))
     if any(role.startswith("reward") for role in roles):
-        ctx.base.load_ensemble("reward", str(begun))
+        ctx.base.load_ensemble("reward", str(earlier))
     ctx.run.make()
-    shutil.copytree(begun / "adapters", ctx.run.path / "adapters")
+    shutil.copytree(earlier / "adapters", ctx.run.path / "adapters")
+    for role in roles:
+        ctx.run.wrote_adapter(role)
     for name in ("metrics.jsonl", "samples.jsonl"):
-        if (begun / name).is_file():
-            shutil.copyfile(begun / name, ctx.run.path / name)
-    ctx.run.update_manifest(stages_done=done, begun=begun.name)
+        if (earlier / name).is_file():
+            shutil.copyfile(earlier / name, ctx.run.path / name)
+    ctx.run.update_manifest(stages_done=done, begun=earlier.name)
     ctx.saver.stages = list(done[:-1])
     ctx.saver.finished(ctx.recipe.stages[len(done) - 1])
     return len(done)

@@ -33,24 +33,31 @@ BASELINE = "baseline"
 class AlgorithmOptions(Options):
     """How much is sampled, and how often it is used."""
 
-    num_generations: int = Field(1, gt=0, description="Completions of each prompt.")
-    num_epochs: int = Field(1, gt=0, description="Passes over a rollout.")
-    num_minibatches: int = Field(1, gt=0, description="Updates in one pass.")
+    num_generations: int = Field(1, gt=0, le=2**12, description="Completions of each prompt.")
+    num_epochs: int = Field(1, gt=0, le=1000, description="Passes over a rollout.")
+    num_minibatches: int = Field(1, gt=0, le=2**20, description="Updates in one pass.")
 
 
 class PolicyOptions(AlgorithmOptions):
     """What any policy gradient can use; names follow TRL where it has them."""
 
-    beta: float = Field(0.0, ge=0, description="KL coefficient; 0: no reference is needed.")
+    beta: float = Field(0.0, ge=0, le=1e6, description="KL coefficient; 0: no reference is needed.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Per-token estimator of the KL.")
     kl_placement: Literal["reward", "loss"] = Field("loss", description="Where the KL is subtracted.")
     kl_target: float | None = Field(
-        None, gt=0, description="Adapt beta towards this KL a completion, in nats; null: beta is fixed."
+        None,
+        gt=0,
+        le=1e6,
+        description="Adapt beta towards this KL a completion, in nats; null: beta is fixed.",
     )
-    kl_horizon: int = Field(10_000, gt=0, description="Rows over which beta adapts.")
-    epsilon: float = Field(0.2, ge=0, description="Ratio is not pushed below 1 - epsilon (nor above 1 + it).")
-    epsilon_high: float | None = Field(None, ge=0, description="Upper bound's own width; null: epsilon.")
-    entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
+    kl_horizon: int = Field(10_000, gt=0, le=10**9, description="Rows over which beta adapts.")
+    epsilon: float = Field(
+        0.2, ge=0, le=1e6, description="Ratio is not pushed below 1 - epsilon (nor above 1 + it)."
+    )
+    epsilon_high: float | None = Field(
+        None, ge=0, le=1e6, description="Upper bound's own width; null: epsilon."
+    )
+    entropy_coef: float = Field(0.0, ge=0, le=1e6, description="Weight of the entropy bonus.")
     mask_truncated_completions: bool = Field(
         False,
         description="Leave completions that did not end out of the update (DAPO's overlong filter). Where the loss is "
@@ -59,14 +66,15 @@ class PolicyOptions(AlgorithmOptions):
     overlong_buffer: int = Field(
         0,
         ge=0,
+        le=2**24,
         description="Penalise the last so many tokens before max_new_tokens, linearly (DAPO, equation 13); 0: off.",
     )
-    overlong_penalty: float = Field(1.0, ge=0, description="Penalty of a completion of full length.")
+    overlong_penalty: float = Field(1.0, ge=0, le=1e6, description="Penalty of a completion of full length.")
     dynamic_sampling: bool = Field(
         False, description="Sample more prompts in place of groups whose scores are all equal (DAPO)."
     )
     max_rounds: int = Field(
-        4, gt=0, description="Most rounds of sampling in one step, with dynamic_sampling."
+        4, gt=0, le=1000, description="Most rounds of sampling in one step, with dynamic_sampling."
     )
 
     @model_validator(mode="after")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from . import api
+from .atomic import write_text
 from .cells import Cell, beginning, prefix, shared_stages
 from .errors import RlhfPeftError, RunFolderError, UsageError
 from .recipe import Recipe, dump
@@ -181,9 +181,7 @@ class Sweep:
     def _write(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         cells = [asdict(outcome) for outcome in self.outcomes]
-        aside = self.file.with_name(f".{self.file.name}.tmp")
-        aside.write_text(json.dumps({"name": self.name, "cells": cells}, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, self.file)
+        write_text(self.file, json.dumps({"name": self.name, "cells": cells}, indent=2) + "\n")
 
 
 def _free() -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_output
 from .compare import Comparison
 from .curves import AXES, Band, Curve
 
@@ -187,8 +188,10 @@ def paper(found: Comparison, file: Path) -> None:
             _band(axes, group.label, group.band)
         _label(axes, AXES[found.axis], found.figure, False)
         axes.legend(title=found.by, fontsize=8, title_fontsize=8)
-        figure.savefig(
-            file, bbox_inches="tight", metadata={"Creator": None} if file.suffix == ".pdf" else None
+        form = file.suffix.removeprefix(".").lower() or "pdf"
+        told = {"Creator": None} if form == "pdf" else None
+        write_output(
+            file, lambda aside: figure.savefig(aside, format=form, bbox_inches="tight", metadata=told)
         )
 
 

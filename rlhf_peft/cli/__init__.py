@@ -5,6 +5,7 @@ Results go to stdout, everything else to stderr. Nothing heavy is imported until
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -17,23 +18,58 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, RlhfPeftError
+from ..errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_HUNG_UP,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    RlhfPeftError,
+)
 from ..scrub import scrub
 from .app import PROGRAM, Settings, app
+from .terminal import only_visible
 
 __all__ = ["execute", "main"]
 
 _exit = os._exit
 """Kept, for while a plugin's code runs `os._exit` is an error."""
 
+ELSEWHERE = "Name another place to write to, or change its permissions."
+ROOM = "Make room on that disk, or name a place on another one."
+FILE_SYSTEM = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ELSEWHERE),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), "Look at the path."
+    ),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "The disk does not work: look at it before you go on."),
+    errno.EMFILE: "Raise the limit of open files: ulimit -n 4096.",
+}
+"""What the operating system refuses for reasons that are no mistake of this program: error number to a remedy."""
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM; whoever tidies up after Ctrl-C tidies up after this."""
 
 
+class HungUp(Terminated):
+    """SIGHUP: the terminal was closed, or the connection to it was lost."""
+
+
+ENDS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}
+"""Name of a signal that ends a verb to what is raised."""
+CODES = {KeyboardInterrupt: EXIT_INTERRUPTED, Terminated: EXIT_TERMINATED, HungUp: EXIT_HUNG_UP}
+WORDS = {KeyboardInterrupt: "interrupted", Terminated: "terminated", HungUp: "hung up"}
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit."""
-    sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
+    code = execute(sys.argv[1:] if arguments is None else arguments)
+    # Nothing is left to be tidied up: another Ctrl-C ends what Python itself still does, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
 
 
 def execute(arguments: Sequence[str]) -> int:
@@ -43,15 +79,15 @@ def execute(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        with _signals():
+    with only_visible(), _signals():
+        try:
             _invoke(arguments, settings)
             sys.stdout.flush()
-        return EXIT_DONE
-    except typer.Exit as exit_:
-        return exit_.exit_code
-    except BaseException as error:
-        return _told(error, settings)
+            return EXIT_DONE
+        except typer.Exit as exit_:
+            return exit_.exit_code
+        except BaseException as error:
+            return _told(error, settings)
 
 
 def _wait_shortly() -> None:
@@ -80,15 +116,17 @@ def _told(error: BaseException, settings: Settings) -> int:
     if settings.traceback:
         _say("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, KeyboardInterrupt):
-        terminated = isinstance(error, Terminated)
-        _say(_noted("terminated" if terminated else "interrupted", error))
-        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+        _say(_noted(WORDS[type(error)], error))
+        return CODES[type(error)]
     if isinstance(error, RlhfPeftError):
         _say(_noted(f"{'stopped (exit 3)' if error.exit_code == 3 else 'error'}: {error}", error))
         return error.exit_code
     if hasattr(error, "format_message"):
         _say(f"error: {_usage(error)}")
         return EXIT_USAGE
+    if isinstance(error, OSError) and error.errno in FILE_SYSTEM:
+        _say(_noted(f"error: {_refused(error)}", error))
+        return EXIT_FAILED
     message = " ".join(str(error).split())
     told = f"error: unexpected {type(error).__name__}{': ' if message else ''}{message}"
     told = _noted(told, error)
@@ -100,6 +138,13 @@ def _noted(message: str, error: BaseException) -> str:
     """A message with what was noted on the error: where a run can go on, say."""
     notes = getattr(error, "__notes__", [])
     return " ".join([message if message.endswith(".") else f"{message}.", *notes]) if notes else message
+
+
+def _refused(error: OSError) -> str:
+    """What the file system has refused, in one sentence, and what to do about it."""
+    where = f"{error.filename}: " if error.filename else ""
+    assert error.errno is not None
+    return f"{where}{os.strerror(error.errno)}. {FILE_SYSTEM[error.errno]}"
 
 
 def _usage(error: Any) -> str:
@@ -131,20 +176,38 @@ def _stdout_is_closed() -> bool:
     return True
 
 
+def _end_at_once() -> None:
+    """Write down that runs have stopped, where one is being written, and say so; no checkpoint is written."""
+    folders: Any = sys.modules.get("rlhf_peft.runs.folder")
+    if folders is not None:
+        folders.abandon()
+    _say("interrupted again: ended at once, without a checkpoint of the last update.")
+
+
 @contextmanager
 def _signals() -> Iterator[None]:
-    """The first SIGTERM or Ctrl-C is raised, so that a run can be written down; a second one ends the program."""
-    asked = False
+    """The first SIGTERM, SIGHUP or Ctrl-C is raised, so that a run can be written down; a second one ends the program.
+
+    What is ignored stays ignored: SIGHUP under nohup.
+    """
+    asked = 0
+    raised = {getattr(signal, name): error for name, error in ENDS.items() if hasattr(signal, name)}
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
-            _exit(EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED)
-        asked = True
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        asked += 1
+        if asked == 1:
+            raise raised[number]
+        if asked == 2:
+            _end_at_once()
+        _exit(CODES[raised[number]])
 
     try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            number: signal.signal(number, stop)
+            for number in raised
+            if signal.getsignal(number) != signal.SIG_IGN
+        }
     except ValueError:  # not the main thread
         yield
         return

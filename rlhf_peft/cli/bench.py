@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import Json, Overrides, Plugins, RecipeName, Rewards, Trust, Verbose, open_recipe
+from .terminal import make_console
 
 if TYPE_CHECKING:
     from ..planning.bench import Bench
@@ -41,12 +42,11 @@ def bench(
 def show(found: Bench) -> None:
     """A table on stdout."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
     from .plan import size
 
-    console = Console(soft_wrap=False)
+    console = make_console()
     title = (
         f"{found.stage}: {found.seconds:.2f} s a step, median of {max(1, found.steps - 1)}, {found.device}"
     )

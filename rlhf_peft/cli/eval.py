@@ -25,6 +25,7 @@ from .options import (
     find_run,
     open_registry,
 )
+from .terminal import make_console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +64,7 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Reward, win rate against the reference, KL and length on held-out prompts, with 95 % intervals."""
+    from ..atomic import write_output
     from ..recipe import RewardEntry
     from ..runs import plain
     from ..trained import open_run
@@ -91,7 +93,7 @@ def evaluate(
         show(found)
     if samples is not None:
         lines = (json.dumps(plain(row), ensure_ascii=False) for row in found.samples)
-        samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_output(samples, "".join(f"{line}\n" for line in lines))
         print(f"written: {samples}", file=sys.stderr)
 
 
@@ -137,11 +139,9 @@ def _parsed(text: str | None) -> list[Any]:
 def show(found: Evaluation) -> None:
     """A table on stdout, and a few answers."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    console = Console(soft_wrap=False)
+    console = make_console()
     table = Table(
         "figure",
         "policy",
@@ -158,5 +158,5 @@ def show(found: Evaluation) -> None:
     answers = Table("prompt", "policy", "reference", box=SIMPLE)
     for row in found.samples[:SHOWN]:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1].get("content"))
-        answers.add_row(*(Text(text.strip()) for text in (prompt, row["policy"], row["reference"])))
+        answers.add_row(*(text.strip() for text in (prompt, row["policy"], row["reference"])))
     console.print(answers)

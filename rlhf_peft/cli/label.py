@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .app import Settings
 
 
+MOST_SHOWN = 10
+"""People, and pairs of people, that are told one by one."""
+
+
 def label(
     context: typer.Context,
     pairs: Annotated[
@@ -213,10 +217,22 @@ def _results(store: Store, as_json: bool) -> None:
         print(json.dumps(told, indent=2))
         return
     people = sorted({judgement.annotator for judgement in judged})
-    print(f"{len(judged)} judgements by {', '.join(people) or 'nobody'}")
-    for found in agreed:
+    named = ", ".join(people[:MOST_SHOWN]) + (
+        f" and {len(people) - MOST_SHOWN} more" if len(people) > MOST_SHOWN else ""
+    )
+    print(f"{len(judged)} judgements by {named or 'nobody'}")
+    shown = sorted(agreed, key=lambda found: -found.pairs)[:MOST_SHOWN]
+    for found in shown:
         who = " and ".join(found.people)
         print(f"{who}: agree on {found.agreed:.0%} of {found.pairs} pairs, Cohen's kappa {found.kappa:.2f}")
+    if len(agreed) > len(shown):
+        shared = sum(found.pairs for found in agreed)
+        share = sum(found.agreed * found.pairs for found in agreed) / shared
+        kappa = sum(found.kappa * found.pairs for found in agreed) / shared
+        print(
+            f"all {len(agreed):,} pairs of people, weighted by the pairs of answers that they share: agree on "
+            f"{share:.0%}, Cohen's kappa {kappa:.2f} (each of them: --results --json)"
+        )
     for test in tests:
         print(
             f"{test.source}: policy against reference: preferred in {test.rate:.0%} of {test.pairs} pairs "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import Overrides, Plugins, RecipeName, Rewards, Trust, Verbose, open_recipe
+from .terminal import make_console
 
 if TYPE_CHECKING:
     from ..planning.forecast import Forecast
@@ -30,6 +31,9 @@ def plan(
     """Memory per role and per phase, whether it fits, and what would make it fit (exit 1: it does not)."""
     loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward, quiet=True)
     from ..planning.forecast import forecast
+    from ..recipe import check_settings
+
+    check_settings(loaded, here=gpu is None)
 
     found = forecast(loaded, registry, gpu=gpu, trust_remote_code=trust_remote_code)
     if as_json:
@@ -62,10 +66,9 @@ def as_dict(found: Forecast) -> dict[str, Any]:
 def show(found: Forecast) -> None:
     """Tables, the verdict and what to paste, on stdout."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
-    plan, console = found.plan, Console(soft_wrap=False)
+    plan, console = found.plan, make_console()
     roles = Table("role", "what", "size", box=SIMPLE)
     for role, took in plan.roles.items():
         for what, amount in (took or {"shares the base": 0}).items():

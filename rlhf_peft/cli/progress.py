@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from .terminal import Visible, make_console
 
 FIGURES = {
     "loss": "loss",
@@ -101,16 +102,20 @@ class Live:
     """A progress bar a stage, with the figures that matter and the time left."""
 
     def __init__(self) -> None:
+        console = make_console(stderr=True)
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=console,
         )
         self._task: TaskID | None = None
+        self._before = sys.stdout, sys.stderr
         self._progress.start()
+        # rich has put streams of its own there, which draw what is printed above the bars.
+        sys.stdout, sys.stderr = Visible(sys.stdout), Visible(sys.stderr)
 
     def stage(self, name: str, total: int) -> None:
         """A stage of so many updates begins."""
@@ -130,6 +135,7 @@ class Live:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._progress.stop()
+        sys.stdout, sys.stderr = self._before
 
 
 class Quiet(Plain):

@@ -56,6 +56,7 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Copy a shipped recipe to start from, with K=V written in; prints where it went."""
+    from ..atomic import write_output
     from ..recipe import edited, shipped
 
     shipped.path(name)
@@ -63,8 +64,9 @@ def copy(
     target = _target(dest, name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("w" if force else "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        if target.exists() and not force:
+            raise FileExistsError
+        write_output(target, text)
     except FileExistsError:
         raise UsageError(f"{target}: there already. Replace it with --force, or name another file.") from None
     except OSError as error:

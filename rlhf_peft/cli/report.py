@@ -25,10 +25,11 @@ def report(
 ) -> None:
     """Write the report of a run, or of several overlaid: curves, and the answers to search and sort."""
     from ..analysis.report import report as page_of
+    from ..atomic import write_output
     from ..runs import History
 
     names: list[str | None] = [*runs] if runs else [None]
     found = [History.of(find_run(name)) for name in names]
     target = output or found[0].path / "report.html"
-    target.write_text(page_of(found), encoding="utf-8")
+    write_output(target, page_of(found))
     print(target)

@@ -126,6 +126,7 @@ def compare(
     from ..analysis.compare import as_csv
     from ..analysis.compare import compare as compare_runs
     from ..analysis.curves import AXES
+    from ..atomic import write_output
     from ..runs import History
 
     if axis not in AXES:
@@ -142,7 +143,7 @@ def compare(
     else:
         _show(found)
     if csv is not None:
-        csv.write_text(as_csv(found), encoding="utf-8")
+        write_output(csv, as_csv(found))
         print(f"written: {csv}", file=sys.stderr)
     if pdf is not None:
         from ..analysis.figures import paper
@@ -211,6 +212,6 @@ def _table(*columns: str) -> Table:
 
 
 def _print(table: Table) -> None:
-    from rich.console import Console
+    from .terminal import make_console
 
-    Console(soft_wrap=False).print(table)
+    make_console().print(table)

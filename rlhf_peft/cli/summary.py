@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .terminal import make_console, visible
+
 if TYPE_CHECKING:
     from ..api import Result
     from ..recipe import Recipe
@@ -21,7 +23,7 @@ Row = tuple[str, str, str]
 
 def show(result: Result, recipe: Recipe, console: Console | None = None) -> None:
     """Print what a run came to, on stdout."""
-    console = console or Console(soft_wrap=False)
+    console = console or make_console()
     how = f"done in {result.seconds:.0f} s" if result.seconds else "has finished before; nothing was run"
     table = Table(box=SIMPLE, title=f"{recipe.name}: {how}", title_justify="left")
     for column in ("stage", "figure", "value"):
@@ -111,7 +113,8 @@ def _samples(console: Console, samples: list[dict[str, Any]]) -> None:
         prompt = sample["prompt"]
         text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
         # What a model writes is no markup.
-        table.add_row(*(Text(part.strip()) for part in (text, sample["before"], sample["after"])))
+        parts = (text, sample["before"], sample["after"])
+        table.add_row(*(Text(visible(part.strip())) for part in parts))
     console.print(table)
 
 

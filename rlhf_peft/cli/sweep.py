@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RlhfPeftError
+from .terminal import make_console
 
 if TYPE_CHECKING:
     from ..registry import Registry
@@ -68,10 +69,9 @@ def run_sweep(
 def show(name: str, outcomes: Sequence[Outcome], file: Path, console: Any = None) -> None:
     """Print a line a cell: what was swept, what came of it, how long it took."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
-    console = console or Console(soft_wrap=False)
+    console = console or make_console()
     figures = list(dict.fromkeys(key for outcome in outcomes for key in outcome.figures))[:COLUMNS]
     table = Table(box=SIMPLE, title=f"{name}: {len(outcomes)} cells", title_justify="left")
     table.add_column("cell", overflow="fold", min_width=20)

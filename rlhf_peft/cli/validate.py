@@ -21,7 +21,9 @@ def validate(
 ) -> None:
     """Check a recipe and print it with every default, without loading a model."""
     loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward)
-    from ..recipe import dump
+    from ..recipe import check_settings, dump
+
+    check_settings(loaded)
 
     if data:
         from .. import api

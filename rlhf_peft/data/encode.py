@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..engine.ends import end_ids
+from ..engine.templates import TemplateRefused, render
 from ..errors import DataError
 from .complete import misplaced, missing, shape
 from .conversation import Messages, with_system
@@ -254,14 +255,13 @@ class Encoder:
                 "plain text."
             )
         how = {**how, **self.template_kwargs}
-        first: Exception | None = None
+        first: TemplateRefused | None = None
         for version in versions(messages):
             try:
-                return str(self.tokenizer.apply_chat_template(version, tools=tools, tokenize=False, **how))
-            except Exception as error:  # templates raise what they like
+                return render(self.tokenizer, version, tools=tools, **how)
+            except TemplateRefused as error:
                 first = first or error
-        reason = (str(first).splitlines() or [type(first).__name__])[0]
-        raise BadRow(f"the chat template refuses it: {reason}", "refused by the chat template") from first
+        raise BadRow(str(first), "refused by the chat template") from first
 
     def _check_text(self, text: str, messages: Messages, tools: Tools) -> None:
         """BadRow unless everything that the conversation says stands in its text, once and in its place."""

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .. import atomic
 from ..errors import ModelError
 from . import adapters
 from . import fingerprint as fingerprints
@@ -94,16 +95,22 @@ def hold(
 
 
 def write(held: Held, folder: Path) -> None:
-    """Write a role's folder; loads with `PeftModel.from_pretrained` where it has an adapter."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if held.config is not None:
-        save_file(held.weights, folder / ADAPTER_FILE, metadata={"format": "pt"})
-        held.config.save_pretrained(str(folder))
+    """Write a role's folder; loads with `PeftModel.from_pretrained` where it has an adapter.
+
+    All files are written aside first: on a full disk the folder stays as it was.
+
+    Raises:
+        OSError: it cannot be written, and names the folder.
+    """
+    with atomic.files(folder) as aside:
+        if held.config is not None:
+            save_file(held.weights, aside / ADAPTER_FILE, metadata={"format": "pt"})
+            held.config.save_pretrained(str(aside))
+        if held.head is not None:
+            save_file(held.head, aside / HEAD_FILE, metadata={"format": "pt"})
+        fingerprints.write(aside, held.base)
     if held.head is None:
         (folder / HEAD_FILE).unlink(missing_ok=True)
-    else:
-        save_file(held.head, folder / HEAD_FILE, metadata={"format": "pt"})
-    fingerprints.write(folder, held.base)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

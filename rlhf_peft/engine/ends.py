@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .templates import TemplateRefused, render
+
 
 def end_ids(
     tokenizer: Any, generation_config: Any = None, template_kwargs: Mapping[str, Any] | None = None
@@ -31,8 +33,8 @@ def turn_end(tokenizer: Any, template_kwargs: Mapping[str, Any]) -> int | None:
         return None
     talk = [{"role": "user", "content": "zqaskqz"}, {"role": "assistant", "content": "zqsayqz"}]
     try:
-        text = str(tokenizer.apply_chat_template(talk, tokenize=False, **template_kwargs))
-    except Exception:  # templates raise what they like; rows will say so
+        text = render(tokenizer, talk, **template_kwargs)
+    except TemplateRefused:  # rows will say so
         return None
     _, found, rest = text.rpartition("zqsayqz")
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from .source import Source
 
 FILE = "base.json"
 """Beside a saved adapter or head: the fingerprint of the base that it was trained on."""
+DIGEST = re.compile(r"[0-9a-f]{64}")
+"""What a digest looks like, unlike a fingerprint in words."""
 NAMES = {"base": "base model", "quantization": "quantization", "chat_template": "chat template"}
 BLOCK, BLOCKS = 2**16, 2**12
 """Of a file with more bytes than so many blocks, blocks at even distances are read: 256 MB."""

@@ -6,6 +6,7 @@ Which completion stands on the left is drawn for each person and pair, and nothi
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,9 @@ HEADERS = {
 }
 LONGEST = 10_000
 """Characters of a note or a name; more is nobody's note."""
+MOST_BYTES = 2**18
+"""Of what a page sends: a note, four bytes a character and each escaped, is less."""
+MOST_PAIRS, MOST_SECONDS = 2**53, 1e7
 
 
 def make_app(
@@ -56,8 +60,12 @@ def make_app(
                 return Response("not found", 404)
             try:
                 response = await answer(request)
+            except _TooLarge:
+                # The rest of the body is not read, so nothing else can come over this connection.
+                response = JSONResponse({"error": f"more than {MOST_BYTES:,} bytes"}, 413)
+                response.headers["Connection"] = "close"
             except (ValueError, KeyError, TypeError) as error:
-                response = JSONResponse({"error": str(error)}, 400)
+                response = JSONResponse({"error": str(error)[:200]}, 400)
             response.headers.update(HEADERS)
             return response
 
@@ -80,13 +88,18 @@ def make_app(
 
     async def judge(request: Request) -> Response:
         said = await _json(request)
-        annotator, number = _name(said.get("annotator")), int(said["pair"])
+        annotator, number = _name(said.get("annotator")), _within(said["pair"], "pair", MOST_PAIRS)
+        if number != int(number):
+            raise ValueError("pair is no whole number")
+        number = int(number)
         pair = store.pair(number)
         if pair is None:
             raise ValueError(f"there is no pair {number}")
         choice = _choice(str(said["choice"]), swapped(annotator, number))
         note = str(said.get("note", ""))[:LONGEST]
-        store.judge(number, annotator, choice, note, max(0.0, float(said.get("seconds", 0.0))))
+        store.judge(
+            number, annotator, choice, note, float(_within(said.get("seconds"), "seconds", MOST_SECONDS))
+        )
         return JSONResponse(shown(annotator, store.next(annotator, among)))
 
     async def undo(request: Request) -> Response:
@@ -109,10 +122,50 @@ async def _json(request: Request) -> dict[str, Any]:
     # Only a page of this origin can send this type without being asked by the browser first.
     if request.headers.get("content-type", "").split(";")[0] != "application/json":
         raise ValueError("expected JSON")
-    said = await request.json()
+    try:
+        said = json.loads(await _body(request), parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(said, dict):
         raise ValueError("expected an object")
     return said
+
+
+class _TooLarge(Exception):
+    """A body holds more than any judgement."""
+
+
+async def _body(request: Request) -> bytes:
+    """The body, of which no more is read than a judgement can hold.
+
+    Raises:
+        _TooLarge: it is larger.
+    """
+    told = request.headers.get("content-length", "0")
+    if not told.isdecimal() or int(told[:20]) > MOST_BYTES:
+        raise _TooLarge
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise _TooLarge
+    return body
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _within(value: Any, name: str, most: float) -> float:
+    """A number from 0 to `most`; None counts as 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = 0 if value is None else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:
+        raise ValueError(f"{name} is no number from 0 to {most:g}")
+    return number
 
 
 def _name(value: Any) -> str:

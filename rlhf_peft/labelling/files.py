@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_output
 from ..data import columns_of, load_rows
 from ..data.examples import example
 from ..data.formats import Format, conversational
@@ -54,4 +55,4 @@ def _text(completion: Any) -> str:
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Rows as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_output(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

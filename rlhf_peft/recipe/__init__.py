@@ -4,6 +4,7 @@ from . import shipped
 from .document import document
 from .dump import dump, json_schema
 from .edit import edited
+from .feasible import check_settings
 from .from_trl import Converted, convert
 from .load import Plugins, is_path, load
 from .schema import (
@@ -38,6 +39,7 @@ __all__ = [
     "RlStage",
     "SftStage",
     "StageBase",
+    "check_settings",
     "convert",
     "document",
     "dump",

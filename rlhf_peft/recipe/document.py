@@ -174,10 +174,17 @@ def _plural(word: str) -> str:
 def _bounds(schema: Mapping[str, Any]) -> str:
     signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     shown = [
-        f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema and schema[key] < 2**53
+        f"{sign} {plain_number(schema[key])}" for key, sign in signs.items() if key in schema and schema[key] < 2**53
     ]
     return f" {' and '.join(shown)}" if shown else ""
 
 
 def _first_line(model: type[BaseModel]) -> str:
     return (model.__doc__ or "").strip().split("\n")[0]
+
+
+def plain_number(value: float) -> str:
+    """A bound in the fewest letters that say it exactly: 100, 1,048,576, 1e+09."""
+    if value == int(value) and abs(value) < 10**8:
+        return f"{int(value):,}"
+    return f"{value:g}"

@@ -56,6 +56,8 @@ def load(
         RecipeError: all that is wrong with it.
     """
     read = open_source(source)
+    # Before the overrides, which may be for these entries, and after them, which may replace the list.
+    _add_rewards(read.data, rewards)
     written, problems = apply_overrides(read.data, overrides)
     check = _Check(read, written, problems)
     check.version()

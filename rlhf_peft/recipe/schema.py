@@ -6,6 +6,8 @@ plugin's own options; the registry validates those. A recipe names registered th
 
 from __future__ import annotations
 
+import json
+import keyword
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +26,10 @@ WINDOWS_DEVICES = {
 }
 
 
+LONGEST_NAME = 100
+"""Characters: file systems take names of 255 bytes, and checkpoints add to the names of stages."""
+
+
 def check_run_name(name: str) -> str:
     """The name itself, or ValueError: it must be safe as a folder name everywhere."""
     if not RUN_NAME.fullmatch(name):
@@ -31,6 +37,8 @@ def check_run_name(name: str) -> str:
             f"{name!r} cannot name a run: start with a letter or digit, then letters, digits, '.', '_' or "
             "'-', no dot at the end"
         )
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"a name of {len(name)} characters; at most {LONGEST_NAME} make a folder's name")
     if name.split(".")[0].lower() in WINDOWS_DEVICES:
         raise ValueError(f"{name!r} cannot name a run: it is a device name on Windows")
     return name
@@ -38,6 +46,8 @@ def check_run_name(name: str) -> str:
 
 def check_stage_name(name: str) -> str:
     """The name itself, or ValueError: it is a part of file names."""
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"a name of {len(name)} characters; at most {LONGEST_NAME} are a part of file names")
     if name and not RUN_NAME.fullmatch(name):
         raise ValueError(
             f"{name!r} cannot name a stage: start with a letter or digit, then letters, digits, '.', '_' or '-', no "
@@ -61,11 +71,65 @@ def _number(value: Any) -> Any:
 
 RunName = Annotated[str, AfterValidator(check_run_name)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_number)]
-Count = Annotated[int, Field(gt=0), BeforeValidator(_number)]
-Number = Annotated[float, BeforeValidator(_number)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+Count = Annotated[int, Field(gt=0, le=2**20), BeforeValidator(_number)]
+"""Of rows, checkpoints and the like. This bound and the following ones stop slips of the keyboard, and no real run."""
+Steps = Annotated[int, Field(gt=0, le=10**8), BeforeValidator(_number)]
+Tokens = Annotated[int, Field(gt=0, le=2**24), BeforeValidator(_number)]
+Rank = Annotated[int, Field(gt=0, le=2**14), BeforeValidator(_number)]
+Members = Annotated[int, Field(gt=0, le=64), BeforeValidator(_number)]
+Number = Annotated[float, Field(ge=-1e6, le=1e6), BeforeValidator(_number)]
+Positive = Annotated[float, Field(gt=0, le=1e6), BeforeValidator(_number)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6), BeforeValidator(_number)]
 Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
-NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
+Rate = Annotated[float, Field(gt=0, le=100), BeforeValidator(_number)]
+Seconds = Annotated[float, Field(gt=0, le=1e7), BeforeValidator(_number)]
+WarmUp = Annotated[float, Field(ge=0, le=1e8), BeforeValidator(_number)]
+
+
+RENDERING = frozenset(
+    [
+        "conversation",
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+        "kwargs",
+        "self",
+    ]
+)
+"""Arguments of a tokenizer's `apply_chat_template` that are not the template's own."""
+JINJA = frozenset({"true", "false", "none", "loop", "caller", "varargs", "super", "context"})
+
+
+def check_template_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments themselves, or ValueError: their names become names in a template, their values literals."""
+    for name, value in given.items():
+        if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name in JINJA:
+            raise ValueError(
+                f"{name!r} cannot be an argument of a chat template: give a name of letters, digits and '_'"
+            )
+        if name in RENDERING:
+            raise ValueError(f"{name!r} is set by rlhf-peft itself. Leave it out")
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError(
+                f"{name} holds a number that is not finite, which no template can hold"
+            ) from None
+    return given
+
+
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(check_template_arguments)]
 
 
 class Section(BaseModel):
@@ -110,13 +174,13 @@ class Model(Section):
         description="Write completions with dense weights, the adapter merged in, instead of the quantized ones: "
         "several times faster, more memory; null: where they fit.",
     )
-    max_length: Count | None = Field(
+    max_length: Tokens | None = Field(
         None, description="Longest row, prompt and completion, in tokens; null: what the model allows."
     )
-    tokens_per_forward: Count = Field(
+    tokens_per_forward: Tokens = Field(
         16384, description="Most tokens, padding included, in one forward; micro-batches follow from it."
     )
-    chat_template_kwargs: dict[str, Any] = Field(
+    chat_template_kwargs: TemplateArguments = Field(
         default_factory=dict, description="Passed to the chat template, such as `enable_thinking: false`."
     )
 
@@ -124,7 +188,7 @@ class Model(Section):
 class Lora(Section):
     """The adapters (PEFT's names without the `lora_` prefix)."""
 
-    r: Count = Field(16, description="Rank.")
+    r: Rank = Field(16, description="Rank.")
     alpha: Positive = Field(32.0, description="Scale: the update is multiplied by alpha / r.")
     dropout: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = Field(
         0.0, description="Dropout before the adapter; always off while RL compares log-probabilities."
@@ -195,7 +259,7 @@ class RewardEntry(OpenSection):
         "stop",
         description="What a reward that raises, takes too long or gives no number does: stop the run, or not count.",
     )
-    timeout: Positive | None = Field(
+    timeout: Seconds | None = Field(
         None, description="Seconds for one batch; null: as the reward has it, else no limit."
     )
     in_process: bool = Field(
@@ -208,7 +272,7 @@ class RewardEntry(OpenSection):
 class Eval(Section):
     """Evaluation while a stage trains."""
 
-    every: Count | None = Field(None, description="Updates between evaluations; null: only before and after.")
+    every: Steps | None = Field(None, description="Updates between evaluations; null: only before and after.")
     split: str | None = Field(None, description="Held-out split, slices too: `test[:200]`.")
     prompts: str | None = Field(
         None, description="Text file with one prompt a line, answered at each evaluation."
@@ -223,7 +287,7 @@ class Eval(Section):
 class Checkpoint(Section):
     """Where a stage can go on after an interruption; its end is always one."""
 
-    every: Count | None = Field(50, description="Updates between checkpoints; null: none on the way.")
+    every: Steps | None = Field(50, description="Updates between checkpoints; null: none on the way.")
     keep: Count = Field(2, description="Newest checkpoints of a stage that are kept while it trains.")
     keep_best: str | None = Field(
         None, description="Figure whose highest checkpoint is kept too, such as `eval/reward`."
@@ -236,7 +300,7 @@ class Collapse(Section):
     action: Literal["warn", "stop"] = Field(
         "warn", description="Warn, once each time that it begins, or stop the run (exit 3)."
     )
-    steps: Count = Field(
+    steps: Steps = Field(
         10,
         description="So many steps in a row must look collapsed; steps in which all scores (of each prompt) are equal, "
         "and steps in which no completion ends, count too.",
@@ -257,14 +321,14 @@ class StageBase(Section):
         "", description="Name of the stage in the run folder; default: its kind."
     )
     dataset: DatasetSource = Field(description="The rows to train on.")
-    learning_rate: Positive = Field(1e-4, description="Peak learning rate.")
+    learning_rate: Rate = Field(1e-4, description="Peak learning rate.")
     batch_size: Count = Field(16, description="Rows (pairs) that one update sees.")
     num_train_epochs: Positive = Field(1.0, description="Passes over the dataset.")
-    max_steps: Count | None = Field(None, description="Updates; overrides num_train_epochs.")
+    max_steps: Steps | None = Field(None, description="Updates; overrides num_train_epochs.")
     lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Shape after the warmup."
     )
-    warmup: NotNegative = Field(
+    warmup: WarmUp = Field(
         0.03, description="Warmup: a fraction of the steps below 1, else a number of steps."
     )
     max_grad_norm: NotNegative = Field(
@@ -280,7 +344,7 @@ class StageBase(Section):
         "less; PPO on all of a model's weights is often run with 1e-5.",
     )
     eval: Eval = Field(default_factory=lambda: Eval(), description="Evaluation while the stage trains.")
-    max_bad_steps: Annotated[int, Field(ge=0), BeforeValidator(_number)] = Field(
+    max_bad_steps: Annotated[int, Field(ge=0, le=10**8), BeforeValidator(_number)] = Field(
         3,
         description="Updates in a row that may be skipped because their loss or gradient is not finite; one more stops "
         "the run (exit 3).",
@@ -305,7 +369,7 @@ class SftStage(StageBase):
     """Supervised fine-tuning of the policy (TRL's SFTTrainer)."""
 
     stage: Literal["sft"]
-    learning_rate: Positive = Field(2e-4, description="Peak learning rate.")
+    learning_rate: Rate = Field(2e-4, description="Peak learning rate.")
     packing: bool = Field(False, description="Pack several rows into one sequence.")
     completion_only_loss: bool | None = Field(
         None,
@@ -320,7 +384,7 @@ class PreferenceStage(StageBase):
     """Preferences straight into the policy (TRL's DPOTrainer and KTOTrainer)."""
 
     stage: Literal["preference"]
-    learning_rate: Positive = Field(1e-5, description="Peak learning rate.")
+    learning_rate: Rate = Field(1e-5, description="Peak learning rate.")
     method: Literal["dpo", "kto"] = Field("dpo", description="DPO needs pairs; KTO needs rows with a label.")
     beta: Positive = Field(0.1, description="Strength of the pull to the reference.")
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5), BeforeValidator(_number)] = Field(
@@ -334,7 +398,7 @@ class RewardModelStage(StageBase):
     """Bradley-Terry on reward adapters and heads."""
 
     stage: Literal["reward_model"]
-    ensemble: Count = Field(1, description="Reward adapters and heads trained, each on its own data order.")
+    ensemble: Members = Field(1, description="Reward adapters and heads trained, each on its own data order.")
     center_rewards_coefficient: NotNegative = Field(
         0.0, description="Adds c * (r_chosen + r_rejected)^2 (Eisenstein et al., 2023)."
     )
@@ -356,9 +420,9 @@ class RlStage(StageBase):
     """Reinforcement learning of the policy."""
 
     stage: Literal["rl"]
-    learning_rate: Positive = Field(1e-5, description="Peak learning rate of the policy.")
-    value_learning_rate: Positive | None = Field(None, description="Of the value role; null: the policy's.")
-    warmup: NotNegative = Field(
+    learning_rate: Rate = Field(1e-5, description="Peak learning rate of the policy.")
+    value_learning_rate: Rate | None = Field(None, description="Of the value role; null: the policy's.")
+    warmup: WarmUp = Field(
         0.0, description="Warmup: a fraction of the steps below 1, else a number of steps."
     )
     checkpoint: Checkpoint = Field(

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..errors import Problem, RecipeError, UsageError
+from ..small import TooLarge, read_small
 
 Loc = tuple[str | int, ...]
 
@@ -48,11 +49,9 @@ def read_text(path: Path) -> str:
     try:
         if path.is_dir():
             raise UsageError(f"{path}: a folder, not a recipe. Name the YAML file inside it.")
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(
-                f"{path}: {path.stat().st_size:,} bytes; a recipe is a text file of a few kilobytes."
-            )
-        return path.read_bytes().decode("utf-8-sig")
+        return read_small(path, MAX_BYTES).decode("utf-8-sig")
+    except TooLarge as error:
+        raise UsageError(f"{error}; a recipe is a text file of a few kilobytes.") from None
     except FileNotFoundError:
         raise UsageError(f"{path}: no such recipe file. Shipped recipes: rlhf-peft recipes list.") from None
     except UnicodeDecodeError as error:

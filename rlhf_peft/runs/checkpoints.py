@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..atomic import error_number, sync, sync_folder, write_text
 from ..errors import CheckpointError, RunFolderError
+from ..small import read_small
 from .folder import plain
-from .manifest import sha256, sync_folder, write_whole
+from .manifest import MOST_BYTES, sha256
 from .places import remove
 
 FOLDER = "checkpoints"
@@ -77,7 +79,7 @@ class Checkpoints:
             fill(aside)
             files = sorted(path for path in aside.rglob("*") if path.is_file())
             for file in files:
-                _sync(file)
+                sync(file)
             hashes = {file.relative_to(aside).as_posix(): sha256(file) for file in files}
             number = max((found["number"] for _, found in self._listed()), default=0) + 1
             written = {
@@ -89,7 +91,7 @@ class Checkpoints:
             }
             written = json.loads(json.dumps(plain(written), allow_nan=False))
             text = json.dumps({**written, SEAL: _seal(written)}, indent=2, ensure_ascii=False)
-            write_whole(aside / FILE, text + "\n")
+            write_text(aside / FILE, text + "\n")
             for folder in {file.parent for file in files}:
                 sync_folder(folder)
             target = self.folder / name
@@ -100,15 +102,23 @@ class Checkpoints:
         except BaseException as error:
             with contextlib.suppress(OSError):
                 remove(aside)
-            if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-                raise CheckpointError(
-                    f"{self.folder / name}: cannot be written: {error}. Earlier checkpoints are as they were."
-                ) from error
-            raise
+            number = error_number(error) if isinstance(error, Exception) else None
+            if number is None and not isinstance(error, OSError):
+                raise
+            reason = str(error) if number is None else os.strerror(number)
+            raise CheckpointError(
+                f"{self.folder / name}: cannot be written: {reason}. Earlier checkpoints are as they were."
+            ) from error
         return Checkpoint(target, written)
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest one that is whole, as is the one that its stage began with; and what is wrong with newer ones."""
+    def newest(
+        self, check: Callable[[Checkpoint], Any] = lambda found: None
+    ) -> tuple[Checkpoint | None, list[str]]:
+        """The newest one that is whole, as is the one that its stage began with; and what is wrong with newer ones.
+
+        Args:
+            check: raises RunFolderError for one that cannot be used.
+        """
         wrong = [
             f"{path}: not a checkpoint that this version reads, or one whose {FILE} is damaged"
             for path in self._folders()
@@ -119,6 +129,7 @@ class Checkpoints:
                 found = self.read(path.name)
                 if found.info.get("begun") is not None:
                     self.read(found.info["begun"])
+                check(found)
             except RunFolderError as error:
                 wrong.append(str(error))
                 continue
@@ -141,6 +152,12 @@ class Checkpoints:
             if sha256(path / file) != digest:
                 raise RunFolderError(f"{path}: {file} is damaged, its hash is another than was written down")
         return Checkpoint(path, info)
+
+    def hash_of(self, name: str, file: str) -> str | None:
+        """The hash that was written down of a checkpoint's file; None where it has no such file."""
+        info = _read(self.folder / name)
+        found = None if info is None else info["files"].get(file)
+        return None if found is None else str(found)
 
     def forget_after(self, number: int) -> None:
         """Remove what came after one, and what was left by a process that was killed while it wrote."""
@@ -170,7 +187,7 @@ class Checkpoints:
 def _read(path: Path) -> dict[str, Any] | None:
     """What is written down of a checkpoint; None where that cannot be read."""
     try:
-        info = json.loads((path / FILE).read_text(encoding="utf-8"))
+        info = json.loads(read_small(path / FILE, MOST_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(info, dict) and info.get("format") == FORMAT and info.get("version") == VERSION
@@ -181,8 +198,3 @@ def _seal(info: Mapping[str, Any]) -> str:
     """sha256 of all that is written down of a checkpoint."""
     text = json.dumps(info, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())

@@ -33,6 +33,9 @@ class Elsewhere(RunFolder):
         """Where the other process writes it."""
         return self.path / "adapters" / role
 
+    def wrote_adapter(self, role: str) -> None:
+        """Nothing."""
+
     def copy_code(self, path: str | Path) -> Path:
         """Nothing."""
         return Path(path)

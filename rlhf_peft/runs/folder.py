@@ -12,6 +12,8 @@ Left out on purpose: what adapters and heads look like (the engine writes them),
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
@@ -22,10 +24,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import yaml
 from filelock import BaseFileLock
 
+from ..atomic import naming, write_text
 from ..errors import RunFolderError
 from ..scrub import scrub
 from .lock import lock
@@ -38,7 +42,6 @@ from .manifest import (
     sha256,
     versions,
     write_manifest,
-    write_whole,
 )
 from .places import check_free, check_inside, check_links, remove
 
@@ -53,6 +56,17 @@ OURS = (RECIPE, METRICS, SAMPLES, "report.html", LOG, ADAPTERS, CODE, "checkpoin
 
 _HASHED = (RECIPE, METRICS, SAMPLES, ADAPTERS, CODE)
 _ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+_written: WeakSet[RunFolder] = WeakSet()
+"""Runs that this process is writing."""
+
+
+def abandon() -> None:
+    """Note in every run that this process is writing that it has stopped: the process is about to end at once."""
+    for folder in list(_written):
+        with contextlib.suppress(Exception):
+            folder.update_manifest(status="stopped", finished=time.time())
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,7 @@ class RunFolder:
         self._pending: Callable[[], None] | None = None
         self._lock: BaseFileLock | None = None
         self._lines: dict[str, int] = {}
+        self._hashes: dict[str, Any] = {}
 
     @classmethod
     def create(cls, output_dir: str | Path, name: str, *, overwrite: bool = False) -> RunFolder:
@@ -124,6 +139,7 @@ class RunFolder:
         def make() -> None:
             folder._lock, folder._manifest = _make(path, overwrite)
             folder._pending = None
+            _written.add(folder)
             if made is not None:
                 made(folder)
 
@@ -137,6 +153,7 @@ class RunFolder:
         name: str,
         *,
         lines: Mapping[str, int] | None = None,
+        manifest: Mapping[str, Any] | None = None,
         made: Callable[[RunFolder], None] | None = None,
     ) -> RunFolder:
         """The folder of a run that is there, to go on with it; it stays as it is until something is written into it.
@@ -145,6 +162,7 @@ class RunFolder:
             output_dir: where run folders go.
             name: of the run.
             lines: bytes of each file of lines that stay; those after them are taken off. None: all stay.
+            manifest: of the run; None: it is read.
             made: called before anything is written.
 
         Raises:
@@ -153,7 +171,7 @@ class RunFolder:
         parent = Path(output_dir)
         path = parent / name
         check_inside(parent, path, name)
-        manifest = read_manifest(path)
+        manifest = read_manifest(path) if manifest is None else manifest
         check_links(path, OURS)
         folder = cls(path, manifest)
         folder._lock = lock(path)
@@ -161,6 +179,7 @@ class RunFolder:
 
         def make() -> None:
             folder._pending = None
+            _written.add(folder)
             folder.cut(folder._lines)
             again = [*manifest.get("resumed", []), time.time()]
             folder.update_manifest(status="running", resumed=again, versions=versions())
@@ -172,6 +191,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Let other processes write the folder."""
+        _written.discard(self)
         if self._lock is not None:
             self._lock.release(force=True)
             self._lock = None
@@ -201,7 +221,8 @@ class RunFolder:
         """Write recipe.yaml, without credentials."""
         self.make()
         clean = without_credentials(text)
-        write_whole(self.path / RECIPE, clean)
+        write_text(self.path / RECIPE, clean)
+        self._wrote(self.path / RECIPE)
         self._recipe = yaml.safe_load(clean)
 
     @property
@@ -228,8 +249,11 @@ class RunFolder:
     def _append(self, file: str, rows: Iterable[Mapping[str, Any]]) -> None:
         self.make()
         lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
-        with (self.path / file).open("a", encoding="utf-8", newline="\n", errors="backslashreplace") as out:
-            out.write("".join(lines))
+        text = "".join(lines).encode("utf-8", "backslashreplace")
+        found = self._hash(file)
+        with naming(self.path / file), (self.path / file).open("ab") as out:
+            out.write(text)
+        found.update(text)
 
     def lines(self) -> dict[str, int]:
         """Bytes of each file of lines; of a folder that is not made yet, those that it will have."""
@@ -239,6 +263,17 @@ class RunFolder:
         paths = {name: self.path / name for name in (METRICS, SAMPLES)}
         return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
 
+    def line_hashes(self) -> dict[str, str]:
+        """sha256 of each file of lines as far as it is written; of a folder that is not made yet, none."""
+        return {name: self._hash(name).hexdigest() for name in self._sizes()} if self.made else {}
+
+    def _hash(self, name: str) -> Any:
+        """The hash of a file of lines, which goes on with each line: what lies there is read once."""
+        if name not in self._hashes:
+            path = self.path / name
+            self._hashes[name] = hashlib.sha256(path.read_bytes() if path.is_file() else b"")
+        return self._hashes[name]
+
     def sync(self) -> None:
         """Put the lines that were written onto the disk."""
         for name in self.lines():
@@ -246,20 +281,14 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def cut(self, lines: Mapping[str, int]) -> None:
-        """Take off the lines that came after; nothing of a folder that is not made yet.
-
-        Raises:
-            RunFolderError: there are fewer than there were.
-        """
+        """Take off the lines that came after; nothing of a folder that is not made yet."""
         if not self.made:
             return
         for name in (METRICS, SAMPLES):
             path, size = self.path / name, lines.get(name, 0)
-            found = path.stat().st_size if path.is_file() else 0
-            if found < size:
-                raise RunFolderError(f"{path}: holds {found:,} bytes, and held {size:,} at the checkpoint.")
-            if path.is_file():
+            if path.is_file() and path.stat().st_size > size:
                 os.truncate(path, size)
+            self._hashes.pop(name, None)
 
     def adapter_dir(self, role: str) -> Path:
         """The folder of a role's adapter, made if it is missing."""
@@ -270,6 +299,24 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def wrote_adapter(self, role: str) -> None:
+        """Note the hashes of a role's adapter, which has just been written, in the manifest."""
+        self._wrote(self.path / ADAPTERS / role)
+
+    def _wrote(self, place: Path) -> None:
+        """Note the hashes of a file, or of all files in a folder, in the manifest."""
+        files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+        inside = place.relative_to(self.path).as_posix()
+        known = self._manifest.get("artifacts", {})
+        others = {name: found for name, found in known.items() if not f"{name}/".startswith(f"{inside}/")}
+        hashes = {path.relative_to(self.path).as_posix(): sha256(path) for path in files}
+        self.update_manifest(artifacts={**others, **hashes})
+
+    def adapters(self) -> dict[str, str]:
+        """Path inside the folder to sha256, of every file of an adapter as it was written."""
+        known = self._manifest.get("artifacts", {})
+        return {name: found for name, found in known.items() if name.startswith(f"{ADAPTERS}/")}
+
     def copy_code(self, path: str | Path) -> Path:
         """Copy a file of `--plugin` or `--reward` into the run and note its hash in the manifest."""
         self.make()
@@ -279,10 +326,11 @@ class RunFolder:
         target = folder / source.name
         digest = sha256(source)
         if target.exists() and sha256(target) != digest:
-            target = folder / f"{source.stem}-{digest[:8]}{source.suffix}"
+            target = folder / f"{source.stem[:200]}-{digest[:8]}{source.suffix}"
         shutil.copyfile(source, target)
         code = {**self._manifest.get("code", {}), target.name: digest}
-        self.update_manifest(code=code)
+        noted = {**self._manifest.get("artifacts", {}), f"{CODE}/{target.name}": digest}
+        self.update_manifest(code=code, artifacts=noted)
         return target
 
     # --- the manifest ---
@@ -318,12 +366,14 @@ class RunFolder:
         self.release()
 
     def hashes(self) -> dict[str, str]:
-        """Path inside the folder to sha256, of every artifact."""
+        """Path inside the folder to sha256 of every artifact: as it was when it was written, where that was noted."""
         files: list[Path] = []
         for name in _HASHED:
             path = self.path / name
             files += [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        return {file.relative_to(self.path).as_posix(): sha256(file) for file in files}
+        noted = {**self._manifest.get("artifacts", {}), **self.line_hashes()}
+        names = sorted({file.relative_to(self.path).as_posix() for file in files} | noted.keys())
+        return {name: noted.get(name) or sha256(self.path / name) for name in names}
 
 
 def without_credentials(recipe: str) -> str:

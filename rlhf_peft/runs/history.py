@@ -15,10 +15,11 @@ import yaml
 
 from ..dotted import recipe_keys
 from ..errors import RunFolderError, UsageError
+from ..small import read_small
 from .folder import OURS, RECIPE
 from .lock import FILE as LOCK
-from .lock import lock
-from .manifest import is_run, read_manifest
+from .lock import lock, status_of
+from .manifest import MOST_BYTES, is_run, read_manifest
 from .places import remove
 from .read import read_metrics, read_samples
 
@@ -53,8 +54,8 @@ class History:
 
     @property
     def status(self) -> str:
-        """running, done, failed or stopped."""
-        return str(self.manifest.get("status", "unknown"))
+        """running, done, failed, stopped or killed."""
+        return status_of(self.path, self.manifest)
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class History:
         """
         path = self.path / RECIPE
         try:
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+            recipe = yaml.safe_load(read_small(path, MOST_BYTES).decode("utf-8"))
         except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise RunFolderError(f"{path}: cannot be read: {error}") from error
         if not isinstance(recipe, dict) or not isinstance(recipe.get("stages"), list):

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..errors import RunFolderError
 
 FILE = ".lock"
+
+
+def is_written(folder: Path) -> bool:
+    """Whether a process is writing a run, as far as that can be known."""
+    if not (folder / FILE).is_file():
+        return False
+    held = FileLock(folder / FILE, is_singleton=True)
+    if held.is_locked:
+        return True
+    try:
+        held.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    held.release()
+    return False
+
+
+def status_of(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """The status of a run: running, done, failed or stopped; killed where it says running and nobody writes it."""
+    found = str(manifest.get("status", "unknown"))
+    return "killed" if found == "running" and not is_written(folder) else found
 
 
 def lock(folder: Path) -> FileLock:

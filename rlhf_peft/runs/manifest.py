@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..atomic import write_text
 from ..errors import RunFolderError
 from ..scrub import scrub
+from ..small import read_small
 
 FILE = "manifest.json"
 FORMAT = "rlhf-peft run"
 VERSION = 1
+MOST_BYTES = 16 * 2**20
 STATUSES = ("running", "done", "failed", "stopped")
 PACKAGES = (
     "torch",
@@ -70,36 +72,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, finds the old one or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename last; Windows has no such call."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of a run folder."""
     text = json.dumps(scrub(manifest), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / FILE, text + "\n")
+    write_text(folder / FILE, text + "\n")
+
+
+class ManifestLost(RunFolderError):
+    """A folder has no manifest, or one that is empty or cut short."""
+
+
+def rebuilt(folder: Path, stages: Sequence[str]) -> dict[str, Any]:
+    """A manifest for a run whose own one was lost.
+
+    Args:
+        folder: of the run.
+        stages: that are done.
+    """
+    made = {"format": FORMAT, "version": VERSION, "name": folder.name, "status": "running"}
+    return {**made, "stages_done": list(stages), "versions": versions()}
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -110,11 +101,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / FILE
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_small(path, MOST_BYTES).decode("utf-8"))
     except FileNotFoundError:
-        raise RunFolderError(f"{folder}: not a run folder, it has no {FILE}") from None
+        raise ManifestLost(f"{folder}: not a run folder, it has no {FILE}.{remedy(path.parent)}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path}: not readable as JSON: {error}") from None
+        raise ManifestLost(f"{path}: not readable as JSON: {error}.{remedy(path.parent)}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RunFolderError(f"{path}: not the manifest of a run of rlhf-peft")
     found = manifest.get("version")
@@ -126,6 +117,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         if not isinstance(manifest.get(key, kind()), kind):
             raise RunFolderError(f"{path}: {key} is {type(manifest[key]).__name__}, expected {kind.__name__}")
     return manifest
+
+
+def remedy(folder: Path) -> str:
+    """What to do about a run whose manifest is lost; empty where nothing can be done."""
+    if not any(folder.glob("checkpoints/*/checkpoint.json")):
+        return ""
+    return f" It holds checkpoints: rlhf-peft run RECIPE --resume goes on from them and makes {FILE} again."
 
 
 def is_run(folder: Path) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..errors import RunFolderError
 from .lock import FILE as LOCK
-from .manifest import is_run, read_manifest
+from .lock import status_of
+from .manifest import is_run, read_manifest, remedy
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.)")
 
@@ -52,11 +53,12 @@ def check_free(path: Path, overwrite: bool) -> None:
     if there != path or all(found.name == LOCK for found in path.iterdir()):
         return
     if not is_run(path):
+        hint = remedy(path)
         raise RunFolderError(
-            f"{path}: holds files that are not a run's, so nothing was touched. Move them or set name=..."
+            f"{path}: holds files that are not a run's, so nothing was touched. Move them or set name=...{hint}"
         )
     if not overwrite:
-        status = read_manifest(path).get("status")
+        status = status_of(path, read_manifest(path))
         holds = "a finished run" if status == "done" else f"a run that is not finished (status {status})"
         raise RunFolderError(f"{path}: holds {holds}. Replace it with --overwrite, or set another name=...")
 

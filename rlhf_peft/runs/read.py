@@ -33,7 +33,7 @@ def read_samples(run: str | Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
+    if not path.is_file():
         return
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import RunFolderError
 from .checkpoints import Checkpoints
 from .folder import ADAPTERS
+from .lock import status_of
 from .manifest import read_manifest, sha256
 
 
@@ -32,7 +33,7 @@ def verify_files(run: Path) -> Iterator[Check]:
         RunFolderError: it is no run folder.
     """
     manifest = read_manifest(run)
-    status = manifest.get("status")
+    status = status_of(run, manifest)
     yield Check(f"manifest.json: status {status}", None if status == "done" else _unfinished(status))
     hashes = manifest.get("artifacts", {})
     for name, digest in sorted(hashes.items()):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from .changes import changed_keys
 from .context import Context, Reporter, StageRunner, lora_spec, read_source, split_rows
 from .fingerprints import fingerprints
+from .preflight import check_rows, method_of, offline_encoder, usable_rows
 from .ranks import Ranks
 from .saver import Saver
 
@@ -26,9 +28,14 @@ __all__ = [
     "Reporter",
     "Saver",
     "StageRunner",
+    "changed_keys",
+    "check_rows",
     "fingerprints",
     "lora_spec",
+    "method_of",
+    "offline_encoder",
     "read_source",
     "runner",
     "split_rows",
+    "usable_rows",
 ]

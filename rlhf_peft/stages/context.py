@@ -142,6 +142,7 @@ class Context:
             return
         folder = self.run.adapter_dir(role)
         self.base.save_role(role, folder)
+        self.run.wrote_adapter(role)
         self.tell("rlhf_peft_checkpoint_saved", stage=stage, step=step, folder=folder)
 
 

@@ -14,6 +14,15 @@ from ..registry import Registry
 
 FREE = ("output_dir", "name", "tracking")
 """Keys of a recipe that change no result."""
+MODEL_KEYS = ("model.max_length", "model.tokens_per_forward")
+"""Keys of the model that go into the fingerprint of the recipe."""
+LOADED = {
+    "base": ("model.path", "model.revision"),
+    "quantization": ("model.quantization", "model.double_quantization"),
+    "dtype": ("model.compute_dtype", "device"),
+    "chat_template": ("model.chat_template_kwargs",),
+}
+"""Fingerprints of the model that is loaded, with the keys that they follow from."""
 MOST_ROWS = 20_000
 
 

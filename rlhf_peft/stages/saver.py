@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..engine import REFERENCE, SharedBase
 from ..engine.artifacts import HEAD_FILE, Held, read_role, write
-from ..engine.fingerprint import short
 from ..errors import RunFolderError
 from ..recipe.schema import StageBase
 from ..runs import Checkpoint, Checkpoints, RunFolder
+from .changes import Keys, describe
 from .state import pack, random_state, set_random_state, unpack
 
 DONE = "done"
@@ -39,6 +39,8 @@ class Moment:
         roles: those that training has changed.
         state: everything else that it has changed, as JSON, and its tensors.
         lines: bytes of each file of lines.
+        line_hashes: sha256 of each.
+        artifacts: sha256 of each file of an adapter that is written down by then.
         stages: those that are done by then.
         saved: whether it is written down.
     """
@@ -49,6 +51,8 @@ class Moment:
     state: Any
     tensors: dict[str, Tensor]
     lines: dict[str, int]
+    line_hashes: dict[str, str]
+    artifacts: dict[str, str]
     stages: list[str]
     saved: bool = False
 
@@ -69,6 +73,7 @@ class Saver:
         results: stage name to what it returned.
         fingerprints: of what must not change between two parts of a run, name to digest.
         allowed: names of those that may change all the same.
+        changed: keys of the recipe that are others than when the run was last written.
         stages: those that are done.
         replaying: a stage is being set up again, which writes nothing.
     """
@@ -79,6 +84,7 @@ class Saver:
     results: dict[str, dict[str, Any]]
     fingerprints: dict[str, str] = field(default_factory=dict)
     allowed: Collection[str] = ()
+    changed: Keys = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     replaying: bool = False
     _moment: Moment | None = None
@@ -140,7 +146,9 @@ class Saver:
     ) -> None:
         held = {role: self.base.hold(role) for role in roles}
         packed, tensors = pack({**state, "random": random_state()})
-        self._moment = Moment(stage, step, held, packed, tensors, self.run.lines(), stages)
+        run = self.run
+        written = (run.lines(), run.line_hashes(), run.adapters())
+        self._moment = Moment(stage, step, held, packed, tensors, *written, stages)
 
     def save(self, stage: StageBase | None = None, figures: Mapping[str, float] | None = None) -> str | None:
         """Write down what is remembered, unless it is already; returns the newest checkpoint's name.
@@ -159,6 +167,8 @@ class Saver:
             "step": moment.step,
             "begun": None if moment.step == DONE else self._begun,
             "lines": moment.lines,
+            "line_hashes": moment.line_hashes,
+            "artifacts": moment.artifacts,
             "stages": moment.stages,
             "best": self._best,
             "results": self.results,
@@ -166,6 +176,7 @@ class Saver:
         }
         written = self.checkpoints.save(moment.name, info, lambda folder: _write(moment, folder))
         moment.saved = True
+        self.run.update_manifest(checkpoint=written.name)
         self.told(moment.stage, moment.step, written.path)
         if stage is not None:
             self._prune(stage, moment)
@@ -232,7 +243,7 @@ class Saver:
         refused = [name for name in changed if name not in self.allowed]
         if refused:
             told = [
-                f"{name} changed ({short(before.get(name))} -> {short(self.fingerprints.get(name))})"
+                describe(name, before.get(name), self.fingerprints.get(name), self.changed)
                 for name in refused
             ]
             raise RunFolderError(

@@ -95,7 +95,7 @@ def evaluate(
         opened, registry, what=NAME, dataset=dataset, split=split, size=size, max_new_tokens=most
     )
     entries = list(rewards) or _rewards(stage)
-    given = Rewards(registry, entries, opened.base, stage=NAME)
+    given = Rewards(registry, entries, opened.base, stage=NAME, reachable=False)
     try:
         answers = _both(opened, sampler, prompts, given, seed)
     finally:

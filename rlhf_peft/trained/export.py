@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .. import atomic
 from ..engine import POLICY, ScalarHead, SharedBase, Source
 from ..engine.artifacts import ADAPTER_FILE, CONFIG_FILE, load_head, read_role
 from ..engine.fingerprint import FILE as BASE_FILE
@@ -91,28 +92,49 @@ def export(
     if not (adapter / CONFIG_FILE).is_file():
         there = sorted(place.name for place in (run / ADAPTERS).glob("*") if (place / CONFIG_FILE).is_file())
         raise RunFolderError(f"{run}: has no adapter of {role}. It has {', '.join(there) or 'none yet'}.")
-    if folder.exists() and any(folder.iterdir()):
+    if not atomic.is_empty(folder):
         raise UsageError(f"{folder}: is not empty. Choose another folder with --output.")
     if role != POLICY and target in ("vllm", "ollama"):
         raise UsageError(f"--to {target}: serves policies. A reward goes with --to peft or --to merged.")
     history = History.of(run)
     if target in ("peft", "vllm"):
-        return _adapter(recipe, history, adapter, folder, role, target, trust_remote_code)
+        with atomic.folder(folder) as aside:
+            place = Place(aside, folder)
+            return _adapter(recipe, history, adapter, place, role, target, trust_remote_code)
     opened = open_run(run, device=device, trust_remote_code=trust_remote_code)
     say(f"merging {role} into the dequantized base, in {dtype} ...")
-    if role == POLICY:
-        return _merged(opened, history, folder, DTYPES[dtype], target)
-    return _classifier(opened, history, role, folder, DTYPES[dtype])
+    with atomic.folder(folder) as aside:
+        place = Place(aside, folder)
+        if role == POLICY:
+            return _merged(opened, history, place, DTYPES[dtype], target)
+        return _classifier(opened, history, role, place, DTYPES[dtype])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an export goes.
+
+    Attributes:
+        aside: the folder that is written, and renamed once everything is in it.
+        folder: its name from then on, which is what texts say.
+    """
+
+    aside: Path
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The final folder as texts say it."""
+        return self.folder.as_posix()
 
 
 # --- adapters ---
 
 
 def _adapter(
-    recipe: Recipe, history: History, adapter: Path, folder: Path, role: str, target: Target, trust: bool
+    recipe: Recipe, history: History, adapter: Path, place: Place, role: str, target: Target, trust: bool
 ) -> Exported:
-    location, place = _location(recipe), folder.as_posix()
-    folder.mkdir(parents=True, exist_ok=True)
+    location, folder = _location(recipe), place.aside
     offset = None
     if role == POLICY:
         shutil.copyfile(adapter / ADAPTER_FILE, folder / ADAPTER_FILE)
@@ -126,11 +148,11 @@ def _adapter(
     config |= {**changes, "base_model_name_or_path": location}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     _tokenizer(recipe, folder, trust, classifier=role != POLICY)
-    use = use_adapter(recipe, location, place, CAUSAL if role == POLICY else CLASSIFIER)
+    use = use_adapter(recipe, location, place.name, CAUSAL if role == POLICY else CLASSIFIER)
     (folder / "README.md").write_text(card(recipe, history, role, use, offset=offset), encoding="utf-8")
-    done = Exported(folder, use, offset=offset)
+    done = Exported(place.folder, use, offset=offset)
     if target == "vllm":
-        done.commands = [_serve(recipe, location, folder, history.name, int(config.get("r", 8)))]
+        done.commands = [_serve(recipe, location, place, history.name, int(config.get("r", 8)))]
     return done
 
 
@@ -154,15 +176,17 @@ def _plain_head(head: ScalarHead) -> tuple[Tensor, float]:
     return weight, float((head.bias - head.shift) / head.scale)
 
 
-def _serve(recipe: Recipe, location: str, folder: Path, name: str, rank: int) -> str:
+def _serve(recipe: Recipe, location: str, place: Place, name: str, rank: int) -> str:
     """The line that serves an adapter with vLLM, which quantizes to NF4 as it loads."""
     most = next((known for known in RANKS if rank <= known), rank)
-    place = shlex.quote(folder.as_posix())
     revision = f" --revision {shlex.quote(recipe.model.revision)}" if recipe.model.revision else ""
     quantized = " --quantization bitsandbytes" if recipe.model.quantization == "nf4" else ""
-    template = folder / "chat_template.jinja"
-    chat = f" --chat-template {shlex.quote(template.as_posix())}" if template.is_file() else ""
-    lora = f"--enable-lora --max-lora-rank {most} --lora-modules {shlex.quote(name)}={place}"
+    template = "chat_template.jinja"
+    there = (place.aside / template).is_file()
+    chat = f" --chat-template {shlex.quote(f'{place.name}/{template}')}" if there else ""
+    lora = (
+        f"--enable-lora --max-lora-rank {most} --lora-modules {shlex.quote(name)}={shlex.quote(place.name)}"
+    )
     return f"vllm serve {shlex.quote(location)}{revision}{quantized} {lora}{chat}"
 
 
@@ -198,7 +222,7 @@ def _literal(value: Any) -> str:
         return "{" + ", ".join(f"{_literal(key)}: {_literal(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]"
-    return "none" if value is None else json.dumps(value)
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _pad(tokenizer: Any) -> str:
@@ -212,10 +236,10 @@ def _pad(tokenizer: Any) -> str:
 # --- whole weights ---
 
 
-def _merged(opened: Opened, history: History, folder: Path, dtype: torch.dtype, target: Target) -> Exported:
+def _merged(opened: Opened, history: History, place: Place, dtype: torch.dtype, target: Target) -> Exported:
     from transformers import AutoModelForCausalLM
 
-    base, ids = opened.base, _probes(opened.base)
+    base, ids, folder = opened.base, _probes(opened.base), place.aside
     with torch.no_grad(), base.role(POLICY, train=False):
         trained = [base.lm(input_ids=row.to(base.device)).logits.float().cpu() for row in ids]
     model = _plain(opened, AutoModelForCausalLM, dtype)
@@ -224,26 +248,24 @@ def _merged(opened: Opened, history: History, folder: Path, dtype: torch.dtype, 
         written = [model(input_ids=row).logits.float() for row in ids]
     difference = max(float((a - b).abs().max()) for a, b in zip(trained, written, strict=True))
     scale = max(float(row.abs().max()) for row in trained)
-    folder.mkdir(parents=True, exist_ok=True)
     _save(model, folder)
     tokenizer = _tokenizer(opened.recipe, folder, base.source.trust_remote_code)
-    place, name = folder.as_posix(), history.name.lower()
-    use = use_merged(place, CAUSAL)
+    name, use = history.name.lower(), use_merged(place.name, CAUSAL)
     text = card(opened.recipe, history, POLICY, use, merged=difference)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    commands = [f"vllm serve {shlex.quote(place)}"]
+    commands = [f"vllm serve {shlex.quote(place.name)}"]
     if target == "ollama":
         (folder / "Modelfile").write_text(modelfile(tokenizer, base), encoding="utf-8")
-        made = f"ollama create {shlex.quote(name)} -f {shlex.quote(f'{place}/Modelfile')}"
+        made = f"ollama create {shlex.quote(name)} -f {shlex.quote(f'{place.name}/Modelfile')}"
         commands = [made, f"ollama run {shlex.quote(name)}"]
-    return Exported(folder, use, commands, difference, scale)
+    return Exported(place.folder, use, commands, difference, scale)
 
 
-def _classifier(opened: Opened, history: History, role: str, folder: Path, dtype: torch.dtype) -> Exported:
+def _classifier(opened: Opened, history: History, role: str, place: Place, dtype: torch.dtype) -> Exported:
     """A reward role as a sequence classifier of transformers; its head there has no bias: a constant is left."""
     from transformers import AutoModelForSequenceClassification
 
-    base, ids = opened.base, _probes(opened.base, ended=True)
+    base, ids, folder = opened.base, _probes(opened.base, ended=True), place.aside
     with torch.no_grad(), base.role(role, train=False):
         each = [
             base.rewards(base.hidden(row.to(base.device)), torch.tensor([row.shape[1]]), role) for row in ids
@@ -253,7 +275,6 @@ def _classifier(opened: Opened, history: History, role: str, folder: Path, dtype
     _fill(model, base, role)
     weight, offset = _plain_head(base.head(role))
     model.get_submodule("score").load_state_dict({"weight": weight.to(dtype)})
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(opened.recipe, folder, base.source.trust_remote_code, classifier=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.problem_type, model.config.score_offset = "regression", offset
@@ -261,10 +282,10 @@ def _classifier(opened: Opened, history: History, role: str, folder: Path, dtype
         written = torch.cat([model(input_ids=row).logits[:, 0].float() for row in ids]) + offset
     difference = float((trained - written).abs().max())
     _save(model, folder)
-    use = use_merged(folder.as_posix(), CLASSIFIER)
+    use = use_merged(place.name, CLASSIFIER)
     text = card(opened.recipe, history, role, use, merged=difference, offset=offset)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    return Exported(folder, use, [], difference, float(trained.abs().max()), offset)
+    return Exported(place.folder, use, [], difference, float(trained.abs().max()), offset)
 
 
 def _plain(opened: Opened, kind: Any, dtype: torch.dtype, **options: Any) -> Any:

@@ -15,7 +15,7 @@ import yaml
 import rlhf_peft
 from rlhf_peft import __version__, cli
 from rlhf_peft.cli.progress import reporter
-from rlhf_peft.errors import GuardError, RlhfPeftError
+from rlhf_peft.errors import GuardError, RlhfPeftError, UsageError
 from rlhf_peft.recipe import document, shipped
 
 ROOT = Path(rlhf_peft.__file__).parent.parent
@@ -382,3 +382,28 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     assert "reward 0.123" in stream.getvalue()
     assert "30/30" in stream.getvalue()
     assert "[news]" in stream.getvalue()
+
+
+def test_sighup_ends_a_verb_as_sigterm_does(here, api, capsys):
+    def run(recipe, **options):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5)
+
+    api.run = run
+    assert cli.execute(["run", "r.yaml"]) == 129
+    assert capsys.readouterr().err == "hung up\n"
+
+
+def test_sighup_stays_ignored_under_nohup(here, api, capsys):
+    def run(recipe, **options):
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise UsageError("went on")
+
+    api.run = run
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert cli.execute(["run", "r.yaml"]) == 2
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert "went on" in capsys.readouterr().err

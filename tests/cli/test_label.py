@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_peft.cli import execute
 from rlhf_peft.labelling.files import from_file
-from rlhf_peft.labelling.store import Store
+from rlhf_peft.labelling.store import Pair, Store
 
 
 @pytest.fixture
@@ -116,3 +116,16 @@ def test_conversations_and_implicit_prompts_come_from_files(tmp_path):
     assert (pair.a, pair.b) == ("4", "5")
     (pair,) = read([{"prompt": "2+2?", "a": "4", "b": "5"}, {"prompt": "x", "a": None, "b": "5"}])
     assert (pair.prompt, pair.a, pair.b, pair.from_a) == ("2+2?", "4", "5", "a")
+
+
+def test_many_annotators_are_summed_up(tmp_path, capsys):
+    store = Store(tmp_path / "x.db")
+    store.add([Pair(f"p{i}", "good", "bad") for i in range(3)])
+    for who in range(58):
+        for pair in (1, 2, 3):
+            store.judge(pair, f"ann-{who:02d}", "a" if who % 2 or pair < 3 else "b")
+    assert execute(["label", "--db", str(tmp_path / "x.db"), "--results"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    assert lines[0].startswith("174 judgements by ann-00, ") and lines[0].endswith("ann-09 and 48 more")
+    assert lines[-1].startswith("all 1,653 pairs of people") and "agree on 83%" in lines[-1]

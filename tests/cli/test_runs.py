@@ -1,6 +1,7 @@
 """`runs`, `report` and `doctor` as a user meets them."""
 
 import json
+import os
 
 import pytest
 
@@ -8,6 +9,7 @@ from rlhf_peft import diagnosis
 from rlhf_peft.cli import execute
 
 from ..analysis.conftest import make_run  # noqa: F401 (a fixture)
+from ..children import with_full_disk
 
 
 def test_runs_are_listed_and_shown(make_run, tmp_path, monkeypatch, capsys):  # noqa: F811
@@ -169,3 +171,20 @@ def test_few_seeds_are_called_few(make_run, tmp_path, monkeypatch, capsys):  # n
     monkeypatch.chdir(tmp_path)
     assert execute(["runs", "compare", "a", "b", "--by", "lora.r"]) == 0
     assert "note: a bootstrap over 2 runs is too narrow" in capsys.readouterr().out
+
+
+def test_an_old_report_stays_when_the_disk_is_full(make_run, tmp_path, monkeypatch, capfd):  # noqa: F811
+    make_run("one")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.html").write_text("the old one")
+    assert with_full_disk(lambda: execute(["report", "one", "-o", "r.html"]), most=10_000) == 1
+    assert (tmp_path / "r.html").read_text() == "the old one"
+    assert sorted(os.listdir(tmp_path)) == ["r.html", "runs"]
+    told = capfd.readouterr().err
+    assert "r.html" in told and "unexpected" not in told
+    for option, name in (("--csv", "c.csv"), ("--pdf", "c.pdf")):
+        (tmp_path / name).write_text("the old one")
+        assert (
+            with_full_disk(lambda o=option, n=name: execute(["runs", "compare", "one", o, n]), most=20) == 1
+        )
+        assert (tmp_path / name).read_text() == "the old one"

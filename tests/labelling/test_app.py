@@ -80,8 +80,83 @@ def test_undo_shows_the_pair_again(client):
         {"annotator": "ann", "pair": 1, "choice": "best"},
         {"annotator": "ann", "pair": "x", "choice": "left"},
         [],
+        {"annotator": "ann", "pair": 1e23, "choice": "left"},
+        {"annotator": "ann", "pair": 10**30, "choice": "left"},
+        {"annotator": "ann", "pair": -1, "choice": "left"},
+        {"annotator": "ann", "pair": 1.5, "choice": "left"},
+        {"annotator": "ann", "pair": True, "choice": "left"},
+        {"annotator": "ann", "pair": "1", "choice": "left"},
+        {"annotator": "ann", "pair": 1, "choice": "left", "seconds": 1e300},
+        {"annotator": "ann", "pair": 1, "choice": "left", "seconds": -1},
+        {"annotator": "ann", "pair": 1, "choice": "left", "seconds": "x"},
     ],
 )
 def test_nonsense_is_refused_and_nothing_is_written(client, store, said):
     assert client.post(f"/{TOKEN}/judge", json=said).status_code == 400
     assert store.judgements() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"annotator": "ann", "pair": Infinity, "choice": "left"}',
+        '{"annotator": "ann", "pair": 1, "choice": "left", "seconds": NaN}',
+        '{"annotator": "ann", "pair": 1, "choice": "left", "seconds": 1e999}',
+        '{"annotator": "ann", "pair": ' + "9" * 5000 + ', "choice": "left"}',
+        "[" * 100_000,
+        '{"a":' * 30_000,
+        "\xff",
+        "",
+    ],
+)
+@pytest.mark.parametrize("path", ["judge", "undo"])
+def test_json_that_is_none_is_refused(client, store, path, text):
+    sent = client.post(
+        f"/{TOKEN}/{path}", content=text.encode("latin-1"), headers={"content-type": "application/json"}
+    )
+    assert sent.status_code in (
+        (400,) if path == "judge" or not text.startswith('{"annotator"') else (200, 400)
+    )
+    assert store.judgements() == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("path", ["judge", "undo"])
+def test_a_large_body_is_refused_before_it_is_read(client, path, chunked):
+    read = []
+
+    def body():
+        for _ in range(200):
+            read.append(1)
+            yield b"x" * 2**16
+
+    headers = {"content-type": "application/json"}
+    if not chunked:
+        headers["content-length"] = str(200 * 2**16)
+    seen = client.post(f"/{TOKEN}/{path}", content=body() if chunked else b"x" * 200 * 2**16, headers=headers)
+    assert seen.status_code == 413
+    note = {"annotator": "ann", "pair": 1, "choice": "left", "note": "\U0001f600" * 10_000}
+    assert client.post(f"/{TOKEN}/judge", json=note).status_code == 200
+
+
+def test_a_real_server_reads_no_more_of_a_large_body(store):
+    """Over a socket: the answer comes though almost nothing of the body was sent."""
+    import socket
+    import threading
+
+    import uvicorn
+
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    server = uvicorn.Server(uvicorn.Config(make_app(store, TOKEN), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        with socket.create_connection(listening.getsockname(), timeout=10) as client:
+            head = f"POST /{TOKEN}/judge HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            client.sendall(f"{head}Content-Length: 200000000\r\n\r\n{{".encode())
+            assert client.recv(100).startswith(b"HTTP/1.1 413")
+    finally:
+        server.should_exit = True
+        thread.join(10)

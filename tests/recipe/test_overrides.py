@@ -75,3 +75,25 @@ def test_two_stages_of_one_name_are_refused(tmp_path, text):
     path = tmp_path / "r.yaml"
     path.write_text(text.replace("stage: rl\n", "stage: rl\n    name: sft\n"))
     assert any("two stages are called sft" in line for line in refused(path))
+
+
+def test_entries_of_the_command_line_are_reached(recipe_file):
+    overrides = ["stages.rl.rewards.mine.weight=0.5", "stages.rl.rewards.mine.on_error=abstain"]
+    found = load(recipe_file, overrides, rewards=["mine"]).stages[1].rewards
+    assert [(entry.name, entry.weight, entry.on_error) for entry in found] == [
+        ("length", 0.5, "stop"),
+        ("mine", 0.5, "abstain"),
+    ]
+
+
+@pytest.mark.parametrize("value", ["[]", "null", "[{name: other}]"])
+def test_they_are_there_too_where_the_list_is_replaced(recipe_file, value):
+    found = load(recipe_file, [f"stages.rl.rewards={value}"], rewards=["mine"]).stages[1].rewards
+    assert found[-1].name == "mine"
+
+
+def test_they_are_reached_in_a_stage_that_has_no_rewards(recipe_file):
+    bare = recipe_file.read_text().partition("    rewards:")[0]
+    recipe_file.write_text(bare)
+    (entry,) = load(recipe_file, ["stages.rl.rewards.mine.weight=2"], rewards=["mine"]).stages[1].rewards
+    assert (entry.name, entry.weight) == ("mine", 2.0)

@@ -2,10 +2,12 @@ import json
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from rlhf_peft.recipe import Recipe, document, dump, edited, json_schema, load, shipped
 from rlhf_peft.recipe.messages import STAGES, keys_of
 from rlhf_peft.recipe.places import section_at
+from rlhf_peft.recipe.schema import Model
 from rlhf_peft.recipe.trl_names import OURS
 
 from .conftest import GRPO, OPTIONS
@@ -114,3 +116,79 @@ def test_a_shipped_recipe_survives_its_own_dump(name, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(dump(recipe))
     assert load(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"x is not defined %}{{ 1 }}": 1}, "cannot be an argument of a chat template"),
+        ({"a-b": 1}, "cannot be an argument"),
+        ({"": 1}, "cannot be an argument"),
+        ({"if": 1}, "cannot be an argument"),
+        ({"none": 1}, "cannot be an argument"),
+        ({"é": 1}, "cannot be an argument"),
+        ({"messages": []}, "is set by rlhf-peft itself"),
+        ({"tokenize": True}, "is set by rlhf-peft itself"),
+        ({"a": float("inf")}, "not finite"),
+        ({"a": {"b": [float("nan")]}}, "not finite"),
+    ],
+)
+def test_arguments_of_a_chat_template_are_names(given, expected):
+    with pytest.raises(ValidationError, match=expected):
+        Model(path="m", chat_template_kwargs=given)
+
+
+def test_what_a_chat_template_can_be_given():
+    given = {"enable_thinking": False, "_x1": None, "who": {"a b": ["😀", 1.5]}}
+    assert Model(path="m", chat_template_kwargs=given).chat_template_kwargs == given
+
+
+def numbers_of(schema, path=""):
+    """Path and schema of every number in a JSON schema."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("integer", "number"):
+            yield path, schema
+        for key, value in schema.items():
+            yield from numbers_of(value, f"{path}.{key}")
+    elif isinstance(schema, list):
+        for index, value in enumerate(schema):
+            yield from numbers_of(value, f"{path}[{index}]")
+
+
+def test_every_number_has_bounds():
+    from rlhf_peft.registry import Registry
+
+    registry = Registry.load(no_plugins=True)
+    options = {
+        f"{kind}.{name}": registry.options_model(kind, name).model_json_schema()
+        for kind in ("algorithms", "samplers", "rewards", "datasets")
+        for name in registry.names(kind)
+    }
+    for where, schema in {"Recipe": Recipe.model_json_schema(), **options}.items():
+        for path, number in numbers_of(schema, where):
+            if "const" in number:
+                continue
+            assert {"maximum", "exclusiveMaximum"} & number.keys(), f"{path} has no upper bound"
+            assert {"minimum", "exclusiveMinimum"} & number.keys(), f"{path} has no lower bound"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "stages.sft.batch_size=99999999999999999999",
+        "lora.r=100000000",
+        "lora.alpha=1e308",
+        "stages.rl.learning_rate=1e30",
+        "stages.rl.max_steps=9999999999",
+        "stages.rl.rewards.length.weight=-1e30",
+        "model.max_length=99999999999",
+        "stages.rl.rewards.length.timeout=1e300",
+        "stages.sft.warmup=1e300",
+    ],
+)
+def test_numbers_beyond_all_sense_are_refused(recipe_file, override):
+    from rlhf_peft.errors import RecipeError
+
+    key = override.partition("=")[0]
+    with pytest.raises(RecipeError, match=rf"{key}: expected a number"):
+        load(recipe_file, [override])

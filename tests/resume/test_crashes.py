@@ -140,7 +140,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, whole, monkeypatch):
     monkeypatch.setattr(saver, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left") as caught:
         run(recipe)
-    assert any("is safe" in note for note in caught.value.__notes__)
+    said = " ".join([str(caught.value), *caught.value.__notes__])
+    assert "is safe" in said and said.count("cannot be written") == 1
     monkeypatch.undo()
     run(recipe, resume=True)
     same(ended(tmp_path / "run"), whole[0])
@@ -167,5 +168,6 @@ def test_a_disk_that_takes_no_more(tmp_path, whole):
     assert in_child(work) == 1
     assert "checkpoints/rl-1: cannot be written" in told.read_text()
     assert "Checkpoint reward_model-done is safe" in told.read_text()
+    assert told.read_text().count("File too large") == 1
     assert in_child(lambda: run(recipe, resume=True)) == 0
     same(ended(tmp_path / "run"), whole[0])

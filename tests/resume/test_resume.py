@@ -76,14 +76,58 @@ def test_a_finished_run_is_left_alone(tmp_path, whole):
 
 
 @pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rl": {"learning_rate": 2e-3, "max_steps": 9}}, r"max_steps: 4 -> 9"),
+        ({"sft": {"batch_size": 4}}, r"stages\.sft\.batch_size: 8 -> 4"),
+        ({"rl": {"rewards": [{"name": "tiny-gold"}]}}, r"stages\.rl\.rewards\.learned\.weight: 1\.0 -> null"),
+    ],
+)
+def test_a_finished_run_is_not_taken_for_one_with_another_recipe(whole, changes, told):
+    folder = whole[2]
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(RunFolderError, match=rf"holds a finished run.*{told}.*--overwrite"):
+        run(pipeline(folder.parent, **changes), resume=True)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_finished_run_takes_what_changes_no_result(whole):
+    recipe = pipeline(whole[2].parent, rl={"checkpoint": {"every": 3}}).model_copy(
+        update={"tracking": ["tensorboard"]}
+    )
+    assert run(recipe, resume=True).stages
+
+
+def test_a_finished_run_is_not_taken_for_one_with_other_code(tmp_path, whole):
+    folder, code = tmp_path / "run", tmp_path / "rewards.py"
+    shutil.copytree(whole[2], folder)
+    code.write_text("x = 1\n")
+    with pytest.raises(RunFolderError, match=r"holds a finished run.*rewards\.py has another content"):
+        run(pipeline(tmp_path), resume=True, code_files=[code])
+
+
+def test_a_finished_run_gets_its_adapters_back(tmp_path, whole, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[2], folder)
+    shutil.rmtree(folder / "adapters")
+    run(pipeline(tmp_path), resume=True)
+    assert "came back from a checkpoint" in caplog.text
+    same(ended(folder), whole[0])
+
+
+@pytest.mark.parametrize(
     ("changes", "named"),
-    [({"rl": {"learning_rate": 2e-3}}, "stages.rl"), ({"sft": {"batch_size": 4}}, "stages.sft")],
+    [
+        ({"rl": {"learning_rate": 2e-3}}, "stages.rl.learning_rate: 0.001 -> 0.002"),
+        ({"sft": {"batch_size": 4}}, "stages.sft.batch_size: 8 -> 4"),
+    ],
 )
 def test_what_has_changed_is_refused_by_name(tmp_path, whole, changes, named):
     with pytest.raises(KeyboardInterrupt):
         run(pipeline(tmp_path), after=13)
     lines = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(RunFolderError, match=rf"{named} changed \(\w+ -> \w+\).*--allow-changed {named}"):
+    named, told = ".".join(named.split(".")[:2]), named
+    with pytest.raises(RunFolderError, match=rf"{named} changed \({told}\).*--allow-changed {named}"):
         run(pipeline(tmp_path, **changes), resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == lines
     if named == "stages.rl":
@@ -265,7 +309,7 @@ def test_a_figure_that_is_not_a_number_is_never_the_best(tmp_path, whole):
     from rlhf_peft.stages.saver import Moment, Saver
 
     saver = Saver(None, None, None, {})
-    moment = lambda step: Moment("rl", step, {}, {}, {}, {}, [])  # noqa: E731
+    moment = lambda step: Moment("rl", step, {}, {}, {}, {}, {}, {}, [])  # noqa: E731
     stage = pipeline(tmp_path, rl={"checkpoint": {"keep_best": "kl"}}).stages[-1]
     for step, value in enumerate([float("nan"), 1.0, float("nan"), 0.5], start=1):
         saver._note_best(stage, moment(step), {"kl": value})

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_peft.errors import RunFolderError
 from rlhf_peft.runs import RunFolder, read_manifest, read_metrics, read_samples
-from rlhf_peft.runs.manifest import sha256, write_whole
+from rlhf_peft.runs.manifest import sha256
 from rlhf_peft.scrub import scrub
 
 
@@ -209,20 +209,6 @@ def test_a_folder_that_cannot_be_made_is_a_usage_error(tmp_path):
 def test_roles_are_folder_names(run, role):
     with pytest.raises(ValueError, match="cannot name a role"):
         run.adapter_dir(role)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "x"
-    write_whole(path, "old")
-
-    def fail(handle):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["x"]
 
 
 @pytest.mark.parametrize(

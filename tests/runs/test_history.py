@@ -56,3 +56,23 @@ def test_a_recipe_that_is_none_is_said(tmp_path):
     (run.path / "recipe.yaml").write_text("- 1")
     with pytest.raises(RunFolderError, match=r"recipe.yaml: not a recipe"):
         _ = History.of(run.path).keys
+
+
+def test_a_run_that_nobody_writes_any_more_is_not_running(tmp_path):
+    run = RunFolder.create(tmp_path, "r")
+    assert History.of(run.path).status == "running"
+    run.release()
+    assert History.of(run.path).status == "killed"
+    (run.path / ".lock").unlink()
+    assert History.of(run.path).status == "killed" and not (run.path / ".lock").exists()
+
+
+def test_a_process_that_ends_at_once_says_that_its_runs_have_stopped(tmp_path):
+    from rlhf_peft.runs.folder import abandon
+
+    run = RunFolder.create(tmp_path, "r")
+    done = RunFolder.create(tmp_path, "d")
+    done.finish("done")
+    abandon()
+    assert (History.of(run.path).status, History.of(done.path).status) == ("stopped", "done")
+    run.release()

@@ -1,6 +1,7 @@
 """What is handed over loads in plain transformers and PEFT, and says the same."""
 
 import json
+import os
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -19,6 +20,8 @@ from rlhf_peft.recipe import load
 from rlhf_peft.trained import open_run
 from rlhf_peft.trained.export import _pad, _tokenizer, export
 from rlhf_peft.trained.ollama import modelfile, pieces_of
+
+from ..children import killed_at, with_full_disk
 
 IDS = torch.arange(4, 24)[None]
 
@@ -278,3 +281,29 @@ def test_a_push_without_a_network_is_told_and_the_folder_stays(trained, tmp_path
     assert execute(["export", str(trained), "-o", str(tmp_path / "o"), "--push", "me/policy"]) == 2
     assert "error: --push me/policy: " in (err := capsys.readouterr().err) and "The folder is complete" in err
     assert (tmp_path / "o" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("target", ["peft", "merged"])
+def test_an_export_that_fails_leaves_nothing_and_works_when_it_is_tried_again(
+    trained, tmp_path, capfd, target
+):
+    folder = tmp_path / "out"
+    if hasattr(os, "fork"):
+        assert (
+            with_full_disk(lambda: execute(["export", str(trained), "--to", target, "-o", str(folder)])) == 1
+        )
+        assert os.listdir(tmp_path) == []
+        assert f"error: {folder}: File too large. Make room" in capfd.readouterr().err
+    export(trained, target, folder)
+    assert (folder / "README.md").is_file() and list(folder.glob("*.safetensors"))
+    assert os.listdir(tmp_path) == ["out"]
+    assert ".tmp" not in (folder / "README.md").read_text()
+
+
+def test_an_export_that_is_killed_is_no_obstacle(trained, tmp_path):
+    folder = tmp_path / "out"
+    for touch in (2, 4, 7):
+        assert killed_at(tmp_path, touch, lambda: export(trained, "peft", folder))
+        assert not folder.exists()
+    export(trained, "peft", folder)
+    assert os.listdir(tmp_path) == ["out"] and (folder / "adapter_model.safetensors").is_file()

@@ -20,7 +20,7 @@ class CispoOptions(GroupOptions):
     """`epsilon_high` is the weight's bound itself, as in TRL; `epsilon` is not used."""
 
     epsilon_high: float = Field(
-        5.0, gt=0, description="The ratio's weight is at most this; there is no bound below."
+        5.0, gt=0, le=1e6, description="The ratio's weight is at most this; there is no bound below."
     )
 
 

@@ -18,7 +18,7 @@ from rlhf_peft.plugin import PolicyGradient, PolicyOptions, Scored, Totals, math
 class GroupOptions(PolicyOptions):
     """What methods that compare the completions of one prompt share; defaults are TRL's."""
 
-    num_generations: int = Field(8, gt=1, description="Completions of each prompt: its group.")
+    num_generations: int = Field(8, gt=1, le=2**12, description="Completions of each prompt: its group.")
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group",
         description="Divide advantages by the standard deviation of the group, of the batch, or not at all.",

@@ -16,8 +16,12 @@ from .grpo import Group, GroupOptions
 class GspoOptions(GroupOptions):
     """Clip widths are those of the paper, section 5.1: the sequence's ratio moves far less than a token's."""
 
-    epsilon: float = Field(3e-4, ge=0, description="The sequence's ratio is not pushed below 1 - epsilon.")
-    epsilon_high: float | None = Field(4e-4, ge=0, description="Nor above 1 + epsilon_high; null: epsilon.")
+    epsilon: float = Field(
+        3e-4, ge=0, le=1e6, description="The sequence's ratio is not pushed below 1 - epsilon."
+    )
+    epsilon_high: float | None = Field(
+        4e-4, ge=0, le=1e6, description="Nor above 1 + epsilon_high; null: epsilon."
+    )
 
 
 class Gspo(Group):

@@ -21,9 +21,9 @@ class OnlineDpoOptions(AlgorithmOptions):
     """Names and defaults follow TRL's OnlineDPOTrainer."""
 
     num_generations: int = Field(
-        2, gt=1, description="Completions of each prompt; the best and the worst are a pair."
+        2, gt=1, le=2**12, description="Completions of each prompt; the best and the worst are a pair."
     )
-    beta: float = Field(0.1, gt=0, description="Strength of the pull to the reference.")
+    beta: float = Field(0.1, gt=0, le=1e6, description="Strength of the pull to the reference.")
     loss_type: Literal["sigmoid", "ipo"] = Field("sigmoid", description="DPO's loss, or IPO's.")
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="Probability that a preference is wrong (sigmoid)."

@@ -19,16 +19,16 @@ from rlhf_peft.plugin import Minibatch, Outputs, PolicyGradient, PolicyOptions, 
 class PpoOptions(PolicyOptions):
     """PPO's coefficients; defaults are those of TRL's last PPO, or of Ziegler et al."""
 
-    beta: float = Field(0.05, ge=0, description="KL coefficient.")
+    beta: float = Field(0.05, ge=0, le=1e6, description="KL coefficient.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator of the KL.")
     kl_placement: Literal["reward", "loss"] = Field("reward", description="Where the KL is subtracted.")
-    num_epochs: int = Field(4, gt=0, description="Passes over a rollout.")
+    num_epochs: int = Field(4, gt=0, le=1000, description="Passes over a rollout.")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount a token.")
     lam: float = Field(0.95, ge=0, le=1, description="Lambda of GAE.")
     cliprange_value: float | None = Field(
-        0.2, ge=0, description="How far a value may move for gain; null: no clip."
+        0.2, ge=0, le=1e6, description="How far a value may move for gain; null: no clip."
     )
-    vf_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")
+    vf_coef: float = Field(0.1, ge=0, le=1e6, description="Weight of the value loss.")
     whiten_advantages: bool = Field(
         True, description="Advantages get mean 0 and variance 1 (over n - 1, as in TRL) over all real tokens."
     )

@@ -17,7 +17,7 @@ from rlhf_peft.plugin import PolicyGradient, PolicyOptions, Scored, maths
 class ReinforcePlusPlusOptions(PolicyOptions):
     """The plain form by default; the baseline form wants `num_generations`, and the KL in the loss (k2)."""
 
-    beta: float = Field(0.01, ge=0, description="KL coefficient; 0: no reference is needed.")
+    beta: float = Field(0.01, ge=0, le=1e6, description="KL coefficient; 0: no reference is needed.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator of the KL.")
     kl_placement: Literal["reward", "loss"] = Field("reward", description="Where the KL is subtracted.")
     baseline: Literal["none", "group"] = Field(

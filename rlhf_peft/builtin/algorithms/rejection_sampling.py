@@ -19,9 +19,11 @@ from rlhf_peft.plugin import AlgorithmBase, AlgorithmOptions, Minibatch, Outputs
 class RejectionSamplingOptions(AlgorithmOptions):
     """What is good enough to learn from."""
 
-    num_generations: int = Field(8, gt=0, description="Completions of each prompt.")
-    keep: int = Field(1, gt=0, description="Best completions of each prompt that are trained on.")
-    min_score: float | None = Field(None, description="Only completions that score at least this; null: any.")
+    num_generations: int = Field(8, gt=0, le=2**12, description="Completions of each prompt.")
+    keep: int = Field(1, gt=0, le=2**12, description="Best completions of each prompt that are trained on.")
+    min_score: float | None = Field(
+        None, ge=-1e6, le=1e6, description="Only completions that score at least this; null: any."
+    )
 
 
 class RejectionSampling(AlgorithmBase):

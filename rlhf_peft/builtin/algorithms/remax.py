@@ -25,7 +25,7 @@ from rlhf_peft.plugin import (
 class RemaxOptions(PolicyOptions):
     """The KL is part of the reward at each token, as in the paper's algorithm 1."""
 
-    beta: float = Field(0.05, ge=0, description="KL coefficient; 0: no reference is needed.")
+    beta: float = Field(0.05, ge=0, le=1e6, description="KL coefficient; 0: no reference is needed.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator of the KL.")
     kl_placement: Literal["reward", "loss"] = Field("reward", description="Where the KL is subtracted.")
 

@@ -17,8 +17,8 @@ from rlhf_peft.plugin import PolicyGradient, PolicyOptions, Scored, Totals, math
 class RlooOptions(PolicyOptions):
     """Defaults are TRL's; the KL is part of a completion's reward."""
 
-    num_generations: int = Field(2, gt=1, description="Completions of each prompt.")
-    beta: float = Field(0.05, ge=0, description="KL coefficient; 0: no reference is needed.")
+    num_generations: int = Field(2, gt=1, le=2**12, description="Completions of each prompt.")
+    beta: float = Field(0.05, ge=0, le=1e6, description="KL coefficient; 0: no reference is needed.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator of the KL.")
     kl_placement: Literal["reward", "loss"] = Field("reward", description="Where the KL is subtracted.")
     normalize_advantages: bool = Field(

@@ -20,14 +20,17 @@ class ClassifierOptions(Options):
     model: str = Field(description="Hub id or folder of a sequence-classification model.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     label: int | None = Field(
-        None, ge=0, description="Which output is the score; null: the only one, else an error."
+        None, ge=0, le=10**6, description="Which output is the score; null: the only one, else an error."
     )
     probability: bool = Field(
         False, description="Score by probability (softmax, or sigmoid of an only output), not by logit."
     )
-    batch_size: int = Field(8, gt=0, description="Rows in one forward.")
+    batch_size: int = Field(8, gt=0, le=2**20, description="Rows in one forward.")
     max_length: int | None = Field(
-        None, gt=0, description="Longest row in tokens, cut at the start; null: what the model allows."
+        None,
+        gt=0,
+        le=2**24,
+        description="Longest row in tokens, cut at the start; null: what the model allows.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -26,18 +26,20 @@ class HttpOptions(Options):
     mode: Literal["batch", "row"] = Field(
         "batch", description="batch: lists of rows and scores; row: one of each a request."
     )
-    batch_size: int = Field(32, gt=0, description="Rows in one request of mode batch.")
+    batch_size: int = Field(32, gt=0, le=2**20, description="Rows in one request of mode batch.")
     columns: tuple[str, ...] = Field((), description="Columns of the dataset that are sent along.")
     header_env: dict[str, str] = Field(
         default_factory=dict,
         description="Header to the environment variable that holds its value: `Authorization: REWARD_TOKEN`.",
     )
-    request_timeout: float = Field(60.0, gt=0, description="Seconds for one request.")
+    request_timeout: float = Field(60.0, gt=0, le=1e7, description="Seconds for one request.")
     retries: int = Field(
-        3, ge=0, description="Further attempts after a failed connection, 429, 503 and such."
+        3, ge=0, le=1000, description="Further attempts after a failed connection, 429, 503 and such."
     )
-    backoff: float = Field(0.5, ge=0, description="Seconds before the first of them, doubled each time.")
-    concurrency: int = Field(8, gt=0, description="Most requests at a time.")
+    backoff: float = Field(
+        0.5, ge=0, le=1e5, description="Seconds before the first of them, doubled each time."
+    )
+    concurrency: int = Field(8, gt=0, le=10_000, description="Most requests at a time.")
 
 
 class HttpReward:

@@ -78,8 +78,8 @@ class JudgeOptions(Options):
         description="grade: a number a completion; compare: each against each of its group, in both orders; the score "
         "is the share won.",
     )
-    lowest: float = Field(1.0, description="Lowest grade.")
-    highest: float = Field(10.0, description="Highest grade.")
+    lowest: float = Field(1.0, ge=-1e6, le=1e6, description="Lowest grade.")
+    highest: float = Field(10.0, ge=-1e6, le=1e6, description="Highest grade.")
     grade_template: Annotated[str, _template("prompt", "completion")] = Field(
         GRADE, description="Asked in mode grade; {prompt}, {completion}, {lowest}, {highest}."
     )
@@ -87,17 +87,19 @@ class JudgeOptions(Options):
         COMPARE, description="Asked in mode compare; {prompt}, {first}, {second}."
     )
     system: str | None = Field(None, description="System message.")
-    temperature: float = Field(0.0, ge=0, description="Of the judge.")
-    max_tokens: int = Field(256, gt=0, description="Most tokens of its reply.")
+    temperature: float = Field(0.0, ge=0, le=1e6, description="Of the judge.")
+    max_tokens: int = Field(256, gt=0, le=2**24, description="Most tokens of its reply.")
     api_key_env: str | None = Field(
         None, description="Environment variable with the key; null: none is sent."
     )
-    request_timeout: float = Field(120.0, gt=0, description="Seconds for one request.")
+    request_timeout: float = Field(120.0, gt=0, le=1e7, description="Seconds for one request.")
     retries: int = Field(
-        3, ge=0, description="Further attempts after a failed connection, 429, 503 and such."
+        3, ge=0, le=1000, description="Further attempts after a failed connection, 429, 503 and such."
     )
-    backoff: float = Field(1.0, ge=0, description="Seconds before the first of them, doubled each time.")
-    concurrency: int = Field(8, gt=0, description="Most requests at a time.")
+    backoff: float = Field(
+        1.0, ge=0, le=1e5, description="Seconds before the first of them, doubled each time."
+    )
+    concurrency: int = Field(8, gt=0, le=10_000, description="Most requests at a time.")
 
     @field_validator("url")
     @classmethod

@@ -17,7 +17,7 @@ class LearnedOptions(Options):
     reduce: Literal["mean", "min", "mean-std"] = Field(
         "mean", description="mean; min: the worst case; mean-std: mean - k * standard deviation."
     )
-    k: float = Field(1.0, ge=0, description="Weight of the standard deviation in mean-std.")
+    k: float = Field(1.0, ge=0, le=1e6, description="Weight of the standard deviation in mean-std.")
 
 
 def reduce_heads(heads: Tensor, how: str, k: float = 1.0) -> Tensor:

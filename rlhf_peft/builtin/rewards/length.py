@@ -14,11 +14,16 @@ from rlhf_peft.plugin import Options, RewardBatch, Scores
 class LengthOptions(Options):
     """A target with its width, or a maximum with its cache."""
 
-    target: int | None = Field(None, gt=0, description="Best length; scores 1.")
-    width: int = Field(64, gt=0, description="Tokens from the target at which the score has fallen to 0.")
-    max: int | None = Field(None, gt=0, description="Longer completions score -1.")
+    target: int | None = Field(None, gt=0, le=2**24, description="Best length; scores 1.")
+    width: int = Field(
+        64, gt=0, le=2**24, description="Tokens from the target at which the score has fallen to 0."
+    )
+    max: int | None = Field(None, gt=0, le=2**24, description="Longer completions score -1.")
     cache: int = Field(
-        0, ge=0, description="Tokens before `max` over which the score falls from 0 to -1; 0: at once."
+        0,
+        ge=0,
+        le=10**8,
+        description="Tokens before `max` over which the score falls from 0 to -1; 0: at once.",
     )
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ class NumericAnswerOptions(Options):
         "value, too (pip install 'rlhf-peft[math]'); auto: the latter where it is installed.",
     )
     tolerance: float = Field(
-        0.0, ge=0, description="Largest relative difference; 0: exactly the same number."
+        0.0, ge=0, le=1e6, description="Largest relative difference; 0: exactly the same number."
     )
 
 

@@ -20,8 +20,8 @@ class RegexOptions(Options):
     match: Literal["search", "fullmatch"] = Field(
         "search", description="search: anywhere; fullmatch: the whole completion."
     )
-    score: float = Field(1.0, description="Where it is found.")
-    otherwise: float = Field(0.0, description="Where it is not.")
+    score: float = Field(1.0, ge=-1e6, le=1e6, description="Where it is found.")
+    otherwise: float = Field(0.0, ge=-1e6, le=1e6, description="Where it is not.")
     flags: tuple[Literal["ignorecase", "multiline", "dotall", "ascii", "verbose"], ...] = Field(
         (), description="Python's flags by name."
     )

@@ -14,8 +14,10 @@ from rlhf_peft.plugin import Options, RewardBatch, Scores
 class RepetitionOptions(Options):
     """Which n-grams, and what they cost."""
 
-    n: int = Field(3, gt=0, description="Tokens of an n-gram.")
-    penalty: float = Field(1.0, ge=0, description="Subtracted where (nearly) all n-grams are repeats.")
+    n: int = Field(3, gt=0, le=2**12, description="Tokens of an n-gram.")
+    penalty: float = Field(
+        1.0, ge=0, le=1e6, description="Subtracted where (nearly) all n-grams are repeats."
+    )
 
 
 def repeated(ids: Sequence[int], n: int) -> float:

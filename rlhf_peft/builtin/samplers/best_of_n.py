@@ -51,7 +51,7 @@ class Inner(Options):
 class BestOfNOptions(Options):
     """How many completions are drawn, and by whom."""
 
-    n: int = Field(4, ge=1, description="Completions drawn for each one that is kept.")
+    n: int = Field(4, ge=1, le=2**12, description="Completions drawn for each one that is kept.")
     of: Inner = Field(
         default_factory=lambda: Inner(), description="The sampler that draws, with its options."
     )

@@ -42,7 +42,7 @@ COMPACT_BELOW = 0.75
 class CachedOptions(SamplingOptions):
     """How completions are drawn, and how many at once."""
 
-    max_rows: int = Field(256, gt=0, description="Most rows decoded at once.")
+    max_rows: int = Field(256, gt=0, le=2**20, description="Most rows decoded at once.")
 
 
 class CachedSampler(LocalSampler):

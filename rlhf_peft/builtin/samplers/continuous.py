@@ -32,8 +32,8 @@ PREFILL = 1024
 class ContinuousOptions(SamplingOptions):
     """How completions are drawn, and how many at once."""
 
-    max_rows: int = Field(256, gt=0, description="Most rows decoded at once.")
-    page_size: int = Field(32, ge=4, description="Tokens of one page of the cache.")
+    max_rows: int = Field(256, gt=0, le=2**20, description="Most rows decoded at once.")
+    page_size: int = Field(32, ge=4, le=2**16, description="Tokens of one page of the cache.")
 
 
 class ContinuousSampler(LocalSampler):

@@ -28,7 +28,7 @@ from .rows import Row, pad_left, streams
 class HfOptions(SamplingOptions):
     """How completions are drawn, and how many at once."""
 
-    max_rows: int = Field(64, gt=0, description="Most rows decoded at once.")
+    max_rows: int = Field(64, gt=0, le=2**20, description="Most rows decoded at once.")
 
 
 class HfSampler(LocalSampler):

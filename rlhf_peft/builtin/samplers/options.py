@@ -18,12 +18,16 @@ def _not_empty(text: str) -> str:
 class SamplingOptions(Options):
     """How completions are drawn."""
 
-    max_new_tokens: int = Field(256, gt=0, description="Most tokens of a completion, EOS included.")
-    temperature: float = Field(1.0, ge=0, description="Logits are divided by it; RL needs more than 0.")
+    max_new_tokens: int = Field(256, gt=0, le=2**24, description="Most tokens of a completion, EOS included.")
+    temperature: float = Field(
+        1.0, ge=0, le=1e6, description="Logits are divided by it; RL needs more than 0."
+    )
     top_p: float = Field(
         1.0, gt=0, le=1, description="Only the likeliest tokens whose probabilities sum to this; 1 keeps all."
     )
-    top_k: int = Field(0, ge=0, description="Only so many of the likeliest tokens; 0 keeps all.")
+    top_k: int = Field(
+        0, ge=0, le=2**31 - 1, description="Only so many of the likeliest tokens; 0 keeps all."
+    )
     min_p: float = Field(
         0.0, ge=0, lt=1, description="Only tokens this share as likely as the likeliest; 0 keeps all."
     )

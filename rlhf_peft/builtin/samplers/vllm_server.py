@@ -54,9 +54,9 @@ class VllmServerOptions(SamplingOptions):
         None,
         description="Folder for adapters that this machine and the server see by the same path; null: a temporary one.",
     )
-    timeout: float = Field(600.0, gt=0, description="Seconds for one answer.")
-    retries: int = Field(3, ge=0, description="Further tries where the server is busy, ill or away.")
-    connections: int = Field(64, gt=0, description="Most requests under way at once.")
+    timeout: float = Field(600.0, gt=0, le=1e7, description="Seconds for one answer.")
+    retries: int = Field(3, ge=0, le=1000, description="Further tries where the server is busy, ill or away.")
+    connections: int = Field(64, gt=0, le=10_000, description="Most requests under way at once.")
 
 
 class VllmServerSampler:

@@ -20,8 +20,8 @@ class TinyDataOptions(Options):
     questions: Literal["train", "test"] = Field(
         "train", description="Test questions occur in no training row."
     )
-    size: int = Field(1000, gt=0, description="Rows.")
-    seed: int = Field(0, ge=0, description="Of the rows.")
+    size: int = Field(1000, gt=0, le=10**7, description="Rows.")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Of the rows.")
     noise: float = Field(0.1, ge=0, le=1, description="Share of preferences that are the wrong way round.")
 
 

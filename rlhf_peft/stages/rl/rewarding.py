@@ -67,17 +67,31 @@ class Rewards:
         entries: the recipe's.
         base: whose heads they may ask for.
         stage: its name, for messages.
+        measured: the recipe's that are only measured.
+        reachable: whether keys of the recipe reach the entries, for messages.
 
     Raises:
         UsageError: a name is listed twice, or a reward needs a head and there is none.
     """
 
     def __init__(
-        self, registry: Registry, entries: Sequence[RewardEntry], base: SharedBase, *, stage: str = "rl"
+        self,
+        registry: Registry,
+        entries: Sequence[RewardEntry],
+        base: SharedBase,
+        *,
+        stage: str = "rl",
+        measured: Sequence[RewardEntry] = (),
+        reachable: bool = True,
     ) -> None:
-        if len({entry.name for entry in entries}) < len(entries):
+        every = [*entries, *(entry.model_copy(update={"weight": 0.0}) for entry in measured)]
+        if len({entry.name for entry in every}) < len(every):
             raise UsageError("rewards: one name is listed twice; give each reward once.")
-        self._members = [_member(registry, entry, base, stage) for entry in entries]
+        places = [f"stages.{stage}.rewards"] * len(entries) + [f"stages.{stage}.eval.rewards"] * len(measured)
+        self._members = [
+            _member(registry, entry, base, stage, f"{place}.{entry.name}" if reachable else "")
+            for entry, place in zip(every, places, strict=True)
+        ]
         self._background = Background()
         self._release = weakref.finalize(self, _close, self._background, list(self._members))
 
@@ -182,7 +196,7 @@ class Rewards:
                 member.reward.load_state_dict(state["rewards"][member.name])
 
 
-def _member(registry: Registry, entry: RewardEntry, base: SharedBase, stage: str) -> Member:
+def _member(registry: Registry, entry: RewardEntry, base: SharedBase, stage: str, key: str) -> Member:
     reward: Reward = registry.make("rewards", entry.name, entry.options)
     heads = head_roles(base.roles, reward.roles)
     if not heads and any(role not in LOGPS for role in reward.roles):
@@ -191,7 +205,7 @@ def _member(registry: Registry, entry: RewardEntry, base: SharedBase, stage: str
             "or name a trained one: init: {reward: runs/my-rm}."
         )
     known = registry.entry("rewards", entry.name)
-    return Member(entry, reward, known.factory, str(known), heads, stage)
+    return Member(entry, reward, known.factory, str(known), heads, stage, key)
 
 
 def _given(

@@ -183,8 +183,9 @@ class Loop:
         if held_out is not None:
             source = stage.eval.dataset or stage.dataset
             asked = encode(held_out, source.path or str(source.name))[: stage.eval.size]
-            only_measured = [entry.model_copy(update={"weight": 0.0}) for entry in stage.eval.rewards]
-            rewards = Rewards(ctx.registry, [*stage.rewards, *only_measured], self.base, stage=stage.name)
+            rewards = Rewards(
+                ctx.registry, stage.rewards, self.base, stage=stage.name, measured=stage.eval.rewards
+            )
             seed = lambda *stream: ctx.seed(stage.name, *stream)  # noqa: E731
             evaluator = Evaluator(
                 asked, self.sampler, prompts_at_once(stage.name), rewards, self.scorer, seed

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_peft.errors import RewardError, UsageError
+from rlhf_peft.recipe import load
 from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.stages.rl.rewarding import Rewards, without_end
 from rlhf_peft.stages.rl.rewards.scale import Moments, Scale, per_group, standardize
@@ -293,3 +294,43 @@ def test_missing_eos_is_penalised_or_replaced():
 def test_a_function_that_gives_none_abstains():
     made = rewards({"f": {"in_process": True}}, f=function(lambda **_: [None, 1.0, 2.0]))
     assert made.score(batch()).scores.isnan().tolist() == [True, False, False]
+
+
+def advised(error):
+    """The keys that a message tells the user to set."""
+    return [word.rstrip(".,") for word in str(error).split() if word.startswith("stages.")]
+
+
+def test_advice_on_a_reward_that_is_only_measured_can_be_typed(tmp_path):
+    made = Rewards(
+        FakeRegistry({"a": Fixed([0.0] * 3), "b": Slow([])}),
+        [RewardEntry(name="a")],
+        Base(),
+        measured=[RewardEntry(name="b", timeout=0.05)],
+    )
+    with pytest.raises(RewardError) as caught:
+        made.score(batch())
+    keys = advised(caught.value)
+    assert keys == ["stages.rl.eval.rewards.b.timeout", "stages.rl.eval.rewards.b.on_error=abstain"]
+    stage = {
+        "stage": "rl",
+        "dataset": {"path": "x.jsonl"},
+        "algorithm": {"name": "ppo"},
+        "sampler": {"name": "cached"},
+        "rewards": [{"name": "a"}],
+        "eval": {"rewards": [{"name": "b"}]},
+    }
+    recipe = load(
+        {"version": 1, "name": "r", "model": {"path": "m"}, "stages": [stage]}, [f"{keys[0]}=9", keys[1]]
+    )
+    assert (recipe.stages[0].eval.rewards[0].timeout, recipe.stages[0].eval.rewards[0].on_error) == (
+        9,
+        "abstain",
+    )
+
+
+def test_advice_of_eval_is_for_its_own_option():
+    made = Rewards(FakeRegistry({"a": Raises([])}), [RewardEntry(name="a")], Base(), reachable=False)
+    with pytest.raises(RewardError, match=r"on_error: abstain in --rewards") as caught:
+        made.score(batch())
+    assert not advised(caught.value)

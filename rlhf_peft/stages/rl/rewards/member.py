@@ -56,6 +56,7 @@ class Member:
         label: for messages: name, distribution, version.
         heads: roles whose heads it reads.
         stage: name of the stage, for messages.
+        key: of the entry, as the command line takes it; "": no key reaches it; None: that of a reward of the stage.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Member:
         label: str,
         heads: tuple[str, ...],
         stage: str = "rl",
+        key: str | None = None,
     ) -> None:
+        self.key = f"stages.{stage}.rewards.{entry.name}" if key is None else key
         self.entry, self.reward, self.label, self.heads, self.stage = entry, reward, label, heads, stage
         self.name, self.weight = entry.name, float(entry.weight)
         self.logps = tuple(role for role in reward.roles if role in LOGPS)
@@ -163,7 +166,7 @@ class Member:
             name, kind = next(((n, k) for n, v in columns.items() if (k := _not_json(v))), ("", "object"))
             raise RewardError(
                 f"cannot be given the column {name} in its worker process: it holds a {kind}, which is no JSON. Set "
-                f"stages.{self.stage}.rewards.{self.name}.in_process=true"
+                f"{self._setting('in_process=true')}"
             ) from None
 
     # --- checking ---
@@ -217,11 +220,16 @@ class Member:
         return f"{self.label}{colon} {what} at {self.stage} step {given.batch.step}.{rest} {place}{self._advice(error)}"
 
     def _advice(self, error: Exception) -> str:
-        key = f"stages.{self.stage}.rewards.{self.name}"
         if self.entry.on_error == "abstain":
             return ""
-        first = f"Raise {key}.timeout" if isinstance(error, Slow) else "Mend it"
-        return f" {first}, or let it abstain from such a batch: {key}.on_error=abstain"
+        first = f"Raise {self._setting('timeout')}" if isinstance(error, Slow) else "Mend it"
+        return f" {first}, or let it abstain from such a batch: {self._setting('on_error=abstain')}"
+
+    def _setting(self, text: str) -> str:
+        """A setting of the entry, as it is typed."""
+        if self.key:
+            return f"{self.key}.{text}"
+        return f"{text.replace('=', ': ')} in --rewards '[{{name: {self.name}, ...}}]'"
 
 
 def _token(token: torch.Tensor | None, batch: RewardBatch) -> torch.Tensor | None:

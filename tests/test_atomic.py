@@ -1,0 +1,124 @@
+"""Files and folders are there as a whole or not at all."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rlhf_peft import atomic
+
+from .children import killed_at, with_full_disk
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.mark.parametrize("write", [atomic.write_text, atomic.write_output])
+def test_a_full_disk_leaves_the_old_file(tmp_path, write):
+    path = tmp_path / "x"
+    write(path, "old")
+
+    def work():
+        try:
+            write(path, "new" * 10_000)
+        except OSError as error:
+            return 7 if error.errno == errno.EFBIG and error.filename == str(path) else 8
+
+    assert with_full_disk(work) == 7
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
+    path = tmp_path / "x"
+    for touch in range(1, 6):
+        path.write_text("old")
+        killed = killed_at(tmp_path, touch, lambda: atomic.write_text(path, "new"))
+        # Opened, opened again to be put onto the disk, renamed; then the folder is put onto the disk.
+        assert path.read_text() == ("old" if touch <= 3 else "new")
+        assert killed == (touch <= 4)
+
+
+def test_an_output_goes_through_a_link_and_into_a_device(tmp_path):
+    (tmp_path / "real").write_text("old")
+    os.chmod(tmp_path / "real", 0o600)
+    (tmp_path / "link").symlink_to("real")
+    atomic.write_output(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+    assert (tmp_path / "real").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "null").symlink_to("/dev/null")
+    atomic.write_output(tmp_path / "null", "nobody reads this")
+    assert not os.path.isfile("/dev/null")
+    if os.path.exists("/dev/full"):
+        (tmp_path / "full").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=r"No space left on device.*full"):
+            atomic.write_output(tmp_path / "full", "x")
+
+
+def test_an_own_file_never_goes_through_a_link(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    atomic.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "real").read_text() == "old" and not (tmp_path / "link").is_symlink()
+
+
+def fill(path):
+    with atomic.folder(path) as aside:
+        (aside / "in").mkdir()
+        (aside / "in" / "a").write_text("a")
+        (aside / "b").write_text("b")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_filled_aside(tmp_path, there):
+    path = tmp_path / "out"
+    if there:
+        path.mkdir()
+    fill(path)
+    assert sorted(p.relative_to(path).as_posix() for p in path.rglob("*")) == ["b", "in", "in/a"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_that_could_not_be_filled_leaves_nothing(tmp_path, there):
+    path = tmp_path / "out"
+    if there:
+        path.mkdir()
+    with pytest.raises(RuntimeError), atomic.folder(path) as aside:
+        (aside / "b").write_text("b")
+        raise RuntimeError
+    assert os.listdir(path if there else tmp_path) == []
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_killed_writer_leaves_a_folder_that_can_be_filled(tmp_path, there):
+    path = tmp_path / "out"
+    if there:
+        path.mkdir()
+    touch, killed = 0, True
+    while killed:
+        touch += 1
+        killed = killed_at(tmp_path, touch, lambda: fill(path))
+        if killed:
+            assert atomic.is_empty(path) or sorted(os.listdir(path)) == ["b", "in"]
+            for left in [] if atomic.is_empty(path) else path.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    assert touch > 6
+    fill(path) if atomic.is_empty(path) else None
+    atomic.remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["out"] and sorted(os.listdir(path)) == ["b", "in"]
+
+
+def test_the_current_folder_stays_the_same_one(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    path.mkdir()
+    monkeypatch.chdir(path)
+    fill(Path("."))
+    assert sorted(os.listdir(".")) == ["b", "in"] and os.path.samefile(".", path)
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path):
+    (tmp_path / f".out.{os.getppid()}.rlhf-peft.tmp").mkdir()
+    fill(tmp_path / "out")
+    assert len(os.listdir(tmp_path)) == 2
