@@ -109,7 +109,7 @@ class Visible(Lasting):
 def only_visible() -> Iterator[None]:
     """Let all that is printed go through `Visible`."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Visible(Lasting(stream)) for stream in before)
+    sys.stdout, sys.stderr = (Visible(Lasting(stream)) for stream in before)  # type: ignore[arg-type]
     try:
         yield
     finally:
