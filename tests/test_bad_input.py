@@ -251,7 +251,9 @@ def test_a_prompt_longer_than_the_context(bad: Run, stage: dict[str, Any], expec
 @pytest.mark.usefixtures("here")
 def test_no_prompt_leaves_room_for_the_answer(bad: Run) -> None:
     recipe({**RL, "sampler": {"name": "cached", "max_new_tokens": 80}})
-    assert "row 1: the prompt has 8 tokens, 88 with max_new_tokens=80" in (said := bad())
+    assert "stages.rl.sampler.max_new_tokens: 80 leaves no room for a prompt" in bad()
+    recipe({**RL, "sampler": {"name": "cached", "max_new_tokens": 60}})
+    assert "row 1: the prompt has 8 tokens, 68 with max_new_tokens=60" in (said := bad())
     assert "(7 more bad rows)" in said
     assert "No row is left to work with" in bad("stages.rl.dataset.on_bad_row=skip")
 

@@ -188,3 +188,15 @@ def test_an_old_report_stays_when_the_disk_is_full(make_run, tmp_path, monkeypat
             with_full_disk(lambda o=option, n=name: execute(["runs", "compare", "one", o, n]), most=20) == 1
         )
         assert (tmp_path / name).read_text() == "the old one"
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs a file system that takes no files")
+def test_where_nothing_can_be_written_that_is_said(make_run, tmp_path, monkeypatch, capsys):  # noqa: F811
+    make_run("one")
+    monkeypatch.chdir(tmp_path)
+    assert execute(["report", "one", "-o", "/sys/kernel/r.html"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: /sys/kernel/r.html: ") and "unexpected" not in told
+    assert told.rstrip().endswith(
+        ("Name another place to write to, or change its permissions.", "Look at the path.")
+    )
