@@ -174,7 +174,9 @@ def _plural(word: str) -> str:
 def _bounds(schema: Mapping[str, Any]) -> str:
     signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     shown = [
-        f"{sign} {plain_number(schema[key])}" for key, sign in signs.items() if key in schema and schema[key] < 2**53
+        f"{sign} {plain_number(schema[key])}"
+        for key, sign in signs.items()
+        if key in schema and schema[key] < 2**53
     ]
     return f" {' and '.join(shown)}" if shown else ""
 

@@ -8,12 +8,12 @@ import threading
 import time
 
 import pytest
-from rlhf_peft.data.render import render
 from transformers import AutoTokenizer
 
-from rlhf_peft.data import render as module
 from rlhf_peft.data.rows import TemplateRefused
 from rlhf_peft.engine import Source
+from rlhf_peft.engine import templates as module
+from rlhf_peft.engine.templates import render
 
 SAID = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"

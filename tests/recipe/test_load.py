@@ -216,7 +216,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
         load(latin)
     big = tmp_path / "big.yaml"
     big.write_bytes(b"#" * 1_000_001)
-    with pytest.raises(UsageError, match="1,000,001 bytes"):
+    with pytest.raises(UsageError, match="more than 1,000,000 bytes"):
         load(big)
 
 

@@ -50,7 +50,8 @@ def test_draws_follow_the_distribution(temperature, truncation):
 
 
 @given(
-    st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12),
+    # Values that differ differ by more than rounding: of nearly equal ones either may be left.
+    st.lists(st.integers(-320, 320).map(lambda value: value / 16), min_size=1, max_size=12),
     st.floats(0.1, 3),
     st.floats(0.01, 1),
     st.integers(0, 14),
