@@ -10,10 +10,9 @@ import time
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf_peft.data.rows import TemplateRefused
 from rlhf_peft.engine import Source
 from rlhf_peft.engine import templates as module
-from rlhf_peft.engine.templates import render
+from rlhf_peft.engine.templates import TemplateRefused, render
 
 SAID = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
