@@ -34,6 +34,8 @@ from .opened import ADAPTERS, Opened, open_run
 Target = Literal["peft", "merged", "vllm", "ollama"]
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM takes as --max-lora-rank."""
+NF4 = "pip install vllm-bnb-plugin  # vLLM 0.28 and later quantize to NF4 with it; before: pip install bitsandbytes"
+"""What must be there before vLLM quantizes as it loads."""
 PROBES = ("The", "Once upon a time", "Question: what is 2 + 2?\nAnswer:", "def main():\n")
 CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
@@ -130,7 +132,8 @@ def _adapter(
     (folder / "README.md").write_text(card(recipe, history, role, use, offset=offset), encoding="utf-8")
     done = Exported(folder, use, offset=offset)
     if target == "vllm":
-        done.commands = [_serve(recipe, location, folder, history.name, int(config.get("r", 8)))]
+        line = _serve(recipe, location, folder, history.name, int(config.get("r", 8)))
+        done.commands = [*([NF4] if recipe.model.quantization == "nf4" else []), line]
     return done
 
 
@@ -196,7 +199,9 @@ def _merged(opened: Opened, history: History, folder: Path, dtype: torch.dtype, 
     (folder / "README.md").write_text(text, encoding="utf-8")
     commands = [f"vllm serve {shlex.quote(place)}"]
     if target == "ollama":
-        (folder / "Modelfile").write_text(modelfile(tokenizer, base, opened.recipe.model.max_length), encoding="utf-8")
+        (folder / "Modelfile").write_text(
+            modelfile(tokenizer, base, opened.recipe.model.max_length), encoding="utf-8"
+        )
         made = f"ollama create {shlex.quote(name)} -f {shlex.quote(f'{place}/Modelfile')}"
         commands = [made, f"ollama run {shlex.quote(name)}"]
     return Exported(folder, use, commands, difference, scale)

@@ -193,6 +193,10 @@ def test_a_card_tells_of_finished_stages_only(trained, tmp_path):
 def test_the_lines_that_serve_it(trained, tmp_path, capsys):
     assert execute(["export", str(trained), "--to", "vllm", "-o", str(tmp_path / "v")]) == 0
     out = capsys.readouterr().out
+    lines = out.partition("next:\n")[2].splitlines()
+    assert lines[0].startswith("  pip install vllm-bnb-plugin  # vLLM 0.28") and lines[1].startswith(
+        "  vllm serve "
+    )
     assert "tiny --quantization bitsandbytes --enable-lora --max-lora-rank 8 --lora-modules trained=" in out
     assert execute(["export", str(trained), "--to", "ollama", "-o", str(tmp_path / "o")]) == 0
     out = capsys.readouterr().out

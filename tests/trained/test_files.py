@@ -37,7 +37,11 @@ GEMMA = {
     ("kind", "rope", "expected"),
     [
         ("llama", {"rope_type": "default", "rope_theta": 7e5}, {"rope_theta": 7e5}),
-        ("qwen2", YARN, {"rope_theta": 7e5, "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"}}),
+        (
+            "qwen2",
+            YARN,
+            {"rope_theta": 7e5, "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"}},
+        ),
         ("stablelm", PARTIAL, {"rope_theta": 7e5, "partial_rotary_factor": 0.5}),
         ("gpt_neox", PARTIAL, {"rotary_emb_base": 7e5, "rotary_pct": 0.5}),
         (
@@ -81,6 +85,8 @@ def test_a_tokenizer_has_a_class_and_keys_that_transformers_4_knows(tmp_path):
         "additional_special_tokens": ["<a>"],
         "eos_token": "<|end|>",
     }
-    assert tokenizer_with_older_names({"tokenizer_class": "Qwen2Tokenizer"}) == {"tokenizer_class": "Qwen2Tokenizer"}
+    assert tokenizer_with_older_names({"tokenizer_class": "Qwen2Tokenizer"}) == {
+        "tokenizer_class": "Qwen2Tokenizer"
+    }
     tokenizer = AutoTokenizer.from_pretrained(Source("builtin:tiny").location)
     assert type(tokenizer).__name__ == "TokenizersBackend"

@@ -19,7 +19,9 @@ def adding(tokenizer):
     """A copy that puts its token for the beginning before every text, as Llama's does."""
     copy = deepcopy(tokenizer)
     bos, number = copy.bos_token, copy.bos_token_id
-    copy.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, number)])
+    copy.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, number)]
+    )
     return copy
 
 
@@ -82,7 +84,9 @@ def test_a_chat_template_becomes_ollamas(stack):
 
 def test_a_first_token_is_left_out_only_where_the_tokenizer_itself_adds_it(stack):
     tokenizer = deepcopy(stack.tokenizer)
-    tokenizer.chat_template = "{% for m in messages %}{{ bos_token }}{{ m.role }}\n{{ m.content }}{{ eos_token }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ bos_token }}{{ m.role }}\n{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
     tokenizer.chat_template += "{% if add_generation_prompt %}{{ bos_token }}assistant\n{% endif %}"
     bos = tokenizer.bos_token
     assert added_start(tokenizer) == "" and added_start(adding(tokenizer)) == bos
