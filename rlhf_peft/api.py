@@ -24,7 +24,7 @@ from .data import require
 from .engine import POLICY, SharedBase, Source, cap
 from .engine.source import hardware, resolve_device
 from .errors import CheckpointError, ModelError, RunFolderError, UsageError
-from .recipe import DatasetSource, Recipe, check_settings, dump, load
+from .recipe import DatasetSource, Recipe, RlStage, check_settings, dump, load
 from .registry import Registry
 from .resuming import begun, is_finished, refuse_changes
 from .runs import (
@@ -154,6 +154,39 @@ def check_data(recipe: Recipe, *, registry: Registry | None = None, encode: bool
             yield f"{stage.name}: {called} {split or source.split}: {len(rows):,} rows, {kind}{left_out}"
 
 
+def check_samplers(recipe: Recipe, *, registry: Registry | None = None, done: Collection[str] = ()) -> None:
+    """Whether what the samplers of a recipe need is there, such as a server: asked before the model is loaded.
+
+    Args:
+        recipe: from `load_recipe`.
+        registry: makes the samplers.
+        done: stages that sample no more.
+
+    Raises:
+        SamplerError: it is not.
+    """
+    registry = registry or Registry.load()
+    for stage in recipe.stages:
+        if isinstance(stage, RlStage) and stage.name not in done:
+            sampler_ready(registry, stage.sampler.name, stage.sampler.options)
+
+
+def sampler_ready(registry: Registry, name: str, options: Mapping[str, Any]) -> None:
+    """Ask one sampler.
+
+    Args:
+        registry: makes it.
+        name: of the sampler.
+        options: its own.
+
+    Raises:
+        SamplerError: what it needs is not there.
+    """
+    sampler = registry.make("samplers", name, options)
+    if hasattr(sampler, "ready"):
+        sampler.ready()
+
+
 def run(
     recipe: Recipe,
     *,
@@ -235,6 +268,7 @@ def run(
         later = recipe.model_copy(update={"stages": recipe.stages[1:]})
         for line in check_data(later, registry=registry, encode=False):
             log.debug("%s", line)
+        check_samplers(recipe, registry=registry, done=found.info["stages"] if found is not None else ())
         base = load_base(recipe, trust_remote_code=trust_remote_code, allow_changed=allow_changed)
         ranks.start(base.device)
         ctx = Context(recipe, base, registry, folder, reporter, result.stages, ranks)

@@ -50,7 +50,7 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart(
             "Accuracy",
             {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
-            "Share of pairs that the implicit reward orders rightly.",
+            "Share of pairs that the implicit reward ranks correctly.",
             share=True,
         ),
         Chart(
@@ -64,7 +64,7 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart(
             "Accuracy",
             {"accuracy": "training", "eval/*accuracy": "held out"},
-            "Share of pairs ordered rightly. The members of an ensemble are trained one after the other.",
+            "Share of pairs ranked correctly. The members of an ensemble are trained one after the other.",
             share=True,
         ),
     ),

@@ -80,7 +80,7 @@ def _mapping(text: str) -> dict[str, str | list[str]]:
 
 def show(found: Inspection) -> None:
     """What was found, on stdout."""
-    kind = "none of TRL's" if found.format is None else found.format.kind.replace("_", " ")
+    kind = "not a TRL format" if found.format is None else found.format.kind.replace("_", " ")
     how = " (conversational)" if found.format is not None and found.format.conversational else ""
     print(f"{found.source}: {found.rows:,} rows; format: {kind}{how}; columns: {', '.join(found.columns)}")
     for note in found.notes:

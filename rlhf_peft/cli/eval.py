@@ -54,6 +54,14 @@ def evaluate(
         typer.Option("--rewards", metavar="YAML", help="What scores: '[{name: judge, model: ...}]'."),
     ] = None,
     reward: Rewards = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler",
+            metavar="NAME|YAML",
+            help="What writes the answers instead: cached, or '{name: vllm_server, url: ...}'.",
+        ),
+    ] = None,
     plugin: Plugins = None,
     samples: Annotated[
         Path | None, typer.Option("--samples", metavar="F", help="Write all answers there (jsonl).")
@@ -64,11 +72,13 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Reward, win rate against the reference, KL and length on held-out prompts, with 95 % intervals."""
+    from ..api import sampler_ready
     from ..atomic import write_output
-    from ..recipe import RewardEntry
+    from ..recipe import RewardEntry, load
     from ..runs import plain
     from ..trained import open_run
     from ..trained.evaluate import evaluate as measure
+    from ..trained.evaluate import sampler_of
     from ..trained.prompts import last_rl
 
     registry = open_registry(context.obj, plugin)
@@ -80,12 +90,23 @@ def evaluate(
     path = find_run(run)
     add_code_of(registry, path)
     check_names(registry, path, entries)
+    writer = sampler_of(load(path / "recipe.yaml", (), plugins=None), _named(sampler))
+    sampler_ready(registry, *writer)
     opened = open_run(path, device=device, trust_remote_code=trust_remote_code)
     # A function that the recipe names is only brought back; another one scores instead.
-    stage = last_rl(opened)
+    stage = last_rl(opened.recipe)
     named = set() if stage is None else {entry.name for entry in [*stage.rewards, *stage.eval.rewards]}
     entries += [RewardEntry(name=name) for name in given if name not in named]
-    found = measure(opened, registry, dataset=source, split=split, rewards=entries, size=size, seed=seed)
+    found = measure(
+        opened,
+        registry,
+        dataset=source,
+        split=split,
+        rewards=entries,
+        size=size,
+        seed=seed,
+        sampler=writer,
+    )
     if as_json:
         figures = {name: asdict(value) for name, value in found.figures.items()}
         print(json.dumps(plain({"prompts": found.prompts, "figures": figures}), indent=2))
@@ -132,6 +153,25 @@ def _parsed(text: str | None) -> list[Any]:
     if not isinstance(given, list) or not all(isinstance(entry, dict) and "name" in entry for entry in given):
         raise UsageError(
             f"--rewards {text}: expected a list such as '[{{name: learned}}, {{name: length, target: 64}}]'."
+        )
+    return given
+
+
+def _named(text: str | None) -> dict[str, Any] | None:
+    """A sampler's name, and maybe its options."""
+    import yaml
+
+    if text is None:
+        return None
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--sampler {text}: not YAML ({error}).") from error
+    given = {"name": given} if isinstance(given, str) else given
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        raise UsageError(
+            f"--sampler {text}: expected a name such as cached, or one with options such as "
+            "'{name: vllm_server, url: http://localhost:8000}'."
         )
     return given
 

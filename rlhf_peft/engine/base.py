@@ -82,9 +82,14 @@ class SharedBase(Roster):
         if gradient_checkpointing:
             self._enable_checkpointing()
 
-    def _allowed_length(self, asked: int | None) -> int:
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model itself takes; a million where it names no limit."""
         config = self.lm.config.get_text_config()
-        allowed = int(getattr(config, "max_position_embeddings", None) or 2**20)
+        return int(getattr(config, "max_position_embeddings", None) or 2**20)
+
+    def _allowed_length(self, asked: int | None) -> int:
+        allowed = self.context_length
         if asked is not None and asked > allowed:
             raise ModelError(
                 f"model.max_length: {asked} is more than the {allowed} positions of {self.source.path}. Use "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,16 @@ class Roster(Forwards):
         if adapter is None:
             raise ModelError(f"{role} is the raw base; there is nothing to save.")
         artifacts.write(self._held(role, adapter), folder)
+
+    def save_zero(self, folder: Path) -> None:
+        """Write an adapter of the policy's shape that changes nothing, in PEFT's format: the raw base.
+
+        Args:
+            folder: where to.
+        """
+        held = artifacts.hold(self.model, self.adapter_of(POLICY), self.source.path, self.fingerprint)
+        weights = {name: torch.zeros_like(weight) for name, weight in held.weights.items()}
+        artifacts.write(replace(held, weights=weights), folder)
 
     def hold(self, role: str) -> artifacts.Held:
         """A copy of what is a role's own: its adapter, unless it shares another role's, and its head."""

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,16 +210,16 @@ def _rl(stage: RlStage, ctx: Context, peaks: Peaks, seen: _Steps) -> dict[str, P
     base = ctx.base
     load_roles(stage, base)
     base.fix_reference()
-    loop = Loop(stage, ctx)
-    loop.collector.sampler = _Lapped(loop.sampler, peaks, "rollout", "sample")
-    seen.stage(stage.name, loop.steps)
-    with base.without_dropout(), base.training([POLICY, *loop.value_roles]) as parameters:
-        loop.prepare(parameters)
-        loop.updater = _Lapped(loop.updater, peaks, "update")  # type: ignore[assignment]
-        peaks.forget()
-        for step in range(1, loop.steps + 1):
-            seen.step(stage.name, step, loop.iteration(step))
-    loop.close()
+    with ExitStack() as held:
+        loop = Loop(stage, ctx, held)
+        loop.collector.sampler = _Lapped(loop.sampler, peaks, "rollout", "sample")
+        seen.stage(stage.name, loop.steps)
+        with base.without_dropout(), base.training([POLICY, *loop.value_roles]) as parameters:
+            loop.prepare(parameters)
+            loop.updater = _Lapped(loop.updater, peaks, "update")  # type: ignore[assignment]
+            peaks.forget()
+            for step in range(1, loop.steps + 1):
+                seen.step(stage.name, step, loop.iteration(step))
     return _phases(seen.figures, peaks)
 
 

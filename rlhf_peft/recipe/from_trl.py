@@ -21,6 +21,7 @@ from .messages import did_you_mean
 from .schema import RUN_NAME
 from .source import describe, parse, read_text
 from .trl_config import DEFAULTS, FORMER, LOSS_TELLS, ONLINE, REASONS, TELLS, TRAINERS
+from .trl_more import online_dpo, ppo
 from .trl_names import OURS
 from .trl_rl import online
 from .trl_stages import lora, model, preference, reward, sft
@@ -32,6 +33,8 @@ _STAGES = {
     "kto": preference,
     "grpo": online,
     "rloo": online,
+    "online_dpo": online_dpo,
+    "ppo": ppo,
 }
 
 
@@ -161,11 +164,16 @@ def _trainer(data: Mapping[str, Any], asked: str | None, label: str) -> str:
         owners = TELLS.get(key)
         if key == "loss_type":
             first = value[0] if isinstance(value, list) and value else value
-            owners = frozenset({LOSS_TELLS[first]}) if first in LOSS_TELLS else None
+            owners = LOSS_TELLS.get(first) if isinstance(first, str) else None
         if owners is not None and value is not None:
             left &= owners
             because.append(key)
-    named = [trainer for trainer in sorted(left) if trainer in _words(data, label)]
+    words = _words(data, label)
+    if left != {"online_dpo"} and not {"online", "dpo"} <= words:
+        left.discard("online_dpo")  # shares its keys with the far more common DPO, and has keys of its own
+    named = [trainer for trainer in sorted(left) if set(trainer.split("_")) <= words]
+    if "online_dpo" in named:
+        named = ["online_dpo"]
     if len(left) == 1 or len(named) == 1:
         return named[0] if len(named) == 1 else left.pop()
     if not left:

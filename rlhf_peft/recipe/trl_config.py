@@ -1,6 +1,7 @@
 """What is known of TRL's configuration files: which trainer has which key, its defaults, and what has no equivalent.
 
-Defaults are those of TRL 1.16 where they differ from transformers'.
+Defaults are those of TRL 1.16 where they differ from transformers'; of PPO, which TRL 1.16 no longer has, those of its
+last release with it.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-TRAINERS = ("sft", "reward", "dpo", "kto", "grpo", "rloo")
-ONLINE = ("grpo", "rloo")
+TRAINERS = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "online_dpo", "ppo")
+ONLINE = ("grpo", "rloo", "online_dpo", "ppo")
 
 _COMMON: dict[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -59,8 +60,40 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "loss_type": "dapo",
         "scale_rewards": "group",
         "entropy_coef": 0.0,
+        "use_bias_correction_kl": True,
+        "multi_objective_aggregation": "sum_then_normalize",
     },
     "rloo": {**_COMMON, **_ONLINE, "num_generations": 2, "beta": 0.05, "normalize_advantages": False},
+    "online_dpo": {
+        **_COMMON,
+        "learning_rate": 5e-7,
+        "max_new_tokens": 64,
+        "max_length": 512,
+        "temperature": 0.9,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "loss_type": "sigmoid",
+    },
+    "ppo": {
+        **_COMMON,
+        "learning_rate": 5e-5,
+        "max_completion_length": 53,
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "num_iterations": 4,
+        "num_mini_batches": 1,
+        "beta": 0.05,
+        "kl_estimator": "k1",
+        "epsilon": 0.2,
+        "vf_coef": 0.1,
+        "cliprange_value": 0.2,
+        "gamma": 1.0,
+        "lam": 0.95,
+        "whiten_rewards": False,
+    },
 }
 """Trainer to its defaults, for every key that is written into a recipe even where the file is silent."""
 
@@ -87,13 +120,22 @@ _TELLS: dict[str, str] = {
     "kto": "desirable_weight undesirable_weight",
     "dpo kto": "precompute_ref_log_probs precompute_ref_batch_size",
     "grpo": "scale_rewards importance_sampling_level delta entropy_coef top_entropy_quantile "
+    "use_bias_correction_kl multi_objective_aggregation "
     "vllm_importance_sampling_correction vllm_importance_sampling_clip_max vllm_importance_sampling_mode",
     "rloo": "normalize_advantages reward_clip_range",
-    "grpo rloo": "num_generations max_completion_length reward_funcs reward_weights num_iterations epsilon "
-    "epsilon_high steps_per_generation generation_batch_size max_prompt_length temperature top_p top_k min_p "
-    "mask_truncated_completions use_vllm vllm_mode",
-    "dpo kto grpo rloo": "beta sync_ref_model",
-    "sft reward dpo kto": "max_length",
+    "online_dpo": "max_new_tokens judge",
+    "ppo": "vf_coef cliprange_value gamma lam whiten_rewards kl_estimator sft_model_path local_rollout_forward_batch_size "
+    "num_sample_generations",
+    "online_dpo ppo": "missing_eos_penalty",
+    "rloo ppo": "num_mini_batches total_episodes stop_token stop_token_id",
+    "grpo rloo": "num_generations epsilon_high steps_per_generation generation_batch_size max_prompt_length "
+    "mask_truncated_completions",
+    "grpo rloo ppo": "max_completion_length num_iterations epsilon",
+    "grpo rloo online_dpo": "reward_funcs reward_weights use_vllm vllm_mode",
+    "grpo rloo online_dpo ppo": "temperature top_p top_k min_p",
+    "dpo kto grpo rloo": "sync_ref_model",
+    "dpo kto grpo rloo online_dpo ppo": "beta",
+    "sft reward dpo kto online_dpo": "max_length",
     "sft dpo": "padding_free",
 }
 TELLS: dict[str, frozenset[str]] = {
@@ -101,13 +143,18 @@ TELLS: dict[str, frozenset[str]] = {
 }
 """Key to the trainers that have it; a key of all trainers is not listed."""
 
-LOSS_TELLS: dict[str, str] = {
-    **dict.fromkeys(("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"), "grpo"),
-    **dict.fromkeys(("sigmoid", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "apo_zero"), "dpo"),
-    **dict.fromkeys(("kto", "apo_zero_unpaired"), "kto"),
-    **dict.fromkeys(("nll", "dft"), "sft"),
+LOSS_TELLS: dict[str, frozenset[str]] = {
+    loss: frozenset(trainers.split())
+    for trainers, losses in {
+        "grpo": "grpo dr_grpo dapo bnpo cispo sapo luspo vespo",
+        "dpo online_dpo": "sigmoid ipo",
+        "dpo": "hinge robust exo_pair nca_pair apo_zero",
+        "kto": "kto apo_zero_unpaired",
+        "sft": "nll dft",
+    }.items()
+    for loss in losses.split()
 }
-"""Value of `loss_type` to the trainer that has it."""
+"""Value of `loss_type` to the trainers that have it."""
 
 _REASONS: Mapping[str, str] = {
     "metrics go to metrics.jsonl in the run folder, every step; observers are plugins": "logging_steps "
@@ -132,6 +179,9 @@ _REASONS: Mapping[str, str] = {
     "adapters are plain LoRA on linear layers": "use_dora lora_modules_to_save lora_task_type "
     "lora_target_parameters modules_to_save",
     "dropout is off while log-probabilities are compared": "disable_dropout",
+    "an answer ends at the tokens that end the model's texts": "stop_token stop_token_id",
+    "sizes follow from the batch size": "local_rollout_forward_batch_size num_sample_generations exp_name world_size "
+    "num_total_batches micro_batch_size local_batch_size local_mini_batch_size mini_batch_size",
     "AdamW takes no further arguments here": "optim_args optim_target_modules",
     "the reference is the policy as the stage begins": "sync_ref_model ref_model_mixup_alpha "
     "ref_model_sync_steps ref_model",

@@ -26,6 +26,13 @@ def online(read: Reader, trainer: str) -> dict[str, Any]:
         read.note("steps_per_generation", f"an update is made of a whole rollout here: {rollout} completions")
     common = shared(read, trainer, minibatches * iterations)
     algorithm = _grpo(read) if trainer == "grpo" else _rloo(read)
+    decoupled = read("multi_objective_aggregation") == "normalize_then_sum"
+    if decoupled:
+        algorithm["scale_rewards"] = "batch"
+        read.note(
+            "multi_objective_aggregation",
+            "GDPO: each reward has normalize: group, and the sum scale_rewards: batch",
+        )
     algorithm |= {
         "num_generations": generations,
         "num_epochs": iterations,
@@ -36,9 +43,10 @@ def online(read: Reader, trainer: str) -> dict[str, Any]:
         "stage": "rl",
         **common,
         **_importance(read),
+        **missing_eos(read),
         "algorithm": algorithm,
-        "sampler": _sampler(read),
-        "rewards": _rewards(read),
+        "sampler": sampler(read),
+        "rewards": [{**entry, "normalize": "group"} if decoupled else entry for entry in rewards(read)],
         "prompts_per_step": rollout // generations,
     }
 
@@ -64,10 +72,26 @@ def _importance(read: Reader) -> dict[str, Any]:
     return {} if cap is None else {"importance_cap": cap}
 
 
-def _sampler(read: Reader) -> dict[str, Any]:
-    section = {"name": "cached", "max_new_tokens": read.count("max_completion_length")}
+def missing_eos(read: Reader) -> dict[str, Any]:
+    """`missing_eos_penalty`, where the file has one."""
+    penalty = read.number("missing_eos_penalty")
+    return {} if penalty is None else {"missing_eos_penalty": penalty}
+
+
+def sampler(read: Reader, length: str = "max_completion_length", *, ratios: bool = True) -> dict[str, Any]:
+    """`sampler`.
+
+    Args:
+        read: the configuration.
+        length: its key for the most tokens of a completion.
+        ratios: the algorithm takes ratios, which need draws from the whole distribution.
+    """
+    section: dict[str, Any] = {"name": "cached", "max_new_tokens": read.count(length)}
     section["temperature"] = read.number("temperature")
-    if read.number("top_p") < 1 or read.number("top_k") > 0 or read.number("min_p") > 0:
+    cut = {"top_p": read.number("top_p"), "top_k": read.number("top_k"), "min_p": read.number("min_p")}
+    if not ratios:
+        section |= {key: value for key, value in cut.items() if value != {"top_p": 1.0}.get(key, 0)}
+    elif cut["top_p"] < 1 or cut["top_k"] > 0 or cut["min_p"] > 0:
         read.note("top_p", "with top_k and min_p left out: ratios need draws from the whole distribution")
     if read.number("repetition_penalty", 1.0) != 1.0:
         read.note("repetition_penalty", "left out: it would draw from another distribution than is trained")
@@ -90,6 +114,7 @@ def _grpo(read: Reader) -> dict[str, Any]:
         if loss != "grpo":
             read.note("loss_type", f"{loss}: with ratios of sequences the loss is the mean over rows (gspo)")
     section |= {"scale_rewards": names.get(str(scale).lower(), scale), "beta": read.number("beta")}
+    section |= _kl_estimator(read, section["beta"])
     section |= {"epsilon": read.number("epsilon"), "entropy_coef": read.number("entropy_coef")}
     high = read.number("epsilon_high")
     if high is None and section["name"] == "cispo":
@@ -97,6 +122,23 @@ def _grpo(read: Reader) -> dict[str, Any]:
     if high is not None or section["name"] == "gspo":
         section["epsilon_high"] = high
     return section
+
+
+def _kl_estimator(read: Reader, beta: float) -> dict[str, Any]:
+    """TRL's KL term: k3, times the ratio where it corrects the bias.
+
+    With r = pi / pi_old and d = log ref - log pi, grad [r k3] = (1 - e^d) + k3 = -d at r = 1, which is grad k2.
+    """
+    corrected = read("use_bias_correction_kl")
+    if not beta:
+        return {}
+    if not corrected:
+        return {"kl_estimator": "k3"}
+    read.note(
+        "use_bias_correction_kl",
+        "kl_estimator: k2, whose gradient is that of TRL's k3 times the ratio while the ratio is 1",
+    )
+    return {"kl_estimator": "k2"}
 
 
 def _rloo(read: Reader) -> dict[str, Any]:
@@ -108,7 +150,7 @@ def _rloo(read: Reader) -> dict[str, Any]:
     return section
 
 
-def _rewards(read: Reader) -> list[dict[str, Any]]:
+def rewards(read: Reader) -> list[dict[str, Any]]:
     """What is built in by our name; functions of the user's by theirs, to be given with --reward."""
     model = read("reward_model_name_or_path")
     names = [*([model] if model else []), *read.list("reward_funcs")]

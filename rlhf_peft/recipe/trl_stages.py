@@ -23,6 +23,13 @@ _LOSSES = {"sft": "nll", "dpo": "sigmoid", "kto": "kto"}
 def model(read: Reader, online: bool) -> dict[str, Any]:
     """`model`."""
     path = read("model_name_or_path")
+    trained = read("sft_model_path")
+    if trained is not None:
+        read.note(
+            "sft_model_path",
+            "model.path: it is what TRL trains; model_name_or_path names its tokenizer there",
+        )
+        path = trained
     if path is None:
         path = "MODEL"
         read.note("model_name_or_path", "missing: set model.path")
@@ -72,9 +79,9 @@ def _dtype(read: Reader) -> str:
 
 
 def _max_length(read: Reader, online: bool) -> int | None:
-    if not online:
+    if "max_length" in read.defaults:
         return read.count("max_length")
-    if read("max_prompt_length") is None:
+    if not online or read("max_prompt_length") is None:
         return None
     read.note(
         "max_prompt_length", "with max_completion_length in model.max_length; longer prompts are skipped"

@@ -154,7 +154,7 @@ def _check_reference(ctx: Context, name: str, rows: Sequence[list[int]]) -> None
 
 
 def _order_accuracy(ctx: Context, name: str, rows: Any) -> float:
-    """Share of pairs of a desirable and an undesirable row that the implicit rewards order rightly."""
+    """Share of pairs of a desirable and an undesirable row that the implicit rewards rank correctly."""
     parts = [(len(row["prompt_ids"]), row["prompt_ids"] + row["completion_ids"]) for row in rows]
     budget = Budget(name, ctx.recipe.model.tokens_per_forward)
     rewards = _logps(ctx.base, POLICY, parts, budget) - _logps(ctx.base, REFERENCE, parts, budget)

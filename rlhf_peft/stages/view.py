@@ -32,8 +32,11 @@ class BaseView:
         return self._base.decoder(self._role)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the role's adapter in PEFT's format."""
-        self._base.save_role(self._role, folder)
+        """Write the role's adapter in PEFT's format; one that changes nothing where the role is the raw base."""
+        if self._base.adapter_of(self._role) is None:
+            self._base.save_zero(folder)
+        else:
+            self._base.save_role(self._role, folder)
 
 
 class SeededContext:

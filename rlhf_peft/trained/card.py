@@ -96,7 +96,7 @@ def card(
         "",
         "## Intended use",
         "",
-        "For text like that it was trained on. Rewards measure what they were taught, not truth or safety: look at "
+        "For text similar to its training data. Rewards measure what they were taught, not truth or safety: look at "
         "answers to your own prompts before you rely on it.",
         "",
         "## Recipe",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .. import maths
+from ..builtin.samplers.options import SamplingOptions
 from ..engine import POLICY, REFERENCE
 from ..errors import UsageError
-from ..recipe import DatasetSource, RewardEntry, RlStage
+from ..recipe import DatasetSource, Recipe, RewardEntry, RlStage
 from ..registry import Registry
 from ..stages.memory import Budget
 from ..stages.rl.collect import Judge
@@ -68,6 +70,7 @@ def evaluate(
     rewards: Sequence[RewardEntry] = (),
     size: int = 256,
     seed: int = 0,
+    sampler: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Evaluation:
     """Let policy and reference answer the same prompts with the same seeds.
 
@@ -79,28 +82,29 @@ def evaluate(
         rewards: what scores; default: the last RL stage's.
         size: most prompts.
         seed: of the answers.
+        sampler: name and options of what writes the answers; default: see `sampler_of`.
 
     Raises:
         UsageError: the run says neither prompts nor rewards, and none are given.
     """
     opened.need()
-    stage = last_rl(opened)
+    stage = last_rl(opened.recipe)
     if stage is None and (dataset is None or not rewards):
         raise UsageError(
             f"{opened.path}: has no RL stage that says what to measure. Give --dataset and --reward or --rewards."
         )
-    sampler = registry.make("samplers", *_sampler(stage))
-    most = sampler.params.max_new_tokens
+    name, options = sampler or sampler_of(opened.recipe)
+    writer = registry.make("samplers", name, options)
+    most = writer.params.max_new_tokens
     prompts = prompts_of(
         opened, registry, what=NAME, dataset=dataset, split=split, size=size, max_new_tokens=most
     )
     entries = list(rewards) or _rewards(stage)
-    given = Rewards(registry, entries, opened.base, stage=NAME, reachable=False)
-    try:
-        answers = _both(opened, sampler, prompts, given, seed)
-    finally:
-        given.close()
-        sampler.close()
+    with ExitStack() as held:
+        held.callback(writer.close)
+        given = Rewards(registry, entries, opened.base, stage=NAME, reachable=False)
+        held.callback(given.close)
+        answers = _both(opened, writer, prompts, given, seed)
     return _summary(prompts, answers, seed)
 
 
@@ -111,8 +115,25 @@ def _rewards(stage: RlStage | None) -> list[RewardEntry]:
     return [*stage.rewards, *(entry.model_copy(update={"weight": 0.0}) for entry in stage.eval.rewards)]
 
 
-def _sampler(stage: RlStage | None) -> tuple[str, dict[str, Any]]:
-    return ("cached", {}) if stage is None else (stage.sampler.name, stage.sampler.options)
+def sampler_of(recipe: Recipe, asked: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """Name and options of the sampler that writes a run's answers.
+
+    Args:
+        recipe: of the run.
+        asked: a sampler's `name` and options. What it leaves out of how completions are drawn is as the run's last RL
+            stage has it, and so are all its options where that stage uses the same sampler.
+
+    Returns:
+        The stage's own where none is asked for; `cached` where there is no RL stage either.
+    """
+    stage = last_rl(recipe)
+    name, options = ("cached", {}) if stage is None else (stage.sampler.name, dict(stage.sampler.options))
+    if asked is None:
+        return name, options
+    given = {key: value for key, value in asked.items() if key != "name"}
+    if asked["name"] != name:
+        options = {key: value for key, value in options.items() if key in SamplingOptions.model_fields}
+    return str(asked["name"]), {**options, **given}
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,14 +28,16 @@ from ..errors import RunFolderError, UsageError
 from ..recipe import Recipe, load
 from ..runs import History
 from .card import card, use_adapter, use_merged
+from .files import save_model, save_tokenizer
 from .ollama import modelfile
 from .opened import ADAPTERS, Opened, open_run
 
 Target = Literal["peft", "merged", "vllm", "ollama"]
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM takes as --max-lora-rank."""
+NF4 = "pip install vllm-bnb-plugin  # vLLM 0.28 and later quantize to NF4 with it; before: pip install bitsandbytes"
+"""What must be there before vLLM quantizes as it loads."""
 PROBES = ("The", "Once upon a time", "Question: what is 2 + 2?\nAnswer:", "def main():\n")
-SHARD = "4GB"
 CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
 
@@ -147,12 +149,13 @@ def _adapter(
     config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     config |= {**changes, "base_model_name_or_path": location}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    _tokenizer(recipe, folder, trust, classifier=role != POLICY)
+    save_tokenizer(recipe, folder, trust, classifier=role != POLICY)
     use = use_adapter(recipe, location, place.name, CAUSAL if role == POLICY else CLASSIFIER)
     (folder / "README.md").write_text(card(recipe, history, role, use, offset=offset), encoding="utf-8")
     done = Exported(place.folder, use, offset=offset)
     if target == "vllm":
-        done.commands = [_serve(recipe, location, place, history.name, int(config.get("r", 8)))]
+        line = _serve(recipe, location, place, history.name, int(config.get("r", 8)))
+        done.commands = [*([NF4] if recipe.model.quantization == "nf4" else []), line]
     return done
 
 
@@ -195,44 +198,6 @@ def _location(recipe: Recipe) -> str:
     return Source(recipe.model.path).location
 
 
-def _tokenizer(recipe: Recipe, folder: Path, trust: bool, *, classifier: bool = False) -> Any:
-    """Write the tokenizer, its chat template with the recipe's arguments as defaults."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        _location(recipe), revision=recipe.model.revision, trust_remote_code=trust
-    )
-    given = recipe.model.chat_template_kwargs
-    if given and isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = "".join([*map(_default, given.items()), tokenizer.chat_template])
-    if classifier:
-        tokenizer.pad_token = _pad(tokenizer)
-    tokenizer.save_pretrained(str(folder))
-    return tokenizer
-
-
-def _default(argument: tuple[str, Any]) -> str:
-    """Jinja that gives an argument of a chat template its value, unless the caller does."""
-    name, value = argument
-    return f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_literal(key)}: {_literal(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_literal, value))}]"
-    return "none" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _pad(tokenizer: Any) -> str:
-    """A token to pad with that ends no text: classifiers score the last token that is none."""
-    special = [tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
-    ends = {tokenizer.eos_token}
-    found = next((token for token in special if token is not None and token not in ends), None)
-    return str(found or tokenizer.convert_ids_to_tokens(0))
-
-
 # --- whole weights ---
 
 
@@ -248,14 +213,17 @@ def _merged(opened: Opened, history: History, place: Place, dtype: torch.dtype, 
         written = [model(input_ids=row).logits.float() for row in ids]
     difference = max(float((a - b).abs().max()) for a, b in zip(trained, written, strict=True))
     scale = max(float(row.abs().max()) for row in trained)
-    _save(model, folder)
-    tokenizer = _tokenizer(opened.recipe, folder, base.source.trust_remote_code)
+    model.generation_config.eos_token_id = sorted(base.eos_ids)
+    save_model(model, folder)
+    tokenizer = save_tokenizer(opened.recipe, folder, base.source.trust_remote_code)
     name, use = history.name.lower(), use_merged(place.name, CAUSAL)
     text = card(opened.recipe, history, POLICY, use, merged=difference)
     (folder / "README.md").write_text(text, encoding="utf-8")
     commands = [f"vllm serve {shlex.quote(place.name)}"]
     if target == "ollama":
-        (folder / "Modelfile").write_text(modelfile(tokenizer, base), encoding="utf-8")
+        (folder / "Modelfile").write_text(
+            modelfile(tokenizer, base, opened.recipe.model.max_length), encoding="utf-8"
+        )
         made = f"ollama create {shlex.quote(name)} -f {shlex.quote(f'{place.name}/Modelfile')}"
         commands = [made, f"ollama run {shlex.quote(name)}"]
     return Exported(place.folder, use, commands, difference, scale)
@@ -275,13 +243,13 @@ def _classifier(opened: Opened, history: History, role: str, place: Place, dtype
     _fill(model, base, role)
     weight, offset = _plain_head(base.head(role))
     model.get_submodule("score").load_state_dict({"weight": weight.to(dtype)})
-    tokenizer = _tokenizer(opened.recipe, folder, base.source.trust_remote_code, classifier=True)
+    tokenizer = save_tokenizer(opened.recipe, folder, base.source.trust_remote_code, classifier=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.problem_type, model.config.score_offset = "regression", offset
     with torch.no_grad():
         written = torch.cat([model(input_ids=row).logits[:, 0].float() for row in ids]) + offset
     difference = float((trained - written).abs().max())
-    _save(model, folder)
+    save_model(model, folder)
     use = use_merged(place.name, CLASSIFIER)
     text = card(opened.recipe, history, role, use, merged=difference, offset=offset)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -334,11 +302,6 @@ def _fill(model: nn.Module, base: SharedBase, role: str) -> None:
     for path, weight in dense_weights(base.lm, base.adapter_of(role)):
         place: Any = model.get_submodule(path)
         place.weight.copy_(weight)
-
-
-def _save(model: Any, folder: Path) -> None:
-    with quiet():
-        model.save_pretrained(str(folder), max_shard_size=SHARD)
 
 
 def _probes(base: SharedBase, *, ended: bool = False) -> list[Tensor]:

@@ -11,6 +11,8 @@ from ..engine import SharedBase
 Message = dict[str, str]
 SYSTEM, USER, ASSISTANT, AGAIN = "\x01", "\x02", "\x03", "\x04"
 """Stand for what is said, in conversations that a template is tried on."""
+CONTEXT = 8192
+"""Tokens of context that Ollama sets memory aside for, where the model takes as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,17 @@ class Pieces:
         return f"{opening}{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{self.ask}"
 
 
-def modelfile(tokenizer: Any, base: SharedBase) -> str:
-    """A Modelfile for the weights beside it, with the chat template in Ollama's language where it can be."""
+def modelfile(tokenizer: Any, base: SharedBase, trained_length: int | None = None) -> str:
+    """A Modelfile for the weights beside it, with the chat template in Ollama's language where it can be.
+
+    Args:
+        tokenizer: of the weights.
+        base: that they were made of.
+        trained_length: longest row of the training; None: the model's own context.
+
+    Returns:
+        Its text.
+    """
     lines = ["FROM .", ""]
     if tokenizer.chat_template:
         pieces = pieces_of(tokenizer)
@@ -64,7 +75,7 @@ def modelfile(tokenizer: Any, base: SharedBase) -> str:
             lines += [f'TEMPLATE """{pieces.ollama()}"""', ""]
     for token in sorted({tokenizer.convert_ids_to_tokens(i) for i in base.eos_ids}):
         lines.append(f'PARAMETER stop "{token}"')
-    lines.append(f"PARAMETER num_ctx {base.max_length}")
+    lines.append(f"PARAMETER num_ctx {max(min(base.context_length, CONTEXT), trained_length or 0)}")
     return "\n".join(lines) + "\n"
 
 
@@ -105,11 +116,18 @@ def pieces_of(tokenizer: Any) -> Pieces | None:
 
 
 def _written(tokenizer: Any, messages: list[Message], ask: bool = False) -> str | None:
-    """What the template makes of messages, without the token that begins a text; None where it refuses them."""
+    """What the template makes of messages, without a token that the tokenizer puts first by itself; None: refused."""
     from jinja2 import TemplateError
 
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except TemplateError:
         return None
-    return str(text).removeprefix(tokenizer.bos_token or "")
+    return str(text).removeprefix(added_start(tokenizer))
+
+
+def added_start(tokenizer: Any) -> str:
+    """The token that the tokenizer itself puts before every text, as Ollama does; empty: it puts none."""
+    ids = tokenizer("a")["input_ids"]
+    begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    return str(tokenizer.bos_token) if begins else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data import Encoder, Prompt, encode_prompts, require
 from ..errors import UsageError
-from ..recipe import DatasetSource, RlStage
+from ..recipe import DatasetSource, Recipe, RlStage
 from ..registry import Registry
 from ..stages import read_source, split_rows
 from .opened import Opened
@@ -16,9 +16,9 @@ from .opened import Opened
 log = logging.getLogger("rlhf_peft")
 
 
-def last_rl(opened: Opened) -> RlStage | None:
-    """The run's last RL stage."""
-    return next((stage for stage in reversed(opened.recipe.stages) if isinstance(stage, RlStage)), None)
+def last_rl(recipe: Recipe) -> RlStage | None:
+    """The last RL stage of a run's recipe."""
+    return next((stage for stage in reversed(recipe.stages) if isinstance(stage, RlStage)), None)
 
 
 def prompts_of(
@@ -50,7 +50,7 @@ def prompts_of(
         UsageError: the run has no RL stage, and no dataset is given.
         DataError: rows cannot be used.
     """
-    stage = last_rl(opened)
+    stage = last_rl(opened.recipe)
     if dataset is not None:
         source, rows = dataset, read_source(dataset, registry, split, stage=what)
     elif stage is None:

@@ -7,7 +7,7 @@ from rlhf_peft.planning import cards
 
 
 def plan(capsys, *arguments):
-    code = cli.cli.execute(["--no-plugins", "plan", *arguments, "--json"])
+    code = cli.execute(["--no-plugins", "plan", *arguments, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
@@ -32,13 +32,13 @@ def test_what_would_make_it_fit_is_found_by_planning_again(capsys, monkeypatch):
 
 
 def test_the_text_names_verdict_and_reserve(capsys):
-    assert cli.cli.execute(["--no-plugins", "plan", "quickstart", "--gpu", "RTX 4070"]) == 0
+    assert cli.execute(["--no-plugins", "plan", "quickstart", "--gpu", "RTX 4070"]) == 0
     assert "fits: " in (out := capsys.readouterr().out) and "RTX 4070 has 12.00 GB" in out
 
 
 @pytest.mark.parametrize("gpu", ["RTX 9999", "much"])
 def test_an_unknown_card_is_a_usage_error(capsys, gpu):
-    assert cli.cli.execute(["--no-plugins", "plan", "quickstart", "--gpu", gpu]) == 2
+    assert cli.execute(["--no-plugins", "plan", "quickstart", "--gpu", gpu]) == 2
     assert "neither a size nor a known card" in capsys.readouterr().err
 
 

@@ -4,14 +4,15 @@ import dataclasses
 import json
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_peft import cli
+from rlhf_peft import cli, maths
 from rlhf_peft.errors import UsageError
 from rlhf_peft.recipe import convert, load
-from rlhf_peft.recipe.trl_config import DEFAULTS, FORMER, LOSS_TELLS, REASONS, TELLS, TRAINERS
+from rlhf_peft.recipe.trl_config import DEFAULTS, FORMER, LOSS_TELLS, ONLINE, REASONS, TELLS, TRAINERS
 from rlhf_peft.registry import Registry
 
 GRPO = """\
@@ -372,9 +373,10 @@ def test_an_empty_configuration_is_trls_defaults_and_says_what_is_missing(made, 
     stage, defaults = only_stage(found), DEFAULTS[trainer]
     assert stage["learning_rate"] == defaults["learning_rate"]
     assert stage["num_train_epochs"] == 3
-    if trainer in ("grpo", "rloo"):
-        assert stage["prompts_per_step"] == 8 // defaults["num_generations"]
-        assert stage["sampler"]["max_new_tokens"] == 512
+    if trainer in ONLINE:
+        assert stage["prompts_per_step"] == 8 // defaults.get("num_generations", 1)
+        most = {"online_dpo": 64, "ppo": 53}.get(trainer, 512)
+        assert stage["sampler"]["max_new_tokens"] == most
     else:
         assert stage["batch_size"] == 8
     assert {"model_name_or_path", "dataset_name"} <= set(notes_of(found))
@@ -384,9 +386,11 @@ def test_an_empty_configuration_is_trls_defaults_and_says_what_is_missing(made, 
 def test_the_defaults_are_those_of_the_trl_that_is_installed():
     trl = pytest.importorskip("trl")
     names = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "kto": "KTO", "grpo": "GRPO", "rloo": "RLOO"}
+    configs = {trainer: getattr(trl, f"{prefix}Config") for trainer, prefix in names.items()}
+    configs["online_dpo"] = pytest.importorskip("trl.experimental.online_dpo").OnlineDPOConfig
     compared = 0
-    for trainer, prefix in names.items():
-        classes = [getattr(trl, f"{prefix}Config"), trl.ModelConfig, trl.ScriptArguments]
+    for trainer, config in configs.items():
+        classes = [config, trl.ModelConfig, trl.ScriptArguments]
         fields = {field.name: field for cls in reversed(classes) for field in dataclasses.fields(cls)}
         for key, ours in DEFAULTS[trainer].items():
             theirs = fields[key].default
@@ -436,3 +440,128 @@ def test_adamws_coefficients_are_kept(made, registry):
     assert stage["adam_epsilon"] == 1e-6 and stage["adam_beta2"] == 0.95 and "adam_beta1" not in stage
     assert not set(given) & set(notes_of(found))
     load(found.data, plugins=registry)
+
+
+ONLINE_DPO = """\
+model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct
+dataset_name: trl-lib/tldr
+reward_model_path: some/reward-model
+missing_eos_penalty: 1.0
+beta: [0.2]
+loss_type: ipo
+max_new_tokens: 48
+max_length: 256
+top_p: 0.9
+per_device_train_batch_size: 4
+gradient_accumulation_steps: 8
+"""
+PPO = """\
+model_name_or_path: EleutherAI/pythia-160m
+sft_model_path: me/pythia-160m-sft
+reward_model_path: some/reward-model
+dataset_name: trl-internal-testing/descriptiveness-sentiment-trl-style
+num_ppo_epochs: 2
+num_mini_batches: 2
+total_episodes: 10000
+per_device_train_batch_size: 16
+gradient_accumulation_steps: 4
+kl_coef: 0.1
+cliprange: 0.3
+vf_coef: 0.2
+lam: 0.9
+response_length: 32
+stop_token: eos
+missing_eos_penalty: 1.0
+learning_rate: 3e-6
+"""
+
+
+def test_online_dpo(made, registry):
+    found = made(ONLINE_DPO)
+    stage = only_stage(found)
+    assert stage["algorithm"] == {"name": "online_dpo", "num_generations": 2, "beta": 0.2, "loss_type": "ipo"}
+    assert (stage["prompts_per_step"], stage["missing_eos_penalty"]) == (32, 1.0)
+    assert stage["sampler"] == {"name": "cached", "max_new_tokens": 48, "temperature": 0.9, "top_p": 0.9}
+    assert stage["rewards"][0] == {"name": "classifier", "model": "some/reward-model", "weight": 1.0}
+    assert found.data["model"]["max_length"] == 256
+    assert not any("left out" in text for _, text in found.notes)
+    load(found.data, plugins=registry)
+
+
+def test_a_plain_dpo_is_not_taken_for_an_online_one(made):
+    text = "model_name_or_path: m\ndataset_name: d/d\nbeta: 0.1\nloss_type: sigmoid\n"
+    assert only_stage(made(text))["method"] == "dpo"
+    assert only_stage(made(text, name="my-online-dpo.yaml"))["algorithm"]["name"] == "online_dpo"
+
+
+def test_ppo(made, registry):
+    found = made(PPO)
+    stage, notes = only_stage(found), notes_of(found)
+    assert stage["algorithm"] == {
+        "name": "ppo",
+        "num_generations": 1,
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "beta": 0.1,
+        "kl_estimator": "k1",
+        "kl_placement": "reward",
+        "epsilon": 0.3,
+        "vf_coef": 0.2,
+        "cliprange_value": 0.2,
+        "gamma": 1.0,
+        "lam": 0.9,
+        "whiten_rewards": False,
+    }
+    assert (stage["prompts_per_step"], stage["max_steps"], stage["missing_eos_penalty"]) == (128, 79, 1.0)
+    assert stage["sampler"] == {"name": "cached", "max_new_tokens": 32, "temperature": 0.7}
+    assert found.data["model"]["path"] == "me/pythia-160m-sft" and "sft_model_path" in notes
+    load(found.data, plugins=registry)
+
+
+@pytest.mark.parametrize(
+    ("more", "estimator", "said"),
+    [
+        ("beta: 0.04\n", "k2", True),
+        ("beta: 0.04\nuse_bias_correction_kl: true\n", "k2", True),
+        ("beta: 0.04\nuse_bias_correction_kl: false\n", "k3", False),
+        ("beta: 0.04\nloss_type: cispo\n", "k2", True),
+        ("beta: 0.0\n", None, False),
+    ],
+)
+def test_the_kl_has_the_gradient_of_trls(made, registry, more, estimator, said):
+    found = made(f"model_name_or_path: m\ndataset_name: d/d\nreward_funcs: accuracy_reward\n{more}", "grpo")
+    assert only_stage(found)["algorithm"].get("kl_estimator") == estimator
+    assert ("use_bias_correction_kl" in notes_of(found)) is said
+    load(found.data, plugins=registry)
+
+
+def test_a_corrected_k3_and_k2_have_one_gradient_where_the_ratio_is_1():
+    old = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).double()
+    ref = old + 0.7 * torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).double()
+
+    def gradient(term):
+        logps = old.clone().requires_grad_()
+        term(logps).sum().backward()
+        return logps.grad
+
+    trl = gradient(lambda logps: ((ref - logps).exp() - (ref - logps) - 1) * (logps - old).exp())
+    assert torch.allclose(trl, gradient(lambda logps: maths.kl_estimate(logps, ref, "k2")))
+    assert not torch.allclose(trl, gradient(lambda logps: maths.kl_estimate(logps, ref, "k3")), atol=0.1)
+
+
+def test_several_rewards_are_combined_as_in_trl(made, registry):
+    text = "model_name_or_path: m\ndataset_name: d/d\nreward_funcs: [accuracy_reward, think_format_reward]\n"
+    stage = only_stage(made(text, "grpo"))
+    assert stage["algorithm"]["scale_rewards"] == "group" and "normalize" not in stage["rewards"][0]
+    found = made(text + "multi_objective_aggregation: normalize_then_sum\n")
+    stage = only_stage(found)
+    assert [entry["normalize"] for entry in stage["rewards"]] == ["group", "group"]
+    assert stage["algorithm"]["scale_rewards"] == "batch" and "multi_objective_aggregation" in notes_of(found)
+    load(found.data, plugins=registry)
+
+
+@pytest.mark.parametrize("trainer", ONLINE)
+def test_a_penalty_for_a_missing_end_is_kept(made, registry, trainer):
+    found = made("model_name_or_path: m\ndataset_name: d/d\nmissing_eos_penalty: 0.5\n", trainer)
+    assert only_stage(found)["missing_eos_penalty"] == 0.5
+    assert "missing_eos_penalty" not in notes_of(found)

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,8 @@ from rlhf_peft.engine import POLICY
 from rlhf_peft.errors import UsageError
 from rlhf_peft.recipe import load
 from rlhf_peft.trained import open_run
-from rlhf_peft.trained.export import _pad, _tokenizer, export
-from rlhf_peft.trained.ollama import modelfile, pieces_of
+from rlhf_peft.trained.export import export
+from rlhf_peft.trained.files import pad_token, save_tokenizer
 
 from ..children import killed_at, with_full_disk
 
@@ -149,14 +148,14 @@ def test_a_pad_token_is_chosen_that_ends_nothing():
         unk_token = bos_token = None
         all_special_tokens = ("<end>", "<start>")
 
-    assert _pad(Tokens()) == "<start>"
+    assert pad_token(Tokens()) == "<start>"
 
 
 def test_arguments_of_the_template_are_its_defaults(trained, tmp_path):
     change = "model.chat_template_kwargs={enable_thinking: false, tools_here: [a, null, 1, 0]}"
     (tmp_path / "t").mkdir()
-    plain = _tokenizer(load(trained / "recipe.yaml", ()), tmp_path / "t", False).chat_template
-    tokenizer = _tokenizer(load(trained / "recipe.yaml", [change]), tmp_path / "t", False)
+    plain = save_tokenizer(load(trained / "recipe.yaml", ()), tmp_path / "t", False).chat_template
+    tokenizer = save_tokenizer(load(trained / "recipe.yaml", [change]), tmp_path / "t", False)
     head = tokenizer.chat_template.removesuffix(plain)
     assert head != tokenizer.chat_template
     tokenizer.chat_template = head + "{{ enable_thinking }} {{ tools_here }} {{ messages[0].content }}"
@@ -166,6 +165,23 @@ def test_arguments_of_the_template_are_its_defaults(trained, tmp_path):
         tokenizer.apply_chat_template(talk, tokenize=False, enable_thinking=True)
         == "True ['a', None, 1, 0] hi"
     )
+
+
+def test_whole_weights_say_where_an_answer_ends(trained, stack, tmp_path):
+    done = export(trained, "merged", tmp_path / "out")
+    generation = json.loads((done.folder / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == sorted(stack.eos_ids)
+
+
+@pytest.mark.parametrize("role", ["policy", "reward-0"])
+def test_whole_weights_are_written_for_transformers_4_too(trained, tmp_path, role):
+    done = export(trained, "merged", tmp_path / "out", role=role)
+    config = json.loads((done.folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+    tokenizer = json.loads((done.folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert AutoTokenizer.from_pretrained(done.folder)("2 + 2")["input_ids"]
 
 
 def test_a_card_tells_of_finished_stages_only(trained, tmp_path):
@@ -182,69 +198,16 @@ def test_a_card_tells_of_finished_stages_only(trained, tmp_path):
 def test_the_lines_that_serve_it(trained, tmp_path, capsys):
     assert execute(["export", str(trained), "--to", "vllm", "-o", str(tmp_path / "v")]) == 0
     out = capsys.readouterr().out
+    lines = out.partition("next:\n")[2].splitlines()
+    assert lines[0].startswith("  pip install vllm-bnb-plugin  # vLLM 0.28") and lines[1].startswith(
+        "  vllm serve "
+    )
     assert "tiny --quantization bitsandbytes --enable-lora --max-lora-rank 8 --lora-modules trained=" in out
     assert execute(["export", str(trained), "--to", "ollama", "-o", str(tmp_path / "o")]) == 0
     out = capsys.readouterr().out
     assert "ollama create trained -f " in out and "largest logit difference" in out
     text = (tmp_path / "o" / "Modelfile").read_text()
-    assert text.startswith("FROM .\n") and "PARAMETER stop" in text and "PARAMETER num_ctx 64" in text
-
-
-LOOP = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-QWEN = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}" + LOOP
-)
-LLAMA3 = (
-    "{{ bos_token }}<|start|>system<|stop|>\n\nToday: {% if messages[0].role == 'system' %}{{ messages[0].content }}"
-    "{% set messages = messages[1:] %}{% endif %}<|eot|>{% for m in messages %}<|start|>{{ m.role }}<|stop|>\n\n"
-    "{{ m.content }}<|eot|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% set first = '' %}{% if messages[0].role == 'system' %}"
-    "{% set first = messages[0].content ~ '\n\n' %}{% set messages = messages[1:] %}{% endif %}"
-    "{% for m in messages %}<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ first if loop.first }}"
-    "{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}"
-)
-REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}" + LOOP
-TALK = [
-    {"role": "user", "content": "hello there"},
-    {"role": "assistant", "content": "general"},
-    {"role": "user", "content": "well"},
-]
-
-
-@pytest.mark.parametrize(
-    ("template", "system"), [(LOOP, True), (QWEN, True), (LLAMA3, True), (GEMMA, False), (REFUSES, False)]
-)
-def test_a_chat_template_in_pieces_says_the_same(stack, template, system):
-    tokenizer = deepcopy(stack.tokenizer)
-    tokenizer.chat_template = template
-    pieces = pieces_of(tokenizer)
-    assert (pieces.system is not None) is system
-    talks = [TALK[:1], TALK, *([[{"role": "system", "content": "Be brief."}, *TALK]] if system else [])]
-    for talk in talks:
-        told = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-        assert pieces.render(talk) == told.removeprefix(tokenizer.bos_token or "")
-
-
-def test_a_chat_template_becomes_ollamas(stack):
-    tokenizer = deepcopy(stack.tokenizer)
-    tokenizer.chat_template = QWEN
-    assert (
-        'TEMPLATE """{{ if not .System }}<|im_start|>system\nYou are helpful.<|im_end|>\n{{ end }}'
-        '{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n{{ end }}'
-        '{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n{{ end }}'
-        '{{ if eq .Role "assistant" }}<|im_start|>assistant\n{{ .Content }}<|im_end|>\n{{ end }}'
-        '{{ end }}<|im_start|>assistant\n"""' in modelfile(tokenizer, stack)
-    )
-    # What drops messages is no sequence of pieces.
-    for template in ("{{ messages | length }}", "{{ messages[-1].content }}"):
-        tokenizer.chat_template = template
-        text = modelfile(tokenizer, stack)
-        assert "TEMPLATE" not in text and "# The chat template cannot be put into Ollama's language" in text
+    assert text.startswith("FROM .\n") and "PARAMETER stop" in text and "PARAMETER num_ctx 512\n" in text
 
 
 def test_nothing_is_overwritten_and_nonsense_is_refused(trained, tmp_path, capsys):

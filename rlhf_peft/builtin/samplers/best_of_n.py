@@ -94,6 +94,11 @@ class BestOfNSampler:
         # The choice may depend on batch-mates, as scores may.
         self.provides = frozenset(self.inner.provides) - {"on_policy", "row_seeds"}
 
+    def ready(self) -> None:
+        """Ask the sampler that draws."""
+        if hasattr(self.inner, "ready"):
+            self.inner.ready()
+
     def sync(self, policy: PolicyView, version: int) -> None:
         """Hand the policy on."""
         self.inner.sync(policy, version)

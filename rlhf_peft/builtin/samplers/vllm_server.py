@@ -5,6 +5,8 @@ Start the server on a machine that sees the same files:
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora --max-lora-rank 32 \\
         --logprobs-mode processed_logprobs
 
+At the first `sync` a few completions show whether the server has the very base that is trained.
+
 In TRL 1.16 `trl vllm-serve --model BASE --enable-lora ...` runs this very server and takes the same variable. Older
 ones of TRL have endpoints of their own and take whole weights over NCCL, no adapter by path: they are refused, for they
 would go on sampling from the base.
@@ -17,6 +19,7 @@ by how much.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -24,29 +27,35 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlhf_peft.plugin import Finish, PolicyView, Request, Rollout, SampleContext, SamplerError
 
 from . import rows as making
-from .http import HttpError, JsonClient
+from .http import HttpError, JsonClient, root
 from .local import provided
 from .options import SamplingOptions
 from .rows import Row
+from .vllm_probe import check_base
+from .vllm_remedies import START, told
 
 log = logging.getLogger("rlhf_peft.samplers.vllm_server")
 
 WHO = "sampler vllm_server"
-START = (
-    "Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment: vllm serve BASE --enable-lora "
-    "--logprobs-mode processed_logprobs"
-)
+FAREWELL = 10.0
+"""Seconds that a server has to drop an adapter at the end, or to say that it is there at the beginning."""
+ROUNDING = 1e-3
+"""Nats above 0 that a log-probability may be."""
 
 
 class VllmServerOptions(SamplingOptions):
     """Which server, and how completions are drawn."""
 
-    url: str = Field("http://localhost:8000", pattern="^https?://", description="Where the server listens.")
+    url: str = Field(
+        "http://localhost:8000",
+        pattern="^https?://",
+        description="Where the server listens, with or without `/v1`.",
+    )
     api_key_env: str | None = Field(
         None, description="Environment variable that holds the server's API key; null: none."
     )
@@ -57,6 +66,17 @@ class VllmServerOptions(SamplingOptions):
     timeout: float = Field(600.0, gt=0, le=1e7, description="Seconds for one answer.")
     retries: int = Field(3, ge=0, le=1000, description="Further tries where the server is busy, ill or away.")
     connections: int = Field(64, gt=0, le=10_000, description="Most requests under way at once.")
+    check_base: bool = Field(
+        True,
+        description="Refuse a server whose log-probabilities are not the policy's, for it has another base; "
+        "false: do not compare.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_server(cls, url: str) -> str:
+        root(url)
+        return url
 
 
 class VllmServerSampler:
@@ -74,6 +94,19 @@ class VllmServerSampler:
         self._adapter: str | None = None
         self._version = self._pushed = 0
         self._processed: bool | None = None
+        self._compared = not options.check_base
+
+    def ready(self) -> None:
+        """Whether the server is there and is vLLM's own; asked before the model is loaded.
+
+        Raises:
+            SamplerError: it is away, or something else.
+            UsageError: the API key is missing.
+        """
+        try:
+            self._connect(retries=0)
+        finally:
+            self.close()
 
     # --- the adapter ---
 
@@ -87,48 +120,49 @@ class VllmServerSampler:
         client, folder = self._connect(), self._place()
         self._drop()
         self._pushed += 1
-        name = f"{folder.name}-{version}-{self._pushed}"
+        # Known before it is there, so that it is dropped however this ends.
+        self._adapter = name = f"{folder.name}-{version}-{self._pushed}"
         policy.save_adapter(folder / name)
         try:
             client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder / name)})
         except HttpError as error:
-            if error.status == 404:
+            if error.status == 404 and "adapter" not in str(error).partition("status 404")[2].lower():
                 raise SamplerError(f"{error} The server does not take adapters at runtime. {START}") from None
-            if error.status and "already" not in str(error):  # an earlier try came through after all
-                raise SamplerError(
-                    f"{error} It must see {folder} by this very path (sampler.folder), and its --max-lora-rank must be "
-                    "at least lora.r."
-                ) from None
-            if not error.status:
-                raise
-        self._adapter, self._view, self._version = name, policy, version
+            if not error.status or "already" not in str(error):  # an earlier try came through after all
+                raise SamplerError(told(error, folder)) from None
+        if not self._compared:
+            check_base(WHO, policy, self._complete)
+            self._compared = True
+        self._view, self._version = policy, version
 
     def close(self) -> None:
         """Have the server drop the adapter, and remove what was written."""
         try:
-            self._drop()
+            self._drop(timeout=FAREWELL, retries=0)
         except SamplerError as error:
             log.warning("the server keeps an adapter: %s", error)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        if self._client is not None:
-            self._client.close()
-        self._client = self._view = self._folder = None
+        finally:
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            if self._client is not None:
+                self._client.close()
+            self._client = self._view = self._folder = None
 
-    def _connect(self) -> JsonClient:
+    def _connect(self, retries: int | None = None) -> JsonClient:
         if self._client is None:
             o = self.options
             client = JsonClient(WHO, o.url, o.api_key_env, o.timeout, o.retries, o.connections)
             try:
-                client.get("/v1/models")
+                answer = client.get("/v1/models", timeout=min(FAREWELL, o.timeout), retries=retries)
+                models = [str(model["id"]) for model in answer["data"]]
             except HttpError as error:
                 client.close()
-                if error.status == 404:
-                    raise SamplerError(
-                        f"{error} This is not vLLM's own server. An old one of TRL takes no adapter by path. "
-                        f"{START}"
-                    ) from None
-                raise
+                raise SamplerError(_not_vllm(error) if error.status == 404 else told(error)) from None
+            except (KeyError, TypeError):
+                client.close()
+                told_so = f"{WHO}: {client.shown}/v1/models: it gave {str(answer)[:200]!r}."
+                raise SamplerError(_not_vllm(told_so)) from None
+            log.debug("%s serves %s", client.shown, ", ".join(models))
             self._client = client
         return self._client
 
@@ -139,12 +173,14 @@ class VllmServerSampler:
             self._folder = Path(tempfile.mkdtemp(prefix="rlhf-peft-", dir=self.options.folder)).resolve()
         return self._folder
 
-    def _drop(self) -> None:
+    def _drop(self, timeout: float | None = None, retries: int | None = None) -> None:
         if self._adapter is None or self._client is None or self._folder is None:
             return
         name, self._adapter = self._adapter, None
         try:
-            self._client.post("/v1/unload_lora_adapter", {"lora_name": name})
+            self._client.post(
+                "/v1/unload_lora_adapter", {"lora_name": name}, timeout=timeout, retries=retries
+            )
         except HttpError as error:
             if error.status != 404:  # the server has been started anew and knows nothing of it
                 raise
@@ -164,13 +200,16 @@ class VllmServerSampler:
             raise SamplerError(f"{WHO}: sample() before sync().")
         rows = making.start(requests, view.max_length, "vllm_server")
         self._check_logprobs(rows)
+        hurry = self._connect().hurry
         with ThreadPoolExecutor(self.options.connections) as pool:
             running = [pool.submit(self._write, row, view) for row in rows]
             try:
                 for future in running:
                     future.result()
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                hurry.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                hurry.clear()
                 raise
         return making.rollout(rows, self._version)
 
@@ -184,19 +223,26 @@ class VllmServerSampler:
     def _complete(self, asked: dict[str, Any]) -> tuple[list[int], list[float], str]:
         """Token ids, their log-probabilities, and why they ended."""
         client = self._connect()
-        answer = client.post("/v1/completions", {"model": self._adapter, **asked})
+        try:
+            answer = client.post("/v1/completions", {"model": self._adapter, **asked})
+        except HttpError as error:
+            raise SamplerError(told(error, self._folder)) from None
+        where = f"{WHO}: {client.shown}/v1/completions"
         try:
             choice = answer["choices"][0]
             tokens = [int(token) for token in choice["token_ids"]]
             logps = [float(logp) for logp in choice["logprobs"]["token_logprobs"]]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SamplerError(
-                f"{WHO}: {client.shown}/v1/completions: the answer has no token_ids with logprobs "
-                f"({type(error).__name__}: {error}). vLLM 0.10.2 or later was expected; it gave {str(answer)[:200]}"
+                f"{where}: the answer has no token_ids with logprobs ({type(error).__name__}: {error}). vLLM 0.10.2 or "
+                f"later was expected; it gave {str(answer)[:200]}"
             ) from None
         if not tokens or len(tokens) != len(logps):
+            raise SamplerError(f"{where}: {len(tokens)} tokens with {len(logps)} log-probabilities.")
+        if min(tokens) < 0 or not all(math.isfinite(logp) and logp <= ROUNDING for logp in logps):
             raise SamplerError(
-                f"{WHO}: {client.shown}/v1/completions: {len(tokens)} tokens with {len(logps)} log-probabilities."
+                f"{where}: token ids from 0 with log-probabilities of at most 0 were expected; it gave "
+                f"{str(choice)[:200]}"
             )
         return tokens, logps, str(choice.get("finish_reason"))
 
@@ -222,6 +268,10 @@ class VllmServerSampler:
                 f"{WHO}: the server's log-probabilities leave out temperature and truncation. {START}; or sample with "
                 "temperature 1 and no top_p, top_k or min_p."
             )
+
+
+def _not_vllm(said: object) -> str:
+    return f"{said} This is not vLLM's own server. An old one of TRL takes no adapter by path. {START}"
 
 
 def payload(row: Row, eos_ids: frozenset[int]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ algorithm sees tensors only.
 
 from __future__ import annotations
 
+import logging
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -33,6 +35,8 @@ from .record import Clock, describe, held_out_samples, outcome, padded, sampled_
 from .rewarding import Rewards
 from .update import Batch, Updater
 
+log = logging.getLogger("rlhf_peft")
+
 SAME_POLICY = 1e-4
 """Largest difference of log-probabilities between policy and reference before the first update."""
 
@@ -42,7 +46,12 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
     base = ctx.base
     load_roles(stage, base)
     base.fix_reference()
-    loop = Loop(stage, ctx)
+    with ExitStack() as held:
+        return _train(Loop(stage, ctx, held))
+
+
+def _train(loop: Loop) -> dict[str, Any]:
+    stage, ctx, base = loop.stage, loop.ctx, loop.base
     ctx.reporter.stage(stage.name, loop.steps)
     with base.without_dropout(), base.training(loop.trained) as parameters:
         loop.prepare(parameters)
@@ -64,11 +73,18 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
             loop.guards(step, last)
             ctx.saver.reached(stage, step, loop.steps, loop.trained, loop.state_dict, last)
         prompts.answer(loop.steps)
-    loop.close()
     for role in loop.trained:
         if base.adapter_of(role) == role:
             ctx.save_role(stage.name, loop.steps, role)
     return outcome(last, before, answers)
+
+
+def _release(holder: Sampler | Rewards) -> None:
+    """Close it; that this failed is said, and changes nothing about how the stage ends."""
+    try:
+        holder.close()
+    except Exception as error:
+        log.warning("%s could not release what it held: %s", type(holder).__name__, error)
 
 
 def load_roles(stage: RlStage, base: SharedBase) -> None:
@@ -81,16 +97,25 @@ def load_roles(stage: RlStage, base: SharedBase) -> None:
 
 
 class Loop:
-    """The state of one RL stage."""
+    """The state of one RL stage.
 
-    def __init__(self, stage: RlStage, ctx: Context) -> None:
+    Args:
+        stage: part of the recipe.
+        ctx: the run.
+        held: at its end, however it comes, sampler and rewards release what they hold.
+    """
+
+    def __init__(self, stage: RlStage, ctx: Context, held: ExitStack | None = None) -> None:
+        self.held = held or ExitStack()
         self.stage, self.ctx, self.base = stage, ctx, ctx.base
         self.algorithm: Algorithm = ctx.registry.make(
             "algorithms", stage.algorithm.name, stage.algorithm.options
         )
         self.sampler: Sampler = ctx.registry.make("samplers", stage.sampler.name, stage.sampler.options)
+        self.held.callback(_release, self.sampler)
         self._check_sampler()
         self.rewards = Rewards(ctx.registry, stage.rewards, self.base, stage=stage.name)
+        self.held.callback(_release, self.rewards)
         self.value_roles = self._make_value()
         self.trained = [POLICY, *self.value_roles]
         self.view = BaseView(self.base)
@@ -186,6 +211,7 @@ class Loop:
             rewards = Rewards(
                 ctx.registry, stage.rewards, self.base, stage=stage.name, measured=stage.eval.rewards
             )
+            self.held.callback(_release, rewards)
             seed = lambda *stream: ctx.seed(stage.name, *stream)  # noqa: E731
             evaluator = Evaluator(
                 asked, self.sampler, prompts_at_once(stage.name), rewards, self.scorer, seed
@@ -335,13 +361,6 @@ class Loop:
         }
         self.ctx.samples(samples(self.stage.name, step, scored, got.scoring, self.view.decode))
         return {**stats, **self.algorithm.step_end(stats)}
-
-    def close(self) -> None:
-        """Release what sampler and rewards hold."""
-        self.sampler.close()
-        self.rewards.close()
-        if self.evaluator is not None:
-            self.evaluator.rewards.close()
 
     def evaluate(self, step: int) -> Answers | None:
         """Answer the held-out prompts; logs at step 0, where there is no update to log with."""

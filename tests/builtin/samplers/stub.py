@@ -6,6 +6,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import torch
+
 EOS = 2
 
 
@@ -18,11 +20,14 @@ class StubServer:
         failures: path to a list of (status, text), used up first.
         processed: log-probabilities are of the processed distribution.
         change: applied to a completion's answer.
+        raw: path to what writes the answer itself, given the handler.
+        model: a causal language model that says what the tokens are; None: the seed says it.
     """
 
     def __init__(self):
         self.asked, self.adapters, self.failures, self.processed = [], [], {}, True
         self.change = lambda answer: answer
+        self.raw, self.model = {}, None
         self.lock = threading.Lock()
         stub = self
 
@@ -39,6 +44,11 @@ class StubServer:
                 self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
             def reply(self, payload):
+                if self.path in stub.raw:
+                    self.close_connection = True
+                    with contextlib.suppress(ConnectionError):
+                        stub.raw[self.path](self)
+                    return
                 with stub.lock:
                     stub.asked.append((self.path, payload, dict(self.headers)))
                     failures = stub.failures.get(self.path)
@@ -71,6 +81,8 @@ class StubServer:
         if path == "/v1/load_lora_adapter":
             return self.load(payload)
         if path == "/v1/unload_lora_adapter":
+            if payload["lora_name"] not in self.adapters:
+                return 404, {"error": {"message": "The lora adapter cannot be found."}}
             self.adapters.remove(payload["lora_name"])
             return 200, "Success"
         if path == "/v1/completions":
@@ -88,6 +100,8 @@ class StubServer:
     def complete(self, payload):
         if payload["model"] not in self.adapters:
             return 404, {"error": {"message": f"The model `{payload['model']}` does not exist."}}
+        if self.model is not None:
+            return 200, self.change(self.draw(payload))
         seed = payload.get("seed", 0)
         tokens = [10 + (seed + i) % 90 for i in range(min(payload["max_tokens"], 1 + seed % 5))]
         reason = "length" if len(tokens) == payload["max_tokens"] else "stop"
@@ -98,3 +112,24 @@ class StubServer:
             logps = [0.0] * len(tokens)
         choice = {"token_ids": tokens, "finish_reason": reason, "logprobs": {"token_logprobs": logps}}
         return 200, self.change({"choices": [choice]})
+
+    def draw(self, payload):
+        """What the model says, token by token, with its log-probabilities."""
+        stream, ids, logps = (
+            torch.Generator().manual_seed(payload.get("seed", 0)),
+            list(payload["prompt"]),
+            [],
+        )
+        reason = "length"
+        with torch.no_grad():
+            for _ in range(payload["max_tokens"]):
+                said = self.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+                token = int(torch.multinomial(said.exp(), 1, generator=stream))
+                ids.append(token)
+                logps.append(float(said[token]))
+                if token in (payload.get("stop_token_ids") or ()):
+                    reason = "stop"
+                    break
+        tokens = ids[len(payload["prompt"]) :]
+        choice = {"token_ids": tokens, "finish_reason": reason, "logprobs": {"token_logprobs": logps}}
+        return {"choices": [choice]}

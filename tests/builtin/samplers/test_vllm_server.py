@@ -1,9 +1,11 @@
 """`vllm_server` asks a server what it should, and tells clearly what goes wrong."""
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_peft.builtin.samplers import http
 from rlhf_peft.builtin.samplers.vllm_server import VllmServerOptions, VllmServerSampler, finish
@@ -34,7 +36,9 @@ def make(server):
     open_ones = []
 
     def make(sync=True, **options):
-        sampler = VllmServerSampler(VllmServerOptions(**{"url": server.url, "retries": 2, **options}))
+        sampler = VllmServerSampler(
+            VllmServerOptions(**{"url": server.url, "retries": 2, "check_base": False, **options})
+        )
         open_ones.append(sampler)
         if sync:
             sampler.sync(ModelView(None), 5)
@@ -120,7 +124,7 @@ def test_each_sync_pushes_a_new_name_and_drops_the_old(make, server, tmp_path):
 
 def test_a_busy_server_is_asked_again(make, server):
     server.failures[LOAD] = [(503, "loading")]
-    server.failures[COMPLETE] = [(429, "slow down"), (500, "oops")]
+    server.failures[COMPLETE] = [(429, "slow down"), (502, "oops")]
     assert len(make().sample(asked(3))) == 3
     assert len(server.of(LOAD)) == 2 and len(server.of(COMPLETE)) == 5
 
@@ -133,12 +137,19 @@ def test_it_gives_up_after_its_retries(make, server):
     assert len(server.of(COMPLETE)) == 3
 
 
-def test_what_is_wrong_is_not_asked_again(make, server):
+@pytest.mark.parametrize("status", [400, 500])
+def test_what_is_wrong_is_not_asked_again(make, server, status):
     sampler = make()
-    server.failures[COMPLETE] = [(400, "max_tokens too large")]
-    with pytest.raises(SamplerError, match="status 400: max_tokens too large"):
+    server.failures[COMPLETE] = [(status, "max_tokens too large")]
+    with pytest.raises(SamplerError, match=f"status {status}: max_tokens too large"):
         sampler.sample(asked(1))
     assert len(server.of(COMPLETE)) == 1
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "//"])
+def test_the_url_may_end_as_it_likes(make, server, end):
+    assert len(make(url=server.url + end).sample(asked(1))) == 1
+    assert {path for path, _, _ in server.asked} == {MODELS, LOAD, COMPLETE}
 
 
 def test_an_absent_server_is_named_without_credentials(make, server):
@@ -196,7 +207,7 @@ def test_an_old_trl_server_is_refused(make, server):
 
 def test_a_path_that_the_server_does_not_see_is_told(make, server, monkeypatch):
     monkeypatch.setattr(ModelView, "save_adapter", lambda self, folder: None)
-    with pytest.raises(SamplerError, match=r"No adapter found .*sampler.folder.*--max-lora-rank"):
+    with pytest.raises(SamplerError, match=r"No adapter found .*must see .*sampler.folder"):
         make()
 
 
@@ -244,6 +255,154 @@ def test_raw_logprobs_are_refused_where_they_would_be_wrong(make, server, params
     assert len(server.of(COMPLETE)) == before + 2  # one probe is enough
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "remedy"),
+    [
+        (400, "LoRA is not enabled. Use `--enable-lora` to enable LoRA.", "started without --enable-lora"),
+        (500, "RuntimeError: LoRA is not enabled.", "started without --enable-lora"),
+        (400, "LoRA rank 64 is greater than max_lora_rank 16.", "--max-lora-rank of at least lora.r"),
+        (404, "Loading lora x failed: No adapter found for /tmp/x", "must see .* by this very path"),
+        (404, "Not Found", "does not take adapters at runtime"),
+        (401, "Unauthorized", "sampler.api_key_env"),
+        (403, "no", "sampler.api_key_env"),
+    ],
+)
+def test_the_remedy_fits_what_the_server_says(make, server, status, said, remedy):
+    server.failures[LOAD] = [(status, {"error": {"message": said}} if said != "Not Found" else said)]
+    with pytest.raises(SamplerError, match=remedy) as told:
+        make()
+    others = ["started without --enable-lora", "at least lora.r", "by this very path", "api_key_env"]
+    assert sum(other in str(told.value) for other in others) <= 1
+
+
+def test_an_adapter_that_the_server_has_lost_is_said(make, server):
+    sampler = make()
+    server.adapters.clear()
+    with pytest.raises(SamplerError, match=r"does not exist.*has lost the adapter.*--resume"):
+        sampler.sample(asked(1))
+
+
+def test_whether_the_server_is_there_can_be_asked_alone(server, monkeypatch):
+    VllmServerSampler(VllmServerOptions(url=server.url)).ready()
+    assert [path for path, _, _ in server.asked] == [MODELS]
+    with pytest.raises(SamplerError, match=r"No server listens there\. Start it with .*sampler.name=cached"):
+        VllmServerSampler(VllmServerOptions(url="http://127.0.0.1:9")).ready()
+    server.failures[MODELS] = [(200, "<html>It works!</html>"), (200, {"data": None}), (200, "[]")]
+    for _ in range(3):
+        with pytest.raises(SamplerError, match="not vLLM's own server"):
+            VllmServerSampler(VllmServerOptions(url=server.url)).ready()
+
+
+def test_nothing_is_left_after_a_sync_that_failed_or_was_interrupted(make, server, tmp_path):
+    sampler = make(sync=False, folder=str(tmp_path))
+
+    def interrupted(payload):
+        server.adapters.append(payload["lora_name"])
+        return 500, "the engine died"
+
+    server.load = interrupted
+    with pytest.raises(SamplerError, match="the engine died"):
+        sampler.sync(ModelView(None), 1)
+    assert len(server.adapters) == 1
+    sampler.close()
+    assert server.adapters == [] and list(tmp_path.iterdir()) == []
+
+
+def cut(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+
+
+def drip(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    for _ in range(100):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def not_gzip(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("Content-Length", "5")
+    handler.end_headers()
+    handler.wfile.write(b"hello")
+
+
+def noise(handler):
+    handler.wfile.write(b"\x00\xff\x13nothing of HTTP\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (cut, "without sending complete message body"),
+        (drip, r"did not end within 0\.3 seconds"),
+        (not_gzip, "DecodingError"),
+        (noise, "RemoteProtocolError"),
+    ],
+)
+def test_answers_that_are_cut_off_slow_or_nonsense_are_told(make, server, answer, told):
+    sampler = make(timeout=0.3, retries=0)
+    server.raw[COMPLETE] = answer
+    with pytest.raises(SamplerError, match=f"sampler vllm_server: .*/v1/completions: .*{told}"):
+        sampler.sample(asked(1))
+
+
+def test_an_answer_without_end_is_given_up(make, server, monkeypatch):
+    monkeypatch.setattr(http, "LARGEST", 1000)
+    sampler = make(retries=0)
+    server.failures[COMPLETE] = [(200, "x" * 5000)]
+    with pytest.raises(SamplerError, match="more than 1,000 bytes"):
+        sampler.sample(asked(1))
+
+
+def tiny(seed, scale=1.0):
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=100,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(scale)
+    return model
+
+
+def test_the_very_base_is_accepted_and_compared_once(make, server):
+    server.model = tiny(0)
+    sampler = make(sync=False, check_base=True)
+    sampler.sync(ModelView(tiny(0)), 1)
+    probes = len(server.of(COMPLETE))
+    sampler.sync(ModelView(tiny(0)), 2)
+    assert probes > 0 and len(server.of(COMPLETE)) == probes
+    assert len(sampler.sample(asked(2))) == 2
+
+
+def test_a_base_that_is_only_rounded_is_accepted(make, server):
+    server.model = tiny(0, scale=20.0).to(torch.bfloat16)
+    make(sync=False, check_base=True).sync(ModelView(tiny(0, scale=20.0)), 1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_another_base_of_the_same_shape_is_refused(make, server, scale):
+    server.model = tiny(1, scale)
+    sampler = make(sync=False, check_base=True)
+    with pytest.raises(SamplerError, match=r"nats a token .*another base than the recipe's model.path"):
+        sampler.sync(ModelView(tiny(0, scale)), 1)
+    sampler.close()
+    assert server.adapters == []
+
+
 def change(**values):
     return lambda answer: {"choices": [{**answer["choices"][0], **values}]}
 
@@ -261,6 +420,9 @@ def change(**values):
         ),
         (change(token_ids=[5, 6], logprobs={"token_logprobs": [0.0]}), "2 tokens with 1 log-probabilities"),
         (change(token_ids=[], logprobs={"token_logprobs": []}), "0 tokens with 0"),
+        (change(token_ids=[-5], logprobs={"token_logprobs": [-1.0]}), "token ids from 0"),
+        (change(token_ids=[5], logprobs={"token_logprobs": [float("nan")]}), "at most 0 were expected"),
+        (change(token_ids=[5], logprobs={"token_logprobs": [3.0]}), "at most 0 were expected"),
         (
             change(token_ids=[5], logprobs={"token_logprobs": [0.0]}, finish_reason="abort"),
             "finish_reason 'abort'",
@@ -284,6 +446,9 @@ def test_finish_words():
 def test_the_url_must_be_one():
     with pytest.raises(ValueError, match="pattern"):
         VllmServerOptions(url="localhost:8000")
+    for url in ("http://", "http://localhost:99999999", "http://localhost:8000/v1?key=1"):
+        with pytest.raises(ValueError, match=r"Write it like http://localhost:8000"):
+            VllmServerOptions(url=url)
 
 
 def test_it_promises_no_row_seeds():
