@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -27,6 +29,11 @@ _ALIKE = (
 )
 
 
+def is_here(path: str) -> bool:
+    """Whether a model's path is one of this machine or of this package, which means nothing on the hub."""
+    return path.startswith("builtin:") or Path(path).expanduser().exists()
+
+
 def card(
     recipe: Recipe,
     history: History,
@@ -48,7 +55,7 @@ def card(
     """
     policy = role == POLICY
     header = {
-        "base_model": recipe.model.path,
+        **({} if is_here(recipe.model.path) else {"base_model": recipe.model.path}),
         "library_name": "peft" if merged is None else "transformers",
         "pipeline_tag": "text-generation" if policy else "text-classification",
         "tags": ["rlhf", "lora", "rlhf-peft", *([] if policy else ["reward-model"])],
@@ -132,6 +139,32 @@ def _notes(recipe: Recipe, merged: float | None, offset: float | None) -> list[s
             f"{offset:.6g}{where}."
         )
     return [line for note in notes for line in (note, "")]
+
+
+def generates(tokenizer: Any, ends: Collection[int]) -> str:
+    """Python that lets a loaded policy answer.
+
+    Args:
+        tokenizer: as it was exported.
+        ends: ids that end an answer.
+    """
+    if tokenizer.chat_template:
+        given = [
+            'messages = [{"role": "user", "content": "Tell me about a fox."}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ").to(model.device)",
+        ]
+    else:
+        given = ['inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)']
+    return "\n".join(
+        [
+            "",
+            *given,
+            f"answer = model.generate(**inputs, max_new_tokens=64, do_sample=True, eos_token_id={sorted(ends)})",
+            'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+        ]
+    )
 
 
 def use_merged(folder: str, kind: str) -> str:

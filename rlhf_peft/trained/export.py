@@ -20,14 +20,16 @@ from torch import Tensor, nn
 
 from .. import atomic
 from ..engine import POLICY, ScalarHead, SharedBase, Source
+from ..data.inspect import generation_config
 from ..engine.artifacts import ADAPTER_FILE, CONFIG_FILE, load_head, read_role
+from ..engine.ends import end_ids
 from ..engine.fingerprint import FILE as BASE_FILE
 from ..engine.merged import dense_weights
 from ..engine.source import DTYPES, check_safetensors, load_config, quiet
 from ..errors import RunFolderError, UsageError
 from ..recipe import Recipe, load
 from ..runs import History
-from .card import card, use_adapter, use_merged
+from .card import card, generates, use_adapter, use_merged
 from .files import save_model, save_tokenizer
 from .ollama import modelfile
 from .opened import ADAPTERS, Opened, open_run
@@ -149,9 +151,12 @@ def _adapter(
     config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     config |= {**changes, "base_model_name_or_path": location}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    save_tokenizer(recipe, folder, trust, classifier=role != POLICY)
+    tokenizer = save_tokenizer(recipe, folder, trust, classifier=role != POLICY)
     use = use_adapter(recipe, location, place.name, CAUSAL if role == POLICY else CLASSIFIER)
-    (folder / "README.md").write_text(card(recipe, history, role, use, offset=offset), encoding="utf-8")
+    answers = generates(tokenizer, end_ids(tokenizer, generation_config(location))) if role == POLICY else ""
+    (folder / "README.md").write_text(
+        card(recipe, history, role, use + answers, offset=offset), encoding="utf-8"
+    )
     done = Exported(place.folder, use, offset=offset)
     if target == "vllm":
         line = _serve(recipe, location, place, history.name, int(config.get("r", 8)))
@@ -217,7 +222,7 @@ def _merged(opened: Opened, history: History, place: Place, dtype: torch.dtype, 
     save_model(model, folder)
     tokenizer = save_tokenizer(opened.recipe, folder, base.source.trust_remote_code)
     name, use = history.name.lower(), use_merged(place.name, CAUSAL)
-    text = card(opened.recipe, history, POLICY, use, merged=difference)
+    text = card(opened.recipe, history, POLICY, use + generates(tokenizer, base.eos_ids), merged=difference)
     (folder / "README.md").write_text(text, encoding="utf-8")
     commands = [f"vllm serve {shlex.quote(place.name)}"]
     if target == "ollama":

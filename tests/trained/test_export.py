@@ -63,7 +63,8 @@ def test_an_adapter_for_plain_peft(trained, stack, tmp_path, monkeypatch, flag):
         logits(AutoPeftModelForCausalLM.from_pretrained(done.folder)), expected(stack), atol=4.0
     )
     card = (done.folder / "README.md").read_text()
-    assert card.startswith("---\nbase_model: builtin:tiny") and "in the stages sft, reward_model, rl." in card
+    assert "base_model:" not in card  # a path of this machine means nothing on the hub
+    assert "model.generate(**inputs" in card and "in the stages sft, reward_model, rl." in card
     assert "AVX512-BF16" in card and "support_avx512bf16_for_cpu = False" in card
     assert "## Intended use" in card and "| rl | eval/reward |" in card and "name: trained" in card
     assert (done.folder / "chat_template.jinja").is_file()

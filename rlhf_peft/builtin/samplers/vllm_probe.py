@@ -32,7 +32,7 @@ def check_base(who: str, policy: PolicyView, complete: Complete) -> None:
         SamplerError: they are of another model.
     """
     with policy.decoder() as model:
-        size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr]
+        size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         stream = torch.Generator().manual_seed(0)
         pairs = []
         for seed in range(PROMPTS):
@@ -52,8 +52,8 @@ def check_base(who: str, policy: PolicyView, complete: Complete) -> None:
     spread = float(apart.square().mean().sqrt())
     if float(apart.mean()) > FAR or spread > max(NOISE, LOOSE * float(own.std())):
         raise SamplerError(
-            f"{who}: the server's log-probabilities differ from the policy's by {float(apart.mean()):.2f} nats a token on "
-            f"{len(own)} tokens, so it serves another base than the recipe's model.path, or another revision of it. "
+            f"{who}: the server's log-probabilities differ from the policy's by {float(apart.mean()):.2f} nats a token "
+            f"on {len(own)} tokens, so it serves another base than the recipe's model.path, or another revision of it. "
             "Start it with that very base; where the difference is meant, set sampler.check_base=false."
         )
 
