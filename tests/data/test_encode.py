@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import string
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -318,3 +319,70 @@ def test_tokens_beyond_the_embedding(stories):
         ):
             encoder.pair(row)
     Encoder(more, vocab_size=2049).pair({**PLAIN, "rejected": " <new>"})
+
+
+# --- the same ids in every stage ---
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    """A tokenizer as Llama 2's: it puts `▁` before every text, so a text alone and inside of another differ."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    special = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<|user|>",
+        "<|assistant|>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+    ]
+    words = [
+        "Name a fruit.",
+        "An apple, a sweet one.",
+        "No.",
+        "The sky is blue.",
+        "fox apple fruit sweet",
+    ] * 50
+    made.train_from_iterator(
+        words,
+        trainers.BpeTrainer(
+            vocab_size=400, special_tokens=special, initial_alphabet=[*string.printable, "é"]
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        unk_token="<unk>",
+        eos_token="</s>",
+        chat_template="{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    )
+
+
+def test_an_answer_has_the_ids_that_it_has_in_the_whole_text(sentencepiece):
+    encoder = Encoder(sentencepiece)
+    talk = [user("Name a fruit."), assistant("An apple.")]
+    whole = sentencepiece(sentencepiece.apply_chat_template(talk, tokenize=False))["input_ids"]
+    alone = sentencepiece("An apple.")["input_ids"]
+    prompt, (chosen, _) = encoder.answers(
+        {"prompt": talk[:1], "chosen": talk[1:], "rejected": [assistant("No.")]}, "chosen", "rejected"
+    )
+    assert [*prompt, *chosen] == whole[: len(prompt) + len(chosen)] == encoder.completion({"messages": talk})
+    assert chosen[: len(alone)] != alone  # which would have a blank before it
+
+
+@pytest.mark.parametrize("answer", [" blue.", "blue.", "\nblue.", "  blue", "1", ".", " ", "é"])
+@pytest.mark.parametrize("prompt", ["The sky is", "The sky is ", "The sky is\n", "Sky:", "a"])
+def test_prompts_stay_as_sampling_sees_them(sentencepiece, qwen2, stories, prompt, answer):
+    """Whatever stands at the border: nothing is lost, nothing is added, and the prompt's own ids come first."""
+    for tok in (sentencepiece, qwen2, stories):
+        encoder = Encoder(tok)
+        ids, (given,) = encoder.answers({"prompt": prompt, "completion": answer}, "completion")
+        assert ids == encoder.prompt({"prompt": prompt})
+        if tok is not stories:  # which has no letters of its own for some of these
+            text = tok.decode([*ids, *given], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            assert text == prompt + answer
