@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,9 @@ from ..errors import UsageError
 from .options import Device, Trust, Verbose, dataset_source, find_run, open_registry
 
 if TYPE_CHECKING:
-    from ..labelling.store import Pair, Store
+    from collections.abc import Sequence
+
+    from ..labelling.store import Judgement, Pair, Store
     from .app import Settings
 
 
@@ -167,12 +169,25 @@ def _export(store: Store, file: Path | None) -> None:
 
     if file is None:
         return
-    rows = preferences(store.pairs(), store.judgements())
+    pairs, judgements = store.pairs(), store.judgements()
+    rows = preferences(pairs, judgements)
     if not rows:
         raise UsageError(f"{store.path}: no pair has been judged yet, so there is nothing to export.")
     write_rows(rows, file)
-    print(f"{file}: {len(rows)} preferences", file=sys.stderr)
+    print(
+        f"{file}: {len(rows)} preference{'s' if len(rows) != 1 else ''}{_left_out(pairs, judgements, rows)}",
+        file=sys.stderr,
+    )
     print(f"next: {_loop(store.path.parent, file)}", file=sys.stderr)
+
+
+def _left_out(pairs: Sequence[Pair], judgements: Sequence[Judgement], rows: Sequence[Any]) -> str:
+    """Which pairs an export leaves out, in words."""
+    judged = {judgement.pair for judgement in judgements if judgement.choice != "skip"}
+    open_pairs, undecided = len(pairs) - len(judged), len(judged) - len(rows)
+    parts = [f"{open_pairs} not judged or skipped"] if open_pairs else []
+    parts += [f"{undecided} undecided (ties, or as many for each)"] if undecided else []
+    return f"; left out: {', '.join(parts)}" if parts else ""
 
 
 def _loop(folder: Path, file: Path) -> str:

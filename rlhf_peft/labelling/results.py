@@ -20,8 +20,8 @@ WORTH = {"a": 1.0, "tie": 0.5, "b": 0.0}
 def preferences(pairs: Sequence[Pair], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     """Rows in TRL's preference format, one a judged pair.
 
-    Several people make a soft label: `label` is the share that preferred `chosen`, ties counting half. A pair of
-    which that share is a half says nothing and is left out.
+    Several people make a probability: `chosen_prob` is the share that preferred `chosen`, ties counting half. A pair
+    of which that share is a half says nothing and is left out. `notes` holds what people wrote beside their choices.
     """
     said = by_pair(judgements)
     rows = []
@@ -36,7 +36,8 @@ def preferences(pairs: Sequence[Pair], judgements: Sequence[Judgement]) -> list[
         row: dict[str, Any] = {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}
         if isinstance(pair.prompt, list):
             row |= {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")}
-        rows.append({**row, "label": max(share, 1 - share), "annotators": len(given)})
+        notes = [j.note for j in said.get(pair.id, ()) if j.note.strip()]
+        rows.append({**row, "chosen_prob": max(share, 1 - share), "annotators": len(given), "notes": notes})
     return rows
 
 

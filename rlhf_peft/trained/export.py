@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import atomic
-from ..engine import POLICY, ScalarHead, SharedBase, Source
 from ..data.inspect import generation_config
+from ..engine import POLICY, ScalarHead, SharedBase, Source
 from ..engine.artifacts import ADAPTER_FILE, CONFIG_FILE, load_head, read_role
 from ..engine.ends import end_ids
 from ..engine.fingerprint import FILE as BASE_FILE

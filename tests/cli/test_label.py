@@ -46,7 +46,7 @@ def test_from_a_file_to_preferences(pairs, capsys):
     assert "8 judgements by ann, bob" in out and "agree on 33% of 3 pairs, Cohen's kappa -0.50" in out
     assert execute(["label", "--export", "out.jsonl"]) == 0
     err = capsys.readouterr().err
-    assert "out.jsonl: 1 preferences" in err
+    assert "out.jsonl: 1 preference; left out: 3 undecided (ties, or as many for each)" in err
     line = next(line for line in err.splitlines() if line.startswith("next: rlhf-peft run reward-model "))
     small = ["model.path=builtin:tiny", "model.max_length=128", "device=cpu"]
     rows = "".join(json.dumps({"prompt": f"p{i}", "chosen": "c", "rejected": "d"}) + "\n" for i in range(20))
@@ -54,7 +54,14 @@ def test_from_a_file_to_preferences(pairs, capsys):
     assert execute(["validate", *shlex.split(line)[3:], "--data", *small]) == 0
     assert execute(["label", "--export", "out.jsonl"]) == 0
     (row,) = map(json.loads, (pairs.parent / "out.jsonl").read_text().splitlines())
-    assert row == {"prompt": "p0", "chosen": "good 0", "rejected": "bad 0", "label": 1.0, "annotators": 2}
+    assert row == {
+        "prompt": "p0",
+        "chosen": "good 0",
+        "rejected": "bad 0",
+        "chosen_prob": 1.0,
+        "annotators": 2,
+        "notes": [],
+    }
     capsys.readouterr()
     assert execute(["label", "--results", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["agreement"][0]["kappa"] == pytest.approx(-0.5)

@@ -78,5 +78,5 @@ def test_the_loop_of_a_run(trained, tmp_path, monkeypatch, capsys):  # noqa: F81
         f"'stages.reward_model.dataset={{path: p.jsonl}}' stages.reward_model.init.reward={trained}" in line
         and "name=trained-2" in line
     )
-    assert all("label" in json.loads(row) for row in (tmp_path / "p.jsonl").read_text().splitlines())
+    assert all("chosen_prob" in json.loads(row) for row in (tmp_path / "p.jsonl").read_text().splitlines())
     (trained / "labels.db").unlink()

@@ -103,14 +103,21 @@ def test_what_was_judged_before_a_crash_is_there(tmp_path):
     assert [j.pair for j in Store(path).judgements()] == [1, 2, 3, 4, 5]
 
 
-def test_preferences_have_soft_labels(store):
+def test_preferences_have_probabilities(store):
     for who, choice in (("ann", "a"), ("bob", "a"), ("cat", "b"), ("dan", "tie")):
         store.judge(1, who, choice)
     store.judge(2, "ann", "b"), store.judge(3, "ann", "tie"), store.judge(4, "ann", "skip")
     rows = preferences(store.pairs(), store.judgements())
     assert rows == [
-        {"prompt": "p0", "chosen": "a0", "rejected": "b0", "label": 0.625, "annotators": 4},
-        {"prompt": "p1", "chosen": "b1", "rejected": "a1", "label": 1.0, "annotators": 1},
+        {
+            "prompt": "p0",
+            "chosen": "a0",
+            "rejected": "b0",
+            "chosen_prob": 0.625,
+            "annotators": 4,
+            "notes": [],
+        },
+        {"prompt": "p1", "chosen": "b1", "rejected": "a1", "chosen_prob": 1.0, "annotators": 1, "notes": []},
     ]
 
 
