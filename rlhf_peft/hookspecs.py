@@ -163,8 +163,8 @@ class Reward(Protocol):
 class Sampler(Protocol):
     """Writes completions.
 
-    One that needs something outside, such as a server, may also have `ready()`: it is called before the model is loaded,
-    and raises SamplerError where that is not there. It is not called where recipes are only checked.
+    One that needs something outside, such as a server, may also have `ready()`: it is called before the model is
+    loaded, and raises SamplerError where that is not there. It is not called where recipes are only checked.
 
     Attributes:
         provides: of "logps" (sampler_logps are filled), "row_seeds" (a row depends on its seed alone), "on_policy"

@@ -21,8 +21,8 @@ from .messages import did_you_mean
 from .schema import RUN_NAME
 from .source import describe, parse, read_text
 from .trl_config import DEFAULTS, FORMER, LOSS_TELLS, ONLINE, REASONS, TELLS, TRAINERS
-from .trl_names import OURS
 from .trl_more import online_dpo, ppo
+from .trl_names import OURS
 from .trl_rl import online
 from .trl_stages import lora, model, preference, reward, sft
 

@@ -62,7 +62,9 @@ def ppo(read: Reader, trainer: str) -> dict[str, Any]:
         section["max_steps"] = max(1, math.ceil(episodes / rollout))
     estimator = str(read("kl_estimator"))
     if estimator == "k3":
-        read.note("kl_estimator", "k3 in the reward, as in TRL, does not follow the gradient of the KL; k1 does")
+        read.note(
+            "kl_estimator", "k3 in the reward, as in TRL, does not follow the gradient of the KL; k1 does"
+        )
     section["algorithm"] = {
         "name": "ppo",
         "num_generations": 1,

@@ -29,7 +29,10 @@ def online(read: Reader, trainer: str) -> dict[str, Any]:
     decoupled = read("multi_objective_aggregation") == "normalize_then_sum"
     if decoupled:
         algorithm["scale_rewards"] = "batch"
-        read.note("multi_objective_aggregation", "GDPO: each reward has normalize: group, and the sum scale_rewards: batch")
+        read.note(
+            "multi_objective_aggregation",
+            "GDPO: each reward has normalize: group, and the sum scale_rewards: batch",
+        )
     algorithm |= {
         "num_generations": generations,
         "num_epochs": iterations,

@@ -25,7 +25,10 @@ def model(read: Reader, online: bool) -> dict[str, Any]:
     path = read("model_name_or_path")
     trained = read("sft_model_path")
     if trained is not None:
-        read.note("sft_model_path", "model.path: it is what TRL trains; model_name_or_path names its tokenizer there")
+        read.note(
+            "sft_model_path",
+            "model.path: it is what TRL trains; model_name_or_path names its tokenizer there",
+        )
         path = trained
     if path is None:
         path = "MODEL"
