@@ -124,8 +124,8 @@ _TELLS: dict[str, str] = {
     "vllm_importance_sampling_correction vllm_importance_sampling_clip_max vllm_importance_sampling_mode",
     "rloo": "normalize_advantages reward_clip_range",
     "online_dpo": "max_new_tokens judge",
-    "ppo": "vf_coef cliprange_value gamma lam whiten_rewards kl_estimator sft_model_path local_rollout_forward_batch_size "
-    "num_sample_generations",
+    "ppo": "vf_coef cliprange_value gamma lam whiten_rewards kl_estimator sft_model_path "
+    "local_rollout_forward_batch_size num_sample_generations",
     "online_dpo ppo": "missing_eos_penalty",
     "rloo ppo": "num_mini_batches total_episodes stop_token stop_token_id",
     "grpo rloo": "num_generations epsilon_high steps_per_generation generation_batch_size max_prompt_length "

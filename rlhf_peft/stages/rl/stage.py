@@ -364,7 +364,7 @@ class Loop:
         return {**stats, **self.algorithm.step_end(stats)}
 
     def _look(self, batch: Batch) -> None:
-        """Run the policy over a rollout that tells it nothing: no update does, and its figures are wanted all the same."""
+        """Run the policy over a rollout that tells it nothing: no update does, and its figures are wanted."""
         if bool(batch.seen.any()):
             return
         said = self.scorer(batch.scored.rollout, reference=False, values=False)
