@@ -174,8 +174,9 @@ class RewardBatch:
         heads: output of the heads that the reward's `roles` ask for: role name to [N] float32.
         logps: log-probabilities under "base" (the raw model) and "reference", where the reward's `roles` ask for
             them: role name to [N, T] float32, 0 where not an action.
-        step: the update that the batch is for.
+        step: the update that the batch is for, counted from 1; of an evaluation, the updates before it.
         generator: the only source of random numbers that a reward may use.
+        updates: updates before the batch; None: one less than `step`. TRL calls it `trainer_state.global_step`.
     """
 
     prompts: list[Any]
@@ -188,6 +189,7 @@ class RewardBatch:
     step: int
     generator: torch.Generator
     logps: Mapping[str, Tensor] = field(default_factory=dict)
+    updates: int | None = None
 
     def __len__(self) -> int:
         return len(self.completion_ids)

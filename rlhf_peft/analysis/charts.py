@@ -60,11 +60,15 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         ),
     ),
     "reward_model": (
-        Chart("Loss", {"loss": "training", "eval/loss": "held out"}, "Bradley-Terry loss; 0.693 is a coin."),
+        Chart(
+            "Loss",
+            {"loss": "training", "eval/*loss": "held out"},
+            "Bradley-Terry loss; 0.693 is a coin. The heads of an ensemble are trained one after the other.",
+        ),
         Chart(
             "Accuracy",
             {"accuracy": "training", "eval/*accuracy": "held out"},
-            "Share of pairs ranked correctly. The members of an ensemble are trained one after the other.",
+            "Share of pairs ranked correctly. The heads of an ensemble are trained one after the other.",
             share=True,
         ),
     ),

@@ -56,10 +56,29 @@ class Band:
     runs: int
 
 
-def curve(run: History, stage: str, figure: str, axis: Axis = "steps") -> Curve:
+def heads(run: History, stage: str, figure: str) -> list[int]:
+    """The heads of an ensemble that a figure was logged of, one after the other; empty: the figure is of none.
+
+    Args:
+        run: the run.
+        stage: its stage.
+        figure: of metrics.jsonl.
+    """
+    found = {line["head"] for line in run.lines(stage) if figure in line and _number(line.get("head"))}
+    return sorted(int(head) for head in found)
+
+
+def curve(run: History, stage: str, figure: str, axis: Axis = "steps", *, head: int | None = None) -> Curve:
     """A figure of one stage; lines that lack it, or have it as NaN, are left out.
 
     Along `kl` a figure of an evaluation goes with the evaluation's KL.
+
+    Args:
+        run: the run.
+        stage: its stage.
+        figure: of metrics.jsonl.
+        axis: what it goes along.
+        head: of an ensemble; None: all of them.
     """
     x: list[float] = []
     y: list[float] = []
@@ -75,7 +94,8 @@ def curve(run: History, stage: str, figure: str, axis: Axis = "steps") -> Curve:
         value: Any = line.get(figure)
         kl = line.get("eval/kl" if figure.startswith("eval/") else "kl")
         place: Any = {"steps": line.get("step"), "tokens": tokens, "seconds": seconds, "kl": kl}[axis]
-        if _number(value) and _number(place):
+        own = head is None or line.get("head") == head
+        if own and _number(value) and _number(place):
             x.append(float(place))
             y.append(float(value))
     return Curve(x, y)

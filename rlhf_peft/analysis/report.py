@@ -15,7 +15,7 @@ from ..runs import History, distinct
 from . import figures
 from .answers import Answer, answers, score
 from .charts import CHARTS, PHASES
-from .curves import Curve, curve
+from .curves import Curve, curve, heads
 
 MOST_ANSWERS = 1000
 """Of a run; a page with more is slow to open."""
@@ -138,10 +138,13 @@ def _curves(runs: Sequence[History], stage: str, wanted: Mapping[str, str]) -> l
             names = [n for n in there if n.startswith(begin) and n.endswith(end)] if star else [pattern]
             for name in names:
                 inner = name.removeprefix(begin).removesuffix(end).strip("/") if star else ""
-                words = " ".join(filter(None, (run.name if len(runs) > 1 else "", label, inner)))
-                drawn = curve(run, stage, name)
-                if drawn.x:
-                    curves[words or name] = drawn
+                members = heads(run, stage, name)
+                for head in members if len(members) > 1 else [None]:
+                    of = "" if head is None else f"reward-{head}"
+                    words = " ".join(filter(None, (run.name if len(runs) > 1 else "", label, inner, of)))
+                    drawn = curve(run, stage, name, head=head)
+                    if drawn.x:
+                        curves[words or name] = drawn
         found.append(curves)
     return found
 

@@ -25,6 +25,7 @@ def plain(batch: RewardBatch) -> dict[str, Any]:
         "finish": list(batch.finish),
         "columns": batch.columns,
         "step": batch.step,
+        "updates": batch.updates,
         "seed": batch.generator.initial_seed(),
         "input_ids": [ids.tolist() for ids in rollout.input_ids],
         "action_mask": [mask.int().tolist() for mask in rollout.action_mask],
@@ -45,7 +46,7 @@ def rebuilt(message: Mapping[str, Any]) -> RewardBatch:
         columns=message["columns"],
         version=message["version"],
     )
-    same = ("prompts", "completions", "completion_ids", "finish", "columns", "step")
+    same = ("prompts", "completions", "completion_ids", "finish", "columns", "step", "updates")
     generator = torch.Generator().manual_seed(message["seed"])
     return RewardBatch(
         **{name: message[name] for name in same}, rollout=rollout, heads={}, generator=generator

@@ -48,7 +48,7 @@ def keywords(
 
     Args:
         arguments: prompts, completions, completion_ids and the dataset's columns.
-        step: of the run, as `trainer_state.global_step`.
+        step: updates so far, as `trainer_state.global_step`: 0 before the first, as in TRL.
         metrics: `log_metric(name, value)` writes here.
         extra: `log_extra(name, values)` writes here.
     """

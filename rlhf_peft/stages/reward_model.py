@@ -32,6 +32,7 @@ METRICS: dict[str, str] = {
     "learning_rate": "of the adapter and its head, in this update",
     "num_tokens": "tokens read so far",
     "epoch": "passes over the pairs so far",
+    "head": "which head of an ensemble the update was of",
     "eval/accuracy": "share of held-out pairs with r_chosen > r_rejected; of an ensemble, by the mean of its heads",
     "eval/margin": "mean over held-out pairs of r_chosen - r_rejected",
     "eval/loss": "Bradley-Terry loss on held-out pairs",
@@ -182,6 +183,8 @@ class Trainer:
                 figures = self._step(step, [self.pairs[i] for i in rows], optimizer, parameters)
                 advance(scheduler)
                 figures |= {"learning_rate": rate, "epoch": step * stage.batch_size / len(self.pairs)}
+                if stage.ensemble > 1:
+                    figures["head"] = float(self.member)
                 if self._due(step):
                     held = evaluate(base, self.role, self.held_out, self.scoring)
                     figures |= {f"eval/{self.role}/{key}": value for key, value in held.items()}

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from rlhf_peft.analysis.answers import answers, repeats
-from rlhf_peft.analysis.report import report, wrong_pairs
-from rlhf_peft.runs import RunFolder
+from rlhf_peft.analysis.report import _curves, report, wrong_pairs
+from rlhf_peft.runs import History, RunFolder
 
 
 class Page(HTMLParser):
@@ -115,3 +115,29 @@ def test_a_run_that_has_hardly_begun(tmp_path):
     run.write_recipe(dump(load("quickstart")))
     text = report([History.of(run.path)])
     assert "running" in text and 'id="answers"' not in text
+
+
+def test_every_head_of_an_ensemble_has_curves_of_its_own(make_run):
+    run = make_run("one")
+    folder = RunFolder(run.path)
+    for head in (0, 1):
+        for step in range(1, 4):
+            held = {f"eval/reward-{head}/loss": 0.6, f"eval/reward-{head}/accuracy": 0.7} if step == 3 else {}
+            figures = {"loss": 0.7 - 0.1 * step, "accuracy": 0.5, "head": float(head), **held}
+            folder.append_metrics("rm", 3 * head + step, figures)
+    (drawn,) = _curves([History.of(run.path)], "rm", {"loss": "training", "eval/*loss": "held out"})
+    assert set(drawn) == {
+        "training reward-0",
+        "training reward-1",
+        "held out",
+        "held out reward-0",
+        "held out reward-1",
+    }
+    assert drawn["training reward-1"].x == [4, 5, 6]
+    text = report([History.of(run.path)])
+    assert "training reward-1" in text and "held out reward-0" in text
+
+
+def test_a_single_reward_model_has_one_curve(make_run):
+    (drawn,) = _curves([make_run("one")], "rm", {"loss": "training", "eval/*loss": "held out"})
+    assert set(drawn) == {"training", "held out"}

@@ -226,7 +226,7 @@ def test_verbose_shows_it_as_json_where_progress_is_json(noisy, tmp_path):
 
 
 def test_a_log_tells_why_a_run_ended(noisy, tmp_path):
-    fails = "if columns['trainer_state'].global_step > 1: raise ValueError('no more')"
+    fails = "if columns['trainer_state'].global_step > 0: raise ValueError('no more')"
     (tmp_path / "rewards.py").write_text(FUNCTION.replace("return", f"{fails}\n    return"))
     done = subprocess.run(
         [sys.executable, "-m", "rlhf_peft", *map(str, noisy)],

@@ -61,8 +61,12 @@ class LearnedReward:
                 "reward learned: there is no reward head. Put a reward_model stage before, or init.reward."
             )
         heads = torch.stack([batch.heads[role] for role in sorted(batch.heads)])
-        metrics = {"disagreement": float(heads.std(0).mean())} if len(heads) > 1 else {}
-        extra = {role: batch.heads[role].tolist() for role in sorted(batch.heads)} if len(heads) > 1 else {}
+        metrics: dict[str, float] = {}
+        extra: dict[str, list[float]] = {}
+        if len(heads) > 1:
+            metrics = {"disagreement": float(heads.std(0).mean())}
+            metrics |= {f"{role}/mean": float(batch.heads[role].mean()) for role in sorted(batch.heads)}
+            extra = {role: batch.heads[role].tolist() for role in sorted(batch.heads)}
         return Scores(
             row=reduce_heads(heads, self.options.reduce, self.options.k), metrics=metrics, extra=extra
         )

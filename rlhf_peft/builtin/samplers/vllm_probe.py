@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyView, SamplerError
+from rlhf_peft.plugin import PolicyView, SamplerError, SamplingParams
+
+from .vllm_request import body
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 8, 16
 FAR = 1.0
@@ -31,6 +33,8 @@ def check_base(who: str, policy: PolicyView, complete: Complete) -> None:
     Raises:
         SamplerError: they are of another model.
     """
+    most = max(1, min(NEW_TOKENS, policy.max_length - PROMPT_TOKENS))
+    params = SamplingParams(most)
     with policy.decoder() as model:
         size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         stream = torch.Generator().manual_seed(0)
@@ -39,7 +43,7 @@ def check_base(who: str, policy: PolicyView, complete: Complete) -> None:
             prompt = torch.randint(
                 size // 8, max(size // 2, size // 8 + 1), (PROMPT_TOKENS,), generator=stream
             )
-            tokens, theirs, _ = complete(_asked(prompt, seed, policy.max_length))
+            tokens, theirs, _ = complete(body(prompt, seed, most, params, policy.eos_ids))
             if max(tokens) >= size:
                 raise SamplerError(
                     f"{who}: the server gave token {max(tokens)}, and the policy has {size}: it serves another base. "
@@ -56,24 +60,6 @@ def check_base(who: str, policy: PolicyView, complete: Complete) -> None:
             f"on {len(own)} tokens, so it serves another base than the recipe's model.path, or another revision of it. "
             "Start it with that very base; where the difference is meant, set sampler.check_base=false."
         )
-
-
-def _asked(prompt: Tensor, seed: int, max_length: int) -> dict[str, Any]:
-    return {
-        "prompt": prompt.tolist(),
-        "n": 1,
-        "seed": seed,
-        "max_tokens": max(1, min(NEW_TOKENS, max_length - PROMPT_TOKENS)),
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "top_k": 0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "logprobs": 0,
-        "return_token_ids": True,
-    }
 
 
 @torch.no_grad()

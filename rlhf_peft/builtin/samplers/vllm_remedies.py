@@ -35,8 +35,8 @@ def remedy(error: HttpError, folder: Path | None = None) -> str:
     if "does not exist" in said and "model" in said:
         return (
             "The server has lost the adapter that it was given: it was started anew, or other clients' adapters have "
-            "taken its place. Start it with a larger --max-loras and --max-cpu-loras, then: rlhf-peft run RECIPE "
-            "--resume"
+            "taken its place. Start it with a larger --max-loras and --max-cpu-loras, then: "
+            "rlhf-peft run RECIPE --resume"
         )
     return ""
 

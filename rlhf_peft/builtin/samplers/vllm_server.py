@@ -38,6 +38,7 @@ from .options import SamplingOptions
 from .rows import Row
 from .vllm_probe import check_base
 from .vllm_remedies import START, told
+from .vllm_request import body
 
 log = logging.getLogger("rlhf_peft.samplers.vllm_server")
 
@@ -215,7 +216,9 @@ class VllmServerSampler:
 
     def _write(self, row: Row, view: PolicyView) -> None:
         """Have one row written."""
-        tokens, logps, reason = self._complete(payload(row, view.eos_ids))
+        tokens, logps, reason = self._complete(
+            body(row.request.prompt_ids, row.request.seed, row.room, row.request.params, view.eos_ids)
+        )
         if len(tokens) > row.room:
             raise SamplerError(f"{WHO}: {len(tokens)} tokens came where max_tokens was {row.room}.")
         row.tokens, row.logps, row.finish = tokens, logps, finish(tokens, reason, view.eos_ids)
@@ -272,30 +275,6 @@ class VllmServerSampler:
 
 def _not_vllm(said: object) -> str:
     return f"{said} This is not vLLM's own server. An old one of TRL takes no adapter by path. {START}"
-
-
-def payload(row: Row, eos_ids: frozenset[int]) -> dict[str, Any]:
-    """What `/v1/completions` is asked for one row; penalties are named, for those of the model are the default."""
-    params = row.request.params
-    asked = {
-        "prompt": row.request.prompt_ids.tolist(),
-        "n": 1,
-        "seed": row.request.seed % 2**63,
-        "max_tokens": row.room,
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "top_k": params.top_k,
-        "min_p": params.min_p,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "stop_token_ids": sorted(eos_ids),
-        "logprobs": 0,
-        "return_token_ids": True,
-    }
-    if params.stop:
-        asked |= {"stop": list(params.stop), "include_stop_str_in_output": True}
-    return asked
 
 
 def finish(tokens: list[int], reason: str, eos_ids: frozenset[int]) -> Finish:

@@ -69,7 +69,13 @@ class Evaluator:
         )
         assert quantities.logps is not None and quantities.ref_logps is not None
         batch = reward_batch(
-            rollout, quantities.heads, step, self._generator("rewards"), view.decode, quantities.readings
+            rollout,
+            quantities.heads,
+            step,
+            self._generator("rewards"),
+            view.decode,
+            quantities.readings,
+            updates=step,
         )
         scoring = self.rewards.score(batch)
         mask = torch.nn.utils.rnn.pad_sequence(rollout.action_mask, batch_first=True, padding_value=False)

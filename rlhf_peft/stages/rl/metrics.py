@@ -20,6 +20,7 @@ METRICS: dict[str, str] = {
     "rewards/<name>/abstained": "share of rows that a reward abstained from; only where there is one",
     "rewards/<name>/failed": "1 where a reward failed in this batch and its entry says abstain",
     "rewards/classifier/truncated": "share of rows cut at the start to the classifier's longest length",
+    "rewards/learned/<name>/mean": "mean over rows of the scores of one head of an ensemble",
     "rewards/learned/disagreement": "mean over rows of the standard deviation over the heads of an ensemble",
     "kl": "mean over completions of sum over tokens of logp - ref_logp (k1), in nats: the objective's KL",
     "kl_k3": "mean over completions of sum over tokens of exp(-d) - 1 + d, d = logp - ref_logp (k3), in nats",

@@ -276,6 +276,7 @@ def reward_batch(
     generator: torch.Generator,
     decode: Any,
     logps: Mapping[str, Tensor] | None = None,
+    updates: int | None = None,
 ) -> RewardBatch:
     """What rewards see of a rollout; completions are text, or messages where the prompt is messages."""
     ids = [rollout.completion_ids(i) for i in range(len(rollout))]
@@ -296,4 +297,5 @@ def reward_batch(
         step=step,
         generator=generator,
         logps=logps or {},
+        updates=updates,
     )

@@ -341,6 +341,8 @@ class Loop:
             owner=got.owner,
             silent=got.silent,
         )
+        if not bool((keep & ~batch.idle).any()):
+            self._look(batch)
         rate = self.scheduler.get_last_lr()[0]
         updates = self.updater(batch, self.ctx.generator(self.stage.name, "permutation", step), step)
         advance(self.scheduler)
@@ -361,6 +363,14 @@ class Loop:
         }
         self.ctx.samples(samples(self.stage.name, step, scored, got.scoring, self.view.decode))
         return {**stats, **self.algorithm.step_end(stats)}
+
+    def _look(self, batch: Batch) -> None:
+        """Run the policy over a rollout that tells it nothing: no update does, and its figures are wanted."""
+        if bool(batch.seen.any()):
+            return
+        said = self.scorer(batch.scored.rollout, reference=False, values=False)
+        batch.scored.logps, batch.scored.entropy = said.logps, said.entropy
+        batch.seen[:] = True
 
     def evaluate(self, step: int) -> Answers | None:
         """Answer the held-out prompts; logs at step 0, where there is no update to log with."""

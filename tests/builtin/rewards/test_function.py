@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -20,8 +21,22 @@ def test_a_function_gets_trls_names_and_none_abstains():
 
     out = score(FunctionReward(FunctionOptions(), f, "f"), batch(columns={"answer": ["a", "b", "c"]}))
     assert out.row[0] == 1.0 and out.row[1].isnan() and out.row[2] == 2.0
-    assert seen == {"prompts": ["p"] * 3, "step": 4}
+    assert seen == {"prompts": ["p"] * 3, "step": 3}
     assert out.metrics == {"share": 0.5} and out.extra == {"answer": ["a", "b", "c"]}
+
+
+def test_steps_are_counted_as_in_trl():
+    """The first batch comes before any update; an evaluation comes after those that it follows."""
+    seen = []
+
+    def f(completions, trainer_state, **rest):
+        seen.append(trainer_state.global_step)
+        return [0.0] * len(completions)
+
+    reward = FunctionReward(FunctionOptions(), f, "f")
+    for step, updates in ((1, None), (2, None), (0, 0), (7, 7)):
+        score(reward, dataclasses.replace(batch(), step=step, updates=updates))
+    assert seen == [0, 1, 0, 7]
 
 
 def test_an_async_function_is_awaited():

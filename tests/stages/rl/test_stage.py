@@ -158,6 +158,20 @@ def test_every_algorithm_trains_the_policy_and_explains_its_figures(make_context
         assert lines[0]["frac_reward_zero_std"] < 1.0
 
 
+def test_steps_with_equal_scores_log_the_sampler_all_the_same(make_context):
+    equal = {"name": "length", "max": 10_000}
+    plain = {**stage(max_steps=2, rewards=[equal]), "algorithm": {"name": "grpo", "num_generations": 4}}
+    ctx = make_context(plain)
+    run(ctx)
+    lines = [line for line in logged(ctx) if line["step"] > 0]
+    assert [line["frac_reward_zero_std"] for line in lines] == [1.0, 1.0]
+    for line in lines:
+        assert 0 <= line["sampling/sampling_logp_difference/mean"] < 0.1
+        assert line["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=0.1)
+        assert line["entropy"] > 0
+    assert ctx.base.is_zero("policy")
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_an_update_that_says_the_old_log_probs_itself_is_the_same(make_context, monkeypatch, beta):
     from rlhf_peft.stages.rl import collect
