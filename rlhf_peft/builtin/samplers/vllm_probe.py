@@ -15,7 +15,7 @@ from .vllm_request import body
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 8, 16
 FAR = 1.0
 """Nats a token; quantization moves log-probabilities by half of it at most."""
-LOOSE, NOISE = 0.5, 0.1
+LOOSE, NOISE = 0.4, 0.1
 """Where log-probabilities hardly differ from token to token: differences of this share of their spread, and at least
 so many nats."""
 
