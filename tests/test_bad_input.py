@@ -139,7 +139,7 @@ def test_a_missing_dataset(here: Path, bad: Run) -> None:
         (
             "b.json",
             '[{"prompt": "a"}, {"pr',
-            ["b.json: malformed JSON at column 20", "Expected an array of objects"],
+            ["b.json: malformed JSON at line 1, column 20", "Expected an array of objects"],
         ),
         (
             "b.csv",
@@ -231,7 +231,7 @@ def test_an_empty_dataset_and_an_empty_or_unknown_split(bad: Run) -> None:
     [
         (RL, "the prompt has 82 tokens, 90 with max_new_tokens=8"),
         (SFT, "the row has 84 tokens"),
-        ({"stage": "preference"}, "the row has 84 tokens"),
+        ({"stage": "preference"}, "the chosen answer with its prompt has 84 tokens"),
         ({"stage": "reward_model"}, "the chosen answer with its prompt has 84 tokens"),
     ],
 )
@@ -296,14 +296,14 @@ def test_a_token_that_the_embedding_does_not_have(tiny: Path, bad: Run) -> None:
     tokenizer.add_tokens(["<new>", "<newer>"])
     tokenizer.save_pretrained(tiny)
     recipe(SFT, path="./model")
-    said = bad()
-    assert said.startswith(
-        f"error: model.path: the tokenizer of {tiny} has 2 tokens that the model's embedding of "
-    )
-    assert (
-        f"{size} rows does not have, the first '<new>' = {size}. Remove them from the tokenizer, or resize"
-        in said
-    )
+    works()  # as long as no row holds it
+    write("new.jsonl", [{"prompt": f"fox {i}", "completion": " a bear"} for i in range(7)])
+    with Path("new.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "fox", "completion": " a <new> bear"}\n')
+    recipe({**SFT, "dataset": {"path": "new.jsonl"}}, path="./model")
+    said = bad("name=other")
+    assert f"new.jsonl, row 8: it holds the token '<new>' (id {size:,})" in said
+    assert f"which the model's embedding of {size:,} rows does not have" in said
 
 
 # --- the model and the device ---

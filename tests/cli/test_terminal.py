@@ -12,6 +12,8 @@ import pytest
 from rlhf_peft import library_messages
 from rlhf_peft.cli import execute
 
+ENDLESS = "without an end. If the rows that the policy was trained on do end"
+"""Our own warning, and true: six tokens are too few for an end."""
 FOREIGN = re.compile(
     r"warning|deprecat|site-packages|it/s|\d%\||traceback|retry|failed to|load report|initialized|kernels",
     re.IGNORECASE,
@@ -143,7 +145,8 @@ def test_every_stage_sampler_and_verb(environment, tmp_path):
         stages.append(rl(name, algorithm=algorithm, sampler={"name": name, **short, **options}))
     run = tmp_path / "runs" / "r"
     done = program(["run", recipe(tmp_path, stages)])
-    assert [line for line in done.stderr.splitlines() if not PROGRESS.fullmatch(line)] == []
+    lines = [line for line in done.stderr.splitlines() if not PROGRESS.fullmatch(line)]
+    assert [line for line in lines if ENDLESS not in line] == []
     done = program(
         ["eval", run, "--size", 4],
         ["export", run, "--to", "peft", "-o", tmp_path / "peft"],
@@ -181,7 +184,8 @@ def test_on_a_terminal(environment, tmp_path, quiet):
                 break
     os.close(main)
     assert process.returncode == 0 and b"/runs/" in shown
-    assert not FOREIGN.search(shown.decode(errors="replace"))
+    said = [line for line in shown.decode(errors="replace").splitlines() if ENDLESS not in line]
+    assert not [line for line in said if FOREIGN.search(line)]
 
 
 SAID = ["FutureWarning: old() goes in 2.0", "UserWarning: old() is odd", "the log of a library, key hf_***"]
@@ -229,7 +233,7 @@ def test_a_log_tells_why_a_run_ended(noisy, tmp_path):
     fails = "if columns['trainer_state'].global_step > 0: raise ValueError('no more')"
     (tmp_path / "rewards.py").write_text(FUNCTION.replace("return", f"{fails}\n    return"))
     done = subprocess.run(
-        [sys.executable, "-m", "rlhf_peft", *map(str, noisy)],
+        [sys.executable, "-m", "rlhf_peft", *map(str, noisy), "stages.rl.max_steps=3"],
         capture_output=True,
         text=True,
     )
