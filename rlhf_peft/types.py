@@ -199,6 +199,11 @@ class RewardBatch:
         """N completions as text."""
         return [c if isinstance(c, str) else "".join(str(m["content"]) for m in c) for c in self.completions]
 
+    @property
+    def updates_done(self) -> int:
+        """Updates before the batch, as `trainer_state.global_step` of TRL: 0 before the first."""
+        return max(0, self.step - 1) if self.updates is None else self.updates
+
 
 @dataclass(slots=True)
 class Scores:

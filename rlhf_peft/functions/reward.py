@@ -77,9 +77,8 @@ class FunctionReward:
         """
         metrics: dict[str, float] = {}
         extra: dict[str, list[Any]] = {}
-        done = max(0, batch.step - 1) if batch.updates is None else batch.updates
         try:
-            given = self.function(**keywords(arguments(batch), done, metrics, extra))
+            given = self.function(**keywords(arguments(batch), batch.updates_done, metrics, extra))
         except Exception as error:
             raise self._raised(error) from error
         if inspect.isawaitable(given):

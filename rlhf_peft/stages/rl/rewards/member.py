@@ -158,7 +158,7 @@ class Member:
 
     def _message(self, batch: RewardBatch) -> bytes:
         function = isinstance(self.reward, FunctionReward)
-        message = {"arguments": arguments(batch), "step": batch.step} if function else plain(batch)
+        message = {"arguments": arguments(batch), "step": batch.updates_done} if function else plain(batch)
         try:
             return json.dumps(message).encode()
         except (TypeError, ValueError):
