@@ -35,7 +35,7 @@ def describe(metrics: Mapping[str, float]) -> str:
     each = [
         (key.split("/")[1], metrics[key])
         for key in metrics
-        if key.startswith("rewards/") and key.endswith("/mean")
+        if key.startswith("rewards/") and key.endswith("/mean") and key.count("/") == 2
     ]
     if len(each) > 1:
         place = next((i for i, (name, _) in enumerate(shown, 1) if name == "reward"), 0)

@@ -97,7 +97,7 @@ def _share(share: float, n: int) -> str:
 
 def _change(known: dict[str, float] | None) -> str:
     """The 95 % interval of a change over the same prompts, in words."""
-    if known is None or known["n"] < 2:
+    if known is None or known["n"] < 2 or known["low"] == known["high"] == 0:
         return ""
     noise = "; within noise" if known["low"] <= 0 <= known["high"] else ""
     return f"  ({known['low']:+.3f} to {known['high']:+.3f} at 95 %, n = {known['n']:.0f}{noise})"

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from rlhf_peft.api import Result
+from rlhf_peft.cli.progress import describe
 from rlhf_peft.cli.summary import _samples, next_lines, rows
 from rlhf_peft.recipe import load
 
@@ -60,3 +61,17 @@ def test_ranked_pairs_have_their_interval():
         "held-out pairs ranked correctly",
         "0.750 of 100 pairs (0.657 to 0.825 at 95 %)",
     )
+
+
+def test_what_has_not_changed_has_no_interval():
+    assert ("rl", "held-out gold", "0.500 -> 0.500") in rows("rl", "rl", outcome(0.0, 0.0))
+
+
+def test_the_heads_of_an_ensemble_are_one_reward_in_the_progress():
+    figures = {
+        "reward": 1.0,
+        "rewards/learned/mean": 1.0,
+        "rewards/learned/reward-0/mean": 2.0,
+        "rewards/x/mean": 3.0,
+    }
+    assert describe(figures) == "reward 1  learned 1  x 3"
