@@ -404,7 +404,8 @@ class RewardModelStage(StageBase):
     )
     normalize: Literal["shift", "standardize", "none"] = Field(
         "shift",
-        description="After training: shift so that chosen rows have mean 0; standardize: unit variance too.",
+        description="After training: shift so that chosen rows have mean 0; standardize: unit variance too. The head's "
+        "bias is not trained, as in TRL.",
     )
 
     @model_validator(mode="after")
