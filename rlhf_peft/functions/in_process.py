@@ -27,12 +27,21 @@ IMPORT_LIMIT = 120.0
 
 Kept = tuple[Callable[[], Any], Callable[[Any], Any]]
 
+
+def default_device() -> torch.device:
+    """Where torch makes tensors; torch 2.9 does not say so any more once the default was put back."""
+    try:
+        return torch.get_default_device()
+    except AttributeError:
+        return torch.device("cpu")
+
+
 SETTINGS: tuple[Kept, ...] = (
     (os.getcwd, os.chdir),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
     (
-        torch.get_default_device,
+        default_device,
         lambda device: torch.set_default_device(None if device.type == "cpu" else device),
     ),
     (torch.get_num_threads, torch.set_num_threads),
