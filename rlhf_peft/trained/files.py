@@ -84,7 +84,7 @@ def with_older_names(config: Mapping[str, Any]) -> dict[str, Any]:
     older = _older_rope(str(config.get("model_type")), config.get("rope_parameters"))
     if isinstance(config.get("dtype"), str):
         older["torch_dtype"] = config["dtype"]
-    return {**older, **given}
+    return {**given, **older}  # rope_parameters are what the model was computed with
 
 
 def _older_rope(kind: str, rope: Any) -> dict[str, Any]:
