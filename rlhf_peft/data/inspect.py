@@ -149,7 +149,7 @@ def inspect(
     Raises:
         DataError: it cannot be read at all.
     """
-    with _heard() as notes:
+    with heard() as notes:
         rows = load_rows(path=source, name=name, split=split, columns=columns, on_bad_row="skip")
     if rows.info.description:
         notes.append(rows.info.description)
@@ -232,7 +232,7 @@ def _text_of(value: Any) -> str:
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
+def heard() -> Iterator[list[str]]:
     """What our log says inside, instead of on the screen."""
     said: list[str] = []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Encoder, Format, encode_pairs, encode_prompts, for_trl, require
-from ..data.inspect import model_encoder
+from ..data.inspect import heard, model_encoder
 from ..data.rows import ROW
 from ..engine import Source
 from ..recipe import PreferenceStage, RewardModelStage, RlStage, SftStage
@@ -18,6 +18,8 @@ from .context import Context, split_rows
 def check_rows(ctx: Context) -> None:
     """Encode the rows of the stages after the first one, which reads its own at once.
 
+    What is left out is not said here: the stage says it when it reads the rows.
+
     Raises:
         DataError: a row is bad or does not fit the model, and the recipe does not say that such rows are left out.
     """
@@ -27,7 +29,8 @@ def check_rows(ctx: Context) -> None:
             if part is not None:
                 name = source.path or str(source.name)
                 format = require(part, method_of(stage), name, stage=stage.name, say=False)
-                usable_rows(part, format, stage, source, ctx.encoder(source), ctx.registry)
+                with heard():
+                    usable_rows(part, format, stage, source, ctx.encoder(source), ctx.registry)
 
 
 def method_of(stage: StageBase) -> Any:
