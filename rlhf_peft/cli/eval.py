@@ -30,7 +30,7 @@ from .terminal import make_console
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..recipe import RewardEntry
+    from ..recipe import Recipe, RewardEntry
     from ..registry import Registry
     from ..trained.evaluate import Evaluation
 
@@ -88,9 +88,10 @@ def evaluate(
     if samples is not None and not samples.parent.is_dir():
         raise UsageError(f"--samples {samples}: there is no folder {samples.parent}.")
     path = find_run(run)
-    add_code_of(registry, path)
-    check_names(registry, path, entries)
-    writer = sampler_of(load(path / "recipe.yaml", (), plugins=None), _named(sampler))
+    recipe = load(path / "recipe.yaml", (), plugins=None)
+    add_code_of(registry, path, recipe)
+    check_names(registry, recipe, entries)
+    writer = sampler_of(recipe, _named(sampler))
     sampler_ready(registry, *writer)
     opened = open_run(path, device=device, trust_remote_code=trust_remote_code)
     # A function that the recipe names is only brought back; another one scores instead.
@@ -118,27 +119,23 @@ def evaluate(
         print(f"written: {samples}", file=sys.stderr)
 
 
-def check_names(registry: Registry, run: Path, entries: Sequence[RewardEntry]) -> None:
-    """Refuse unknown rewards and samplers before anything is loaded.
+def check_names(registry: Registry, recipe: Recipe, entries: Sequence[RewardEntry]) -> None:
+    """Refuse unknown rewards before anything is loaded.
 
     Args:
         registry: what is known.
-        run: the run's folder, whose last RL stage names what is used.
+        recipe: of the run, whose last RL stage names what is used.
         entries: rewards that the command line names; with them, those of the run are not used.
 
     Raises:
         PluginError: a name is unknown; says how to give it.
     """
-    from ..recipe import RlStage, load
+    from ..trained.prompts import last_rl
 
-    stages = [
-        stage for stage in load(run / "recipe.yaml", (), plugins=None).stages if isinstance(stage, RlStage)
-    ]
-    used = [*entries] if entries or not stages else [*stages[-1].rewards, *stages[-1].eval.rewards]
+    stage = last_rl(recipe)
+    used = [*entries] if entries or stage is None else [*stage.rewards, *stage.eval.rewards]
     for entry in used:
         registry.entry("rewards", entry.name)
-    if stages:
-        registry.entry("samplers", stages[-1].sampler.name)
 
 
 def _parsed(text: str | None) -> list[Any]:

@@ -118,18 +118,19 @@ def add_rewards(registry: Registry, rewards: Sequence[str] | None) -> list[str]:
     return names
 
 
-def add_code_of(registry: Registry, run: Path) -> list[str]:
+def add_code_of(registry: Registry, run: Path, recipe: Recipe) -> list[str]:
     """Register what a run's recipe names and is not known, from the copies in the run's `code/` folder.
 
     Args:
         registry: with what is installed, and what the command line names.
         run: the run's folder.
+        recipe: of the run.
 
     Returns:
         The names of the functions that were brought back.
     """
     from ..builtin.rewards.function import FunctionReward
-    from ..recipe import RlStage, load
+    from ..recipe import RlStage
     from ..runs.folder import CODE
 
     files = sorted((run / CODE).glob("*.py"))
@@ -139,9 +140,7 @@ def add_code_of(registry: Registry, run: Path) -> list[str]:
         }:
             log.warning("%s: its copy of the plugin %s is used", run, file.name)
             registry.add_file(file)
-    stages = [
-        stage for stage in load(run / "recipe.yaml", (), plugins=None).stages if isinstance(stage, RlStage)
-    ]
+    stages = [stage for stage in recipe.stages if isinstance(stage, RlStage)]
     names = dict.fromkeys(entry.name for stage in stages for entry in [*stage.rewards, *stage.eval.rewards])
     brought = []
     for name in names:
