@@ -16,8 +16,8 @@ from .conversation import tools_of
 from .encode import Encoder
 from .examples import notes_of, prompt_of
 from .formats import detect
-from .rows import BadRow, BadRows, OnBadRow, OnLongRow, numbered
-from .trl_rows import encoded
+from .rows import BadRows, OnBadRow, OnLongRow, numbered
+from .trl_rows import both_answers, encoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,9 +132,7 @@ def encode_pairs(
 
 def as_pair(row: Mapping[str, Any], encoder: Encoder) -> Iterator[Pair]:
     """An example of a preference as a Pair, without its number; BadRow if it cannot be used."""
-    prompt, (chosen, rejected) = encoder.answers(row, "chosen", "rejected")
-    if chosen == rejected:
-        raise BadRow("chosen and rejected are the same tokens", "with chosen equal to rejected")
+    prompt, chosen, rejected = both_answers(row, encoder)
     yield Pair(
         torch.tensor([*prompt, *chosen], dtype=torch.int64),
         torch.tensor([*prompt, *rejected], dtype=torch.int64),

@@ -113,10 +113,16 @@ def preference(row: Mapping[str, Any], encoder: Encoder) -> Iterator[Columns]:
             "whose chosen_prob is below 0.5",
             "Exchange the answers",
         )
+    prompt, chosen, rejected = both_answers(row, encoder)
+    yield {"prompt_ids": ids(prompt), "chosen_ids": ids(chosen), "rejected_ids": ids(rejected)}
+
+
+def both_answers(row: Mapping[str, Any], encoder: Encoder) -> tuple[list[int], list[int], list[int]]:
+    """Ids of a pair's prompt, chosen and rejected answer; BadRow where the answers have the same."""
     prompt, (chosen, rejected) = encoder.answers(row, "chosen", "rejected")
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same tokens", "with chosen equal to rejected")
-    yield {"prompt_ids": ids(prompt), "chosen_ids": ids(chosen), "rejected_ids": ids(rejected)}
+    return prompt, chosen, rejected
 
 
 def unpaired(row: Mapping[str, Any], encoder: Encoder) -> Iterator[Columns]:
