@@ -104,8 +104,9 @@ class ScalarHead(nn.Module):
         return (raw - self.shift) / self.scale
 
     @torch.no_grad()
-    def normalise(self, outputs: Tensor, *, spread: bool) -> None:
-        """Shift so that these outputs [N] of this head have mean 0 and, with `spread`, scale to variance 1."""
-        self.shift += self.scale * outputs.mean().to(self.shift)
+    def normalise(self, outputs: Tensor, *, spread: bool, mean: float = 0.0, std: float = 1.0) -> None:
+        """Shift so that these outputs [N] of this head have a mean and, with `spread`, scale to a standard deviation."""
+        center = self.shift + self.scale * outputs.mean().to(self.shift)
         if spread:
-            self.scale *= outputs.std().clamp(min=1e-6).to(self.scale)
+            self.scale *= (outputs.std().clamp(min=1e-6) / std).to(self.scale)
+        self.shift.copy_(center - self.scale * mean)

@@ -404,8 +404,9 @@ class RewardModelStage(StageBase):
     )
     normalize: Literal["shift", "standardize", "none"] = Field(
         "shift",
-        description="After training: shift so that chosen rows have mean 0; standardize: unit variance too. The head's "
-        "bias is not trained, as in TRL.",
+        description="After training: shift so that chosen rows have mean 0; standardize: unit variance too. With "
+        "init.reward: the mean and variance that the earlier head gave to the same rows, so that scores of several "
+        "rounds can be compared. The head's bias is not trained, as in TRL.",
     )
 
     @model_validator(mode="after")

@@ -62,9 +62,10 @@ def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
         _begin(stage, ctx, role)
     for number, role in enumerate(roles[first:], first):
         _begin(stage, ctx, role)
+        mean, std = _moments(stage, ctx.base, role, pairs, scoring)
         Trainer(stage, ctx, number, pairs, held_out, steps, scoring).train(state)
         state = None
-        _normalise(stage, ctx.base, role, pairs, scoring)
+        _normalise(stage, ctx.base, role, pairs, scoring, mean, std)
         ctx.save_role(stage.name, steps * (number + 1), role)
     # 3. What the ensemble as a whole knows.
     metrics: dict[str, float] = {}
@@ -109,14 +110,38 @@ def _begin(stage: RewardModelStage, ctx: Context, role: str) -> None:
     base.add_role(role, like=POLICY if from_policy else None, lora=lora, head=True)
 
 
-def _normalise(
+def _moments(
     stage: RewardModelStage, base: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget
+) -> tuple[float, float]:
+    """Mean and standard deviation that the chosen answers' scores are to have after training: 0 and 1.
+
+    A head that begins from an earlier one keeps that one's scale instead, so that the scores of several rounds can be
+    compared: what the earlier head gave to the same answers.
+    """
+    if stage.normalize == "none" or "reward" not in stage.init:
+        return 0.0, 1.0
+    scores = _chosen_scores(base, role, pairs, budget)
+    return float(scores.mean()), max(float(scores.std()), 1e-6)
+
+
+def _normalise(
+    stage: RewardModelStage,
+    base: SharedBase,
+    role: str,
+    pairs: Sequence[Pair],
+    budget: Budget,
+    mean: float,
+    std: float,
 ) -> None:
-    """Shift the head so that chosen answers have mean 0, and scale it if asked, once it is trained."""
-    if stage.normalize == "none":
-        return
-    rewards = score(base, role, [pair.chosen_ids for pair in pairs[:512]], budget)
-    base.head(role).normalise(rewards, spread=stage.normalize == "standardize")
+    """Shift the trained head so that chosen answers have this mean, and scale it if asked."""
+    if stage.normalize != "none":
+        scores = _chosen_scores(base, role, pairs, budget)
+        base.head(role).normalise(scores, spread=stage.normalize == "standardize", mean=mean, std=std)
+
+
+def _chosen_scores(base: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget) -> Tensor:
+    """Scores [N] of the chosen answers of the first 512 pairs."""
+    return score(base, role, [pair.chosen_ids for pair in pairs[:512]], budget)
 
 
 @torch.no_grad()

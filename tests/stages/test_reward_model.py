@@ -87,6 +87,27 @@ def test_chosen_answers_have_mean_zero_afterwards(make_context, how, spread):
         assert float(rewards.std()) == pytest.approx(spread, abs=1e-2)
 
 
+@pytest.mark.parametrize("how", ["shift", "standardize"])
+def test_a_second_round_keeps_the_scale_of_the_first(make_context, tmp_path, how):
+    first = make_context(stage(normalize=how, max_steps=3))
+    run(first)
+    first.base.save_role("reward-0", tmp_path / "rm")
+    other = {**PAIRS, "questions": "test", "noise": 0.5}
+    second = make_context(
+        stage(normalize=how, max_steps=3, dataset=other, init={"reward": str(tmp_path / "rm")})
+    )
+    pairs, _ = reward_model._pairs(second.recipe.stages[0], second)
+    answers = [pair.chosen_ids for pair in pairs]
+    second.base.load_role("reward-0", str(tmp_path / "rm"), head=True)
+    before = score(second.base, "reward-0", answers, budget())
+    run(second)
+    after = score(second.base, "reward-0", answers, budget())
+    assert abs(float(before.mean())) > 1e-2 and not torch.allclose(after, before, atol=1e-3)
+    assert float(after.mean()) == pytest.approx(float(before.mean()), abs=1e-3)
+    if how == "standardize":
+        assert float(after.std()) == pytest.approx(float(before.std()), rel=1e-2)
+
+
 def test_an_ensemble_is_several_roles_that_differ(make_context):
     ctx = make_context(stage(ensemble=2, max_steps=2))
     run(ctx)
