@@ -72,13 +72,14 @@ def write_output(path: Path, content: str | Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def folder(path: Path) -> Iterator[Path]:
+def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder to fill, which becomes `path` at the end, or is gone where filling it failed.
 
     What a process that was killed has left of an earlier try is removed.
 
     Args:
         path: of the folder, which is empty or not there.
+        replace: what stands at `path` goes once the new folder is complete.
 
     Raises:
         OSError: it cannot be made.
@@ -96,14 +97,17 @@ def folder(path: Path) -> Iterator[Path]:
         for file in sorted(aside.rglob("*")):
             if file.is_file():
                 sync(file)
+        old = _aside(parent / f"{path.absolute().name}.old")
         if stays:
-            for inner in sorted(aside.iterdir()):
-                os.replace(inner, path / inner.name)
+            if replace:
+                _move(path, old, but={aside, old})
+            _move(aside, path)
             aside.rmdir()
         else:
             if path.is_dir():
-                path.rmdir()
+                os.replace(path, old) if replace else path.rmdir()
             os.replace(aside, path)
+        shutil.rmtree(old, ignore_errors=True)
         sync_folder(parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -135,6 +139,14 @@ def files(path: Path) -> Iterator[Path]:
         sync_folder(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move(source: Path, target: Path, but: Collection[Path] = ()) -> None:
+    """Move what a folder holds into another one."""
+    target.mkdir(exist_ok=True)
+    for inner in sorted(source.iterdir()):
+        if inner not in but:
+            os.replace(inner, target / inner.name)
 
 
 def _stays(path: Path) -> bool:

@@ -63,8 +63,8 @@ def test_an_own_file_never_goes_through_a_link(tmp_path):
     assert (tmp_path / "real").read_text() == "old" and not (tmp_path / "link").is_symlink()
 
 
-def fill(path):
-    with atomic.folder(path) as aside:
+def fill(path, **options):
+    with atomic.folder(path, **options) as aside:
         (aside / "in").mkdir()
         (aside / "in" / "a").write_text("a")
         (aside / "b").write_text("b")
@@ -116,6 +116,35 @@ def test_the_current_folder_stays_the_same_one(tmp_path, monkeypatch):
     monkeypatch.chdir(path)
     fill(Path("."))
     assert sorted(os.listdir(".")) == ["b", "in"] and os.path.samefile(".", path)
+
+
+def test_a_folder_takes_the_place_of_another_one(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").write_text("x")
+    with pytest.raises(OSError, match="not empty"):
+        fill(path)
+    assert os.listdir(path) == ["old"]
+    fill(path, replace=True)
+    assert os.listdir(tmp_path) == ["out"] and sorted(os.listdir(path)) == ["b", "in"]
+    (path / "old").write_text("x")
+    monkeypatch.chdir(path)
+    fill(Path("."), replace=True)
+    assert sorted(os.listdir(".")) == ["b", "in"] and os.path.samefile(".", path)
+
+
+def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one_or_none(tmp_path):
+    path, touch, killed, seen = tmp_path / "out", 0, True, set()
+    while killed:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        (path / "old").write_text("x")
+        touch += 1
+        killed = killed_at(tmp_path, touch, lambda: fill(path, replace=True))
+        seen.add(tuple(sorted(os.listdir(path))) if path.exists() else ())
+    assert {("old",), ("b", "in")} <= seen <= {("old",), ("b", "in"), ()}
+    atomic.remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_what_a_living_process_writes_is_left_alone(tmp_path):

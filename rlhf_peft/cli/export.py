@@ -21,6 +21,9 @@ def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: exports/<run>-<to>.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what an earlier export wrote there.")
+    ] = False,
     dtype: Annotated[
         str, typer.Option("--dtype", help="Of merged weights: bfloat16, float16 or float32.")
     ] = "bfloat16",
@@ -51,6 +54,7 @@ def export(
         dtype=dtype,
         device=device,
         trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
         say=lambda text: print(text, file=sys.stderr),
     )
     print(done.folder)

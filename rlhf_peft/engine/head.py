@@ -105,7 +105,7 @@ class ScalarHead(nn.Module):
 
     @torch.no_grad()
     def normalise(self, outputs: Tensor, *, spread: bool, mean: float = 0.0, std: float = 1.0) -> None:
-        """Shift so that these outputs [N] of this head have a mean and, with `spread`, scale to a standard deviation."""
+        """Shift so that these outputs [N] of this head have a mean and, with `spread`, scale to a deviation."""
         center = self.shift + self.scale * outputs.mean().to(self.shift)
         if spread:
             self.scale *= (outputs.std().clamp(min=1e-6) / std).to(self.scale)

@@ -30,6 +30,7 @@ from ..errors import RunFolderError, UsageError
 from ..recipe import Recipe, load
 from ..runs import History
 from .card import card, generates, use_adapter, use_merged
+from .exported import check_replaceable, write_record
 from .files import save_model, save_tokenizer
 from .ollama import modelfile
 from .opened import ADAPTERS, Opened, open_run
@@ -73,6 +74,7 @@ def export(
     dtype: str = "bfloat16",
     device: str | None = None,
     trust_remote_code: bool = False,
+    overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Exported:
     """Write a role of a run for another tool.
@@ -86,6 +88,7 @@ def export(
         dtype: of merged weights.
         device: to measure on.
         trust_remote_code: run code from the model's repository.
+        overwrite: replace the folder where an earlier export wrote it.
         say: is told what happens.
 
     Raises:
@@ -97,21 +100,38 @@ def export(
         there = sorted(place.name for place in (run / ADAPTERS).glob("*") if (place / CONFIG_FILE).is_file())
         raise RunFolderError(f"{run}: has no adapter of {role}. It has {', '.join(there) or 'none yet'}.")
     if not atomic.is_empty(folder):
-        raise UsageError(f"{folder}: is not empty. Choose another folder with --output.")
+        if not overwrite:
+            raise UsageError(
+                f"{folder}: is not empty. Choose another folder with --output, or replace an earlier export with "
+                "--overwrite."
+            )
+        check_replaceable(folder)
     if role != POLICY and target in ("vllm", "ollama"):
         raise UsageError(f"--to {target}: serves policies. A reward goes with --to peft or --to merged.")
     history = History.of(run)
-    if target in ("peft", "vllm"):
-        with atomic.folder(folder) as aside:
-            place = Place(aside, folder)
-            return _adapter(recipe, history, adapter, place, role, target, trust_remote_code)
-    opened = open_run(run, device=device, trust_remote_code=trust_remote_code)
-    say(f"merging {role} into the dequantized base, in {dtype} ...")
-    with atomic.folder(folder) as aside:
+    opened = None
+    if target not in ("peft", "vllm"):
+        opened = open_run(run, device=device, trust_remote_code=trust_remote_code)
+        say(f"merging {role} into the dequantized base, in {dtype} ...")
+    with atomic.folder(folder, replace=overwrite) as aside:
         place = Place(aside, folder)
-        if role == POLICY:
-            return _merged(opened, history, place, DTYPES[dtype], target)
-        return _classifier(opened, history, role, place, DTYPES[dtype])
+        if opened is None:
+            done = _adapter(recipe, history, adapter, place, role, target, trust_remote_code)
+        elif role == POLICY:
+            done = _merged(opened, history, place, DTYPES[dtype], target)
+        else:
+            done = _classifier(opened, history, role, place, DTYPES[dtype])
+        write_record(
+            aside,
+            run=history.name,
+            role=role,
+            target=target,
+            dtype=None if opened is None else dtype,
+            largest_difference=done.difference,
+            largest_value=done.scale,
+            score_offset=done.offset,
+        )
+    return done
 
 
 @dataclass(frozen=True, slots=True)

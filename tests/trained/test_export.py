@@ -223,6 +223,30 @@ def test_nothing_is_overwritten_and_nonsense_is_refused(trained, tmp_path, capsy
     assert json.loads((trained / "manifest.json").read_text())["status"] == "done"
 
 
+def test_an_earlier_export_is_replaced_and_nothing_else(trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["export", str(trained), "-o", str(out)]
+    assert execute([*command, "--to", "merged", "--dtype", "float16"]) == 0
+    record = json.loads((out / "export.json").read_text())
+    assert record["target"] == "merged" and record["dtype"] == "float16" and record["largest_difference"] > 0
+    assert sorted(record["files"]) == sorted(
+        p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()
+    )
+    assert execute(command) == 2
+    assert "replace an earlier export with --overwrite" in " ".join(capsys.readouterr().err.split())
+    (out / "mine.gguf").write_text("x")
+    assert execute([*command, "--overwrite"]) == 2
+    assert "mine.gguf is not of it" in " ".join(capsys.readouterr().err.split())
+    (out / "mine.gguf").unlink()
+    assert execute([*command, "--overwrite"]) == 0
+    assert (out / "adapter_config.json").is_file() and not (out / "model.safetensors").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    (out / "export.json").unlink()
+    with pytest.raises(UsageError, match=r"there is no export\.json here"):
+        export(trained, "peft", out, overwrite=True)
+    assert (out / "adapter_config.json").is_file()
+
+
 def test_what_is_pushed_is_the_folder(trained, tmp_path, monkeypatch, capsys):
     import huggingface_hub
 
