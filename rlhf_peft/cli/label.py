@@ -61,6 +61,10 @@ def label(
         bool, typer.Option("--results", help="Print agreement and win rates and serve nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Results as JSON.")] = False,
+    instructions: Annotated[
+        str | None,
+        typer.Option("--instructions", metavar="TEXT", help="What to judge by; kept with the judgements."),
+    ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 0,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
     device: Device = None,
@@ -94,6 +98,8 @@ def label(
         _export(store, export)
         _results(store, as_json)
         return
+    if instructions is not None:
+        store.instructions = instructions
     if not store.pairs():
         raise UsageError(f"{store.path}: holds no pairs. Give a file of pairs, --run RUN or --compare RUN.")
     from ..labelling.serve import serve

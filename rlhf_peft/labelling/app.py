@@ -6,6 +6,7 @@ Which completion stands on the left is drawn for each person and pair, and nothi
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,6 +32,11 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
+INSTRUCTIONS = (
+    "Read the prompt and both answers, and choose the answer that you would rather have got. Take a tie where neither is "
+    "better, and skip a pair that you cannot judge: it is left out."
+)
+"""What the page says where `--instructions` was not given."""
 LONGEST = 10_000
 """Characters of a note or a name; more is nobody's note."""
 MOST_BYTES = 2**18
@@ -52,7 +58,8 @@ def make_app(
     page = (PAGE / "label.html").read_text(encoding="utf-8")
     page = page.replace("/*css*/", (PAGE / "label.css").read_text(encoding="utf-8"))
     page = page.replace("/*js*/", (PAGE / "label.js").read_text(encoding="utf-8"))
-    page = page.replace("{{title}}", title.replace("&", "&amp;").replace("<", "&lt;"))
+    page = page.replace("{{title}}", html.escape(title))
+    page = page.replace("{{instructions}}", html.escape(store.instructions or INSTRUCTIONS))
 
     def guarded(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:

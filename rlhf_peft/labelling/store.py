@@ -31,6 +31,7 @@ create table if not exists judgements (
   choice text not null check (choice in ('a', 'b', 'tie', 'skip')), note text not null default '',
   seconds real not null default 0, at real not null, unique (pair, annotator)
 );
+create table if not exists settings (name text primary key, value text not null);
 create index if not exists judged on judgements (annotator, pair);
 """
 
@@ -109,6 +110,18 @@ class Store:
                 yield connection
         finally:
             connection.close()
+
+    @property
+    def instructions(self) -> str:
+        """What people are asked to judge by; "": nobody has said it."""
+        with self._open() as connection:
+            row = connection.execute("select value from settings where name = 'instructions'").fetchone()
+        return "" if row is None else str(row["value"])
+
+    @instructions.setter
+    def instructions(self, text: str) -> None:
+        with self._open() as connection:
+            connection.execute("insert or replace into settings values ('instructions', ?)", (text,))
 
     def add(self, pairs: Sequence[Pair]) -> int:
         """Add pairs; one that is there already stays as it is. Returns how many were new."""

@@ -53,6 +53,24 @@ def test_it_fits(open_page, picture, link, width, scheme):
     picture(page, f"label-{width}-{scheme}")
 
 
+def test_a_name_is_kept_where_the_page_comes_from_another_port(open_page, store):
+    with served(store) as first, served(store) as second:
+        assert first.link != second.link
+        page = open_page(first.link)
+        page.fill("#name", "Zoë; b=c")
+        page.click("#who button")
+        judged(page, 0)
+        page.goto(second.link)
+        assert page.input_value("#name") == "Zoë; b=c"
+
+
+def test_instructions_are_shown_as_text(open_page, store):
+    store.instructions = "Choose what is <b>kinder</b>.\nNot what is longer."
+    with served(store) as server:
+        page = open_page(server.link)
+        assert page.inner_text("#instructions p") == "Choose what is <b>kinder</b>.\nNot what is longer."
+
+
 def test_from_the_first_click_to_a_reward_model(open_page, link, store, tmp_path):
     page = open_page(link)
     page.fill("#name", "ann")

@@ -38,6 +38,13 @@ def judging(monkeypatch):
     monkeypatch.setattr("rlhf_peft.labelling.serve.serve", serve)
 
 
+def test_instructions_are_kept_with_the_judgements(pairs, judging):
+    command = ["label", str(pairs), "--db", "j.db", "--no-open"]
+    assert execute([*command, "--instructions", "Choose the kinder one."]) == 0
+    assert execute(command) == 0
+    assert Store(pairs.parent / "j.db").instructions == "Choose the kinder one."
+
+
 @pytest.mark.usefixtures("judging")
 def test_from_a_file_to_preferences(pairs, capsys):
     assert execute(["label", "pairs.jsonl", "--no-open"]) == 0

@@ -3,11 +3,13 @@
   const element = (id) => document.getElementById(id);
   let annotator = "", shown = null, begun = 0, busy = false;
 
+  // A cookie, as the page is served at another port each time: cookies are of the host, local storage is of host and port.
   const remembered = () => {
-    try { return localStorage.getItem("annotator") || ""; } catch { return ""; }
+    const kept = document.cookie.split("; ").find((pair) => pair.startsWith("rlhf_peft_annotator="));
+    try { return kept ? decodeURIComponent(kept.split("=")[1]) : ""; } catch { return ""; }
   };
   const remember = (name) => {
-    try { localStorage.setItem("annotator", name); } catch { /* a private window */ }
+    document.cookie = `rlhf_peft_annotator=${encodeURIComponent(name)}; path=/; max-age=31536000; SameSite=Strict`;
   };
 
   const ask = async (path, said) => {
