@@ -33,8 +33,8 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 INSTRUCTIONS = (
-    "Read the prompt and both answers, and choose the answer that you would rather have got. Take a tie where neither is "
-    "better, and skip a pair that you cannot judge: it is left out."
+    "Read the prompt and both answers, and choose the answer that you would rather have got. Take a tie where neither "
+    "is better, and skip a pair that you cannot judge: it is left out."
 )
 """What the page says where `--instructions` was not given."""
 LONGEST = 10_000
