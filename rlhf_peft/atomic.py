@@ -229,5 +229,5 @@ def error_number(error: Exception) -> int | None:
     """The operating system's number of an error, also of one that Rust has written into its text."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return None if found is None else int(found[1])
+    found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))
+    return None if found is None else int(found[1] or found[2])

@@ -22,28 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from .compat import put_back_default_device
+
 IMPORT_LIMIT = 120.0
 """Seconds that the import of a file may take in the run's process."""
 
 Kept = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
-def default_device() -> torch.device:
-    """Where torch makes tensors; torch 2.9 does not say so any more once the default was put back."""
-    try:
-        return torch.get_default_device()
-    except AttributeError:
-        return torch.device("cpu")
-
-
 SETTINGS: tuple[Kept, ...] = (
     (os.getcwd, os.chdir),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
-    (
-        default_device,
-        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
-    ),
+    (torch.get_default_device, put_back_default_device),
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),

@@ -10,7 +10,6 @@ import torch
 
 from rlhf_peft.errors import PluginError, RewardError
 from rlhf_peft.functions import FunctionReward, in_process
-from rlhf_peft.functions.in_process import default_device
 from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.registry import Registry
 from rlhf_peft.stages.rl.rewarding import Rewards
@@ -36,7 +35,7 @@ def state():
         os.getcwd(),
         torch.is_grad_enabled(),
         torch.get_default_dtype(),
-        default_device(),
+        torch.get_default_device(),
         torch.get_num_threads(),
         sys.argv,
         os._exit,
