@@ -14,7 +14,9 @@ def validate(
     context: typer.Context,
     recipe: RecipeName,
     overrides: Overrides = None,
-    data: Annotated[bool, typer.Option("--data", help="Read every dataset too.")] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="Read every dataset too, and say where 4 bits are not needed.")
+    ] = False,
     plugin: Plugins = None,
     reward: Rewards = None,
     verbose: Verbose = False,
@@ -27,7 +29,8 @@ def validate(
 
     if data:
         from .. import api
+        from ..planning.forecast import precision_notes
 
-        for line in api.check_data(loaded, registry=registry):
+        for line in [*api.check_data(loaded, registry=registry), *precision_notes(loaded, registry)]:
             print(line, file=sys.stderr)
     print(dump(loaded), end="")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from ..engine import Source
 from ..engine.source import resolve_device
+from ..errors import DataError, ModelError, UsageError
 from ..recipe import Recipe, StageBase, load
 from ..registry import Registry
 from .cards import Budget, budget
@@ -34,6 +37,35 @@ def forecast(
     Raises:
         UsageError: the card, the model's configuration or local data cannot be used.
     """
+    first, again = _planned(recipe, registry, gpu, trust_remote_code)
+    if first.verdict == "fits":
+        first.notes += _whole_precision(recipe, again)
+        return Forecast(first, [])
+    tries = candidates(recipe, gpu=first.budget.device == "cuda")
+    return Forecast(first, remedies(first, tries, again))
+
+
+def precision_notes(recipe: Recipe, registry: Registry) -> list[str]:
+    """What `plan` says where the model would fit on this machine without 4 bits too; [] where that is not known.
+
+    It is known of models that are on this machine: nothing is downloaded.
+    """
+    if not _few_bits(recipe) or not Path(Source(recipe.model.path).location).is_dir():
+        return []
+    with suppress(ModelError, UsageError, DataError):
+        first, again = _planned(recipe, registry, None, trust_remote_code=False)
+        return _whole_precision(recipe, again) if first.verdict == "fits" else []
+    return []
+
+
+Again = Callable[[Sequence[str]], Plan]
+"""Plans a recipe with overrides."""
+
+
+def _planned(
+    recipe: Recipe, registry: Registry, gpu: str | None, trust_remote_code: bool
+) -> tuple[Plan, Again]:
+    """A recipe's plan, and what plans it again with overrides."""
     there = resolve_device(recipe.device).type if gpu is None else "cuda"
     room = budget(gpu, there)
     known: dict[tuple[str, int], tuple[int, str]] = {}
@@ -52,22 +84,16 @@ def forecast(
     def again(overrides: Sequence[str]) -> Plan:
         return plan(load(recipe.model_dump(mode="json", exclude_none=True), overrides, plugins=registry))
 
-    first = plan(recipe)
-    if first.verdict == "fits":
-        first.notes += whole_precision(recipe, again)
-        return Forecast(first, [])
-    tries = candidates(recipe, gpu=room.device == "cuda")
-    return Forecast(first, remedies(first, tries, again))
+    return plan(recipe), again
 
 
-def whole_precision(recipe: Recipe, again: Callable[[Sequence[str]], Plan]) -> list[str]:
-    """A note where the model would fit without 4 bits too, which cost quality.
+def _few_bits(recipe: Recipe) -> bool:
+    return recipe.model.quantization in ("nf4", "fp4")
 
-    Args:
-        recipe: that fits.
-        again: plans it with overrides.
-    """
-    if recipe.model.quantization not in ("nf4", "fp4"):
+
+def _whole_precision(recipe: Recipe, again: Again) -> list[str]:
+    """A note where the model of a recipe that fits would fit without 4 bits too, which cost quality."""
+    if not _few_bits(recipe):
         return []
     whole = again(["model.quantization=none"])
     if whole.verdict != "fits":
