@@ -31,7 +31,10 @@ class OnlineDpoOptions(AlgorithmOptions):
 
 
 class OnlineDpo(AlgorithmBase):
-    """One pair a prompt; a prompt whose completions all score the same has none."""
+    """One pair a prompt; a prompt whose completions all score the same has none.
+
+    TRL's trainer takes the first of two completions with equal scores as the better one.
+    """
 
     Options = OnlineDpoOptions
     roles = ("policy", "reference")
