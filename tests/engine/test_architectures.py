@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from rlhf_peft.engine import POLICY, REFERENCE
 
@@ -159,3 +161,42 @@ def test_half_precision_keeps_what_trains_in_full(folder_of, name):
         merged = model(input_ids=ids, use_cache=False).logits.float()
     expected = logits(base, "reward-0", ids)
     assert float((merged - expected).abs().mean() / expected.abs().mean()) < 0.03
+
+
+def in_plain_peft(folder, adapter, ids, weights, dtype):
+    """Log-probabilities and the adapter's gradient in plain transformers and PEFT, the weights rounded to bfloat16."""
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(dtype)
+    model = PeftModel.from_pretrained(plain, adapter, is_trainable=True)
+    model = model.double() if dtype == torch.float64 else model
+    logits = model(input_ids=ids).logits[:, :-1]
+    logps = (logits if dtype == torch.float64 else logits.float()).log_softmax(-1)
+    picked = logps.gather(-1, ids[:, 1:, None])[..., 0]
+    (picked * weights).sum().backward()
+    return picked.detach(), {
+        n.replace(".default.", "."): p.grad for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_half_precision_is_no_further_from_double_than_plain_peft(folder_of, tmp_path, name):
+    base = load(folder_of(name), "none", compute_dtype="bfloat16")
+    stir(base, POLICY)
+    base.save_role(POLICY, tmp_path)
+    ids, mask = tokens(4, 48), torch.ones(4, 48, dtype=torch.bool)
+    weights = torch.randn(4, 47, generator=torch.Generator().manual_seed(1))
+    with base.training([POLICY]), base.role(POLICY):
+        ours = base.logps(base.hidden(ids), ids, mask)[0][:, 1:]
+        (ours * weights).sum().backward()
+        mine = {n.replace(f".{POLICY}.", "."): p.grad for n, p in base.model.named_parameters()}
+    exact, true = in_plain_peft(folder_of(name), tmp_path, ids, weights, torch.float64)
+    plain, theirs = in_plain_peft(folder_of(name), tmp_path, ids, weights, torch.bfloat16)
+
+    def error(logps):
+        return float((logps.double() - exact).abs().mean())
+
+    def angle(gradient):
+        one, other = (torch.cat([g[name].double().flatten() for name in true]) for g in (gradient, true))
+        return 1 - float(torch.nn.functional.cosine_similarity(one, other, dim=0))
+
+    assert 0 < error(ours.detach()) < 1.1 * error(plain)
+    assert 0 < angle(mine) < 1.1 * angle(theirs)
