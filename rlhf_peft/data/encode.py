@@ -14,19 +14,26 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from ..engine.ends import end_ids
+from ..engine.ends import end_ids, turn_end
 from ..engine.templates import TemplateRefused, render
 from ..errors import DataError
-from .complete import misplaced, missing, shape
+from .complete import missing
 from .conversation import Messages, with_system
+from .marks import Marked, mark, misplaced, unwritten_keys
 from .rows import TOO_LONG, BadRow
 
 log = logging.getLogger("rlhf_peft")
 
 Tools = list[dict[str, Any]] | None
+Compose = Callable[[Messages, Tools], str]
+
+REFUSED = "refused by the chat template"
+"""The kind of a bad row for which a template raises an error."""
+SHAPES = 4096
+"""Most shapes of conversations that an encoder remembers."""
 
 LEADS = ("\n", ".", "a", "0")
 """Letters before a text that is to be encoded as it continues another; one of them stays a token of its own."""
@@ -69,7 +76,8 @@ class Encoder:
         self.eos_ids = frozenset(end_ids(tokenizer, self.template_kwargs) if eos_ids is None else eos_ids)
         self.start = self._start()
         self.notes: set[str] = set()
-        self._shapes: dict[tuple[Any, ...], str | None] = {}
+        self._turn_end = turn_end(tokenizer, self.template_kwargs)
+        self._problems: dict[tuple[Any, ...], tuple[str | None, list[str]]] = {}
 
     # --- examples ---
 
@@ -81,9 +89,7 @@ class Encoder:
         prompt, tools = self._prompt(row), row.get("tools")
         if isinstance(prompt, str):
             return self._known(self._started(prompt))
-        text = self._prompt_text(prompt, tools)
-        self._check_text(text, prompt, tools)
-        return self._known(self._tokens(text))
+        return self._known(self._tokens(self._written(self._prompt_text, prompt, tools)[0]))
 
     def answers(self, row: Mapping[str, Any], *names: str) -> tuple[list[int], list[list[int]]]:
         """Ids of an example's prompt, and of each of its answers with its end.
@@ -100,9 +106,9 @@ class Encoder:
             ids = self._known(self._started(prompt))
             answers = [self._continued(prompt, prompt + row[name], ids, self.start) for name in names]
         else:
-            before = self._prompt_text(prompt, tools)
+            before = self._written(self._prompt_text, prompt, tools)[0]
             ids = self._known(self._tokens(before))
-            texts = [self._answered(before, prompt, row[name], tools) for name in names]
+            texts = [self._whole(before, prompt, row[name], tools) for name in names]
             answers = [self._continued(before, text, ids) for text in texts]
         ended = [self._known(self._ended(answer)) for answer in answers]
         return ids, [self._fitted(ids, answer, name) for answer, name in zip(ended, names, strict=True)]
@@ -173,38 +179,50 @@ class Encoder:
         prompt = row.get("prompt") or ""
         return prompt if isinstance(prompt, str) else with_system(prompt, self.system)
 
-    def _answered(self, before: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
+    def _whole(self, before: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
         """The text of a prompt and its answer; it begins with the prompt's own text."""
-        messages = joined(prompt, answer)
-        whole = self._render(messages, tools)
-        if not whole.startswith(before):
-            whole = before + self._after(before, whole, answer)
-        self._check_text(whole, messages, tools)
-        return whole
 
-    def _after(self, before: str, whole: str, answer: Messages) -> str:
+        def compose(messages: Messages, tools: Tools) -> str:
+            return self._answered(messages[: len(prompt)], messages[len(prompt) :], tools)
+
+        text, _ = self._written(compose, [*prompt, *self._unended(answer)], tools)
+        if not text.startswith(before):
+            raise rewritten()
+        return text
+
+    def _answered(self, prompt: Messages, answer: Messages, tools: Tools) -> str:
+        """The text of a prompt, as sampling sees it, and of its answer."""
+        before, whole = self._prompt_text(prompt, tools), self._render(joined(prompt, answer), tools)
+        return whole if whole.startswith(before) else before + self._after(before, whole, prompt, answer, tools)
+
+    def _after(self, before: str, whole: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
         """The answer as the template writes it, where the template changes the prompt once it is answered."""
         self.notes.add(
             "hold a prompt that the chat template writes differently once it is answered; answers are put after the "
             "prompt alone, as in sampling (model.chat_template_kwargs may make the two agree)"
         )
-        shared = 0
-        while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
-            shared += 1
-        said = answer[0]["content"] or ""
-        for content in (said.strip(), said.rpartition("</think>")[2].strip()):
-            # It begins before the first difference where its first letters agree with the prompt's end.
-            place = whole.find(content, max(0, shared - len(content))) if content else -1
-            if place >= 0:
-                return whole[place:]
-        raise BadRow("the chat template rewrites the answer beyond recognition", "rewritten by the template")
+        # The answer's first text stands where its mark would stand; its turn begins where the two texts part.
+        marked = mark(answer)
+        other = self._render(joined(prompt, marked.messages), tools)
+        first = min((other.find(m.text) for m in marked.marks if m.text in other), default=-1)
+        if first < 0 or not whole.startswith(other[:first]):
+            raise rewritten()
+        asked = self._render(prompt, tools) if prompt[-1]["role"] != "assistant" else ""
+        floor = agreeing(asked, whole)
+        start = max(floor, min(agreeing(before, whole), first))
+        if any(m.kind == "thought" for m in marked.marks if m.message == 0):
+            thought = whole.find("<think>", floor, start)
+            start = start if thought < 0 else thought
+        for opening, closing in ("<>", "[]"):  # not in the middle of a tag that begins like one of the prompt's
+            opened = whole.rfind(opening, floor, start)
+            start = opened if opened > whole.rfind(closing, floor, start) else start
+        return whole[start:]
 
     def _conversation(
         self, messages: Messages, tools: Tools, assistant_only: bool
     ) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and which of them are trained on."""
-        text = self._render(messages, tools)
-        self._check_text(text, messages, tools)
+        text, messages = self._written(self._render, self._unended(messages), tools)
         ids, offsets = self._with_offsets(text)
         mask = [True] * len(ids)
         if assistant_only:
@@ -254,38 +272,73 @@ class Encoder:
                 "Use a model with one, save a chat_template.jinja beside the tokenizer, or give rows of "
                 "plain text."
             )
-        how = {**how, **self.template_kwargs}
-        first: TemplateRefused | None = None
-        for version in versions(messages):
+        try:
+            return render(self.tokenizer, messages, tools=tools, **{**how, **self.template_kwargs})
+        except TemplateRefused as error:
+            raise BadRow(str(error), REFUSED) from error
+
+    def _written(self, compose: Compose, messages: Messages, tools: Tools) -> tuple[str, Messages]:
+        """The text of a conversation, and the conversation in the first form that the template writes whole.
+
+        Raises:
+            BadRow: the template refuses every form, or does not write everything once and in its place.
+        """
+        first: BadRow | None = None
+        marked = mark(messages, tools)
+        for place, form in enumerate(FORMS):
+            version = form(messages)
+            if place and version == messages:
+                continue
             try:
-                return render(self.tokenizer, version, tools=tools, **how)
-            except TemplateRefused as error:
-                first = first or error
-        raise BadRow(str(first), "refused by the chat template") from first
+                text = compose(version, tools)
+                self._check_shape(compose, place, marked)
+                self._check_text(text, messages, tools)
+                return text, version
+            except BadRow as bad:  # what a template leaves out says more than that it refuses another form
+                first = bad if first is None or first.kind == REFUSED != bad.kind else first
+        assert first is not None
+        raise first
+
+    def _check_shape(self, compose: Compose, form: int, marked: Marked) -> None:
+        """BadRow unless everything in a conversation of this shape is written, once and in its place."""
+        kind = (compose.__name__, form, marked.shape)
+        if kind not in self._problems:
+            if len(self._problems) >= SHAPES:
+                self._problems.clear()
+            try:
+                text = compose(FORMS[form](marked.messages), marked.tools)
+                self._problems[kind] = misplaced(text, marked), list(unwritten_keys(text, marked))
+            except BadRow:  # a template may refuse the marks
+                self._problems[kind] = None, []
+        problem, keys = self._problems[kind]
+        if problem is not None:
+            raise changed(problem)
+        self.notes |= {f"hold the key {key} in messages, which the chat template does not write" for key in keys}
 
     def _check_text(self, text: str, messages: Messages, tools: Tools) -> None:
-        """BadRow unless everything that the conversation says stands in its text, once and in its place."""
-        kind = shape(messages, tools)
-        if kind not in self._shapes:
-            try:
-                self._shapes[kind] = misplaced(self._render, messages, tools)
-            except BadRow:  # a template may refuse the marks
-                self._shapes[kind] = None
-        problem = self._shapes[kind]
-        if problem is None:
-            lost, thoughts = missing(text, messages, tools)
-            problem = None if lost is None else f"{lost} does not stand in its text, or not in its place"
-            if thoughts:
-                self.notes.add(
-                    "hold thoughts in earlier turns, which the chat template leaves out, as it does in use; they are "
-                    "not trained on"
-                )
-        if problem is not None:
-            raise BadRow(
-                f"the chat template would change what is trained on: {problem}",
-                "that the chat template does not write whole",
-                "Change the row, or use a model whose chat template knows all of it",
+        """BadRow unless everything that the conversation says stands in its text, and in its place."""
+        lost, thoughts = missing(text, messages, tools)
+        if thoughts:
+            self.notes.add(
+                "hold thoughts in earlier turns, which the chat template leaves out, as it does in use; they are "
+                "not trained on"
             )
+        if lost is not None:
+            raise changed(f"{lost} does not stand in its text, or not in its place")
+
+    def _unended(self, messages: Messages) -> Messages:
+        """Messages of the assistant without an end that is written out in them, where the template writes one."""
+        if self._turn_end is None:
+            return messages
+        ends = tuple(self.tokenizer.convert_ids_to_tokens(sorted(self.eos_ids)))
+        made = []
+        for message in messages:
+            content = message["content"] or ""
+            while message["role"] == "assistant" and content.rstrip().endswith(ends):
+                last = next(end for end in ends if content.rstrip().endswith(end))
+                content = content.rstrip().removesuffix(last)
+            made.append({**message, "content": content} if content != (message["content"] or "") else message)
+        return made
 
     # --- tokens ---
 
@@ -343,12 +396,17 @@ class Encoder:
 
     def _ended(self, ids: list[int]) -> list[int]:
         """The ids with one end: blanks after it are cut; EOS follows where there is none."""
-        last = len(ids)
-        while last and ids[last - 1] not in self.eos_ids:
-            last -= 1
-        if last and not self.tokenizer.decode(ids[last:]).strip():
-            return ids[:last]
-        return ids if self.eos_id is None else [*ids, self.eos_id]
+        last = self._last_end(ids)
+        if last is None:
+            return ids if self.eos_id is None else [*ids, self.eos_id]
+        while (before := self._last_end(ids[:last])) is not None:
+            last = before
+        return ids[: last + 1]
+
+    def _last_end(self, ids: list[int]) -> int | None:
+        """Where the end stands that only blanks follow; None where there is none."""
+        last = next((place for place in range(len(ids) - 1, -1, -1) if ids[place] in self.eos_ids), None)
+        return None if last is None or self.tokenizer.decode(ids[last + 1 :]).strip() else last
 
     def _fitted(self, prompt: list[int], answer: list[int], name: str) -> list[int]:
         """The answer, cut at `max_length` where the recipe says so; else BadRow where it is too long."""
@@ -387,14 +445,58 @@ def joined(prompt: Messages, answer: Messages) -> Messages:
     return [*prompt[:-1], both, *answer[1:]]
 
 
-def versions(messages: Messages) -> list[Messages]:
-    """A conversation as templates may want it: as it is, without None, and with arguments of calls as JSON text."""
-    made = [messages]
-    if any(message["content"] is None for message in messages):
-        made.append([{**message, "content": message["content"] or ""} for message in messages])
-    if any(message.get("tool_calls") for message in messages):
-        made.append([as_text(message) for message in made[-1]])
-    return made
+def filled_contents(messages: Messages) -> Messages:
+    """A conversation with empty contents in the place of None."""
+    return [{**m, "content": m["content"] or ""} for m in messages]
+
+
+def bare_calls(messages: Messages) -> Messages:
+    """A conversation whose tool calls without text have the content None."""
+    return [{**m, "content": m["content"] or None} if m.get("tool_calls") else m for m in messages]
+
+
+def text_arguments(messages: Messages) -> Messages:
+    """A conversation whose tool calls have their arguments as JSON text, and empty contents."""
+    return [as_text(m) for m in filled_contents(messages)]
+
+
+def bare_text_calls(messages: Messages) -> Messages:
+    """The same, with the content None where there are only tool calls."""
+    return bare_calls(text_arguments(messages))
+
+
+FORMS: tuple[Callable[[Messages], Messages], ...] = (
+    lambda messages: messages,
+    filled_contents,
+    bare_calls,
+    text_arguments,
+    bare_text_calls,
+)
+"""A conversation as templates may want it; the first that is written whole is taken."""
+
+
+def agreeing(first: str, second: str) -> int:
+    """How many letters two texts begin with alike."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def rewritten() -> BadRow:
+    """What is wrong with a row whose answer cannot be found in the template's text."""
+    return BadRow(
+        "the chat template rewrites the answer beyond recognition",
+        "rewritten by the template",
+        "Set model.chat_template_kwargs so that a prompt is written alike with and without its answer",
+    )
+
+
+def changed(problem: str) -> BadRow:
+    """What is wrong with a row that the template does not write as it is."""
+    return BadRow(
+        f"the chat template would change what is trained on: {problem}",
+        "that the chat template does not write whole",
+        "Change the row, or use a model whose chat template knows all of it",
+    )
 
 
 def as_text(message: Mapping[str, Any]) -> dict[str, Any]:
