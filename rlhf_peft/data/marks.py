@@ -102,9 +102,7 @@ def mark(messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -
             for call in message["tool_calls"]:
                 function = dict(call.get("function", call))
                 function["name"] = new(calls, number, "call")
-                function["arguments"] = arguments(
-                    function["arguments"], f"the arguments of {calls}", number
-                )
+                function["arguments"] = arguments(function["arguments"], f"the arguments of {calls}", number)
                 written.append({**call, "function": function} if "function" in call else function)
             other["tool_calls"] = written
         return other
@@ -132,7 +130,9 @@ def _tool(tool: Mapping[str, Any], new: Any) -> dict[str, Any]:
             elif key == "description" and isinstance(item, str) and item.strip():
                 made[key] = new("a description of a tool", -1, "value")
             elif key == "enum" and isinstance(item, list):
-                made[key] = [new("an allowed value of a tool", -1, "tool") if isinstance(i, str) else i for i in item]
+                made[key] = [
+                    new("an allowed value of a tool", -1, "tool") if isinstance(i, str) else i for i in item
+                ]
             else:
                 made[key] = schema(item, inside=key in ("properties", "$defs"))
         return made

@@ -142,7 +142,10 @@ TALK = {"messages": [user("one"), assistant("two"), user("three"), assistant("fo
         ("{{ m.content if not loop.last }}", r"the content of message 4 \(assistant\) is not written"),
         ("{{ m.content[:2] }}", r"the content of message 1 \(user\) is not written"),
         ("{{ m.content | upper }}", r"message 1"),
-        ("{{ messages[loop.length - loop.index].content }}", r"message 2 \(assistant\) stands in another place"),
+        (
+            "{{ messages[loop.length - loop.index].content }}",
+            r"message 2 \(assistant\) stands in another place",
+        ),
         ("{{ m.text }}", r"message 1"),
     ],
 )
@@ -176,7 +179,9 @@ def test_thoughts_of_earlier_turns_may_go_and_it_is_said(qwen2, monkeypatch, cap
     (text,) = texts(Encoder(qwen2), talk)
     assert text.count("hm") == 1 and "1 of 1 rows hold thoughts in earlier turns" in caplog.text
     monkeypatch.setattr(qwen2, "chat_template", template("{{ m.content.split('</think>')[-1] }}"))
-    with pytest.raises(DataError, match=r"the thoughts in the content of message 4 \(assistant\) are not written"):
+    with pytest.raises(
+        DataError, match=r"the thoughts in the content of message 4 \(assistant\) are not written"
+    ):
         texts(Encoder(qwen2), talk)
 
 
