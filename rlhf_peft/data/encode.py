@@ -18,6 +18,7 @@ from typing import Any
 
 from ..engine.ends import end_ids
 from .conversation import Messages, with_system
+from .letters import Letters
 from .rows import TOO_LONG, BadRow
 from .written import Tools, Writer
 
@@ -67,6 +68,7 @@ class Encoder:
         self.notes: set[str] = set()
         ends = tokenizer.convert_ids_to_tokens(sorted(self.eos_ids))
         self._writer = Writer(tokenizer, self.template_kwargs, [end for end in ends if end])
+        self._letters = Letters(tokenizer, self.eos_ids)
 
     # --- examples ---
 
@@ -76,9 +78,12 @@ class Encoder:
         Without a prompt, what the tokenizer puts before every text (perhaps nothing).
         """
         prompt, tools = self._prompt(row), row.get("tools")
-        if isinstance(prompt, str):
-            return self._known(self._started(prompt))
-        return self._known(self._tokens(self._writer.prompt(prompt, tools)))
+        text = prompt if isinstance(prompt, str) else self._writer.prompt(prompt, tools)
+        ids = self._started(text) if isinstance(prompt, str) else self._tokens(text)
+        self.notes |= self._letters.changed(text, ids[len(self.start) :] if isinstance(prompt, str) else ids)
+        if not isinstance(prompt, str):
+            self.notes |= self._letters.special(prompt)
+        return self._known(ids)
 
     def answers(self, row: Mapping[str, Any], *names: str) -> tuple[list[int], list[list[int]]]:
         """Ids of an example's prompt, and of each of its answers with its end.
@@ -99,7 +104,10 @@ class Encoder:
             ids = self._known(self._tokens(before))
             texts = [self._writer.answered(before, prompt, row[name], tools) for name in names]
             answers = [self._continued(before, text, ids) for text in texts]
+            self.notes |= self._letters.special(prompt, *(row[name] for name in names))
         ended = [self._known(self._ended(answer)) for answer in answers]
+        if isinstance(prompt, str) and names != ("text",):
+            self.notes |= self._letters.ends(ended)
         return ids, [self._fitted(ids, answer, name) for answer, name in zip(ended, names, strict=True)]
 
     def pair(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
@@ -174,8 +182,10 @@ class Encoder:
         self, messages: Messages, tools: Tools, assistant_only: bool
     ) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and which of them are trained on."""
+        self.notes |= self._letters.special(messages)
         text, messages = self._writer.conversation(messages, tools)
         ids, offsets = self._with_offsets(text)
+        self.notes |= self._letters.changed(text, ids)
         mask = [True] * len(ids)
         if assistant_only:
             spans = self._writer.assistant_spans(messages, tools, text)
@@ -212,6 +222,7 @@ class Encoder:
         """
         prompt = ids[len(start) :] if ids[: len(start)] == list(start) else ids
         every, offsets = self._with_offsets(whole)
+        self.notes |= self._letters.changed(whole, every)
         size, cut = len(prompt), len(before)
         if every[:size] == prompt and (size == len(every) or offsets[size][0] >= cut):
             return every[size:]
@@ -275,9 +286,5 @@ class Encoder:
                 f"model's embedding of {self.vocab_size:,} rows does not have",
                 "with a token that the model does not have",
             )
-        unknown = self.tokenizer.unk_token_id
-        if unknown is not None and unknown not in self.eos_ids and unknown in ids:
-            self.notes.add(
-                f"hold letters that the tokenizer does not know; they become {self.tokenizer.unk_token}"
-            )
+        self.notes |= self._letters.unknown(ids)
         return ids

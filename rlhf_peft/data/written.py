@@ -10,7 +10,7 @@ from ..engine.ends import turn_end
 from ..engine.templates import TemplateRefused, render
 from ..errors import DataError
 from .complete import missing
-from .conversation import Messages
+from .conversation import THOUGHTS, Messages
 from .marks import Marked, mark, misplaced, unwritten_keys
 from .rows import BadRow
 
@@ -204,6 +204,11 @@ def joined(prompt: Messages, answer: Messages) -> Messages:
     last, first = prompt[-1], answer[0]
     if last["role"] != "assistant" or last.get("tool_calls") or first["role"] != "assistant":
         return [*prompt, *answer]
+    if any(last.get(key) and first.get(key) for key in THOUGHTS):
+        raise BadRow(
+            "the unfinished answer in the prompt and the answer that continues it both hold thoughts",
+            "whose answers hold thoughts twice",
+        )
     both = {**last, **first, "content": (last["content"] or "") + (first["content"] or "")}
     return [*prompt[:-1], both, *answer[1:]]
 
