@@ -23,7 +23,9 @@ class Letters:
     def __init__(self, tokenizer: Any, eos_ids: Collection[int]) -> None:
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(eos_ids)
-        self._special = tuple(map(str, tokenizer.all_special_tokens))
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        special = [*tokenizer.all_special_tokens, *(token for token in added if token.special)]
+        self._special = tuple(dict.fromkeys(map(str, special)))
         self._ends = tuple(token for token in tokenizer.convert_ids_to_tokens(sorted(eos_ids)) if token)
         self._faithful = self._kept(PROBE, tokenizer(PROBE, add_special_tokens=False)["input_ids"])
 

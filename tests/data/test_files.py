@@ -313,3 +313,21 @@ def test_no_warnings_escape(jsonl):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(jsonl({"text": "x"}))
+
+
+@pytest.mark.parametrize(
+    "row, found",
+    [
+        ('{"text": "a \\ud83d b"}', r"row 1: it holds half of a surrogate pair \(\\ud83d\)"),
+        ('{"text": {"a": ["\\udc00"]}}', "half of a surrogate pair"),
+        ('{"text": "a", "text": "b"}', "malformed JSON: the key 'text' stands twice"),
+        ('[{"text": "a", "text": "b"}]', "the key 'text' stands twice"),
+    ],
+)
+def test_nothing_of_a_row_is_changed_or_dropped(tmp_path, row, found):
+    for name in ("a.jsonl", "a.json"):
+        if row.startswith("[") and name == "a.jsonl":
+            continue
+        (tmp_path / name).write_text(row)
+        with pytest.raises(DataError, match=found):
+            load(tmp_path / name)
