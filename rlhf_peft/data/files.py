@@ -217,8 +217,9 @@ def csv_rows(text: str, separator: str, source: str, bad: BadRows) -> Iterator[R
                     )
                 yield number, dict(zip(header, record, strict=True))
     except csv.Error as error:
+        why = str(error).replace("unexpected end of data", "a quote is opened and never closed")
         raise DataError(
-            f"{source}, line {reader.line_num:,}: malformed csv: {error}. A field that holds a quote, a line "
+            f"{source}, line {reader.line_num:,}: malformed csv: {why}. A field that holds a quote, a line "
             f"break or the separator stands in quotes, and quotes inside it are doubled."
         ) from error
     finally:

@@ -13,9 +13,17 @@ from .rows import BadRow
 
 SPEAKERS, SAID = ("role", "from"), ("content", "value", "tool_calls", "function_call")
 
+DEEPEST = 200
+"""Lists and objects that may stand in one another; templates and tables go through them one call inside another."""
+TOO_DEEP = f"lists and objects are nested more than {DEEPEST} deep"
+
 
 class DoubledKey(ValueError):
     """A key stands twice in one JSON object."""
+
+
+class TooDeep(ValueError):
+    """Lists and objects stand in one another more than `DEEPEST` times."""
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -32,10 +40,26 @@ def loads(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or a key stands twice in one object.
-        RecursionError: it is nested too deeply.
+        ValueError: it is not JSON, a key stands twice in one object, or it is nested too deeply.
+        RecursionError: it is nested so deeply that Python cannot read it.
     """
-    return json.loads(text, object_pairs_hook=once)
+    value = json.loads(text, object_pairs_hook=once)
+    if text.count("[") + text.count("{") > DEEPEST and is_deep(value):
+        raise TooDeep(TOO_DEEP)
+    return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and objects stand in one another more than `DEEPEST` times."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
 
 
 def parsed(text: str, name: str) -> Any:
@@ -44,7 +68,9 @@ def parsed(text: str, name: str) -> Any:
         return loads(text)
     except DoubledKey as error:
         raise BadRow(f"{name} is JSON text in which {error}", f"with a doubled key in {name}") from error
-    except (ValueError, RecursionError) as error:
+    except (TooDeep, RecursionError) as error:
+        raise BadRow(f"{name} is JSON text whose {TOO_DEEP}", "nested too deeply") from error
+    except ValueError as error:
         raise BadRow(
             f"{name} is text that is not JSON, expected a list (Python's own way of writing lists is not JSON)",
             f"with {name} of the wrong type",

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from .json_text import TOO_DEEP, is_deep
 from .rows import ROW, BadRow, BadRows
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def make_dataset(
     kept = []
     for number, row in rows:
         with bad.row(number):
+            if is_deep(row):
+                raise BadRow(TOO_DEEP, "nested too deeply")
             check_text(row)
             kept.append((number, row))
     bad.finish(len(kept) + len(bad.found))

@@ -331,3 +331,20 @@ def test_nothing_of_a_row_is_changed_or_dropped(tmp_path, row, found):
         (tmp_path / name).write_text(row)
         with pytest.raises(DataError, match=found):
             load(tmp_path / name)
+
+
+@pytest.mark.parametrize("depth", [250, 500, 700, 900, 990, 2000])
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"text": "a", "x": %s}',
+        '{"messages": [{"role": "assistant", "content": "y", "tool_calls": [{"name": "f", "arguments": {"a": %s}}]}]}',
+        '{"messages": [{"role": "assistant", "content": "y", "x": %s}]}',
+        '{"tools": [{"name": "f", "parameters": %s}], "messages": [{"role": "assistant", "content": "y"}]}',
+    ],
+)
+def test_deep_nests_are_refused_by_row(tmp_path, row, depth):
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_text(row % ("[" * depth + "]" * depth))
+        with pytest.raises(DataError, match=r"row 1: .*(nested|recursion)|nested|recursion"):
+            load(tmp_path / name)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_peft.data.json_text import is_written, loads, unwritten
+from rlhf_peft.data.json_text import is_written, loads, parsed, unwritten
 from rlhf_peft.data.rows import BadRow
 
 from .conftest import assistant, user
@@ -63,3 +63,11 @@ def test_one_turn_alone_is_a_conversation_of_one_turn():
 def test_a_key_that_stands_twice_is_refused(text):
     with pytest.raises(ValueError, match="the key 'a' stands twice"):
         loads(text)
+
+
+@pytest.mark.parametrize("depth", [250, 990, 5000])
+def test_deep_nests_are_refused(depth):
+    deep = "[" * depth + "]" * depth
+    with pytest.raises(BadRow, match=r"nested more than 200 deep"):
+        parsed(f'[{{"role": "user", "content": "a", "x": {deep}}}]', "messages")
+    assert loads("[" * 200 + "]" * 200) is not None
