@@ -66,6 +66,8 @@ def example(
             made["chosen_prob"] = probability_of(row)
         if row.get("margin") not in (None, ""):
             made["margin"] = figure_of(row, "margin")
+    if not any(is_messages(value) for value in made.values()):
+        check_plain(row, system)
     tools = offered(row)
     return made if tools is None else {**made, "tools": tools}
 
@@ -89,6 +91,8 @@ def prompt_of(row: Mapping[str, Any], system: str | None = None) -> str | Messag
         plain = isinstance(value, str)
         prompt = text_of(value, "prompt") if plain else led(messages_of(value, "prompt"), row, system)
     filled(prompt, "prompt")
+    if isinstance(prompt, str):
+        check_plain(row, system)
     return prompt
 
 
@@ -113,7 +117,12 @@ def answered(
         raise BadRow("prompt is empty", "with an empty prompt")
     asked, given = split_prompt(asked, given)
     if not asked:
-        raise BadRow("chosen and rejected share no first message, so there is no prompt", "without a prompt")
+        other = next((name for name in ("messages", "conversations") if not blank(row.get(name))), None)
+        raise BadRow(
+            "chosen and rejected share no first message, so there is no prompt",
+            "without a prompt",
+            *([f"Say which column holds it: dataset.columns={{prompt: {other}}}"] if other else []),
+        )
     for name, answer in given.items():
         check_end(answer, name)
     return {"prompt": led(asked, row, system), **given}
@@ -131,6 +140,24 @@ def led(messages: Messages, row: Mapping[str, Any], system: str | None) -> Messa
             "the column system holds another system message than the conversation", "with two system messages"
         )
     return with_system(messages, own)
+
+
+def check_plain(row: Mapping[str, Any], system: str | None) -> None:
+    """BadRow where a row of plain text holds, or is to be given, what only a chat template could write."""
+    for name in ("system", "tools", "functions"):
+        if not blank(row.get(name)):
+            raise BadRow(
+                f"the column {name} stands beside plain text, which has no place for it",
+                f"of plain text with {name}",
+                "Write the row as messages, join texts (dataset.columns={prompt: [system, prompt]}), or give the "
+                f"column another name (dataset.columns={{unread: {name}}})",
+            )
+    if system is not None:
+        raise BadRow(
+            "dataset.system is given, and the row is plain text, which has no place for it",
+            "of plain text",
+            "Write the row as messages",
+        )
 
 
 def blank(value: Any) -> bool:
@@ -183,10 +210,4 @@ def notes_of(row: Mapping[str, Any]) -> list[str]:
         )
     if blank(row.get("system")):
         return notes
-    if written or any(is_messages(unwritten(row.get(name), name)) for name in columns):
-        return [*notes, "hold a system message in the column system; it stands before the conversation"]
-    return [
-        *notes,
-        "hold the column system beside plain text, where it is not trained on; write it into the prompt, as "
-        "dataset.columns={prompt: [system, prompt]} does",
-    ]
+    return [*notes, "hold a system message in the column system; it stands before the conversation"]

@@ -115,7 +115,7 @@ class Writer:
 
     def _prompt_text(self, prompt: Messages, tools: Tools) -> str:
         """The text that the model continues; an unfinished turn of the assistant is left open."""
-        unfinished = bool(prompt) and prompt[-1]["role"] == "assistant"
+        unfinished = bool(prompt) and is_unfinished(prompt[-1])
         return self._render(
             prompt, tools, add_generation_prompt=not unfinished, continue_final_message=unfinished
         )
@@ -199,10 +199,15 @@ class Writer:
         return made
 
 
+def is_unfinished(message: Mapping[str, Any]) -> bool:
+    """Whether a message at the end of a prompt is to be continued; one that calls tools is at its end."""
+    return message["role"] == "assistant" and not message.get("tool_calls")
+
+
 def joined(prompt: Messages, answer: Messages) -> Messages:
     """A conversation and its answer; an unfinished turn of the assistant and what continues it are one turn."""
     last, first = prompt[-1], answer[0]
-    if last["role"] != "assistant" or last.get("tool_calls") or first["role"] != "assistant":
+    if not is_unfinished(last) or first["role"] != "assistant":
         return [*prompt, *answer]
     if any(last.get(key) and first.get(key) for key in THOUGHTS):
         raise BadRow(

@@ -14,6 +14,7 @@ from .conftest import as_example, assistant, user
 from .test_complete import TOOL, texts
 
 TALK = [user("hi"), assistant("ahoy")]
+HH = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,34 @@ def test_two_system_messages():
         as_example({"system": 3, "messages": TALK})
 
 
-def test_a_system_message_beside_plain_text_is_named():
-    assert "beside plain text" in notes_of({"prompt": "hi", "completion": "ahoy", "system": "Be kind"})[0]
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "completion": "b"},
+        {"text": "a"},
+        {"prompt": "a"},
+        HH,
+    ],
+)
+@pytest.mark.parametrize(
+    "name, value", [("system", "Be kind"), ("tools", [TOOL]), ("functions", [TOOL["function"]])]
+)
+def test_what_plain_text_has_no_place_for_is_refused(qwen2, row, name, value):
+    with pytest.raises(DataError, match=rf"row 1: the column {name} stands beside plain text"):
+        texts(Encoder(qwen2), {**row, name: value})
+    texts(Encoder(qwen2), {**row, name: None})
+
+
+def test_a_row_of_plain_text_among_conversations_that_get_a_system_message():
+    with pytest.raises(BadRow, match=r"dataset\.system is given"):
+        as_example({"prompt": "a", "completion": "b"}, system="Be kind")
+
+
+def test_the_column_that_holds_the_prompt_is_named():
+    row = {"conversations": TALK[:1], "chosen": TALK[1:], "rejected": [assistant("no")]}
+    with pytest.raises(BadRow, match=r"no prompt") as problem:
+        as_example(row)
+    assert "dataset.columns={prompt: conversations}" in problem.value.remedy
 
 
 def test_functions_are_tools(minimind):

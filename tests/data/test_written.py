@@ -65,3 +65,11 @@ def test_thoughts_on_both_sides_of_an_unfinished_answer(minimind):
     row = {"prompt": [user("a"), {**assistant("I "), **think}], "completion": [{**assistant("am"), **think}]}
     with pytest.raises(BadRow, match="both hold thoughts"):
         Encoder(minimind).completion(row)
+
+
+def test_a_prompt_that_ends_with_a_call_is_not_continued_inside_of_it(qwen2, monkeypatch):
+    monkeypatch.setattr(qwen2, "chat_template", TURN.replace("TURN", CALLS))
+    asked = [user("w?"), calls(city="Oslo")]
+    prompt = qwen2.decode(Encoder(qwen2).prompt({"prompt": asked}))
+    assert prompt.endswith('get_weather{"city": "Oslo"}<|im_end|>\n<|im_start|>assistant\n')
+    assert ids(qwen2, {"prompt": asked, "completion": [assistant("x")]}) == prompt + "x<|im_end|>"
