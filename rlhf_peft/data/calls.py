@@ -96,7 +96,9 @@ def offered(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         raise BadRow(
             "tools and functions hold different tools", "with two lists of tools", "Keep one of them"
         )
-    return tools or older
+    if tools is not None or older is None:
+        return tools
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in older]
 
 
 def schema(tool: Mapping[str, Any]) -> Any:

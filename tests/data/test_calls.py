@@ -44,7 +44,7 @@ def test_what_no_template_would_write_is_refused(keys, found):
 
 def test_tools_under_their_older_name():
     functions = [TOOL["function"]]
-    assert offered({"functions": functions}) == offered({"functions": json.dumps(functions)}) == functions
+    assert offered({"functions": functions}) == offered({"functions": json.dumps(functions)}) == [TOOL]
     assert offered({"functions": functions, "tools": [TOOL]}) == [TOOL]
     assert offered({"functions": [], "tools": None}) is None
     with pytest.raises(BadRow, match="hold different tools"):
