@@ -8,6 +8,9 @@ from typing import Any
 
 from .rows import BadRow
 
+LARGEST = 3.4e38
+"""Of a figure: the largest number of 32 bits."""
+
 LABELS = {word: True for word in ("true", "1", "1.0", "yes")} | {
     word: False for word in ("false", "0", "0.0", "no")
 }
@@ -49,9 +52,9 @@ def figure_of(row: Mapping[str, Any], name: str) -> float:
     """A number of a row; BadRow where it is not a finite number."""
     value = row[name]
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST:
         raise BadRow(f"{name} is {value!r}, expected a number", f"with a wrong {name}")
     return number

@@ -1,15 +1,15 @@
 """Whether everything that a conversation says stands in the text that the chat template made of it.
 
 Templates leave out what they do not know: roles, tools, parts of content, thoughts. A model would then be trained on
-something else than the row, and nobody would see it. `missing` finds what is left out or stands in another place;
-`misplaced` finds what a template never writes, or writes more than once. Blanks are not compared, and text may stand
-as JSON writes it.
+something else than the row, and nobody would see it. `missing` finds what is left out or stands in another place
+because of what a text is; what a template does with any text, `marks` finds. Blanks are not compared, and text may
+stand as JSON writes it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .conversation import THOUGHTS, Messages
@@ -53,54 +53,6 @@ def missing(
         if message["role"] not in ("system", "developer"):
             place = end
     return None, left_out
-
-
-def misplaced(
-    render: Callable[[Messages, list[dict[str, Any]] | None], str],
-    messages: Messages,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> str | None:
-    """What a template writes more than once, or not at all, of a conversation of this shape; None where all is well.
-
-    Texts, tool calls and tools are replaced by marks that stand nowhere else, so that this does not depend on what the
-    texts are; `shape` says which conversations have the same answer.
-
-    Args:
-        render: the chat template.
-        messages: the conversation.
-        tools: JSON schemas that were offered.
-    """
-    marked = [mark(message, number) for number, message in enumerate(messages)]
-    offered = [{"type": "function", "function": {"name": "zqtoolqz", "parameters": {}}}] if tools else None
-    text = render(marked, offered)
-    if tools and "zqtoolqz" not in text:
-        return "the tools are not written"
-    for number, message in enumerate(messages):
-        where = f"message {number + 1} ({message['role']})"
-        if message["content"] and text.count(f"zq{number}qz") > 1:
-            return f"the content of {where} is written more than once"
-        if message.get("tool_calls") and f"zqcall{number}qz" not in text:
-            return f"the tool calls of {where} are not written"
-        if message.get("tool_calls") and f"zqvalue{number}qz" not in text:
-            return f"the arguments of the tool calls of {where} are not written"
-    return None
-
-
-def mark(message: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A message with marks in the place of its texts."""
-    made = dict(message)
-    if message["content"]:
-        made["content"] = f"zq{number}qz"
-    if message.get("tool_calls"):
-        call = message["tool_calls"][0]
-        function = {"name": f"zqcall{number}qz", "arguments": {"zqkeyqz": f"zqvalue{number}qz"}}
-        made["tool_calls"] = [{**call, "function": function} if "function" in call else {**call, **function}]
-    return made
-
-
-def shape(messages: Messages, tools: Sequence[Mapping[str, Any]] | None) -> tuple[Any, ...]:
-    """What `misplaced` depends on."""
-    return bool(tools), *((m["role"], bool(m["content"]), bool(m.get("tool_calls"))) for m in messages)
 
 
 def said_texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,21 +12,18 @@ every token must have a row in the model's embedding; else the row raises `BadRo
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..engine.ends import end_ids
-from ..engine.templates import TemplateRefused, render
-from ..errors import DataError
-from .complete import misplaced, missing, shape
 from .conversation import Messages, with_system
+from .letters import Letters
 from .rows import TOO_LONG, BadRow
+from .written import Tools, Writer
 
 log = logging.getLogger("rlhf_peft")
 
-Tools = list[dict[str, Any]] | None
 
 LEADS = ("\n", ".", "a", "0")
 """Letters before a text that is to be encoded as it continues another; one of them stays a token of its own."""
@@ -69,7 +66,9 @@ class Encoder:
         self.eos_ids = frozenset(end_ids(tokenizer, self.template_kwargs) if eos_ids is None else eos_ids)
         self.start = self._start()
         self.notes: set[str] = set()
-        self._shapes: dict[tuple[Any, ...], str | None] = {}
+        ends = tokenizer.convert_ids_to_tokens(sorted(self.eos_ids))
+        self._writer = Writer(tokenizer, self.template_kwargs, [end for end in ends if end])
+        self._letters = Letters(tokenizer, self.eos_ids)
 
     # --- examples ---
 
@@ -79,11 +78,12 @@ class Encoder:
         Without a prompt, what the tokenizer puts before every text (perhaps nothing).
         """
         prompt, tools = self._prompt(row), row.get("tools")
-        if isinstance(prompt, str):
-            return self._known(self._started(prompt))
-        text = self._prompt_text(prompt, tools)
-        self._check_text(text, prompt, tools)
-        return self._known(self._tokens(text))
+        text = prompt if isinstance(prompt, str) else self._writer.prompt(prompt, tools)
+        ids = self._started(text) if isinstance(prompt, str) else self._tokens(text)
+        self.notes |= self._letters.changed(text, ids[len(self.start) :] if isinstance(prompt, str) else ids)
+        if not isinstance(prompt, str):
+            self.notes |= self._letters.special(prompt)
+        return self._known(ids)
 
     def answers(self, row: Mapping[str, Any], *names: str) -> tuple[list[int], list[list[int]]]:
         """Ids of an example's prompt, and of each of its answers with its end.
@@ -100,11 +100,14 @@ class Encoder:
             ids = self._known(self._started(prompt))
             answers = [self._continued(prompt, prompt + row[name], ids, self.start) for name in names]
         else:
-            before = self._prompt_text(prompt, tools)
+            before = self._writer.prompt(prompt, tools)
             ids = self._known(self._tokens(before))
-            texts = [self._answered(before, prompt, row[name], tools) for name in names]
+            texts = [self._writer.answered(before, prompt, row[name], tools) for name in names]
             answers = [self._continued(before, text, ids) for text in texts]
+            self.notes |= self._letters.special(prompt, *(row[name] for name in names))
         ended = [self._known(self._ended(answer)) for answer in answers]
+        if isinstance(prompt, str) and names != ("text",):
+            self.notes |= self._letters.ends(ended)
         return ids, [self._fitted(ids, answer, name) for answer, name in zip(ended, names, strict=True)]
 
     def pair(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
@@ -164,7 +167,9 @@ class Encoder:
 
     def take_notes(self) -> list[str]:
         """What was found since the last call, each once."""
-        found, self.notes = sorted(self.notes), set()
+        found = sorted(self.notes | self._writer.notes)
+        self.notes.clear()
+        self._writer.notes.clear()
         return found
 
     # --- prompt and answer ---
@@ -173,42 +178,17 @@ class Encoder:
         prompt = row.get("prompt") or ""
         return prompt if isinstance(prompt, str) else with_system(prompt, self.system)
 
-    def _answered(self, before: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
-        """The text of a prompt and its answer; it begins with the prompt's own text."""
-        messages = joined(prompt, answer)
-        whole = self._render(messages, tools)
-        if not whole.startswith(before):
-            whole = before + self._after(before, whole, answer)
-        self._check_text(whole, messages, tools)
-        return whole
-
-    def _after(self, before: str, whole: str, answer: Messages) -> str:
-        """The answer as the template writes it, where the template changes the prompt once it is answered."""
-        self.notes.add(
-            "hold a prompt that the chat template writes differently once it is answered; answers are put after the "
-            "prompt alone, as in sampling (model.chat_template_kwargs may make the two agree)"
-        )
-        shared = 0
-        while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
-            shared += 1
-        said = answer[0]["content"] or ""
-        for content in (said.strip(), said.rpartition("</think>")[2].strip()):
-            # It begins before the first difference where its first letters agree with the prompt's end.
-            place = whole.find(content, max(0, shared - len(content))) if content else -1
-            if place >= 0:
-                return whole[place:]
-        raise BadRow("the chat template rewrites the answer beyond recognition", "rewritten by the template")
-
     def _conversation(
         self, messages: Messages, tools: Tools, assistant_only: bool
     ) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and which of them are trained on."""
-        text = self._render(messages, tools)
-        self._check_text(text, messages, tools)
+        self.notes |= self._letters.special(messages)
+        text, messages = self._writer.conversation(messages, tools)
         ids, offsets = self._with_offsets(text)
+        self.notes |= self._letters.changed(text, ids)
         mask = [True] * len(ids)
         if assistant_only:
-            spans = self._assistant_spans(messages, tools, text)
+            spans = self._writer.assistant_spans(messages, tools, text)
             mask = [any(first <= start < last for first, last in spans) for start, _ in offsets]
         ended = self._known(self._ended(ids))
         mask = mask[: len(ended)] + [messages[-1]["role"] == "assistant" or not assistant_only] * (
@@ -216,76 +196,6 @@ class Encoder:
         )
         kept = self._fitted([], ended, "the row")
         return kept, mask[: len(kept)]
-
-    def _assistant_spans(self, messages: Messages, tools: Tools, text: str) -> list[tuple[int, int]]:
-        """Where the assistant's turns stand in a rendered conversation, each with its end."""
-        spans = []
-        for place, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._prompt_text(messages[:place], tools) if place else ""
-            turn = self._render(messages[: place + 1], tools).rstrip()
-            if not text.startswith(before) or not text.startswith(turn):
-                raise BadRow(
-                    "assistant_only_loss: the chat template writes earlier turns differently than later ones, so "
-                    "that the assistant's turns cannot be told apart",
-                    "whose assistant turns cannot be told apart",
-                    "Set assistant_only_loss=false, give rows with prompt and completion, or use a template that "
-                    "writes every turn alike",
-                )
-            spans.append((len(before), len(turn)))
-        return spans
-
-    # --- text ---
-
-    def _prompt_text(self, prompt: Messages, tools: Tools) -> str:
-        """The text that the model continues; an unfinished turn of the assistant is left open."""
-        unfinished = bool(prompt) and prompt[-1]["role"] == "assistant"
-        return self._render(
-            prompt, tools, add_generation_prompt=not unfinished, continue_final_message=unfinished
-        )
-
-    def _render(self, messages: Messages, tools: Tools, **how: Any) -> str:
-        """The text that the chat template makes of a conversation; BadRow where it refuses it."""
-        if not self.tokenizer.chat_template:
-            called = getattr(self.tokenizer, "name_or_path", None) or "the model"
-            raise DataError(
-                f"model.path: {called}: the rows are conversations, but the tokenizer has no chat template. "
-                "Use a model with one, save a chat_template.jinja beside the tokenizer, or give rows of "
-                "plain text."
-            )
-        how = {**how, **self.template_kwargs}
-        first: TemplateRefused | None = None
-        for version in versions(messages):
-            try:
-                return render(self.tokenizer, version, tools=tools, **how)
-            except TemplateRefused as error:
-                first = first or error
-        raise BadRow(str(first), "refused by the chat template") from first
-
-    def _check_text(self, text: str, messages: Messages, tools: Tools) -> None:
-        """BadRow unless everything that the conversation says stands in its text, once and in its place."""
-        kind = shape(messages, tools)
-        if kind not in self._shapes:
-            try:
-                self._shapes[kind] = misplaced(self._render, messages, tools)
-            except BadRow:  # a template may refuse the marks
-                self._shapes[kind] = None
-        problem = self._shapes[kind]
-        if problem is None:
-            lost, thoughts = missing(text, messages, tools)
-            problem = None if lost is None else f"{lost} does not stand in its text, or not in its place"
-            if thoughts:
-                self.notes.add(
-                    "hold thoughts in earlier turns, which the chat template leaves out, as it does in use; they are "
-                    "not trained on"
-                )
-        if problem is not None:
-            raise BadRow(
-                f"the chat template would change what is trained on: {problem}",
-                "that the chat template does not write whole",
-                "Change the row, or use a model whose chat template knows all of it",
-            )
 
     # --- tokens ---
 
@@ -312,6 +222,7 @@ class Encoder:
         """
         prompt = ids[len(start) :] if ids[: len(start)] == list(start) else ids
         every, offsets = self._with_offsets(whole)
+        self.notes |= self._letters.changed(whole, every)
         size, cut = len(prompt), len(before)
         if every[:size] == prompt and (size == len(every) or offsets[size][0] >= cut):
             return every[size:]
@@ -343,12 +254,17 @@ class Encoder:
 
     def _ended(self, ids: list[int]) -> list[int]:
         """The ids with one end: blanks after it are cut; EOS follows where there is none."""
-        last = len(ids)
-        while last and ids[last - 1] not in self.eos_ids:
-            last -= 1
-        if last and not self.tokenizer.decode(ids[last:]).strip():
-            return ids[:last]
-        return ids if self.eos_id is None else [*ids, self.eos_id]
+        last = self._last_end(ids)
+        if last is None:
+            return ids if self.eos_id is None else [*ids, self.eos_id]
+        while (before := self._last_end(ids[:last])) is not None:
+            last = before
+        return ids[: last + 1]
+
+    def _last_end(self, ids: list[int]) -> int | None:
+        """Where the end stands that only blanks follow; None where there is none."""
+        last = next((place for place in range(len(ids) - 1, -1, -1) if ids[place] in self.eos_ids), None)
+        return None if last is None or self.tokenizer.decode(ids[last + 1 :]).strip() else last
 
     def _fitted(self, prompt: list[int], answer: list[int], name: str) -> list[int]:
         """The answer, cut at `max_length` where the recipe says so; else BadRow where it is too long."""
@@ -370,40 +286,5 @@ class Encoder:
                 f"model's embedding of {self.vocab_size:,} rows does not have",
                 "with a token that the model does not have",
             )
-        unknown = self.tokenizer.unk_token_id
-        if unknown is not None and unknown not in self.eos_ids and unknown in ids:
-            self.notes.add(
-                f"hold letters that the tokenizer does not know; they become {self.tokenizer.unk_token}"
-            )
+        self.notes |= self._letters.unknown(ids)
         return ids
-
-
-def joined(prompt: Messages, answer: Messages) -> Messages:
-    """A conversation and its answer; an unfinished turn of the assistant and what continues it are one turn."""
-    last, first = prompt[-1], answer[0]
-    if last["role"] != "assistant" or last.get("tool_calls") or first["role"] != "assistant":
-        return [*prompt, *answer]
-    both = {**last, **first, "content": (last["content"] or "") + (first["content"] or "")}
-    return [*prompt[:-1], both, *answer[1:]]
-
-
-def versions(messages: Messages) -> list[Messages]:
-    """A conversation as templates may want it: as it is, without None, and with arguments of calls as JSON text."""
-    made = [messages]
-    if any(message["content"] is None for message in messages):
-        made.append([{**message, "content": message["content"] or ""} for message in messages])
-    if any(message.get("tool_calls") for message in messages):
-        made.append([as_text(message) for message in made[-1]])
-    return made
-
-
-def as_text(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message whose tool calls have their arguments as JSON text."""
-
-    def written(call: Mapping[str, Any]) -> dict[str, Any]:
-        if "function" in call:
-            return {**call, "function": written(call["function"])}
-        return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
-
-    calls = message.get("tool_calls")
-    return {**message, "tool_calls": [written(call) for call in calls]} if calls else dict(message)

@@ -10,25 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .calls import offered
 from .checks import figure_of, filled, label_of, probability_of
-from .conversation import (
-    Messages,
-    describe,
-    is_messages,
-    is_written,
-    messages_of,
-    parsed,
-    shared_prompt,
-    split_prompt,
-    tools_of,
-    unwritten,
-    with_system,
-    wrong,
-)
+from .conversation import Messages, describe, is_messages, messages_of, with_system, wrong
 from .formats import Format
+from .json_text import is_written, parsed, unwritten
 from .rows import BadRow
+from .shared import shared_prompt, split_prompt
 
 ANSWERS = ("chosen", "rejected", "completion")
+READ = ("prompt", "messages", "conversations", "text", *ANSWERS)
+"""Columns that make a format."""
 
 
 def example(
@@ -50,6 +42,14 @@ def example(
         BadRow: a value is empty or of the wrong type, a role is unknown, an answer is none, or chosen and rejected are
             the same.
     """
+    if all(row.get(name) is None for name in format.columns):
+        others = [name for name in READ if row.get(name) is not None]
+        if others:
+            raise BadRow(
+                f"it holds {' and '.join(others)}, where other rows hold {' and '.join(format.columns)}",
+                "of another format",
+                "Write each format to a file of its own",
+            )
     if format.kind == "language_modeling":
         made = demonstration(row, format.columns[0], system)
     elif format.kind == "prompt_only":
@@ -66,7 +66,9 @@ def example(
             made["chosen_prob"] = probability_of(row)
         if row.get("margin") not in (None, ""):
             made["margin"] = figure_of(row, "margin")
-    tools = tools_of(row.get("tools"))
+    if not any(is_messages(value) for value in made.values()):
+        check_plain(row, system)
+    tools = offered(row)
     return made if tools is None else {**made, "tools": tools}
 
 
@@ -77,7 +79,7 @@ def demonstration(row: Mapping[str, Any], name: str, system: str | None) -> dict
         return {"text": text_of(value, name)}
     messages = messages_of(parsed(value, name) if isinstance(value, str) else value, name)
     check_end(messages, name)
-    return {"messages": with_system(messages, system)}
+    return {"messages": led(messages, row, system)}
 
 
 def prompt_of(row: Mapping[str, Any], system: str | None = None) -> str | Messages:
@@ -87,8 +89,10 @@ def prompt_of(row: Mapping[str, Any], system: str | None = None) -> str | Messag
     else:
         value = unwritten(filled(row.get("prompt"), "prompt"), "prompt")
         plain = isinstance(value, str)
-        prompt = text_of(value, "prompt") if plain else with_system(messages_of(value, "prompt"), system)
+        prompt = text_of(value, "prompt") if plain else led(messages_of(value, "prompt"), row, system)
     filled(prompt, "prompt")
+    if isinstance(prompt, str):
+        check_plain(row, system)
     return prompt
 
 
@@ -107,16 +111,58 @@ def answered(
     answers = {name: unwritten(filled(row.get(name), name), name) for name in names}
     if not any(is_messages(value) for value in (prompt, *answers.values())):
         return plain(prompt, answers, words)
-    asked = None if prompt in (None, "", []) else as_messages(prompt, "prompt", "user")
+    asked = None if blank(prompt) else as_messages(prompt, "prompt", "user")
     given = {name: as_messages(value, name, "assistant") for name, value in answers.items()}
     if asked is None and len(given) == 1:
         raise BadRow("prompt is empty", "with an empty prompt")
     asked, given = split_prompt(asked, given)
     if not asked:
-        raise BadRow("chosen and rejected share no first message, so there is no prompt", "without a prompt")
+        other = next((name for name in ("messages", "conversations") if not blank(row.get(name))), None)
+        raise BadRow(
+            "chosen and rejected share no first message, so there is no prompt",
+            "without a prompt",
+            *([f"Say which column holds it: dataset.columns={{prompt: {other}}}"] if other else []),
+        )
     for name, answer in given.items():
         check_end(answer, name)
-    return {"prompt": with_system(asked, system), **given}
+    return {"prompt": led(asked, row, system), **given}
+
+
+def led(messages: Messages, row: Mapping[str, Any], system: str | None) -> Messages:
+    """A conversation with the system message of its row's column `system`, or the given one, unless it has its own."""
+    own = row.get("system")
+    if blank(own):
+        return with_system(messages, system)
+    if not isinstance(own, str):
+        raise BadRow(f"system is {describe(own)}, expected text", wrong("system"))
+    if messages[0]["role"] == "system" and (messages[0]["content"] or "").strip() != own.strip():
+        raise BadRow(
+            "the column system holds another system message than the conversation", "with two system messages"
+        )
+    return with_system(messages, own)
+
+
+def check_plain(row: Mapping[str, Any], system: str | None) -> None:
+    """BadRow where a row of plain text holds, or is to be given, what only a chat template could write."""
+    for name in ("system", "tools", "functions"):
+        if not blank(row.get(name)):
+            raise BadRow(
+                f"the column {name} stands beside plain text, which has no place for it",
+                f"of plain text with {name}",
+                "Write the row as messages, join texts (dataset.columns={prompt: [system, prompt]}), or give the "
+                f"column another name (dataset.columns={{unread: {name}}})",
+            )
+    if system is not None:
+        raise BadRow(
+            "dataset.system is given, and the row is plain text, which has no place for it",
+            "of plain text",
+            "Write the row as messages",
+        )
+
+
+def blank(value: Any) -> bool:
+    """Whether a value says nothing."""
+    return value in (None, []) or (isinstance(value, str) and not value.strip())
 
 
 def plain(prompt: Any, answers: Mapping[str, Any], words: bool) -> dict[str, Any]:
@@ -152,9 +198,16 @@ def check_end(messages: Messages, name: str) -> None:
 
 def notes_of(row: Mapping[str, Any]) -> list[str]:
     """What is to be said of a row beside what is wrong with it."""
-    written = [
-        name for name in ("prompt", "messages", "conversations", *ANSWERS) if is_written(row.get(name))
-    ]
-    return [
+    columns = ("prompt", "messages", "conversations", *ANSWERS)
+    written = [name for name in columns if is_written(row.get(name))]
+    notes = [
         f"hold a conversation as JSON text in the column {name}; it is read as messages" for name in written
     ]
+    if is_written(row.get("text")) and not any(name in row for name in columns):
+        notes.append(
+            "hold a conversation as JSON text in the column text, where it is trained on as it stands; rename the "
+            "column to messages for the chat template to write it"
+        )
+    if blank(row.get("system")):
+        return notes
+    return [*notes, "hold a system message in the column system; it stands before the conversation"]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .json_shapes import rows_in
+from .json_text import loads
 from .rows import BadRow, BadRows
 from .table import make_dataset, table_dataset
 
@@ -121,7 +122,7 @@ def parse_json(text: str) -> Any:
     if not text.strip():
         return None
     try:
-        return json.loads(text)
+        return loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise BadRow(f"malformed JSON at {place}: {error.msg}", "not JSON") from error
@@ -216,8 +217,9 @@ def csv_rows(text: str, separator: str, source: str, bad: BadRows) -> Iterator[R
                     )
                 yield number, dict(zip(header, record, strict=True))
     except csv.Error as error:
+        why = str(error).replace("unexpected end of data", "a quote is opened and never closed")
         raise DataError(
-            f"{source}, line {reader.line_num:,}: malformed csv: {error}. A field that holds a quote, a line "
+            f"{source}, line {reader.line_num:,}: malformed csv: {why}. A field that holds a quote, a line "
             f"break or the separator stands in quotes, and quotes inside it are doubled."
         ) from error
     finally:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import DataError
 from .columns import as_yaml, suggest, whole_prompt
-from .conversation import is_messages, is_written
+from .conversation import is_messages
+from .json_text import is_written
 from .rows import as_text, columns_of, override
 
 if TYPE_CHECKING:
@@ -117,26 +118,44 @@ def require(
     found = set(columns_of(dataset))
     for kind, columns in ACCEPTS[method]:
         if found.issuperset(columns):
-            if say and kind == "preference" and method != "rl":
-                warn_of_unread(found, method, source)
+            if say:
+                warn_of_unread(found, kind, method, source)
             return Format(kind, columns, conversational(dataset, columns))
     raise DataError(misfit(dataset, method, source, stage))
 
 
-def warn_of_unread(found: set[str], method: Method, source: str) -> None:
-    """Warn of columns that stand beside pairs and look as if they said which answer is the better one."""
+SAYING = (
+    *("system_prompt", "instruction", "input", "context", "history", "documents", "reasoning", "thinking"),
+    *("image", "images", "video", "videos", "audio", "audios", "chat_template_kwargs"),
+)
+"""Columns that say something to a model, and that no stage reads."""
+
+
+def warn_of_unread(found: set[str], kind: Kind, method: Method, source: str) -> None:
+    """Warn of columns that look as if they were trained on, and are not read."""
+    saying = [name for name in SAYING if name in found]
+    if saying:
+        log.warning(
+            "%s: not trained on, in any stage: the columns %s. Texts may be joined to a column that is, as in "
+            "dataset.columns={prompt: [context, prompt]}",
+            source,
+            ", ".join(saying),
+        )
+    if kind != "preference" or method == "rl":
+        return
     if "label" in found:
         log.warning(
             "%s: the column label is not read beside chosen and rejected, in any stage; the probability that the "
             "chosen answer is the better one is read from a column chosen_prob",
             source,
         )
-    if "chosen_prob" in found and method != "reward_model":
-        log.warning(
-            "%s: only a reward_model stage weighs pairs by chosen_prob; here every chosen answer counts as "
-            "the better one",
-            source,
-        )
+    for name, what in (("chosen_prob", "weighs pairs by chosen_prob"), ("margin", "reads margins")):
+        if name in found and method != "reward_model":
+            log.warning(
+                "%s: only a reward_model stage %s; here every chosen answer counts as the better one",
+                source,
+                what,
+            )
 
 
 def mappable(method: Method) -> list[tuple[str, ...]]:

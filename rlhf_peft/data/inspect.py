@@ -188,7 +188,7 @@ def inspect(
     return found
 
 
-ALSO_READ = ("tools", "chosen_prob", "margin")
+ALSO_READ = ("tools", "functions", "system", "chosen_prob", "margin")
 """Columns that stages read beside those of a format."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import DataError
 from .conversation import is_messages
+from .json_text import once
 
 SPACE = " \t\r\n"
 
@@ -38,7 +39,7 @@ def rows_in(text: str, source: str) -> tuple[list[Any], str]:
 
 def documents(text: str, source: str) -> Iterator[Any]:
     """The JSON values that stand one after the other in a text, with blanks or commas between them."""
-    decoder, place = json.JSONDecoder(), 0
+    decoder, place = json.JSONDecoder(object_pairs_hook=once), 0
     while place < len(text):
         if text[place] in SPACE:
             place += 1

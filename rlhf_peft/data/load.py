@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .conversation import unwritten
 from .files import SUFFIXES, brief, read_file
+from .json_text import unwritten
 from .rows import ROW, BadRows, OnBadRow, as_text, columns_of, override, quiet
 from .table import make_dataset
 

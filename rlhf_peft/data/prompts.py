@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .conversation import tools_of
+from .calls import offered
 from .encode import Encoder
 from .examples import notes_of, prompt_of
 from .formats import detect
@@ -88,7 +88,7 @@ def encode_prompts(
     for number, row in numbered(dataset):
         with bad.row(number):
             columns = {**row, "prompt": prompt_of(row, encoder.system)}
-            ids = encoder.prompt({"prompt": columns["prompt"], "tools": tools_of(row.get("tools"))})
+            ids = encoder.prompt({"prompt": columns["prompt"], "tools": offered(row)})
             encoder.check_length(ids, "the prompt", max_new_tokens)
             prompts.append(Prompt(torch.tensor(ids, dtype=torch.int64), columns, number - 1))
         bad.note(number, [*notes_of(row), *encoder.take_notes()])

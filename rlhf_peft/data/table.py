@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .rows import ROW, BadRows
+from .json_text import TOO_DEEP, is_deep
+from .rows import ROW, BadRow, BadRows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,7 +38,13 @@ def make_dataset(
     """
     import datasets
 
-    kept = [(number, {clean(name): clean(value) for name, value in row.items()}) for number, row in rows]
+    kept = []
+    for number, row in rows:
+        with bad.row(number):
+            if is_deep(row):
+                raise BadRow(TOO_DEEP, "nested too deeply")
+            check_text(row)
+            kept.append((number, row))
     bad.finish(len(kept) + len(bad.found))
     names = list(dict.fromkeys(name for _, row in kept for name in row if name != ROW))
     columns = {name: [row.get(name) for _, row in kept] for name in names}
@@ -77,13 +84,24 @@ def feature(values: list[Any]) -> Any:
     return datasets.Json()
 
 
-def clean(value: Any) -> Any:
-    """Text that can be written: half of a surrogate pair becomes `?`; so inside of lists and objects."""
+def check_text(value: Any) -> None:
+    """BadRow where a text holds half of a surrogate pair, which no tokenizer reads; so inside of lists and objects."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [clean(item) for item in value]
-    return {clean(key): clean(item) for key, item in value.items()} if isinstance(value, dict) else value
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadRow(
+                f"it holds half of a surrogate pair (\\u{ord(value[error.start]):04x}), which is no letter",
+                "with half of a surrogate pair",
+                "Write the whole letter, or remove it",
+            ) from error
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            check_text(key)
+            check_text(item)
+    elif isinstance(value, list):
+        for item in value:
+            check_text(item)
 
 
 def pyarrow_error() -> type[Exception]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..atomic import write_output
 from ..data import columns_of, load_rows
+from ..data.conversation import THOUGHTS
 from ..data.examples import example
 from ..data.formats import Format, conversational
-from ..data.rows import BadRows, numbered
+from ..data.rows import BadRow, BadRows, numbered
 from ..errors import DataError
 from .store import Pair
 
@@ -41,15 +42,23 @@ def from_file(path: str, split: str = "train") -> list[Pair]:
     for number, row in numbered(rows):
         with bad.row(number):
             parts = example(row, format)
-            pairs.append(Pair(parts["prompt"], _text(parts["chosen"]), _text(parts["rejected"]), *names))
+            first, second = (_text(parts[ours], theirs) for ours, theirs in zip(NAMES[0], names, strict=True))
+            pairs.append(Pair(parts["prompt"], first, second, *names, tools=parts.get("tools")))
     bad.finish(len(rows))
     return pairs
 
 
-def _text(completion: Any) -> str:
+def _text(completion: Any, name: str) -> str:
+    """The text of an answer; BadRow where it is more than one text, which the page does not show."""
     if isinstance(completion, str):
         return completion
-    return "\n".join(str(message.get("content") or "") for message in completion)
+    only = completion[0]
+    if len(completion) > 1 or any(only.get(key) for key in ("tool_calls", *THOUGHTS)):
+        raise BadRow(
+            f"{name} holds several turns, tool calls or thoughts beside its text; people compare one text with another",
+            "whose answers are more than one text",
+        )
+    return str(only["content"])
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:

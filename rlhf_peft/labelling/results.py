@@ -36,6 +36,7 @@ def preferences(pairs: Sequence[Pair], judgements: Sequence[Judgement]) -> list[
         row: dict[str, Any] = {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}
         if isinstance(pair.prompt, list):
             row |= {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")}
+        row |= {} if pair.tools is None else {"tools": pair.tools}
         notes = [j.note for j in said.get(pair.id, ()) if j.note.strip()]
         rows.append({**row, "chosen_prob": max(share, 1 - share), "annotators": len(given), "notes": notes})
     return rows

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..data.calls import offered
 from ..engine import POLICY, REFERENCE
 from ..engine.artifacts import ADAPTER_FILE
 from ..registry import Registry
@@ -86,7 +87,8 @@ def sampled(
         if best is not None:
             value, i, j = best
             wrote = (POLICY, POLICY, value, source_of(opened))
-            found.append(Pair(prompt.columns["prompt"], answers[i], answers[j], *wrote))
+            tools = offered(prompt.columns)
+            found.append(Pair(prompt.columns["prompt"], answers[i], answers[j], *wrote, tools=tools))
     return found
 
 
@@ -107,7 +109,15 @@ def blind(
     ours, _ = _written(opened, registry, prompts, POLICY, 1, seed, most)
     theirs, _ = _written(opened, registry, prompts, REFERENCE, 1, seed, most)
     return [
-        Pair(prompt.columns["prompt"], mine[0], other[0], POLICY, REFERENCE, source=source_of(opened))
+        Pair(
+            prompt.columns["prompt"],
+            mine[0],
+            other[0],
+            POLICY,
+            REFERENCE,
+            source=source_of(opened),
+            tools=offered(prompt.columns),
+        )
         for prompt, mine, other in zip(prompts, ours, theirs, strict=True)
         if mine[0].strip() != other[0].strip()
     ]

@@ -49,6 +49,7 @@ class Pair:
         priority: those with more come first: how far the reward ensemble disagrees.
         source: what they were made with: a run and its adapter; "" for a file's.
         id: in the store; 0 before it is there.
+        tools: JSON schemas that the prompt offers; None: none.
     """
 
     prompt: Any
@@ -59,6 +60,7 @@ class Pair:
     priority: float = 0.0
     source: str = ""
     id: int = 0
+    tools: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class Store:
                 [
                     (
                         _digest(p),
-                        json.dumps(p.prompt, ensure_ascii=False),
+                        json.dumps(_asked(p), ensure_ascii=False),
                         p.a,
                         p.b,
                         p.from_a,
@@ -230,14 +232,21 @@ def _listed(numbers: Sequence[int]) -> str:
 def _digest(pair: Pair) -> str:
     """The same for a pair whichever completion is first."""
     text = json.dumps(
-        [pair.prompt, pair.source, sorted([[pair.a, pair.from_a], [pair.b, pair.from_b]])], sort_keys=True
+        [_asked(pair), pair.source, sorted([[pair.a, pair.from_a], [pair.b, pair.from_b]])], sort_keys=True
     )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _asked(pair: Pair) -> Any:
+    """The prompt as the store keeps it: with its tools where it has any."""
+    return pair.prompt if pair.tools is None else {"prompt": pair.prompt, "tools": pair.tools}
+
+
 def _pair(row: sqlite3.Row) -> Pair:
+    asked = json.loads(row["prompt"])
+    prompt, tools = (asked["prompt"], asked["tools"]) if isinstance(asked, dict) else (asked, None)
     return Pair(
-        json.loads(row["prompt"]),
+        prompt,
         row["a"],
         row["b"],
         row["from_a"],
@@ -245,6 +254,7 @@ def _pair(row: sqlite3.Row) -> Pair:
         row["priority"],
         row["source"],
         row["id"],
+        tools,
     )
 
 

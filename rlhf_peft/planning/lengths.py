@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Encoder, example, require
-from ..data.conversation import tools_of
+from ..data.calls import offered
 from ..data.examples import prompt_of
 from ..data.formats import Method
 from ..data.inspect import model_encoder
@@ -63,7 +63,7 @@ def longest(
 
 
 def _prompt(row: dict[str, Any], encoder: Encoder) -> list[int]:
-    return encoder.prompt({"prompt": prompt_of(row), "tools": tools_of(row.get("tools"))})
+    return encoder.prompt({"prompt": prompt_of(row), "tools": offered(row)})
 
 
 def _most_tokens(rows: Any, tokens: Callable[[dict[str, Any]], list[list[int]]]) -> int:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_peft.data.conversation import messages_of, tools_of, with_system
+from rlhf_peft.data.calls import tools_of
+from rlhf_peft.data.conversation import messages_of, with_system
 from rlhf_peft.data.examples import answered
 from rlhf_peft.data.rows import BadRow
 

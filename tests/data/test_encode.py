@@ -149,7 +149,8 @@ def test_a_template_that_strips_thoughts(qwen2, change):
     assert "writes differently once it is answered" in encoder.take_notes()[0]
     thinks = {**row, "chosen": [assistant("<think>hm</think>hello")]}
     with pytest.raises(
-        BadRow, match=r"would change what is trained on: the content of message 2 \(assistant\)"
+        BadRow,
+        match=r"would change what is trained on: the thoughts in the content of message 2 \(assistant\)",
     ):
         encoder.pair(thinks)
 

@@ -313,3 +313,38 @@ def test_no_warnings_escape(jsonl):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(jsonl({"text": "x"}))
+
+
+@pytest.mark.parametrize(
+    "row, found",
+    [
+        ('{"text": "a \\ud83d b"}', r"row 1: it holds half of a surrogate pair \(\\ud83d\)"),
+        ('{"text": {"a": ["\\udc00"]}}', "half of a surrogate pair"),
+        ('{"text": "a", "text": "b"}', "malformed JSON: the key 'text' stands twice"),
+        ('[{"text": "a", "text": "b"}]', "the key 'text' stands twice"),
+    ],
+)
+def test_nothing_of_a_row_is_changed_or_dropped(tmp_path, row, found):
+    for name in ("a.jsonl", "a.json"):
+        if row.startswith("[") and name == "a.jsonl":
+            continue
+        (tmp_path / name).write_text(row)
+        with pytest.raises(DataError, match=found):
+            load(tmp_path / name)
+
+
+@pytest.mark.parametrize("depth", [250, 500, 700, 900, 990, 2000])
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"text": "a", "x": %s}',
+        '{"messages": [{"role": "assistant", "content": "y", "tool_calls": [{"name": "f", "arguments": {"a": %s}}]}]}',
+        '{"messages": [{"role": "assistant", "content": "y", "x": %s}]}',
+        '{"tools": [{"name": "f", "parameters": %s}], "messages": [{"role": "assistant", "content": "y"}]}',
+    ],
+)
+def test_deep_nests_are_refused_by_row(tmp_path, row, depth):
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_text(row % ("[" * depth + "]" * depth))
+        with pytest.raises(DataError, match=r"row 1: .*(nested|recursion)|nested|recursion"):
+            load(tmp_path / name)

@@ -91,3 +91,16 @@ def test_real_preferences(ultrafeedback, hh):
             format = require(rows, method, path.name)
             assert (format.kind, format.implicit_prompt) == ("preference", implicit)
         assert require(rows, "rl", path.name).kind == ("preference" if implicit else "prompt_only")
+
+
+@pytest.mark.parametrize("method, said", [("dpo", True), ("kto", True), ("reward_model", False)])
+def test_margins_are_read_by_reward_models_alone(method, said, caplog):
+    rows = Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"], "margin": [1.0]})
+    require(rows, method, "x")
+    assert ("only a reward_model stage reads margins" in caplog.text) is said
+
+
+@pytest.mark.parametrize("name", ["images", "history", "chat_template_kwargs", "system_prompt", "input"])
+def test_columns_that_say_something_and_are_not_read_are_named(name, caplog):
+    require(Dataset.from_dict({"prompt": ["a"], "completion": ["b"], name: ["c"], "id": [1]}), "sft", "x")
+    assert f"x: not trained on, in any stage: the columns {name}." in caplog.text

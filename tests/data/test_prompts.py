@@ -161,7 +161,14 @@ def test_soft_labels_and_margins(tmp_path, jsonl, qwen2):
 
 
 @pytest.mark.parametrize(
-    "column, value", [("chosen_prob", 1.5), ("chosen_prob", "maybe"), ("margin", math.inf)]
+    "column, value",
+    [
+        ("chosen_prob", 1.5),
+        ("chosen_prob", "maybe"),
+        ("chosen_prob", True),
+        ("margin", math.inf),
+        ("margin", 1e308),
+    ],
 )
 def test_wrong_figures(jsonl, qwen2, column, value):
     rows = load_rows(path=jsonl({"prompt": "p", "chosen": "a", "rejected": "b", column: value}))

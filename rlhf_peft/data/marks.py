@@ -1,0 +1,228 @@
+"""Whether a chat template writes everything that a conversation of some shape says, once and in its place.
+
+Every text of a conversation and of its tools is replaced by a mark that stands nowhere else, and the marks are looked
+for in what the template writes. So the answer does not depend on what the texts are: a short one (`a`) would be found
+in any text. Conversations that are equal once they are marked have the same answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .conversation import THOUGHTS, Messages
+
+INSIDE = " x\n\n    "
+"""Blanks in the middle of each marked content, which a template must keep."""
+
+NO_TEXT = ("role", "content", "tool_calls", "tool_call_id", "type", "index")
+"""Keys of a message whose values a template may need as they are."""
+ABOUT = ("id", "uuid", "message_id", "timestamp", "created", "created_at", "model", "source")
+"""Keys of a message that say nothing to a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A text that was replaced.
+
+    Attributes:
+        text: what stands in its place.
+        what: it was, in words for a message.
+        message: number of its message, counted from 0; -1 for tools.
+        kind: content, thought, call, key, value, tool, or other (a further key of a message).
+    """
+
+    text: str
+    what: str
+    message: int
+    kind: str
+
+
+@dataclass
+class Marked:
+    """A conversation whose texts are marks.
+
+    Attributes:
+        messages: with marks.
+        tools: with marks.
+        marks: in the order of the conversation.
+    """
+
+    messages: Messages = field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
+    marks: list[Mark] = field(default_factory=list)
+
+    @property
+    def shape(self) -> str:
+        """The same for conversations that differ in their texts alone."""
+        return json.dumps([self.messages, self.tools], default=str)
+
+
+def mark(messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> Marked:
+    """A conversation and its tools with marks in the place of their texts."""
+    made, numbers = Marked(), itertools.count()
+
+    def new(what: str, message: int, kind: str) -> str:
+        text = f"zq{next(numbers)}qz"
+        made.marks.append(Mark(text, what, message, kind))
+        return text
+
+    def arguments(value: Any, what: str, message: int) -> Any:
+        if isinstance(value, Mapping):
+            return {new(what, message, "key"): arguments(item, what, message) for item in value.values()}
+        if isinstance(value, list):
+            return [arguments(item, what, message) for item in value]
+        return new(what, message, "value") if isinstance(value, str) and value.strip() else value
+
+    def content(text: str, what: str, message: int) -> str:
+        if "</think>" in text:
+            before, end, rest = text.rpartition("</think>")
+            opening = before[: before.find("<think>") + len("<think>")] if "<think>" in before else ""
+            inner = before[len(opening) :]
+            if inner.strip():
+                inner = inner.replace(inner.strip(), new(f"the thoughts in {what}", message, "thought"))
+            after = rest.replace(rest.strip(), content(rest.strip(), what, message)) if rest.strip() else rest
+            return f"{opening}{inner}{end}{after}"
+        head = new(what, message, "content")
+        return f"{head}{INSIDE}{tail(head)}"
+
+    def message(message: Mapping[str, Any], number: int) -> dict[str, Any]:
+        where, other = f"message {number + 1} ({message['role']})", dict(message)
+        if (message["content"] or "").strip():
+            other["content"] = content(message["content"], f"the content of {where}", number)
+        for key, value in message.items():
+            if key not in NO_TEXT and isinstance(value, str) and value.strip():
+                kind = "thought" if key in THOUGHTS else "other"
+                other[key] = new(f"{key} of {where}" if kind == "thought" else key, number, kind)
+        if message.get("tool_calls"):
+            calls, written = f"the tool calls of {where}", []
+            for call in message["tool_calls"]:
+                function = dict(call.get("function", call))
+                function["name"] = new(calls, number, "call")
+                function["arguments"] = arguments(function["arguments"], f"the arguments of {calls}", number)
+                written.append({**call, "function": function} if "function" in call else function)
+            other["tool_calls"] = written
+        return other
+
+    made.messages = [message(item, number) for number, item in enumerate(messages)]
+    if tools:
+        made.tools = [_tool(tool, new) for tool in tools]
+    return made
+
+
+def _tool(tool: Mapping[str, Any], new: Any) -> dict[str, Any]:
+    """A tool with marks; names of parameters stay the same where a schema repeats them."""
+    names: dict[str, str] = {}
+
+    def schema(value: Any, inside: bool = False) -> Any:
+        if isinstance(value, list):
+            return [schema(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        made: dict[str, Any] = {}
+        for key, item in value.items():
+            if inside:
+                names[key] = names.get(key) or new("a parameter of a tool", -1, "tool")
+                made[names[key]] = schema(item)
+            elif key == "description" and isinstance(item, str) and item.strip():
+                made[key] = new("a description of a tool", -1, "value")
+            elif key == "enum" and isinstance(item, list):
+                made[key] = [
+                    new("an allowed value of a tool", -1, "tool") if isinstance(i, str) else i for i in item
+                ]
+            else:
+                made[key] = schema(item, inside=key in ("properties", "$defs"))
+        return made
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        required = value.get("required")
+        made = {key: renamed(item) for key, item in value.items()}
+        if isinstance(required, list):
+            made["required"] = [names.get(name, name) if isinstance(name, str) else name for name in required]
+        return made
+
+    function = dict(tool.get("function", tool))
+    function = renamed(schema({**function, "name": None}))
+    function["name"] = new("a tool", -1, "tool")
+    return {**tool, "function": function} if "function" in tool else function
+
+
+def misplaced(text: str, marked: Marked) -> str | None:
+    """What a template wrote more than once, not at all, or in another place; None where all is well.
+
+    Args:
+        text: as the template wrote the marked conversation.
+        marked: that conversation.
+    """
+    counts = {mark.text: text.count(mark.text) for mark in marked.marks}
+    tools = [mark for mark in marked.marks if mark.message < 0]
+    if tools and not any(counts[mark.text] for mark in tools):
+        return "the tools are not written"
+    for mark in marked.marks:
+        if mark.kind == "other" or (mark.kind == "thought" and _earlier(marked.messages, mark.message)):
+            continue
+        be = "are" if mark.what.startswith(("the tool calls", "the arguments", "the thoughts")) else "is"
+        if not counts[mark.text]:
+            return f"{mark.what} {be} not written"
+        if counts[mark.text] > 1 and mark.kind in ("content", "thought", "value"):
+            return f"{mark.what} {be} written more than once"
+        if mark.kind == "key" and f"'{mark.text}': " in text:
+            return f"{mark.what} are written as Python writes them, not as JSON"
+        if mark.kind == "content" and not _whole(text, mark.text):
+            return f"{mark.what} is written with other blanks inside"
+    return _moved(text, marked)
+
+
+def unwritten_keys(text: str, marked: Marked) -> Iterator[str]:
+    """Further keys of messages that hold text, and that the template does not write."""
+    for mark in marked.marks:
+        named = mark.what == "name" and marked.messages[mark.message]["role"] == "tool"
+        if mark.kind == "other" and mark.what not in ABOUT and not named and mark.text not in text:
+            yield mark.what
+
+
+def _earlier(messages: Messages, number: int) -> bool:
+    """Whether the user speaks again after a message of the assistant."""
+    return messages[number]["role"] == "assistant" and any(m["role"] == "user" for m in messages[number:])
+
+
+def tail(head: str) -> str:
+    """The mark at the end of a content whose first mark is given."""
+    return head.replace("q", "r")
+
+
+def _whole(text: str, head: str) -> bool:
+    """Whether a marked content stands in a text with its own blanks, perhaps as JSON writes them."""
+    inside = INSIDE
+    for _ in range(3):
+        if f"{head}{inside}{tail(head)}" in text:
+            return True
+        inside = json.dumps(inside)[1:-1]
+    return False
+
+
+def _moved(text: str, marked: Marked) -> str | None:
+    """The first text that stands before those of an earlier message, or a system message in an answer."""
+    place = -1
+    at = {mark: text.find(mark.text) for mark in marked.marks if mark.message >= 0 and mark.text in text}
+    contents = sorted((where, mark.message) for mark, where in at.items() if mark.kind == "content")
+    for number, message in enumerate(marked.messages):
+        found = {mark: where for mark, where in at.items() if mark.message == number}
+        if message["role"] in ("system", "developer"):  # it may stand before any question
+            for mark, where in found.items():
+                after = next((said for begin, said in contents if begin > where), number + 1)
+                if after != number + 1 and marked.messages[after]["role"] == "assistant":
+                    return f"{mark.what} stands in another place"
+            continue
+        for mark, where in found.items():
+            if where < place and mark.kind in ("content", "thought", "value"):
+                return f"{mark.what} stands in another place"
+        place = max([place, *(where for mark, where in found.items() if mark.kind == "content")])
+    return None
