@@ -15,7 +15,7 @@ from ..errors import DataError, ModelError, UsageError
 from ..recipe import Recipe, StageBase, load
 from ..registry import Registry
 from .cards import Budget, budget
-from .lengths import longest
+from .lengths import evaluated, longest
 from .plan import Plan, make_plan
 from .remedies import Remedy, candidates, remedies
 from .shape import read_shape
@@ -79,7 +79,9 @@ def _planned(
                 known[stage.name, limit] = longest(stage, changed, registry, source, limit)
             return known[stage.name, limit]
 
-        return make_plan(changed, shape, registry, room, lengths)
+        return make_plan(
+            changed, shape, registry, room, lengths, lambda stage: evaluated(stage, changed, registry)
+        )
 
     def again(overrides: Sequence[str]) -> Plan:
         return plan(load(recipe.model_dump(mode="json", exclude_none=True), overrides, plugins=registry))

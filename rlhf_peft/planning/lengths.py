@@ -17,6 +17,7 @@ from ..engine import Source
 from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, StageBase
 from ..registry import Registry
 from ..stages import read_source
+from ..stages.context import split_rows
 
 ASSUMED_PROMPT, ASSUMED_ROW = 512, 1024
 PROBED = 64
@@ -60,6 +61,27 @@ def longest(
 
     found = min(_most_tokens(rows, tokens), limit)
     return found, f"{stage.name}: the longest row has about {found} tokens"
+
+
+def evaluated(stage: RlStage, recipe: Recipe, registry: Registry) -> int:
+    """How many prompts an evaluation answers at once; 0: none.
+
+    They are `eval.size` held-out prompts, or as many as there are, or the lines of `eval.prompts`.
+
+    Data that is not on this machine is taken to be enough.
+
+    Raises:
+        DataError: the data is there and cannot be used.
+    """
+    file = stage.eval.prompts
+    fixed = len(Path(file).read_text(encoding="utf-8").splitlines()) if file and Path(file).is_file() else 0
+    source = stage.eval.dataset or stage.dataset
+    if not (stage.eval.dataset or stage.eval.split or stage.dataset.eval_fraction):
+        return fixed
+    if source.path is not None and not Path(source.path).exists():
+        return max(fixed, stage.eval.size)
+    _, held_out = split_rows(stage, registry, recipe.seed)
+    return max(fixed, min(stage.eval.size, 0 if held_out is None else len(held_out)))
 
 
 def _prompt(row: dict[str, Any], encoder: Encoder) -> list[int]:

@@ -215,19 +215,12 @@ def flat(case: dict[str, Any]) -> None:
 
 
 def plan(case: dict[str, Any]) -> None:
-    """What `plan` says and what `bench` measures, phase by phase.
-
-    The C library's allocator keeps what lies between pieces in use; with a fixed threshold pieces of 128 KB and more go
-    back to the system when they are freed, and the resident size is what is in use.
-    """
-    import ctypes
+    """What `plan` says and what `bench` measures, phase by phase: of the whole process, its libraries included."""
+    import psutil
 
     from rlhf_peft.planning.bench import bench
     from rlhf_peft.planning.forecast import forecast
 
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(-3, 128 * 1024)
-    libc.mallopt(-1, 128 * 1024)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "model")
@@ -240,8 +233,9 @@ def plan(case: dict[str, Any]) -> None:
         model = {"tokens_per_forward": case["tokens"], **case.get("model", {})}
         recipe, registry = recipe_of(folder, [stage], **model), registry_of()
         said = {phase.name: phase.total for phase in forecast(recipe, registry).plan.phases}
+        before = psutil.Process().memory_info().rss
         found = {
-            phase: took.peak
+            phase: None if took.peak is None else took.peak + before
             for phase, took in bench(recipe, registry, Quiet(), steps=case["steps"]).phases.items()
         }
         say(

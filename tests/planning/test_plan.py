@@ -1,0 +1,63 @@
+"""What a plan counts, from a recipe as a whole."""
+
+import json
+
+import pytest
+
+from rlhf_peft.planning import plan as planning
+from rlhf_peft.planning.forecast import forecast
+from rlhf_peft.recipe import load
+from rlhf_peft.registry import Registry
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """Plans a recipe of one stage on the shipped model."""
+
+    def make(stage, rows):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = {"path": str(file), **stage.pop("dataset", {})}
+        recipe = {
+            "version": 1,
+            "name": "plan",
+            "device": "cpu",
+            "model": {"path": "builtin:tiny", "max_length": 128},
+            "stages": [{**stage, "dataset": data}],
+        }
+        return forecast(load(recipe, (), plugins=None), Registry.load(no_plugins=True)).plan
+
+    return make
+
+
+RL = {
+    "stage": "rl",
+    "algorithm": {"name": "rloo", "num_generations": 2},
+    "sampler": {"name": "cached", "max_new_tokens": 16},
+    "rewards": [{"name": "length", "target": 8}],
+    "prompts_per_step": 2,
+    "max_steps": 1,
+}
+
+
+@pytest.mark.parametrize(("size", "asked"), [(256, 16), (10, 10)])
+def test_an_evaluation_is_of_the_prompts_that_there_are(planned, size, asked):
+    prompts = [{"prompt": f"Tell me about number {i}."} for i in range(32)]
+    plan = planned({**RL, "dataset": {"eval_fraction": 0.5}, "eval": {"size": size}}, prompts)
+    assert f"rl: evaluation is planned for {asked} prompts" in plan.notes
+    rollout, evaluation = (
+        next(p for p in plan.phases if p.name == name) for name in ("rollout", "evaluation")
+    )
+    assert evaluation.items["logits"] == rollout.items["logits"] * asked // 4
+
+
+def test_no_evaluation_is_planned_where_there_is_none(planned):
+    plan = planned(dict(RL), [{"prompt": f"Tell me about number {i}."} for i in range(32)])
+    assert [phase.name for phase in plan.phases] == ["rollout", "scoring", "update"]
+
+
+def test_on_a_cpu_the_process_is_more_than_its_tensors(planned):
+    rows = [{"prompt": "Say it.", "completion": " It is said."} for _ in range(8)]
+    update = planned({"stage": "sft", "batch_size": 8, "max_steps": 1}, rows).peak
+    assert update.items["libraries"] == planning.LIBRARIES
+    assert update.items["between activations"] == int(planning.HOLES * update.items["activations"])
