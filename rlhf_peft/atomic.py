@@ -52,6 +52,24 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's content, as `write_text` writes one.
+
+    Raises:
+        OSError: it cannot be written, and names the file; what stood there before is as it was.
+    """
+
+    def copy(aside: Path) -> None:
+        shutil.copyfile(source, aside)
+
+    write_file(path, copy)
+
+
+def never_a_link(path: str, flags: int) -> int:
+    """An `opener` for `open`: a link is refused by the operating system; Windows has no such flag."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def write_output(path: Path, content: str | Callable[[Path], None]) -> None:
     """Write a file that a user has named, as `write_file` does: a link is followed, and a device is written to.
 

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -29,9 +28,10 @@ from weakref import WeakSet
 import yaml
 from filelock import BaseFileLock
 
-from ..atomic import naming, write_text
+from ..atomic import copy_file, naming, never_a_link, write_text
 from ..errors import RunFolderError
 from ..scrub import scrub
+from .links import check_links, own
 from .lock import lock
 from .manifest import (
     FILE,
@@ -43,7 +43,7 @@ from .manifest import (
     versions,
     write_manifest,
 )
-from .places import check_free, check_inside, check_links, remove
+from .places import check_free, check_inside, remove
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
@@ -250,8 +250,8 @@ class RunFolder:
         self.make()
         lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         text = "".join(lines).encode("utf-8", "backslashreplace")
-        found = self._hash(file)
-        with naming(self.path / file), (self.path / file).open("ab") as out:
+        path, found = own(self.path, file), self._hash(file)
+        with naming(path), open(path, "ab", opener=never_a_link) as out:
             out.write(text)
         found.update(text)
 
@@ -285,7 +285,7 @@ class RunFolder:
         if not self.made:
             return
         for name in (METRICS, SAMPLES):
-            path, size = self.path / name, lines.get(name, 0)
+            path, size = own(self.path, name), lines.get(name, 0)
             if path.is_file() and path.stat().st_size > size:
                 os.truncate(path, size)
             self._hashes.pop(name, None)
@@ -295,7 +295,7 @@ class RunFolder:
         if not _ROLE.fullmatch(role):
             raise ValueError(f"{role!r} cannot name a role")
         self.make()
-        folder = self.path / ADAPTERS / role
+        folder = own(self.path, Path(ADAPTERS, role))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -321,13 +321,13 @@ class RunFolder:
         """Copy a file of `--plugin` or `--reward` into the run and note its hash in the manifest."""
         self.make()
         source = Path(path)
-        folder = self.path / CODE
+        folder = own(self.path, CODE)
         folder.mkdir(exist_ok=True)
         target = folder / source.name
         digest = sha256(source)
         if target.exists() and sha256(target) != digest:
             target = folder / f"{source.stem[:200]}-{digest[:8]}{source.suffix}"
-        shutil.copyfile(source, target)
+        copy_file(source, target)
         code = {**self._manifest.get("code", {}), target.name: digest}
         noted = {**self._manifest.get("artifacts", {}), f"{CODE}/{target.name}": digest}
         self.update_manifest(code=code, artifacts=noted)
@@ -344,7 +344,7 @@ class RunFolder:
         """Set entries of the manifest and write it whole."""
         self.make()
         manifest = {**self._manifest, **plain(entries)}
-        write_manifest(self.path, manifest)
+        write_manifest(own(self.path), manifest)
         self._manifest = manifest
 
     def stage_done(self, stage: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import RunFolderError
@@ -22,21 +21,6 @@ def check_inside(parent: Path, path: Path, name: str) -> None:
         raise RunFolderError(f"{name!r} cannot name a run: it would not be a folder inside {parent}")
     if path.is_symlink() or path.resolve() != parent.resolve() / name:
         raise RunFolderError(f"{path}: a link that leads out of {parent}. Remove it or set another name=...")
-
-
-def check_links(path: Path, names: Sequence[str]) -> None:
-    """Refuse to write through a link inside of a run; a run that is replaced loses its links.
-
-    Args:
-        path: of the run.
-        names: of what a run makes.
-    """
-    for name in names:
-        place = path / name
-        inside = place.rglob("*") if place.is_dir() and not place.is_symlink() else ()
-        for found in (place, *inside):
-            if found.is_symlink():
-                raise RunFolderError(f"{found}: a link that leads out of the run. Remove it, or start anew.")
 
 
 def check_free(path: Path, overwrite: bool) -> None:
