@@ -100,7 +100,9 @@ class Messages:
     def _append(self, lines: list[str]) -> None:
         assert self._path is not None
         try:
-            with open(self._path, "a", encoding="utf-8", errors="backslashreplace", opener=never_a_link) as file:
+            with open(
+                self._path, "a", encoding="utf-8", errors="backslashreplace", opener=never_a_link
+            ) as file:
                 file.write("".join(lines))
         except OSError:
             return  # A log that cannot be written must not end a run.

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from filelock import BaseFileLock
 from ..atomic import copy_file, naming, never_a_link, write_text
 from ..errors import RunFolderError
 from ..scrub import scrub
+from .clock import RunClock, last_time
 from .links import check_links, own
 from .lock import lock
 from .manifest import (
@@ -44,10 +44,9 @@ from .manifest import (
     write_manifest,
 )
 from .places import check_free, check_inside, remove
+from .read import METRICS, SAMPLES
 
 RECIPE = "recipe.yaml"
-METRICS = "metrics.jsonl"
-SAMPLES = "samples.jsonl"
 LOG = "run.log"
 ADAPTERS = "adapters"
 CODE = "code"
@@ -66,7 +65,7 @@ def abandon() -> None:
     """Note in every run that this process is writing that it has stopped: the process is about to end at once."""
     for folder in list(_written):
         with contextlib.suppress(Exception):
-            folder.update_manifest(status="stopped", finished=time.time())
+            folder.update_manifest(status="stopped", finished=folder.clock.now())
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,13 @@ class RunFolder:
     Attributes:
         path: the folder.
         name: of the run.
+        clock: of the times that it writes down.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.name = path.name
+        self.clock = RunClock()
         self._manifest: dict[str, Any] = read_manifest(path) if manifest is None else dict(manifest)
         self._recipe: Mapping[str, Any] = {}
         self._pending: Callable[[], None] | None = None
@@ -137,7 +138,7 @@ class RunFolder:
         folder = cls(path, {})
 
         def make() -> None:
-            folder._lock, folder._manifest = _make(path, overwrite)
+            folder._lock, folder._manifest = _make(path, overwrite, folder.clock.now())
             folder._pending = None
             _written.add(folder)
             if made is not None:
@@ -175,13 +176,14 @@ class RunFolder:
         check_links(path, OURS)
         folder = cls(path, manifest)
         folder._lock = lock(path)
+        folder.clock = RunClock(after=last_time(manifest, path / METRICS))
         folder._lines = folder._sizes() if lines is None else dict(lines)
 
         def make() -> None:
             folder._pending = None
             _written.add(folder)
             folder.cut(folder._lines)
-            again = [*manifest.get("resumed", []), time.time()]
+            again = [*manifest.get("resumed", []), folder.clock.now()]
             folder.update_manifest(status="running", resumed=again, versions=versions())
             if made is not None:
                 made(folder)
@@ -236,7 +238,8 @@ class RunFolder:
         Raises:
             ValueError: a figure is called `stage`, `step` or `time`.
         """
-        head = {"stage": stage, "step": step, "time": time.time()}
+        self.make()  # what it notes of a resumption comes before the line
+        head = {"stage": stage, "step": step, "time": self.clock.now()}
         taken = sorted(head.keys() & figures.keys())
         if taken:
             raise ValueError(f"figures cannot be called {', '.join(taken)}")
@@ -362,7 +365,7 @@ class RunFolder:
         """
         if status not in STATUSES[1:]:
             raise ValueError(f"unknown status {status!r}; known: {', '.join(STATUSES[1:])}")
-        self.update_manifest(status=status, finished=time.time(), artifacts=self.hashes(), **entries)
+        self.update_manifest(status=status, finished=self.clock.now(), artifacts=self.hashes(), **entries)
         self.release()
 
     def hashes(self) -> dict[str, str]:
@@ -385,16 +388,16 @@ def without_credentials(recipe: str) -> str:
     )
 
 
-def _make(path: Path, overwrite: bool) -> tuple[BaseFileLock, dict[str, Any]]:
+def _make(path: Path, overwrite: bool, now: float) -> tuple[BaseFileLock, dict[str, Any]]:
     """Make the folder, an earlier run gone, with a manifest that says `running`; it is locked."""
-    now = {
+    begun = {
         "format": FORMAT,
         "version": VERSION,
         "name": path.name,
         "status": "running",
-        "started": time.time(),
+        "started": now,
     }
-    manifest = {**now, "stages_done": [], "versions": versions()}
+    manifest = {**begun, "stages_done": [], "versions": versions()}
     try:
         check_free(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)

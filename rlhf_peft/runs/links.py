@@ -1,4 +1,4 @@
-"""What a run writes and removes stays inside of its folder, also where a part of it was replaced by a link meanwhile."""
+"""What a run writes and removes stays inside of its folder, also where a part of it has become a link meanwhile."""
 
 from __future__ import annotations
 

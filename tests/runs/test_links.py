@@ -59,7 +59,9 @@ WRITES = {
     "checkpoint": lambda run: Checkpoints(run.path).save("sft-3", {"stage": "sft"}, fill),
     "prune": lambda run: Checkpoints(run.path).remove(["sft-1"]),
     "forget": lambda run: Checkpoints(run.path).forget_after(0),
-    "bring back": lambda run: restore.restore(run.path, {"adapters/policy/w": hashlib.sha256(b"weights").hexdigest()}),
+    "bring back": lambda run: restore.restore(
+        run.path, {"adapters/policy/w": hashlib.sha256(b"weights").hexdigest()}
+    ),
     "manifest": lambda run: run.update_manifest(seed=1),
     "finish": lambda run: run.finish("done"),
 }
