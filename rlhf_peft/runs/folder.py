@@ -27,7 +27,7 @@ from weakref import WeakSet
 import yaml
 from filelock import BaseFileLock
 
-from ..atomic import copy_file, naming, never_a_link, write_text
+from ..atomic import copy_file, naming, never_a_link, remove_leftovers, write_text
 from ..errors import RunFolderError
 from ..scrub import scrub
 from .clock import RunClock, last_time
@@ -403,9 +403,11 @@ def _make(path: Path, overwrite: bool, now: float) -> tuple[BaseFileLock, dict[s
         path.mkdir(parents=True, exist_ok=True)
         held = lock(path)
         check_free(path, overwrite)
-        for name in OURS:
-            remove(path / name)
+        remove_leftovers(path)
+        # First of all, so that the folder is a run's, and not a whole one, while the earlier one goes.
         write_manifest(path, manifest)
+        for name in OURS[:-1]:
+            remove(path / name)
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be made: {error}") from None
     return held, manifest

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..atomic import remove_leftovers
 from ..dotted import recipe_keys
 from ..errors import RunFolderError, UsageError
 from ..small import read_small
@@ -156,6 +157,7 @@ def remove_run(path: Path) -> None:
         raise RunFolderError(f"{path}: a link; remove what it leads to, or the link, yourself.")
     held = lock(path)
     try:
+        remove_leftovers(path)
         for name in OURS:
             remove(path / name)
     finally:

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+from ..atomic import is_left_over
 from ..errors import RunFolderError
 from .lock import FILE as LOCK
 from .lock import status_of
@@ -34,7 +35,7 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise RunFolderError(
             f"{path}: cannot be made: no permission to write into {there}. Set output_dir=..."
         )
-    if there != path or all(found.name == LOCK for found in path.iterdir()):
+    if there != path or all(found.name == LOCK or is_left_over(found) for found in path.iterdir()):
         return
     if not is_run(path):
         hint = remedy(path)
