@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from .scrub import scrub
+
 IMPORT_LIMIT = 120.0
 """Seconds that the import of a file or a plugin may take in this process."""
 PATIENCE = 5.0
@@ -88,6 +90,7 @@ def _shown(who: str) -> Iterator[int]:
             size = os.fstat(kept.fileno()).st_size
             os.lseek(kept.fileno(), 0, os.SEEK_SET)
             text = os.read(kept.fileno(), PRINTED).decode("utf-8", "replace")
+            text = str(scrub(text))
             if size > PRINTED:
                 text += f"\n{who} printed {size:,} bytes as it was imported; the rest is left out.\n"
             with contextlib.suppress(OSError, ValueError, AttributeError):

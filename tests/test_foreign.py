@@ -30,6 +30,13 @@ def test_what_is_printed_comes_out_on_stderr(capfd):
     assert out == "" and set(err.splitlines()) == {"from Python", "from C", "from a child"}
 
 
+def test_no_secret_is_shown(capfd, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "sentinel-0815-4711")
+    with importing():
+        os.write(1, b"with sentinel-0815-4711\n")
+    assert capfd.readouterr().err == "with ***\n"
+
+
 def test_megabytes_are_cut_off(capfd):
     with importing():
         os.write(1, b"x" * 5_000_000)
