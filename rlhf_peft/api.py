@@ -337,7 +337,7 @@ def _finish(folder: RunFolder, status: str, *, told: bool = False) -> None:
     """Close the run; a full disk does not hide why it ended, nor is it said again where it is `told`."""
     try:
         folder.finish(status)
-    except OSError as error:
+    except (OSError, RunFolderError) as error:
         if not told:
             log.warning("%s: how the run ended cannot be written down: %s", folder.path, error)
 
@@ -351,8 +351,8 @@ def _save(saver: Saver, error: BaseException) -> None:
     """Write down where a run stood when it was interrupted, and say so."""
     try:
         name = saver.save()
-    except CheckpointError as failed:
-        if not _of_the_disk(error):
+    except (CheckpointError, RunFolderError) as failed:
+        if not _of_the_disk(error) and str(failed) != str(error):
             error.add_note(str(failed))
         name = saver.safe
     if name is not None:

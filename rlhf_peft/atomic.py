@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_ASIDE = re.compile(r"\..*\.(?P<process>\d+)\.rlhf-peft\.tmp")
+_ASIDE = re.compile(r"\.(?P<name>.*)\.(?P<process>\d+)\.rlhf-peft\.tmp", re.DOTALL)
+LONGEST = 200
+"""Characters of a name that are kept while a file or folder is written aside."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -37,19 +40,32 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: it cannot be written, and names the file; what stood there before is as it was.
     """
-    aside = _aside(path)
-    try:
-        with naming(path):
-            write(aside)
-            sync(aside)
-            if path.is_file():
-                shutil.copymode(path, aside)
-            os.replace(aside, path)
-            sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
+    with naming(path), _aside(path) as aside:
+        remove_leftovers(path.parent, path.name)
+        write(aside)
+        sync(aside)
+        if path.is_file():
+            shutil.copymode(path, aside)
+        os.replace(aside, path)
+        sync_folder(path.parent)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's content, as `write_text` writes one.
+
+    Raises:
+        OSError: it cannot be written, and names the file; what stood there before is as it was.
+    """
+
+    def copy(aside: Path) -> None:
+        shutil.copyfile(source, aside)
+
+    write_file(path, copy)
+
+
+def never_a_link(path: str, flags: int) -> int:
+    """An `opener` for `open`: a link is refused by the operating system; Windows has no such flag."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def write_output(path: Path, content: str | Callable[[Path], None]) -> None:
@@ -84,34 +100,32 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
+    named, path = path, path.resolve()
     stays = path.is_dir() and _stays(path)
     parent = path if stays else path.parent
     parent.mkdir(parents=True, exist_ok=True)
-    for place in {parent, path} if path.is_dir() else {parent}:
-        remove_leftovers(place)
-    aside = _aside(parent / path.absolute().name)
-    aside.mkdir()
-    try:
-        with naming(path, FULL):
+    if path.is_dir():
+        remove_leftovers(path)
+    for name in (path.name, f"{path.name}.old"):
+        remove_leftovers(parent, name)
+    with _aside(parent / path.name) as aside:
+        aside.mkdir()
+        with naming(named, FULL):
             yield aside
         for file in sorted(aside.rglob("*")):
             if file.is_file():
                 sync(file)
-        old = _aside(parent / f"{path.absolute().name}.old")
-        if stays:
-            if replace:
-                _move(path, old, but={aside, old})
-            _move(aside, path)
-            aside.rmdir()
-        else:
-            if path.is_dir():
-                os.replace(path, old) if replace else path.rmdir()
-            os.replace(aside, path)
-        shutil.rmtree(old, ignore_errors=True)
+        with _aside(parent / f"{path.name}.old") as old:
+            if stays:
+                if replace:
+                    _move_out(path, old, but={aside, old})
+                _move_in(aside, path)
+            else:
+                if path.is_dir():
+                    os.replace(path, old) if replace else path.rmdir()
+                os.replace(aside, path)
+            _remove(old)
         sync_folder(parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 @contextmanager
@@ -126,9 +140,8 @@ def files(path: Path) -> Iterator[Path]:
     """
     path.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    aside = _aside(path / "files")
-    aside.mkdir()
-    try:
+    with _aside(path / "files") as aside:
+        aside.mkdir()
         with naming(path, FULL):
             yield aside
             written = sorted(aside.iterdir())
@@ -136,34 +149,76 @@ def files(path: Path) -> Iterator[Path]:
                 sync(file)
         for file in written:
             os.replace(file, path / file.name)
+        aside.rmdir()
         sync_folder(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _move(source: Path, target: Path, but: Collection[Path] = ()) -> None:
+def _move_out(path: Path, target: Path, but: Collection[Path]) -> None:
     """Move what a folder holds into another one."""
-    target.mkdir(exist_ok=True)
-    for inner in sorted(source.iterdir()):
+    target.mkdir()
+    for inner in sorted(path.iterdir()):
         if inner not in but:
             os.replace(inner, target / inner.name)
 
 
 def _stays(path: Path) -> bool:
-    """Whether an empty folder cannot give way to another one: it is the current one, a disk of its own, or a link."""
-    return path.resolve() == Path.cwd() or os.path.ismount(path) or path.is_symlink()
+    """Whether an empty folder cannot give way to another one: it is the current one, or a disk of its own."""
+    return path == Path.cwd() or os.path.ismount(path)
+
+
+MOVED = ".moved.json"
+"""In a folder whose files are moved into another one: their names, so that a process that was killed is found out."""
+
+
+def _move_in(aside: Path, path: Path) -> None:
+    """Move all that a folder holds into an empty one, and remove it."""
+    names = sorted(inner.name for inner in aside.iterdir())
+    _put(aside / MOVED, json.dumps(names))
+    sync(aside / MOVED)
+    for name in names:
+        os.replace(aside / name, path / name)
+    (aside / MOVED).unlink()
+    aside.rmdir()
+
+
+def _half_moved(path: Path) -> set[Path]:
+    """What processes that were killed have moved into a folder, not knowing whether that is all of it."""
+    found: set[Path] = set()
+    for aside in path.iterdir():
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            if is_left_over(aside):
+                names = set(json.loads((aside / MOVED).read_text(encoding="utf-8")))
+                found |= {inner for inner in path.iterdir() if inner.name in names}
+    return found
 
 
 def is_empty(path: Path) -> bool:
     """Whether a folder holds nothing but what a process that was killed has left of `folder`."""
-    return not path.is_dir() or all(_left_over(inner) for inner in path.iterdir())
+    if not path.is_dir():
+        return True
+    moved = _half_moved(path)
+    return all(inner in moved or is_left_over(inner) for inner in path.iterdir())
 
 
-def remove_leftovers(parent: Path) -> None:
-    """Remove what processes that were killed have written aside in a folder, and did not come to rename."""
-    for inner in parent.iterdir():
-        if _left_over(inner):
-            shutil.rmtree(inner, ignore_errors=True) if inner.is_dir() else inner.unlink(missing_ok=True)
+def remove_leftovers(parent: Path, name: str | None = None) -> None:
+    """Remove what processes that were killed have written aside in a folder, and did not come to rename.
+
+    Args:
+        parent: the folder.
+        name: of the file or folder that they wrote; None: all.
+    """
+    moved = _half_moved(parent) if name is None else set()
+    for inner in (*moved, *parent.iterdir()):
+        if inner in moved or is_left_over(inner, name):
+            _remove(inner)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder with all in it, where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        path.unlink(missing_ok=True)
 
 
 def _put(path: Path, text: str) -> None:
@@ -171,15 +226,43 @@ def _put(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:200]}.{os.getpid()}.rlhf-peft.tmp")
+_written: set[Path] = set()
+"""What this process is writing aside now."""
 
 
-def _left_over(path: Path) -> bool:
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """Where to write what becomes a file or folder; nothing is there, and nothing stays there after an error.
+
+    In a container each process may have the same number, so a process that was killed may have left this very name.
+    """
+    aside = path.with_name(f".{path.name[:LONGEST]}.{os.getpid()}.rlhf-peft.tmp")
+    _remove(aside)
+    _written.add(aside.absolute())
+    try:
+        yield aside
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _remove(aside)
+        raise
+    finally:
+        _written.discard(aside.absolute())
+
+
+def is_left_over(path: Path, name: str | None = None) -> bool:
+    """Whether a file or folder was written aside by a process that is no more.
+
+    Args:
+        path: of it.
+        name: of the file or folder that it was to become; None: any.
+    """
     import psutil
 
     found = _ASIDE.fullmatch(path.name)
-    return found is not None and not path.is_symlink() and not psutil.pid_exists(int(found["process"]))
+    if found is None or path.is_symlink() or (name is not None and found["name"] != name[:LONGEST]):
+        return False
+    process = int(found["process"])
+    return path.absolute() not in _written if process == os.getpid() else not psutil.pid_exists(process)
 
 
 def sync(file: Path) -> None:

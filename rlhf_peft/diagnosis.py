@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from . import __version__
+from . import __version__, entrypoints, foreign
 from .engine.compat import compute_alike_on_every_cpu
 from .runs.manifest import PACKAGES
 
 State = Literal["ok", "note", "wrong"]
+PLUGIN_LIMIT = foreign.IMPORT_LIMIT + 120
+"""Seconds that the import of the plugins may take."""
 SMALL_DISK = 10 * 2**30
 DISTRIBUTION = "rlhf-peft"
 TESTED = "constraints.txt"
@@ -271,9 +275,54 @@ def _hub() -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
-    from .registry import Registry
+    """Plugins are imported in a process of their own: one of them may end it, or never come back."""
+    rows, _ = _listed({}, None)
+    if rows is None:
+        yield from _fatal()
+        return
+    for row in rows:
+        called = f"plugin {row['name']} ({row['distribution']} {row['version']})"
+        if row["status"] == "broken":
+            remedy = f"rlhf-peft plugins uninstall {row['distribution']}"
+            yield Finding("plugin", "wrong", f"{called} was left out: {row['reason']}", remedy)
+        for note in row["notes"]:
+            yield Finding("plugin", "note", f"{called} {note} as it was imported")
+    working = {row["distribution"] for row in rows if row["status"] == "ok"}
+    yield Finding("plugins", "ok", f"{len(working)} distributions bring something")
 
-    registry = Registry.load()
-    for broken in registry.broken:
-        yield Finding("plugin", "wrong", str(broken))
-    yield Finding("plugins", "ok", f"{len(registry.versions())} distributions bring something")
+
+def _fatal() -> Iterator[Finding]:
+    """The plugins that end the process that imports them, found by importing each alone."""
+    there = [point for point in entrypoints.points(entrypoints.PLUGINS) if not point.disabled]
+    for point in there:
+        others = {name for other in there if other is not point for name in (other.name, other.distribution)}
+        names = ",".join(sorted(others - {point.name, point.distribution}))
+        rows, ended = _listed({entrypoints.DISABLE: names}, subprocess.DEVNULL)
+        if rows is None:
+            yield Finding(
+                "plugin",
+                "wrong",
+                f"plugin {point.name} ({point.distribution} {point.version}) {ended} as it was imported.",
+                f"rlhf-peft plugins uninstall {point.distribution}, or RLHF_PEFT_DISABLE_PLUGINS={point.distribution}",
+            )
+
+
+def _listed(variables: Mapping[str, str], stderr: int | None) -> tuple[list[dict[str, Any]] | None, str]:
+    """The rows of `plugins list`, as another process tells them; None, and how that ended, where it tells none."""
+    command = [sys.executable, "-m", "rlhf_peft", "plugins", "list", "--json"]
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            timeout=PLUGIN_LIMIT,
+            check=False,
+        )
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return None, f"has not come back within {PLUGIN_LIMIT:g} s"
+    except ValueError:
+        return None, f"ended the process with status {done.returncode}"
+    return rows, ""

@@ -61,6 +61,7 @@ class PolicyView(Protocol):
     pad_id: int
     eos_ids: frozenset[int]
     max_length: int
+    vocab_size: int
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of some tokens, special tokens left out."""

@@ -29,6 +29,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
+from .atomic import never_a_link
 from .scrub import scrub
 
 OURS = "rlhf_peft"
@@ -99,7 +100,9 @@ class Messages:
     def _append(self, lines: list[str]) -> None:
         assert self._path is not None
         try:
-            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            with open(
+                self._path, "a", encoding="utf-8", errors="backslashreplace", opener=never_a_link
+            ) as file:
                 file.write("".join(lines))
         except OSError:
             return  # A log that cannot be written must not end a run.

@@ -51,7 +51,8 @@ _SECRET_KEY = re.compile(
 )
 """Keys of a mapping whose text is a secret. `key`, `token` and `eos_token` are not: options are called so."""
 
-_URL = re.compile(r"(?<![A-Za-z0-9+.-])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}://)(?P<rest>[^\s<>]+)")
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{1,30}://?)(?P<rest>[^\s<>]+)")
+"""A path that was made of a URL has lost a slash. One letter is a drive."""
 _HOST = re.compile(r"(localhost|[^:]*\.[^:]*|\[.*\]):[0-9]*", re.IGNORECASE)
 _QUERY = re.compile(
     r"(?P<key>[?&;](?:[A-Za-z0-9_.-]{0,60}(?:token|key|secret|password|passwd|signature|sig|credential|auth)))=[^&;\s'\"]+",

@@ -38,6 +38,7 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
         # Opened, opened again to be put onto the disk, renamed; then the folder is put onto the disk.
         assert path.read_text() == ("old" if touch <= 3 else "new")
         assert killed == (touch <= 4)
+        atomic.remove_leftovers(tmp_path)
 
 
 def test_an_output_goes_through_a_link_and_into_a_device(tmp_path):
@@ -151,3 +152,66 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path):
     (tmp_path / f".out.{os.getppid()}.rlhf-peft.tmp").mkdir()
     fill(tmp_path / "out")
     assert len(os.listdir(tmp_path)) == 2
+
+
+def test_what_a_killed_writer_has_left_goes_with_the_next_one(tmp_path):
+    path = tmp_path / "x"
+    (tmp_path / ".y.99999999.rlhf-peft.tmp").write_text("of another file")
+    assert killed_at(tmp_path, 2, lambda: atomic.write_text(path, "new"))
+    assert len(os.listdir(tmp_path)) == 2
+    atomic.write_text(path, "new")
+    assert sorted(os.listdir(tmp_path)) == [".y.99999999.rlhf-peft.tmp", "x"]
+
+
+def test_a_process_may_have_the_number_of_the_one_that_was_killed(tmp_path):
+    """As in a container, where the program always has the same one."""
+    for name in ("out", "x"):
+        (tmp_path / f".{name}.{os.getpid()}.rlhf-peft.tmp").mkdir()
+    assert atomic.is_empty(tmp_path)
+    fill(tmp_path / "out")
+    atomic.write_text(tmp_path / "x", "new")
+    assert sorted(os.listdir(tmp_path)) == ["out", "x"] and sorted(os.listdir(tmp_path / "out")) == [
+        "b",
+        "in",
+    ]
+
+
+def test_what_this_process_writes_now_is_left_alone(tmp_path):
+    with atomic.folder(tmp_path / "one") as aside:
+        atomic.remove_leftovers(tmp_path)
+        fill(tmp_path / "two")
+        (aside / "x").write_text("x")
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"] and os.listdir(tmp_path / "one") == ["x"]
+
+
+@pytest.mark.parametrize("how", ["current", "link"])
+def test_a_writer_killed_as_it_fills_a_folder_that_stays_can_begin_again(tmp_path, monkeypatch, how):
+    path = tmp_path / "out"
+    (tmp_path / "real").mkdir()
+    path.symlink_to("real")
+    if how == "current":
+        monkeypatch.chdir(path)
+    place = Path(".") if how == "current" else path
+    for touch in range(1, 100):
+        killed = killed_at(tmp_path, touch, lambda: fill(place))
+        whole = all((path / name).is_file() for name in ("b", "in/a"))
+        assert whole or atomic.is_empty(place)
+        if not killed:
+            break
+        atomic.remove_leftovers(path) if path.is_dir() else None
+        if not atomic.is_empty(place):
+            shutil.rmtree(path / "in"), (path / "b").unlink()
+        fill(place)  # the retry
+        assert sorted(os.listdir(path)) == ["b", "in"] and path.is_symlink()
+        shutil.rmtree(path / "in"), (path / "b").unlink()
+    assert touch > 8 and sorted(os.listdir(tmp_path)) == ["out", "real"]
+
+
+def test_a_name_that_leads_elsewhere_is_not_removed(tmp_path):
+    aside = tmp_path / "out" / ".out.99999999.rlhf-peft.tmp"
+    aside.mkdir(parents=True)
+    (tmp_path / "precious").write_text("keep me")
+    (aside / atomic.MOVED).write_text('["../precious", "..", ".", "", "a"]')
+    (tmp_path / "out" / "a").mkdir()
+    atomic.remove_leftovers(tmp_path / "out")
+    assert (tmp_path / "precious").exists() and os.listdir(tmp_path / "out") == []

@@ -125,6 +125,9 @@ def test_a_run_listens_nowhere_and_writes_no_secret(tmp_path):
     (tmp_path / "rewards.py").write_text(
         "import os\n"
         "def brief(completions, **columns):\n"
+        "    print('printed ' + os.environ['MY_TOKEN'], end='')\n"
+        "    print('x' * 70000)\n"
+        "    print('printed ' + os.environ['MY_TOKEN'])\n"
         "    return [-float(len(text)) for text in completions]\n"
         "def leaky(completions, **columns):\n"
         "    raise ValueError('no access with ' + os.environ['MY_TOKEN'])\n"

@@ -115,6 +115,7 @@ def test_an_installed_plugin_works(tmp_path, monkeypatch):
             "origin": "installed",
             "registers": {kind: ["shaped"] if kind == "rewards" else [] for kind in REGISTERS},
             "hooks": [],
+            "notes": [],
         }
     ]
     assert Registry.load(no_plugins=True).names("rewards") == []

@@ -22,6 +22,7 @@ S = "Zq8vT3kLmN0pRsW2xYbA7cDe"
         ("https://token@h/x", "https://***@h/x"),
         ("postgresql+psycopg://u:p@db.local/x", "postgresql+psycopg://***@db.local/x"),
         ("see (http://u:p@h) and http://h", "see (http://***@h) and http://h"),
+        ("/work/https:/u:p@h/data.jsonl", "/work/https:/***@h/data.jsonl"),
     ],
 )
 def test_userinfo_of_any_characters_is_hidden(url, clean):
@@ -38,6 +39,8 @@ def test_userinfo_of_any_characters_is_hidden(url, clean):
         "hf://datasets/org/name@main/x.parquet",
         "https://h.org/x?y=1#z",
         "somebody@example.org",
+        "C:/Users/somebody@home/x",
+        "path:/home/somebody/a@b",
         "eos_token: <|im_end|>, pad_token: <pad>, max_tokens: 12345678",
         "api_key: OPENAI_API_KEY",
         "tokens_per_second 12345678.5",

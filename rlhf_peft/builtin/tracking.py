@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 
+from rlhf_peft.atomic import write_text
 from rlhf_peft.plugin import RunView, hookimpl, recipe_keys
 
 FOLDER = "tracking"
@@ -74,7 +75,7 @@ class Tracked:
             tracker.store_init_configuration(
                 {key: _plain(value) for key, value in recipe_keys(recipe).items()}
             )
-        known.write_text(json.dumps(_identity(name, tracker)), encoding="utf-8")
+        write_text(known, json.dumps(_identity(name, tracker)))
         return tracker
 
     def _place(self, name: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from .. import foreign
 from ..errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -67,6 +69,7 @@ WORDS = {KeyboardInterrupt: "interrupted", Terminated: "terminated", HungUp: "hu
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit."""
     code = execute(sys.argv[1:] if arguments is None else arguments)
+    _wait_for_threads(code)
     # Nothing is left to be tidied up: another Ctrl-C ends what Python itself still does, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
@@ -88,6 +91,18 @@ def execute(arguments: Sequence[str]) -> int:
             return exit_.exit_code
         except BaseException as error:
             return _told(error, settings)
+
+
+def _wait_for_threads(code: int) -> None:
+    """Wait a while for threads that plugins have started as they were imported, and then end without them."""
+    end = time.monotonic() + foreign.PATIENCE
+    for _, thread in foreign.lasting():
+        thread.join(max(0.0, end - time.monotonic()))
+    left = [f"{who}: its thread {thread.name}" for who, thread in foreign.lasting()]
+    if left:
+        _say(f"{'; '.join(left)} goes on, and was not waited for any longer. It should be a daemon thread.")
+        sys.stdout.flush()
+        _exit(code)
 
 
 def _wait_shortly() -> None:
@@ -116,8 +131,9 @@ def _told(error: BaseException, settings: Settings) -> int:
     if settings.traceback:
         _say("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, KeyboardInterrupt):
-        _say(_noted(WORDS[type(error)], error))
-        return CODES[type(error)]
+        kind = next(kind for kind in (HungUp, Terminated, KeyboardInterrupt) if isinstance(error, kind))
+        _say(_noted(WORDS[kind], error))
+        return CODES[kind]
     if isinstance(error, RlhfPeftError):
         _say(_noted(f"{'stopped (exit 3)' if error.exit_code == 3 else 'error'}: {error}", error))
         return error.exit_code

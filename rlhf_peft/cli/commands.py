@@ -6,14 +6,12 @@ annotations. What a broken one raises is told when it is used; the program's own
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from .. import entrypoints
+from .. import entrypoints, foreign
 from ..errors import PluginError
 
 Point = entrypoints.Point
@@ -82,9 +80,10 @@ def load(point: Point) -> Any:
     """
     where = f"command {point.name} ({point.distribution} {point.version})"
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = point.load()
-            return _as_command(found)
+        with foreign.importing(
+            where, f"Leave its package out: RLHF_PEFT_DISABLE_PLUGINS={point.distribution}"
+        ):
+            return _as_command(point.load())
     except KeyboardInterrupt:
         raise
     except BaseException as error:

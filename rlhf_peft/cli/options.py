@@ -80,7 +80,10 @@ def open_registry(
     log_to_stderr(quiet, as_json)
     registry = Registry.load(plugins or (), settings.no_plugins, strict_plugins=strict)
     for broken in registry.broken:
-        logging.getLogger("rlhf_peft").warning("%s", broken)
+        log.warning("%s", broken)
+    for loaded in registry.plugins:
+        for note in loaded.notes:
+            log.warning("%s %s as it was imported", loaded, note)
     return registry
 
 

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 def as_rows(registry: Registry) -> list[Row]:
     """One mapping a plugin: `status` is ok, broken (with `reason`) or disabled."""
     working: list[Row] = [{**row, "status": "ok", "reason": None} for row in registry.describe()]
-    nothing: Row = {"api": None, "origin": "installed", "registers": {}, "hooks": []}
+    nothing: Row = {"api": None, "origin": "installed", "registers": {}, "hooks": [], "notes": []}
     for broken in registry.broken:
         told = {"name": broken.name, "distribution": broken.distribution, "version": broken.version}
         working.append({**told, **nothing, "status": "broken", "reason": broken.reason})
@@ -51,6 +51,8 @@ def as_table(rows: Sequence[Row]) -> str:
         if row["status"] != "ok":
             who = f"{row['name']} ({row['distribution']} {row['version']})"
             lines.append(f"{row['status']}: {who}: {row['reason']}")
+        for note in row["notes"]:
+            lines.append(f"note: {row['name']} {note} as it was imported")
     return "\n".join(lines)
 
 

@@ -25,11 +25,16 @@ def report(
 ) -> None:
     """Write the report of a run, or of several overlaid: curves, and the answers to search and sort."""
     from ..analysis.report import report as page_of
-    from ..atomic import write_output
+    from ..atomic import write_output, write_text
     from ..runs import History
 
     names: list[str | None] = [*runs] if runs else [None]
     found = [History.of(find_run(name)) for name in names]
-    target = output or found[0].path / "report.html"
-    write_output(target, page_of(found))
+    page = page_of(found)
+    if output is not None:
+        write_output(output, page)
+        print(output)
+        return
+    target = found[0].path / "report.html"
+    write_text(target, page)
     print(target)

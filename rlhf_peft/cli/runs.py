@@ -70,7 +70,7 @@ def _row_or_damage(run: History) -> dict[str, Any]:
 
 
 def _row(run: History) -> dict[str, Any]:
-    started = run.manifest.get("started")
+    started = run.started
     done, kinds = run.manifest.get("stages_done", []), run.kinds
     begun = [name for name in kinds if run.lines(name)]
     last = run.last(begun[-1]) if begun else {}
@@ -80,7 +80,9 @@ def _row(run: History) -> dict[str, Any]:
         "path": str(run.path),
         "status": run.status,
         "stages": f"{len(done)} of {len(kinds)}",
-        "started": datetime.fromtimestamp(started).strftime("%Y-%m-%d %H:%M") if started else None,
+        "started": datetime.fromtimestamp(started).strftime("%Y-%m-%d %H:%M")
+        if started is not None
+        else None,
         "seconds": run.seconds,
         "figures": dict(list(figures.items())[:2]),
     }

@@ -7,25 +7,28 @@ a thread of such code does later, or what it does past Python's `os` module, is 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib.util
+import locale
+import logging
 import os
 import random
 import signal
+import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
+from .. import foreign
 from .compat import put_back_default_device
-
-IMPORT_LIMIT = 120.0
-"""Seconds that the import of a file may take in the run's process."""
 
 Kept = tuple[Callable[[], Any], Callable[[Any], Any]]
 
@@ -41,29 +44,74 @@ SETTINGS: tuple[Kept, ...] = (
 )
 """How each setting is read, and how it is put back."""
 
+
+def _handlers() -> dict[int, Any]:
+    """What is called on each signal, where Python knows it."""
+    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    return {number: handler for number, handler in found.items() if handler is not None}
+
+
+def _handle(handlers: dict[int, Any]) -> None:
+    """Call on each signal what was called; only the main thread can say so."""
+    for number, handler in handlers.items():
+        if signal.getsignal(number) != handler and threading.current_thread() is threading.main_thread():
+            signal.signal(number, handler)
+
+
+def _own_log() -> tuple[int, bool, bool, list[logging.Handler]]:
+    own = logging.getLogger("rlhf_peft")
+    return own.level, own.disabled, own.propagate, [*own.handlers]
+
+
+def _log_as(was: tuple[int, bool, bool, list[logging.Handler]]) -> None:
+    own = logging.getLogger("rlhf_peft")
+    own.level, own.disabled, own.propagate, own.handlers = was
+
+
+def _streams_are(were: tuple[Any, Any, Any, Any]) -> None:
+    sys.stdin, sys.stdout, sys.stderr, sys.excepthook = were
+
+
+def _mask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+PROCESS: tuple[Kept, ...] = (
+    (_handlers, _handle),
+    (_mask, os.umask),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+    (socket.getdefaulttimeout, socket.setdefaulttimeout),
+    (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
+    (lambda: logging.root.manager.disable, logging.disable),
+    (_own_log, _log_as),
+    (lambda: (sys.stdin, sys.stdout, sys.stderr, sys.excepthook), _streams_are),
+    (lambda: warnings.showwarning, lambda show: setattr(warnings, "showwarning", show)),
+    (lambda: logging.Logger.callHandlers, lambda call: setattr(logging.Logger, "callHandlers", call)),
+)
+"""How the process itself is set up."""
 EVERYTHING: tuple[Kept, ...] = (
     *SETTINGS,
+    *PROCESS,
     (random.getstate, random.setstate),
     (np.random.get_state, np.random.set_state),
     (torch.get_rng_state, torch.set_rng_state),
 )
-"""The settings, and the states of the generators of random numbers."""
-
-
-class ProcessExit(RuntimeError):
-    """Code in the run's process called `os._exit`, which would have ended the run without a word."""
+"""The settings, the process, and the states of the generators of random numbers."""
 
 
 @contextlib.contextmanager
 def undisturbed(kept: tuple[Kept, ...] = SETTINGS) -> Iterator[None]:
-    """Call code of others: settings are afterwards as they were, and `os._exit` raises `ProcessExit`.
+    """Call code of others: settings are afterwards as they were, and `os._exit` raises an error.
 
     Args:
         kept: what is put back; `SETTINGS` leaves random numbers alone, so that each call draws others.
     """
     before = [(write, read()) for read, write in kept]
     try:
-        with no_exit():
+        with foreign.no_exit():
             yield
     finally:
         for (read, _), (write, value) in zip(kept, before, strict=True):
@@ -84,46 +132,13 @@ def _put_back(read: Callable[[], Any], write: Callable[[Any], Any], value: Any) 
         write(value)
 
 
-class _Exits:
-    """Replaces `os._exit` while anyone asks for it; children of this process end as ever."""
-
-    def __init__(self) -> None:
-        self._lock, self._users, self._real = threading.Lock(), 0, os._exit
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._real, self._pid = os._exit, os.getpid()
-                os._exit = self._refuse  # type: ignore[assignment]
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                os._exit = self._real
-
-    def _refuse(self, status: int) -> None:
-        if os.getpid() != self._pid:
-            self._real(status)
-        raise ProcessExit(f"it called os._exit({status}), which would end the run")
-
-
-_exits = _Exits()
-
-
-def no_exit() -> contextlib.AbstractContextManager[None]:
-    """Let `os._exit` raise `ProcessExit` in this process."""
-    return _exits
-
-
 def import_file(path: Path) -> ModuleType:
     """The module of a file, imported into this process once, under a name of its own.
 
     Modules that lie beside the file are found: first while it is imported, and after all others later on.
 
     Raises:
-        TimeoutError: the import takes longer than `IMPORT_LIMIT`.
+        TimeoutError: the import takes longer than `foreign.IMPORT_LIMIT`.
         BaseException: whatever the file raises.
     """
     file = Path(os.path.abspath(path))
@@ -136,7 +151,7 @@ def import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with undisturbed(EVERYTHING), _as_program(file), _time_limit(IMPORT_LIMIT):
+        with undisturbed(EVERYTHING), _as_program(file), foreign.time_limit(foreign.IMPORT_LIMIT):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -171,22 +186,3 @@ def _forget_neighbours(folder: Path) -> None:
         there = getattr(sys.modules.get(name), "__file__", None)
         if there and os.path.dirname(os.path.realpath(there)) in _folders - {str(folder)}:
             del sys.modules[name]
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the main thread after so long; elsewhere, and on Windows, there is no limit."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"it took longer than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    left = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *left)
-        signal.signal(signal.SIGALRM, before)

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import library_messages
 from ..errors import RewardError
+from ..scrub import scrub
 from . import worker
 from .target import Target
 
@@ -153,15 +154,23 @@ class WorkerProcess:
     async def _show(self, process: asyncio.subprocess.Process) -> None:
         """Pass on to stderr what the worker prints, up to a limit for each batch."""
         assert process.stderr is not None
+        kept = b""
         while chunk := await process.stderr.read(2**16):
             before, self._printed = self._printed, self._printed + len(chunk)
-            _print(chunk[: max(0, PRINTED - before)])
-            if before <= PRINTED < self._printed:
+            full = before <= PRINTED < self._printed
+            kept += chunk[: max(0, PRINTED - before)]
+            # Whole lines, for a secret may be cut by the end of a chunk.
+            end = 1 + max(kept.rfind(b"\n"), kept.rfind(b"\r"))
+            end = len(kept) if full or len(kept) > 2**16 else end
+            _print(kept[:end])
+            kept = kept[end:]
+            if full:
                 kilobytes = PRINTED // 1024
                 text = (
                     f"{self._target.qualname} printed more than {kilobytes} kB at once; the rest is left out."
                 )
                 _print(f"\n{text}\n".encode())
+        _print(kept)
 
     def kill(self) -> None:
         """End it from another thread, without waiting."""
@@ -209,7 +218,8 @@ def look(target: Target) -> dict[str, Any]:
 
 
 def _print(text: bytes) -> None:
-    """Write to the handle of stderr, as a child that shares it would."""
+    """Write to the handle of stderr, as a child that shares it would, but no secret."""
+    clean = str(scrub(text.decode("utf-8", "replace"))).encode()
     with contextlib.suppress(OSError):
-        while text:
-            text = text[os.write(2, text) :]
+        while clean:
+            clean = clean[os.write(2, clean) :]

@@ -21,6 +21,8 @@ Choice = Literal["a", "b", "tie", "skip"]
 CHOICES = ("a", "b", "tie", "skip")
 PATIENCE = 30.0
 """Seconds that a writer waits for another."""
+TICK = 1e-6
+"""Seconds between two judgements at least."""
 SCHEMA = """
 create table if not exists pairs (
   id integer primary key, digest text unique not null, prompt text not null, a text not null, b text not null,
@@ -187,7 +189,9 @@ class Store:
             raise ValueError(f"there is no pair {pair}")
         with self._open() as connection:
             connection.execute(
-                "insert into judgements (pair, annotator, choice, note, seconds, at) values (?,?,?,?,?,?) "
+                # Later than all others, also where the clock was set back meanwhile.
+                "insert into judgements (pair, annotator, choice, note, seconds, at) values "
+                f"(?,?,?,?,?,max(?, coalesce((select max(at) from judgements) + {TICK}, 0))) "
                 "on conflict (pair, annotator) do update set choice=excluded.choice, note=excluded.note, "
                 "seconds=excluded.seconds, at=excluded.at",
                 (pair, annotator, choice, note, seconds, time.time()),

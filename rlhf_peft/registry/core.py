@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ from ..hookspecs import REGISTERS
 from ..recipe.messages import did_you_mean, rewrite
 from .entries import Broken, Entry, Loaded
 from .requirements import check_requirement
-from .trial import builtins, file_version, function_plugin, import_safely, load_file, new_manager, try_alone
+from .trial import (
+    builtins,
+    file_version,
+    function_plugin,
+    held,
+    import_safely,
+    load_file,
+    new_manager,
+    try_alone,
+)
 
 log = logging.getLogger("rlhf_peft.registry")
 
@@ -91,14 +101,20 @@ class Registry:
         Raises:
             PluginError: it does not work; nothing of it was kept.
         """
-        loaded = Loaded(name, distribution, version, origin, module)
-        try_alone(loaded)
+        return self._join(Loaded(name, distribution, version, origin, module))
+
+    def _join(self, loaded: Loaded, load: Callable[[], Any] | None = None) -> Loaded:
+        """Import a plugin where it is not there yet, try it alone, and take it in."""
+        with held(loaded):
+            if load is not None:
+                loaded.module = import_safely(load)
+            try_alone(loaded)
         for entry in loaded.entries:
             taken = self._find(entry.kind, entry.name)
             if taken:
                 raise PluginError(f"the name {entry.name} is taken: {taken[0]}")
         try:
-            self._manager.register(module, name=f"{distribution}:{name}")
+            self._manager.register(loaded.module, name=f"{loaded.distribution}:{loaded.name}")
         except ValueError as error:
             raise PluginError(f"loaded twice: {error}") from None
         self.plugins.append(loaded)
@@ -108,7 +124,8 @@ class Registry:
         """Take in a one-file plugin, as `--plugin FILE.py` does."""
         file = Path(path)
         try:
-            loaded = self.add(load_file(file), file.stem, file.stem, file_version(file), "file")
+            named = Loaded(file.stem, file.stem, file_version(file), "file", None)
+            loaded = self._join(named, partial(load_file, file))
         except PluginError as error:
             raise PluginError(f"--plugin {path}: {error}") from None
         self.code_files.append(file)
@@ -151,8 +168,13 @@ class Registry:
                 self.disabled.append(point.name if point.distribution == "unknown" else point.distribution)
                 continue
             try:
-                module = import_safely(point.load)
-                self.add(module, point.name, point.distribution, point.version, "installed")
+                if point.distribution == CORE:
+                    raise PluginError(
+                        f"it calls itself {CORE}, which is this program's own name; give it another one"
+                    )
+                self._join(
+                    Loaded(point.name, point.distribution, point.version, "installed", None), point.load
+                )
             except PluginError as error:
                 self.broken.append(Broken(point.name, point.distribution, str(error), point.version))
 
@@ -222,7 +244,7 @@ class Registry:
         return {loaded.distribution: loaded.version for loaded in self.plugins}
 
     def describe(self) -> list[dict[str, Any]]:
-        """Each working plugin: name, distribution, version, api, origin, registrations, observed hooks."""
+        """Each working plugin: name, distribution, version, api, origin, registrations, observed hooks, notes."""
         return [
             {
                 "name": loaded.name,
@@ -235,6 +257,7 @@ class Registry:
                     for kind in REGISTERS
                 },
                 "hooks": loaded.hooks,
+                "notes": loaded.notes,
             }
             for loaded in self.plugins
         ]

@@ -43,6 +43,21 @@ class Loaded:
     api: int = HOOK_API
     entries: list[Entry] = field(default_factory=list)
     hooks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """`plugin length (rlhf-peft-length 0.1)`."""
+        return f"plugin {self.name} ({' '.join(filter(None, (self.distribution, self.version)))})"
+
+    @property
+    def remedy(self) -> str:
+        """How to go on without it."""
+        if self.origin == "file":
+            return f"Leave out the option that names {self.name}.py."
+        return (
+            f"Leave it out: rlhf-peft --no-plugins ..., or RLHF_PEFT_DISABLE_PLUGINS={self.distribution}; or remove "
+            f"it: rlhf-peft plugins uninstall {self.distribution}"
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +16,10 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel
 
+from .. import foreign
 from ..errors import PluginError
 from ..functions.in_process import EVERYTHING, import_file, undisturbed
+from ..functions.replaced import Replaced
 from ..hookspecs import HOOK_API, PROJECT, REGISTERS, Factory, HookSpecs, Register, hookimpl
 from ..recipe.schema import RESERVED
 from .entries import Entry, Loaded
@@ -38,8 +40,39 @@ def builtins() -> list[Any]:
     return list(getattr(module, "PLUGINS", ()))
 
 
+@contextlib.contextmanager
+def held(loaded: Loaded) -> Iterator[None]:
+    """Hold a plugin's code in check while it is imported and registered; what ships needs no watching.
+
+    What it sets is put back, or noted in `loaded.notes` where that cannot be done.
+
+    Raises:
+        PluginError: it has replaced functions that training stands on; they were put back.
+    """
+    if loaded.origin == "built-in":
+        yield
+        return
+    before, running = Replaced(), len(foreign.threads)
+    replaced: list[str] = []
+    try:
+        with foreign.importing(str(loaded), loaded.remedy):
+            yield
+    finally:
+        replaced = before.put_back()
+    if replaced:
+        raise PluginError(
+            f"as it was imported it replaced {', '.join(replaced)}, on which every figure of a run stands; that was "
+            "undone. A plugin may only do so inside its hooks, and has to undo it there"
+        )
+    if variables := before.new_variables():
+        loaded.notes.append(f"has set the environment variables {', '.join(variables)}")
+    names = [thread.name for _, thread in foreign.threads[running:] if thread.is_alive()]
+    if names:
+        loaded.notes.append(f"has started the threads {', '.join(names)}")
+
+
 def import_safely(load: Callable[[], Any]) -> Any:
-    """Whatever an import raises, `sys.exit` too, as PluginError; what it prints goes to stderr."""
+    """Whatever an import raises, `sys.exit` too, as PluginError."""
     return _safely(load, "its import failed")
 
 
@@ -58,15 +91,19 @@ def load_file(path: Path) -> Any:
     """The module of a file, imported into this process under a name of its own.
 
     Raises:
-        PluginError: no such file, or its import failed.
+        PluginError: its import failed.
     """
-    if not path.is_file():
-        raise PluginError(f"{path}: no such file")
     return import_safely(lambda: import_file(path))
 
 
 def file_version(path: Path) -> str:
-    """A file has no version; its contents stand for one."""
+    """A file has no version; its contents stand for one.
+
+    Raises:
+        PluginError: there is no such file.
+    """
+    if not path.is_file():
+        raise PluginError(f"{path}: no such file")
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 

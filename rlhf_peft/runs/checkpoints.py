@@ -22,6 +22,7 @@ from ..atomic import error_number, sync, sync_folder, write_text
 from ..errors import CheckpointError, RunFolderError
 from ..small import read_small
 from .folder import plain
+from .links import own
 from .manifest import MOST_BYTES, sha256
 from .places import remove
 
@@ -58,7 +59,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / FOLDER
+        self.run, self.folder = run, run / FOLDER
 
     def save(self, name: str, info: Mapping[str, Any], fill: Callable[[Path], None]) -> Checkpoint:
         """Write one; others stay as they are until it is there.
@@ -70,7 +71,9 @@ class Checkpoints:
 
         Raises:
             CheckpointError: it could not be written, because the disk is full, say; nothing is left of it.
+            RunFolderError: a link is in the way.
         """
+        own(self.run, FOLDER)
         aside = self.folder / f".{name}.{os.getpid()}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -161,6 +164,7 @@ class Checkpoints:
 
     def forget_after(self, number: int) -> None:
         """Remove what came after one, and what was left by a process that was killed while it wrote."""
+        own(self.run, FOLDER)
         for path in self.folder.glob("*") if self.folder.is_dir() else ():
             info = _read(path)
             if info is None or info["number"] > number:
@@ -168,6 +172,7 @@ class Checkpoints:
 
     def remove(self, names: Collection[str]) -> None:
         """Remove these."""
+        own(self.run, FOLDER)
         for name in names:
             remove(self.folder / name)
 

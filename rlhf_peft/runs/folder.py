@@ -18,8 +18,6 @@ import json
 import math
 import os
 import re
-import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +27,11 @@ from weakref import WeakSet
 import yaml
 from filelock import BaseFileLock
 
-from ..atomic import naming, write_text
+from ..atomic import copy_file, naming, never_a_link, remove_leftovers, write_text
 from ..errors import RunFolderError
 from ..scrub import scrub
+from .clock import RunClock, last_time
+from .links import check_links, own
 from .lock import lock
 from .manifest import (
     FILE,
@@ -43,11 +43,10 @@ from .manifest import (
     versions,
     write_manifest,
 )
-from .places import check_free, check_inside, check_links, remove
+from .places import check_free, check_inside, remove
+from .read import METRICS, SAMPLES
 
 RECIPE = "recipe.yaml"
-METRICS = "metrics.jsonl"
-SAMPLES = "samples.jsonl"
 LOG = "run.log"
 ADAPTERS = "adapters"
 CODE = "code"
@@ -66,7 +65,7 @@ def abandon() -> None:
     """Note in every run that this process is writing that it has stopped: the process is about to end at once."""
     for folder in list(_written):
         with contextlib.suppress(Exception):
-            folder.update_manifest(status="stopped", finished=time.time())
+            folder.update_manifest(status="stopped", finished=folder.clock.now())
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,13 @@ class RunFolder:
     Attributes:
         path: the folder.
         name: of the run.
+        clock: of the times that it writes down.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.name = path.name
+        self.clock = RunClock()
         self._manifest: dict[str, Any] = read_manifest(path) if manifest is None else dict(manifest)
         self._recipe: Mapping[str, Any] = {}
         self._pending: Callable[[], None] | None = None
@@ -137,7 +138,7 @@ class RunFolder:
         folder = cls(path, {})
 
         def make() -> None:
-            folder._lock, folder._manifest = _make(path, overwrite)
+            folder._lock, folder._manifest = _make(path, overwrite, folder.clock.now())
             folder._pending = None
             _written.add(folder)
             if made is not None:
@@ -175,13 +176,14 @@ class RunFolder:
         check_links(path, OURS)
         folder = cls(path, manifest)
         folder._lock = lock(path)
+        folder.clock = RunClock(after=last_time(manifest, path / METRICS))
         folder._lines = folder._sizes() if lines is None else dict(lines)
 
         def make() -> None:
             folder._pending = None
             _written.add(folder)
             folder.cut(folder._lines)
-            again = [*manifest.get("resumed", []), time.time()]
+            again = [*manifest.get("resumed", []), folder.clock.now()]
             folder.update_manifest(status="running", resumed=again, versions=versions())
             if made is not None:
                 made(folder)
@@ -236,7 +238,8 @@ class RunFolder:
         Raises:
             ValueError: a figure is called `stage`, `step` or `time`.
         """
-        head = {"stage": stage, "step": step, "time": time.time()}
+        self.make()  # what it notes of a resumption comes before the line
+        head = {"stage": stage, "step": step, "time": self.clock.now()}
         taken = sorted(head.keys() & figures.keys())
         if taken:
             raise ValueError(f"figures cannot be called {', '.join(taken)}")
@@ -250,8 +253,8 @@ class RunFolder:
         self.make()
         lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         text = "".join(lines).encode("utf-8", "backslashreplace")
-        found = self._hash(file)
-        with naming(self.path / file), (self.path / file).open("ab") as out:
+        path, found = own(self.path, file), self._hash(file)
+        with naming(path), open(path, "ab", opener=never_a_link) as out:
             out.write(text)
         found.update(text)
 
@@ -285,7 +288,7 @@ class RunFolder:
         if not self.made:
             return
         for name in (METRICS, SAMPLES):
-            path, size = self.path / name, lines.get(name, 0)
+            path, size = own(self.path, name), lines.get(name, 0)
             if path.is_file() and path.stat().st_size > size:
                 os.truncate(path, size)
             self._hashes.pop(name, None)
@@ -295,7 +298,7 @@ class RunFolder:
         if not _ROLE.fullmatch(role):
             raise ValueError(f"{role!r} cannot name a role")
         self.make()
-        folder = self.path / ADAPTERS / role
+        folder = own(self.path, Path(ADAPTERS, role))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -321,13 +324,13 @@ class RunFolder:
         """Copy a file of `--plugin` or `--reward` into the run and note its hash in the manifest."""
         self.make()
         source = Path(path)
-        folder = self.path / CODE
+        folder = own(self.path, CODE)
         folder.mkdir(exist_ok=True)
         target = folder / source.name
         digest = sha256(source)
         if target.exists() and sha256(target) != digest:
             target = folder / f"{source.stem[:200]}-{digest[:8]}{source.suffix}"
-        shutil.copyfile(source, target)
+        copy_file(source, target)
         code = {**self._manifest.get("code", {}), target.name: digest}
         noted = {**self._manifest.get("artifacts", {}), f"{CODE}/{target.name}": digest}
         self.update_manifest(code=code, artifacts=noted)
@@ -344,7 +347,7 @@ class RunFolder:
         """Set entries of the manifest and write it whole."""
         self.make()
         manifest = {**self._manifest, **plain(entries)}
-        write_manifest(self.path, manifest)
+        write_manifest(own(self.path), manifest)
         self._manifest = manifest
 
     def stage_done(self, stage: str) -> None:
@@ -362,7 +365,7 @@ class RunFolder:
         """
         if status not in STATUSES[1:]:
             raise ValueError(f"unknown status {status!r}; known: {', '.join(STATUSES[1:])}")
-        self.update_manifest(status=status, finished=time.time(), artifacts=self.hashes(), **entries)
+        self.update_manifest(status=status, finished=self.clock.now(), artifacts=self.hashes(), **entries)
         self.release()
 
     def hashes(self) -> dict[str, str]:
@@ -385,24 +388,26 @@ def without_credentials(recipe: str) -> str:
     )
 
 
-def _make(path: Path, overwrite: bool) -> tuple[BaseFileLock, dict[str, Any]]:
+def _make(path: Path, overwrite: bool, now: float) -> tuple[BaseFileLock, dict[str, Any]]:
     """Make the folder, an earlier run gone, with a manifest that says `running`; it is locked."""
-    now = {
+    begun = {
         "format": FORMAT,
         "version": VERSION,
         "name": path.name,
         "status": "running",
-        "started": time.time(),
+        "started": now,
     }
-    manifest = {**now, "stages_done": [], "versions": versions()}
+    manifest = {**begun, "stages_done": [], "versions": versions()}
     try:
         check_free(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
         held = lock(path)
         check_free(path, overwrite)
-        for name in OURS:
-            remove(path / name)
+        remove_leftovers(path)
+        # First of all, so that the folder is a run's, and not a whole one, while the earlier one goes.
         write_manifest(path, manifest)
+        for name in OURS[:-1]:
+            remove(path / name)
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be made: {error}") from None
     return held, manifest

@@ -13,9 +13,11 @@ from typing import Any
 
 import yaml
 
+from ..atomic import remove_leftovers
 from ..dotted import recipe_keys
 from ..errors import RunFolderError, UsageError
 from ..small import read_small
+from .clock import known_time
 from .folder import OURS, RECIPE
 from .lock import FILE as LOCK
 from .lock import lock, status_of
@@ -105,21 +107,23 @@ class History:
         return {key: value for key, value in found.items() if key not in ("step", "time")}
 
     @property
+    def started(self) -> float | None:
+        """When it was begun, in seconds since 1970; None: unknown."""
+        return known_time(self.manifest.get("started"))
+
+    @property
     def seconds(self) -> float | None:
         """That it has been running, without those between an interruption and its resumption; None: unknown."""
-        begun, ended = self.manifest.get("started"), self.manifest.get("finished")
-        told = [line.get("time") for line in self.metrics]
-        known = sorted(
-            float(t) for t in (begun, *told, ended) if isinstance(t, int | float) and math.isfinite(t)
-        )
-        if not isinstance(begun, int | float) or len(known) < 2:
+        told = (*(line.get("time") for line in self.metrics), self.manifest.get("finished"))
+        known = sorted(t for value in (self.started, *told) if (t := known_time(value)) is not None)
+        if self.started is None or len(known) < 2:
             return None
         return sum(self.elapsed(before, after) for before, after in pairwise(known))
 
     def elapsed(self, before: float, after: float) -> float:
         """Seconds between two lines, without those in which the run was not running."""
-        resumed = (float(t) for t in self.manifest.get("resumed", []) if isinstance(t, int | float))
-        return after - max((t for t in resumed if before < t < after), default=before)
+        resumed = (t for value in self.manifest.get("resumed", []) if (t := known_time(value)) is not None)
+        return max(0.0, after - max((t for t in resumed if before < t < after), default=before))
 
 
 def distinct(runs: Sequence[History]) -> list[History]:
@@ -139,7 +143,7 @@ def distinct(runs: Sequence[History]) -> list[History]:
 def histories(folder: Path) -> list[History]:
     """The runs in an output folder, the oldest first."""
     found = [History.of(path.parent) for path in folder.glob("*/manifest.json") if is_run(path.parent)]
-    return sorted(found, key=lambda run: (run.manifest.get("started") or 0.0, run.name))
+    return sorted(found, key=lambda run: (run.started or 0.0, run.name))
 
 
 def remove_run(path: Path) -> None:
@@ -153,6 +157,7 @@ def remove_run(path: Path) -> None:
         raise RunFolderError(f"{path}: a link; remove what it leads to, or the link, yourself.")
     held = lock(path)
     try:
+        remove_leftovers(path)
         for name in OURS:
             remove(path / name)
     finally:

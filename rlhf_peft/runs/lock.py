@@ -9,13 +9,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import RunFolderError
+from .links import own
 
 FILE = ".lock"
 
 
 def is_written(folder: Path) -> bool:
     """Whether a process is writing a run, as far as that can be known."""
-    if not (folder / FILE).is_file():
+    if not (folder / FILE).is_file() or (folder / FILE).is_symlink():
         return False
     held = FileLock(folder / FILE, is_singleton=True)
     if held.is_locked:
@@ -38,9 +39,9 @@ def lock(folder: Path) -> FileLock:
     """Take the lock of a run folder that is there; it is held until it is released, or the process ends.
 
     Raises:
-        RunFolderError: another process has it.
+        RunFolderError: another process has it, or a link is in its place.
     """
-    held = FileLock(folder / FILE, is_singleton=True)
+    held = FileLock(own(folder, FILE), is_singleton=True)
     try:
         held.acquire(timeout=0)
     except Timeout:

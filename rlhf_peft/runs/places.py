@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
+from ..atomic import is_left_over
 from ..errors import RunFolderError
 from .lock import FILE as LOCK
 from .lock import status_of
@@ -24,21 +24,6 @@ def check_inside(parent: Path, path: Path, name: str) -> None:
         raise RunFolderError(f"{path}: a link that leads out of {parent}. Remove it or set another name=...")
 
 
-def check_links(path: Path, names: Sequence[str]) -> None:
-    """Refuse to write through a link inside of a run; a run that is replaced loses its links.
-
-    Args:
-        path: of the run.
-        names: of what a run makes.
-    """
-    for name in names:
-        place = path / name
-        inside = place.rglob("*") if place.is_dir() and not place.is_symlink() else ()
-        for found in (place, *inside):
-            if found.is_symlink():
-                raise RunFolderError(f"{found}: a link that leads out of the run. Remove it, or start anew.")
-
-
 def check_free(path: Path, overwrite: bool) -> None:
     """Say why there is no room for a new run, if so; nothing is touched."""
     there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
@@ -50,7 +35,7 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise RunFolderError(
             f"{path}: cannot be made: no permission to write into {there}. Set output_dir=..."
         )
-    if there != path or all(found.name == LOCK for found in path.iterdir()):
+    if there != path or all(found.name == LOCK or is_left_over(found) for found in path.iterdir()):
         return
     if not is_run(path):
         hint = remedy(path)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunFolderError
-from .folder import METRICS, SAMPLES
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 
 
 def read_metrics(run: str | Path, stage: str | None = None) -> list[dict[str, Any]]:
@@ -22,17 +24,22 @@ def read_metrics(run: str | Path, stage: str | None = None) -> list[dict[str, An
     Raises:
         RunFolderError: a line, other than a last one that is half written, is not JSON.
     """
-    rows = list(_lines(Path(run) / METRICS))
+    rows = list(read_lines(Path(run) / METRICS))
     wanted = rows if stage is None else [row for row in rows if row.get("stage") == stage]
     return [{key: math.nan if value is None else value for key, value in row.items()} for row in wanted]
 
 
 def read_samples(run: str | Path) -> list[dict[str, Any]]:
     """The lines of samples.jsonl."""
-    return list(_lines(Path(run) / SAMPLES))
+    return list(read_lines(Path(run) / SAMPLES))
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines; a last line that is half written is left out.
+
+    Raises:
+        RunFolderError: a line is no JSON object.
+    """
     if not path.is_file():
         return
     lines = path.read_bytes().split(b"\n")

@@ -7,16 +7,15 @@ checkpoints of finished stages hold whole copies of the adapters.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..atomic import remove_leftovers, write_file
+from ..atomic import copy_file, remove_leftovers
 from ..errors import RunFolderError
 from .checkpoints import Checkpoint, Checkpoints
 from .folder import ADAPTERS
+from .links import own
 from .manifest import sha256
 
 
@@ -97,15 +96,11 @@ def restore(run: Path, hashes: Mapping[str, str]) -> list[str]:
     """
     lost = lost_files(run, hashes)
     for name, source in copies(run, {name: hashes[name] for name in lost}).items():
-        target = run / name
+        target = own(run, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent)
-        write_file(target, partial(_copy, source))
+        copy_file(source, target)
     return lost
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
 
 
 def adapters_at(found: Checkpoint, manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -21,6 +21,7 @@ class BaseView:
         self.pad_id = int(base.tokenizer.pad_token_id)
         self.eos_ids = base.eos_ids
         self.max_length = base.max_length
+        self.vocab_size = base.vocab_size
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of some tokens, special tokens left out."""

@@ -34,6 +34,7 @@ class FakePolicy:
     def __init__(self, seed: int = 0, max_length: int = 64) -> None:
         self.device = torch.device("cpu")
         self.pad_id, self.eos_ids, self.max_length = PAD, frozenset({EOS}), max_length
+        self.vocab_size = VOCABULARY
         self.entered = 0
         self._model = _tiny_llama(seed, max_length)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf_peft import foreign
 from rlhf_peft.errors import PluginError, RewardError
-from rlhf_peft.functions import FunctionReward, in_process
+from rlhf_peft.functions import FunctionReward
 from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.registry import Registry
 from rlhf_peft.stages.rl.rewarding import Rewards
@@ -120,7 +121,7 @@ def test_a_child_that_a_reward_forks_may_end(tmp_path):
     ],
 )
 def test_a_plugin_that_does_not_come_back_is_named(tmp_path, monkeypatch, text, message):
-    monkeypatch.setattr(in_process, "IMPORT_LIMIT", 0.5)
+    monkeypatch.setattr(foreign, "IMPORT_LIMIT", 0.5)
     file = tmp_path / "mine.py"
     file.write_text(text + PLUGIN)
     with pytest.raises(PluginError, match=rf"--plugin .*mine\.py: its import failed: .*{message}"):

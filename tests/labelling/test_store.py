@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 from hypothesis import given
@@ -172,3 +173,15 @@ def test_the_next_policy_has_a_test_of_its_own(store):
     store.judge(1, "ann", "a"), store.judge(7, "ann", "b")
     found = {test.source: test.rate for test in blind_tests(store.pairs(), store.judgements())}
     assert found == {"": 1.0, "run 2": 0.0}
+
+
+@pytest.mark.parametrize("way", [-365 * 86400.0, 365 * 86400.0])
+def test_a_clock_that_is_set_anew_changes_no_order(store, monkeypatch, way):
+    real, off = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + off[0])
+    for number in (1, 2, 3):
+        store.judge(number, "ann", "a")
+        off[0] += way
+    store.judge(1, "ann", "b")  # judged anew, so it is the last one
+    assert [j.pair for j in store.judgements()] == [2, 3, 1]
+    assert [store.undo("ann").pair for _ in range(3)] == [1, 3, 2]

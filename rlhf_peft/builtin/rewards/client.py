@@ -10,7 +10,11 @@ from urllib.parse import urlsplit
 
 from rlhf_peft.plugin import RewardError, UsageError
 
+from ..exchange import exchange
+
 BACKOFF_LIMIT = 30.0
+LARGEST = 16 * 2**20
+"""Bytes of one answer; more is no answer."""
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
@@ -99,16 +103,19 @@ class Client:
         import httpx
 
         if self._client is None:
-            self._client = httpx.AsyncClient(timeout=self._timeout, headers=self._headers)
+            self._client = httpx.AsyncClient(headers=self._headers)
         try:
-            answer = await self._client.post(self.url, json=body)
+            answer = await exchange(self._client, "POST", self.url, body, seconds=self._timeout, most=LARGEST)
         except httpx.TimeoutException:
             return f"did not answer within {self._timeout:g} s", 0.0
         except httpx.HTTPError as error:
             return f"cannot be reached: {type(error).__name__}: {self._hide(str(error))}", 0.0
-        if answer.status_code != httpx.codes.OK:
-            again = _retry_after(answer.headers) if answer.status_code in RETRIED else None
-            return f"answered {answer.status_code}: {self._hide(answer.text)[:200]}", again
+        if answer.elsewhere is not None:
+            place = self._hide(answer.elsewhere)[:200]
+            return f"answered {answer.status}, and points to {place}. Set url to where the server is", None
+        if answer.status != httpx.codes.OK:
+            again = _retry_after(answer.headers) if answer.status in RETRIED else None
+            return f"answered {answer.status}: {self._hide(answer.text)[:200]}", again
         try:
             return None, answer.json()
         except ValueError:

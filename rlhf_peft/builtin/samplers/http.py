@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
-import time
+from concurrent.futures import CancelledError
 from typing import Any
 
 from rlhf_peft.plugin import SamplerError, UsageError
+
+from ..exchange import Answer, exchange
 
 BACKOFF = 0.5
 """Seconds before the first retry; doubled for each further one."""
@@ -15,8 +18,10 @@ TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
 """Another try may help. Not 500: the server has failed at this very request."""
 SHOWN = 300
 """Characters shown of a server's answer."""
-LARGEST = 64 * 2**20
-"""Bytes of one answer; more is no answer."""
+LARGEST = 16 * 2**20
+"""Bytes of one answer, unless the question says how long it may be; more is no answer."""
+CLOSING = 10.0
+"""Seconds that closing the connections may take."""
 
 
 class HttpError(SamplerError):
@@ -88,25 +93,49 @@ class JsonClient:
                     f"{self.shown}, or leave api_key_env out."
                 )
             headers["Authorization"] = f"Bearer {os.environ[key_variable]}"
-        self.hurry = threading.Event()
-        """Set: no try is repeated, for nobody waits for the answers any more."""
-        self._client = httpx.Client(
-            base_url=url,
-            headers=headers,
-            timeout=httpx.Timeout(timeout, pool=None),
-            limits=httpx.Limits(max_connections=connections),
+        self._hurry = threading.Event()
+        self._client = httpx.AsyncClient(
+            base_url=url, headers=headers, limits=httpx.Limits(max_connections=connections)
         )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=who, daemon=True)
+        self._thread.start()
+
+    def interrupt(self) -> None:
+        """End all requests that are under way, and let none be repeated, until `go_on`: nobody waits for them."""
+        self._hurry.set()
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def go_on(self) -> None:
+        """Take requests again."""
+        self._hurry.clear()
+
+    def _cancel(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
 
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        """End what is under way, and close the connections."""
+        if self._loop.is_closed():
+            return
+        self.interrupt()
+        asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(CLOSING)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def get(self, path: str, *, timeout: float | None = None, retries: int | None = None) -> Any:
         """The JSON answer to a GET; see `post`."""
-        return self._ask("GET", path, None, timeout, retries)
+        return self._ask("GET", path, None, timeout, retries, LARGEST)
 
     def post(
-        self, path: str, payload: Any, *, timeout: float | None = None, retries: int | None = None
+        self,
+        path: str,
+        payload: Any,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+        most: int = LARGEST,
     ) -> Any:
         """The JSON answer to a POST, or its text where it is not JSON.
 
@@ -115,52 +144,53 @@ class JsonClient:
             payload: sent as JSON.
             timeout: seconds for the whole answer; None: the client's.
             retries: further tries; None: the client's.
+            most: bytes of the answer.
 
         Raises:
             HttpError: no answer after all tries, or one that says no.
         """
-        return self._ask("POST", path, payload, timeout, retries)
+        return self._ask("POST", path, payload, timeout, retries, most)
 
-    def _ask(self, method: str, path: str, payload: Any, timeout: float | None, retries: int | None) -> Any:
+    def _ask(
+        self, method: str, path: str, payload: Any, timeout: float | None, retries: int | None, most: int
+    ) -> Any:
         timeout = timeout or self.timeout
         for attempt in range((self.retries if retries is None else retries) + 1):
-            if attempt and self.hurry.wait(BACKOFF * 2 ** (attempt - 1)):
+            if attempt and self._hurry.wait(BACKOFF * 2 ** (attempt - 1)):
                 break
+            asked = exchange(self._client, method, path, payload, seconds=timeout, most=most)
+            running = asyncio.run_coroutine_threadsafe(asked, self._loop)
+            if self._hurry.is_set():
+                running.cancel()
             try:
-                response = self._answer(method, path, payload, timeout)
-            except self._http.RequestError as error:
+                answer = running.result()
+            except CancelledError:
+                raise HttpError(self._told(path, "the request was given up", attempt)) from None
+            except self._http.HTTPError as error:
                 failure = HttpError(self._told(path, f"{type(error).__name__}: {error}", attempt))
                 continue
-            if response.is_success:
-                return _decoded(response)
-            said = f"status {response.status_code}: {response.text[:SHOWN].strip()}"
-            failure = HttpError(self._told(path, said, attempt), response.status_code)
-            if response.status_code not in TRANSIENT:
+            if 200 <= answer.status < 300:
+                return _decoded(answer)
+            failure = HttpError(self._told(path, _refusal(answer), attempt), answer.status)
+            if answer.status not in TRANSIENT:
                 break
         raise failure
-
-    def _answer(self, method: str, path: str, payload: Any, timeout: float) -> Any:
-        """A response with its body; one that comes in drops has no longer than any other."""
-        end, parts, size = time.monotonic() + timeout, [], 0
-        limit = self._http.Timeout(timeout, pool=None)
-        with self._client.stream(method, path, json=payload, timeout=limit) as response:
-            for part in response.iter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > LARGEST:
-                    raise self._http.ReadError(f"the answer has more than {LARGEST:,} bytes")
-                if time.monotonic() > end:
-                    raise self._http.ReadTimeout(f"the answer did not end within {timeout:g} seconds")
-            headers = [(k, v) for k, v in response.headers.items() if k != "content-encoding"]
-            return self._http.Response(response.status_code, headers=headers, content=b"".join(parts))
 
     def _told(self, path: str, what: str, attempt: int) -> str:
         tries = f" (try {attempt + 1})" if attempt else ""
         return f"{self.who}: {self.shown}{path}{tries}: {what}"
 
 
-def _decoded(response: Any) -> Any:
+def _refusal(answer: Answer) -> str:
+    """What a server has said instead of yes."""
+    if answer.elsewhere is not None:
+        place = answer.elsewhere[:SHOWN]
+        return f"status {answer.status}, and points to {place}. Set sampler.url to where the server is."
+    return f"status {answer.status}: {answer.text[:SHOWN].strip()}"
+
+
+def _decoded(answer: Answer) -> Any:
     try:
-        return response.json()
+        return answer.json()
     except ValueError:
-        return response.text
+        return answer.text

@@ -19,23 +19,23 @@ by how much.
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from rlhf_peft.plugin import Finish, PolicyView, Request, Rollout, SampleContext, SamplerError
+from rlhf_peft.plugin import PolicyView, Request, Rollout, SampleContext, SamplerError
 
 from . import rows as making
 from .http import HttpError, JsonClient, root
 from .local import provided
 from .options import SamplingOptions
 from .rows import Row
+from .vllm_answer import finish, read_completion
 from .vllm_probe import check_base
 from .vllm_remedies import START, told
 from .vllm_request import body
@@ -45,8 +45,8 @@ log = logging.getLogger("rlhf_peft.samplers.vllm_server")
 WHO = "sampler vllm_server"
 FAREWELL = 10.0
 """Seconds that a server has to drop an adapter at the end, or to say that it is there at the beginning."""
-ROUNDING = 1e-3
-"""Nats above 0 that a log-probability may be."""
+ANSWER_BYTES, TOKEN_BYTES = 2**20, 2**10
+"""Bytes that an answer may have, and that each of its tokens adds."""
 
 
 class VllmServerOptions(SamplingOptions):
@@ -90,6 +90,7 @@ class VllmServerSampler:
         self.params = options.params
         self.provides = provided(options.params, "logps")
         self._client: JsonClient | None = None
+        self._vocabulary = 0
         self._view: PolicyView | None = None
         self._folder: Path | None = None
         self._adapter: str | None = None
@@ -119,6 +120,7 @@ class VllmServerSampler:
             UsageError: the API key is missing.
         """
         client, folder = self._connect(), self._place()
+        self._vocabulary = policy.vocab_size
         self._drop()
         self._pushed += 1
         # Known before it is there, so that it is dropped however this ends.
@@ -201,16 +203,16 @@ class VllmServerSampler:
             raise SamplerError(f"{WHO}: sample() before sync().")
         rows = making.start(requests, view.max_length, "vllm_server")
         self._check_logprobs(rows)
-        hurry = self._connect().hurry
+        client = self._connect()
         with ThreadPoolExecutor(self.options.connections) as pool:
             running = [pool.submit(self._write, row, view) for row in rows]
             try:
-                for future in running:
+                for future in as_completed(running):
                     future.result()
             except BaseException:
-                hurry.set()
+                client.interrupt()
                 pool.shutdown(wait=True, cancel_futures=True)
-                hurry.clear()
+                client.go_on()
                 raise
         return making.rollout(rows, self._version)
 
@@ -219,35 +221,18 @@ class VllmServerSampler:
         tokens, logps, reason = self._complete(
             body(row.request.prompt_ids, row.request.seed, row.room, row.request.params, view.eos_ids)
         )
-        if len(tokens) > row.room:
-            raise SamplerError(f"{WHO}: {len(tokens)} tokens came where max_tokens was {row.room}.")
         row.tokens, row.logps, row.finish = tokens, logps, finish(tokens, reason, view.eos_ids)
 
     def _complete(self, asked: dict[str, Any]) -> tuple[list[int], list[float], str]:
         """Token ids, their log-probabilities, and why they ended."""
         client = self._connect()
+        most = ANSWER_BYTES + TOKEN_BYTES * int(asked["max_tokens"])
         try:
-            answer = client.post("/v1/completions", {"model": self._adapter, **asked})
+            answer = client.post("/v1/completions", {"model": self._adapter, **asked}, most=most)
         except HttpError as error:
             raise SamplerError(told(error, self._folder)) from None
         where = f"{WHO}: {client.shown}/v1/completions"
-        try:
-            choice = answer["choices"][0]
-            tokens = [int(token) for token in choice["token_ids"]]
-            logps = [float(logp) for logp in choice["logprobs"]["token_logprobs"]]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise SamplerError(
-                f"{where}: the answer has no token_ids with logprobs ({type(error).__name__}: {error}). vLLM 0.10.2 or "
-                f"later was expected; it gave {str(answer)[:200]}"
-            ) from None
-        if not tokens or len(tokens) != len(logps):
-            raise SamplerError(f"{where}: {len(tokens)} tokens with {len(logps)} log-probabilities.")
-        if min(tokens) < 0 or not all(math.isfinite(logp) and logp <= ROUNDING for logp in logps):
-            raise SamplerError(
-                f"{where}: token ids from 0 with log-probabilities of at most 0 were expected; it gave "
-                f"{str(choice)[:200]}"
-            )
-        return tokens, logps, str(choice.get("finish_reason"))
+        return read_completion(where, answer, asked["max_tokens"], self._vocabulary)
 
     def _check_logprobs(self, rows: list[Row]) -> None:
         """Raise SamplerError where log-probabilities would be of another distribution than the one drawn from.
@@ -275,18 +260,3 @@ class VllmServerSampler:
 
 def _not_vllm(said: object) -> str:
     return f"{said} This is not vLLM's own server. An old one of TRL takes no adapter by path. {START}"
-
-
-def finish(tokens: list[int], reason: str, eos_ids: frozenset[int]) -> Finish:
-    """How a row ended.
-
-    Raises:
-        SamplerError: the server broke off.
-    """
-    if tokens[-1] in eos_ids:
-        return "eos"
-    if reason == "stop":
-        return "stop"
-    if reason == "length":
-        return "length"
-    raise SamplerError(f"{WHO}: a row ended with finish_reason {reason!r}; stop or length was expected.")

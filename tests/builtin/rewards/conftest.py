@@ -9,10 +9,11 @@ import pytest
 
 
 class Stub:
-    """`answer(body)` gives (status, JSON or text); what was asked is kept."""
+    """`answer(body)` gives (status, JSON or text); what was asked is kept. `raw(handler)` writes the bytes itself."""
 
     def __init__(self, answer):
         self.answer, self.bodies, self.headers, self.paths = answer, [], [], []
+        self.raw = None
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -21,6 +22,11 @@ class Stub:
                 stub.bodies.append(body)
                 stub.headers.append(dict(self.headers))
                 stub.paths.append(self.path)
+                if stub.raw is not None:
+                    self.close_connection = True
+                    with contextlib.suppress(ConnectionError):
+                        stub.raw(self)
+                    return
                 status, said = stub.answer(body)
                 data = (said if isinstance(said, str) else json.dumps(said)).encode()
                 with contextlib.suppress(ConnectionError):  # who asked may have given up

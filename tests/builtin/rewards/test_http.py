@@ -1,3 +1,6 @@
+import gzip
+import time
+
 import pytest
 
 from rlhf_peft.builtin.rewards.http import HttpOptions, HttpReward
@@ -85,11 +88,53 @@ def test_an_answer_that_is_none_is_an_error(serve, answer, message):
 
 
 def test_a_server_that_does_not_answer_in_time(serve):
-    import time
 
     stub = serve(lambda body: (time.sleep(0.5), (200, {"scores": [1.0]}))[1])
     with pytest.raises(RewardError, match=r"did not answer within 0\.1 s \(2 attempts\)"):
         score(reward(stub, request_timeout=0.1, retries=1), batch(completions=["a"]))
+
+
+def send(*parts, pause=0.0):
+    """What the server writes by itself: bytes, one part after the other."""
+
+    def write(handler):
+        for part in parts:
+            handler.wfile.write(part)
+            handler.wfile.flush()
+            time.sleep(pause)
+
+    return write
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            send(OK, b"Content-Length: 9000\r\n\r\n", *[b" "] * 60, pause=0.05),
+            r"did not answer within 0\.5 s",
+        ),
+        (send(OK, *[b"X: y\r\n"] * 60, pause=0.05), r"did not answer within 0\.5 s"),
+        (send(OK, b"\r\n", *[b" " * 2**20] * 200), "more than [0-9,]+ bytes"),
+        (send(OK, b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"1" * 10**7)), "compressed by gzip"),
+        (send(OK, b"Content-Length: 99\r\n\r\n[1"), "cannot be reached: RemoteProtocolError"),
+        (send(b"\x00\xffnothing of HTTP\r\n\r\n"), "cannot be reached: RemoteProtocolError"),
+        (send(OK, b"\r\n", b"[" * 200_000), "no JSON"),
+        (
+            send(b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/x\r\n\r\n"),
+            r"answered 302, and points to http://169\.254\.169\.254/x\. Set url to where the server is",
+        ),
+    ],
+)
+def test_an_answer_is_bounded_in_time_and_size(serve, raw, message):
+    stub = serve(lambda body: (200, {"scores": [1.0]}))
+    stub.raw = raw
+    begun = time.monotonic()
+    with pytest.raises(RewardError, match=rf"reward http: {stub.url}/score .*{message}"):
+        score(reward(stub, request_timeout=0.5, retries=0), batch(completions=["a"]))
+    assert time.monotonic() - begun < 5
 
 
 def test_nobody_there():

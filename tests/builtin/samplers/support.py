@@ -36,6 +36,7 @@ class ModelView:
     device = torch.device("cpu")
     pad_id = 0
     eos_ids = frozenset({2})
+    vocab_size = 100
 
     def __init__(self, model, max_length=64):
         self.model, self.max_length = model, max_length

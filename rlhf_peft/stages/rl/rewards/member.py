@@ -16,8 +16,9 @@ from typing import Any, Literal
 import torch
 
 from ....errors import RewardError
+from ....foreign import no_exit
 from ....functions import FunctionReward, SomeRowsFailed, Target, target_of
-from ....functions.in_process import no_exit, undisturbed
+from ....functions.in_process import undisturbed
 from ....functions.process import Slow, WorkerProcess
 from ....functions.rebuild import plain
 from ....functions.reward import arguments, as_row, scores_of
