@@ -156,6 +156,8 @@ def check_targets(model: nn.Module, config: LoraConfig, targets: Targets, where:
 
     PEFT minds only if all of a list are not, and before 0.21 not always if a pattern meets none.
     """
+    if config.target_modules is None:
+        raise ModelError(f"{where}lora.target_modules: is null, and names no layer. {_ADVICE}")
     _check_patterns(config, where)
     names = [name for name, _ in model.named_modules()]
     if isinstance(config.target_modules, str):

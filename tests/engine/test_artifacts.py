@@ -246,6 +246,7 @@ def test_a_head_of_another_width(llama, stored):
         {"trainable_token_indices": [3]},
         {"modules_to_save": ["embed_tokens"]},
         {"target_parameters": ["mlp.experts.gate_up_proj"]},
+        {"target_modules": None},
     ],
     ids=lambda change: next(iter(change)),
 )
