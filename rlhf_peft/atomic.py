@@ -119,11 +119,13 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             if stays:
                 if replace:
                     _move_out(path, old, but={aside, old})
-                _move_in(aside, path)
-            else:
-                if path.is_dir():
-                    os.replace(path, old) if replace else path.rmdir()
-                os.replace(aside, path)
+            elif path.is_dir():
+                os.replace(path, old) if replace else path.rmdir()
+            try:
+                _move_in(aside, path) if stays else os.replace(aside, path)
+            except BaseException:
+                _put_back(old, path, but={aside, old})
+                raise
             _remove(old)
         sync_folder(parent)
 
@@ -159,6 +161,19 @@ def _move_out(path: Path, target: Path, but: Collection[Path]) -> None:
     for inner in sorted(path.iterdir()):
         if inner not in but:
             os.replace(inner, target / inner.name)
+
+
+def _put_back(old: Path, path: Path, but: Collection[Path]) -> None:
+    """Let a folder that has made room for another one, which could not take its place, be there again."""
+    if not old.is_dir():
+        return
+    if not path.is_dir():
+        os.replace(old, path)
+        return
+    for inner in [inner for inner in path.iterdir() if inner not in but]:
+        _remove(inner)
+    for inner in sorted(old.iterdir()):
+        os.replace(inner, path / inner.name)
 
 
 def _stays(path: Path) -> bool:

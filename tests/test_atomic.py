@@ -134,6 +134,26 @@ def test_a_folder_takes_the_place_of_another_one(tmp_path, monkeypatch):
     assert sorted(os.listdir(".")) == ["b", "in"] and os.path.samefile(".", path)
 
 
+@pytest.mark.parametrize("current", [False, True])
+def test_a_folder_that_cannot_be_replaced_is_there_as_before(tmp_path, monkeypatch, current):
+    path, real = tmp_path / "out", os.replace
+    path.mkdir()
+    (path / "old").write_text("x")
+    if current:
+        monkeypatch.chdir(path)
+
+    def failing(source, target):
+        if Path(target) in (path, path / "in") and ".old." not in Path(source).name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(target))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        fill(path, replace=True)
+    assert os.listdir(path) == ["old"] and (path / "old").read_text() == "x"
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one_or_none(tmp_path):
     path, touch, killed, seen = tmp_path / "out", 0, True, set()
     while killed:
