@@ -22,7 +22,7 @@ S = "Zq8vT3kLmN0pRsW2xYbA7cDe"
         ("https://token@h/x", "https://***@h/x"),
         ("postgresql+psycopg://u:p@db.local/x", "postgresql+psycopg://***@db.local/x"),
         ("see (http://u:p@h) and http://h", "see (http://***@h) and http://h"),
-        ("/work/https:/u:p@h/data.jsonl", "/work/https:/***@h/data.jsonl"),
+        ("/home/me/https:/u:p@h/data.jsonl", "/home/me/https:/***@h/data.jsonl"),
     ],
 )
 def test_userinfo_of_any_characters_is_hidden(url, clean):
