@@ -12,7 +12,7 @@ import torch
 from ..engine import Source
 from ..engine.source import resolve_device
 from ..errors import DataError, ModelError, UsageError
-from ..recipe import Recipe, StageBase, load
+from ..recipe import Recipe, RlStage, StageBase, load
 from ..registry import Registry
 from .cards import Budget, budget
 from .lengths import evaluated, longest
@@ -69,6 +69,7 @@ def _planned(
     there = resolve_device(recipe.device).type if gpu is None else "cuda"
     room = budget(gpu, there)
     known: dict[tuple[str, int], tuple[int, str]] = {}
+    counted: dict[tuple[str, int], int] = {}
 
     def plan(changed: Recipe) -> Plan:
         source = _source(changed, room, trust_remote_code)
@@ -79,9 +80,13 @@ def _planned(
                 known[stage.name, limit] = longest(stage, changed, registry, source, limit)
             return known[stage.name, limit]
 
-        return make_plan(
-            changed, shape, registry, room, lengths, lambda stage: evaluated(stage, changed, registry)
-        )
+        def answered(stage: RlStage) -> int:
+            key = stage.name, stage.eval.size
+            if key not in counted:
+                counted[key] = evaluated(stage, changed, registry)
+            return counted[key]
+
+        return make_plan(changed, shape, registry, room, lengths, answered)
 
     def again(overrides: Sequence[str]) -> Plan:
         return plan(load(recipe.model_dump(mode="json", exclude_none=True), overrides, plugins=registry))

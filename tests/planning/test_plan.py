@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rlhf_peft.planning import plan as planning
+from rlhf_peft.planning.cards import Budget
 from rlhf_peft.planning.forecast import forecast
 from rlhf_peft.recipe import load
 from rlhf_peft.registry import Registry
@@ -61,3 +62,16 @@ def test_on_a_cpu_the_process_is_more_than_its_tensors(planned):
     update = planned({"stage": "sft", "batch_size": 8, "max_steps": 1}, rows).peak
     assert update.items["libraries"] == planning.LIBRARIES
     assert update.items["between activations"] == int(planning.HOLES * update.items["activations"])
+
+
+def test_data_is_read_once_however_many_remedies_are_tried(planned, monkeypatch):
+    from rlhf_peft.planning import forecast as forecasts
+    from rlhf_peft.planning import lengths
+
+    counts = []
+    real = lengths.split_rows
+    monkeypatch.setattr(lengths, "split_rows", lambda *a, **k: counts.append(1) or real(*a, **k))
+    monkeypatch.setattr(forecasts, "budget", lambda *_: Budget("a small machine", "cpu", 2**20, 0))
+    prompts = [{"prompt": f"Tell me about number {i}."} for i in range(32)]
+    plan = planned({**RL, "dataset": {"eval_fraction": 0.5}}, prompts)
+    assert plan.verdict == "does not fit" and len(counts) == 1
