@@ -6,10 +6,10 @@ By it a later export may take the place of an earlier one, and of nothing else.
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..errors import UsageError
 
 FILE = "export.json"
@@ -23,7 +23,7 @@ def write_record(folder: Path, **facts: Any) -> None:
         **facts: what it was made from, as JSON.
     """
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    record = {"rlhf_peft": version("rlhf_peft"), **facts, "files": [*names, FILE]}
+    record = {"rlhf_peft": __version__, **facts, "files": [*names, FILE]}
     (folder / FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
