@@ -66,7 +66,7 @@ def example(
             made["chosen_prob"] = probability_of(row)
         if row.get("margin") not in (None, ""):
             made["margin"] = figure_of(row, "margin")
-    if not any(is_messages(value) for value in made.values()()):
+    if not any(is_messages(value) for value in made.values()):
         check_plain(row, system)
     tools = offered(row)
     return made if tools is None else {**made, "tools": tools}

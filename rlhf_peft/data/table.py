@@ -132,4 +132,4 @@ def table_dataset(table: Any, source: str) -> Dataset:
             made[name] = datasets.Dataset.from_dict(
                 {name: values}, features=datasets.Features({name: datasets.Json()})
             )
-    return datasets.concatenate_datasets(list(made.values()()), axis=1)
+    return datasets.concatenate_datasets(list(made.values()), axis=1)

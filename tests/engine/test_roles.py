@@ -79,7 +79,7 @@ def test_any_nesting_gives_back_everything(full, ways, fails):
 
 def test_inner_roles_give_back_the_outer(full):
     apart = {role: hidden(full, role) for role in ROLES}
-    assert len({float(h.sum()) for h in apart.forwards.values()}) == 4
+    assert len({float(h.sum()) for h in apart.values()}) == 4
     with full.role("reward-0", train=False), torch.no_grad():
         with full.role(REFERENCE), full.role(VALUE):
             assert torch.equal(full.forwards.hidden(tokens(2, 7)), apart[VALUE])

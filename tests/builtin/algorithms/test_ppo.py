@@ -78,7 +78,7 @@ def test_a_row_that_abstained_is_left_out_and_moves_nothing():
     assert keep.tolist() == [True, False, True]
     columns, _ = algorithm.prepare(data, keep)
     other = scored([1.0, math.nan, 0.5])
-    other.forwards.values[1] += 100
+    other.values[1] += 100
     again, _ = algorithm.prepare(other, keep)
     assert torch.equal(columns["advantages"][keep], again["advantages"][keep])
 

@@ -126,7 +126,7 @@ def test_an_mlp_keeps_two_tensors_of_its_width(folder_of):
 def test_an_mlp_of_another_form_goes_its_own_way(folder_of):
     base = load(folder_of("qwen2"), "none")
     mlp = mlps(base)[0]
-    mlp.forward._usual = lambda module, x: 2 * type(module).forward(module, x)
+    mlp.forward._plain = lambda module, x: 2 * type(module).forward(module, x)
     x = torch.randn(2, 3, 64)
     with base.training([POLICY]), base.role(POLICY):
         assert torch.equal(mlp(x), 2 * type(mlp).forward(mlp, x))

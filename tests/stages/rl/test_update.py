@@ -140,7 +140,7 @@ def test_scores_do_not_depend_on_the_batch(setting):
     _, _, narrow = ready(base, trunk, data, max_tokens=1)
     for name in ("logps", "ref_logps", "values", "entropy"):
         assert torch.allclose(getattr(wide, name), getattr(narrow, name), atol=2e-4), name
-    assert torch.allclose(wide.roles.heads["reward-0"], narrow.roles.heads["reward-0"], atol=2e-4)
+    assert torch.allclose(wide.heads["reward-0"], narrow.heads["reward-0"], atol=2e-4)
 
 
 def test_policy_and_reference_agree_after_an_adapter_was_trained(setting):

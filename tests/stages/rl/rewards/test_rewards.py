@@ -142,11 +142,11 @@ class Sees(Fixed):
 def test_each_reward_sees_its_own_roles_only_and_those_that_need_none_begin_at_once():
     a, b, c = Sees("reward"), Sees("base"), Sees()
     made = rewards({"a": {}, "b": {}, "c": {}}, Base("policy", "reward-0", "reward-1"), a=a, b=b, c=c)
-    assert made.roles.heads == ("reward-0", "reward-1") and made.logp_roles == ("base",)
+    assert made.heads == ("reward-0", "reward-1") and made.logp_roles == ("base",)
     pending = made.begin(batch())
     pending.futures["c"].result(5)
     assert set(pending.futures) == {"c"} and a.seen is None
-    heads = {role: torch.zeros(3) for role in (*made.roles.heads, "other")}
+    heads = {role: torch.zeros(3) for role in (*made.heads, "other")}
     made.finish(pending, heads, {"base": torch.ones(3, 3), "reference": torch.ones(3, 3)})
     assert set(a.seen.heads) == {"reward-0", "reward-1"} and not a.seen.logps
     assert set(b.seen.logps) == {"base"} and not b.seen.heads
