@@ -7,7 +7,7 @@ A plugin is one module:
     class Short:
         class Options(Options):
             per_token: float = Field(0.01, description="Subtracted for each token.")
-        roles, scope, timeout = (), "row", None
+        roles, timeout = (), None
         def __init__(self, options): self.options = options
         async def score(self, batch): return Scores(row=...)
 
@@ -68,6 +68,7 @@ from .kit.sampling import (
     write_rows,
 )
 from .types import (
+    Batch,
     Finish,
     Minibatch,
     Outputs,
@@ -75,10 +76,8 @@ from .types import (
     RewardBatch,
     Rollout,
     SamplingParams,
-    Scored,
     Scores,
     Selection,
-    Totals,
 )
 
 __all__ = [
@@ -88,6 +87,7 @@ __all__ = [
     "AlgorithmBase",
     "AlgorithmOptions",
     "AsyncJsonClient",
+    "Batch",
     "DataError",
     "Dataset",
     "DrawOptions",
@@ -123,13 +123,11 @@ __all__ = [
     "SamplerError",
     "SamplingOptions",
     "SamplingParams",
-    "Scored",
     "Scores",
     "Selection",
     "SomeRowsFailed",
     "Target",
     "TokenDecoder",
-    "Totals",
     "UsageError",
     "by_length",
     "check_safetensors",
