@@ -14,10 +14,10 @@ from typing import Any
 import bitsandbytes.functional as bnb
 import psutil
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..compat.dequantize import dequantized
 from ..compat.lora import BaseTunerLayer, matrices
 from .small_products import Dense
 
@@ -35,7 +35,7 @@ def dense_weight(layer: Any) -> Tensor:
         # Not by PEFT's helper: on CPUs it puts a new parameter into the layer, which has lost its scales.
         scales = weight.SCB if layer.state.SCB is None else layer.state.SCB
         return bnb.int8_vectorwise_dequant(weight.data, scales)
-    dense = dequantize_module_weight(layer).detach()
+    dense = dequantized(layer)
     return dense.T if isinstance(layer, Conv1D) else dense
 
 
