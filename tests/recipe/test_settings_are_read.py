@@ -43,7 +43,8 @@ STAGES = {
         "eval": {"dataset": {**PAIRS, "questions": "test", "size": 4}},
         **{key: value for key, value in SHORT.items() if key != "max_steps"},
     },
-    "ppo": {**RL, "algorithm": {"name": "ppo", "num_epochs": 1}},
+    # Six tokens are too few for any completion to end, which counts as a collapse.
+    "ppo": {**RL, "algorithm": {"name": "ppo", "num_epochs": 1}, "collapse": {"steps": 1}},
 }
 READERS = ("rlhf_peft.stages", "rlhf_peft.session", "rlhf_peft.trl_bridge")
 """The rooms that run a stage: what only the recipe's own room or the planner reads would be ignored by a run."""
