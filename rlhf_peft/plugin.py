@@ -36,6 +36,7 @@ from .hookspecs import (
     HOOK_API,
     Algorithm,
     Dataset,
+    Environment,
     Options,
     PolicyView,
     Prompt,
@@ -69,6 +70,7 @@ from .kit.sampling import (
 )
 from .types import (
     Batch,
+    EnvironmentStep,
     Finish,
     Minibatch,
     Outputs,
@@ -91,6 +93,8 @@ __all__ = [
     "DataError",
     "Dataset",
     "DrawOptions",
+    "Environment",
+    "EnvironmentStep",
     "Finish",
     "FunctionOptions",
     "FunctionReward",

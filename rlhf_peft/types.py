@@ -424,3 +424,20 @@ class Outputs:
     logps: Tensor
     values: Tensor | None = None
     entropy: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentStep:
+    """What an environment says to an answer of the model.
+
+    Attributes:
+        messages: JSON; what the model is to answer next, such as the results of the tools that it has called.
+        done: the conversation is over.
+        reward: of the answer; None: the environment judges nothing here.
+        metrics: figures to log, averaged over conversations.
+    """
+
+    messages: Sequence[Mapping[str, Any]] = ()
+    done: bool = False
+    reward: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)

@@ -65,6 +65,7 @@ _KINDS = {
     "samplers": "sampler",
     "rewards": "reward",
     "datasets": "registered dataset",
+    "environments": "environment",
 }
 
 

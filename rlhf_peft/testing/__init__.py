@@ -24,6 +24,7 @@ from .doubles import (
     make_reward_batch,
     make_rollout,
 )
+from .environments import check_environment
 from .plugins import Finding, check_plugin
 from .rewards import check_reward
 from .rules import ConformanceError
@@ -39,6 +40,7 @@ __all__ = [
     "Finding",
     "check_algorithm",
     "check_dataset",
+    "check_environment",
     "check_plugin",
     "check_reward",
     "check_sampler",

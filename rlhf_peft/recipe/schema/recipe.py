@@ -63,5 +63,6 @@ RESERVED: dict[str, frozenset[str]] = {
     "samplers": frozenset(OpenSection.model_fields),
     "rewards": frozenset(RewardEntry.model_fields),
     "datasets": frozenset(DatasetSource.model_fields),
+    "environments": frozenset(OpenSection.model_fields),
 }
 """Kind to the keys that the recipe itself has in a plugin's section; options so named would be hidden."""
