@@ -13,6 +13,7 @@ PLUGIN = [
     "Algorithm",
     "AlgorithmBase",
     "AlgorithmOptions",
+    "Batch",
     "DataError",
     "Dataset",
     "Finish",
@@ -39,10 +40,8 @@ PLUGIN = [
     "Sampler",
     "SamplerError",
     "SamplingParams",
-    "Batch",
     "Scores",
     "Selection",
-    "Totals",
     "UsageError",
     "hookimpl",
     "maths",
@@ -60,10 +59,10 @@ TESTING = [
     "check_plugin",
     "check_reward",
     "check_sampler",
+    "make_batch",
     "make_requests",
     "make_reward_batch",
     "make_rollout",
-    "make_batch",
 ]
 
 
