@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from rlhf_peft.sweep.run.grid import labels, make_cells, parse_axis
+from rlhf_peft.sweep.grid import labels, make_cells, parse_axis
 
 from rlhf_peft import api, cli
 from rlhf_peft.errors import GuardError, UsageError
