@@ -1,6 +1,6 @@
-"""Every hook, every protocol and every view that a plugin meets, on one page.
+"""Every hook, and every protocol and view that a plugin meets, on one page; the protocol of quantizers is in `quantizer`.
 
-A plugin registers choices (rewards, samplers, algorithms, datasets) by name, and may listen to a run. A recipe
+A plugin registers choices (rewards, samplers, algorithms, datasets, quantizers) by name, and may listen to a run. A recipe
 chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
 """
 
@@ -43,7 +43,8 @@ class Options(BaseModel):
 
 
 Factory = Callable[[Any], Any]
-"""Called with a validated instance of its own `Options`; returns the reward, sampler, algorithm or dataset.
+"""Called with a validated instance of its own `Options`; returns the reward, sampler, algorithm, dataset or
+quantizer.
 
 One with `wants_make = True` is also given `make(kind, name, options)`, to make what it wraps.
 """
@@ -283,6 +284,10 @@ class HookSpecs:
     def rlhf_peft_register_datasets(self, register: Register) -> None:
         """Offer datasets: `register(name, factory)`; the factory makes a `Dataset`."""
 
+    @hookspec
+    def rlhf_peft_register_quantizers(self, register: Register) -> None:
+        """Offer quantizers: `register(name, factory)`; the factory makes a `Quantizer`."""
+
     # --- told by broadcast ---
 
     @hookspec
@@ -306,5 +311,5 @@ class HookSpecs:
         """A run ended: `done`, `failed` or `stopped`; the last figures."""
 
 
-REGISTERS = ("rewards", "samplers", "algorithms", "datasets")
+REGISTERS = ("rewards", "samplers", "algorithms", "datasets", "quantizers")
 """What plugins register; the hook of each is `rlhf_peft_register_<kind>`."""

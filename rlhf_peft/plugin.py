@@ -50,8 +50,10 @@ from .hookspecs import (
     hookimpl,
 )
 from .policy_gradient import BASELINE, AlgorithmBase, AlgorithmOptions, PolicyGradient, PolicyOptions
+from .quantizer import Quantizer, QuantizerBase, linear_sizes
 from .types import (
     Finish,
+    LoadCode,
     Minibatch,
     Outputs,
     Request,
@@ -77,6 +79,7 @@ __all__ = [
     "FunctionOptions",
     "FunctionReward",
     "GuardError",
+    "LoadCode",
     "Minibatch",
     "ModelError",
     "Options",
@@ -86,6 +89,8 @@ __all__ = [
     "PolicyOptions",
     "PolicyView",
     "Prompt",
+    "Quantizer",
+    "QuantizerBase",
     "Register",
     "Request",
     "RequestContext",
@@ -113,6 +118,7 @@ __all__ = [
     "function_reward",
     "hookimpl",
     "keeps_state",
+    "linear_sizes",
     "maths",
     "quick_size",
     "recipe_keys",

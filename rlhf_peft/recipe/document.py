@@ -10,7 +10,18 @@ from pydantic import BaseModel
 from . import shipped
 from .dump import Options
 from .messages import STAGES
-from .schema import Checkpoint, Collapse, DatasetSource, Eval, Lora, Model, Recipe, RewardEntry, StageBase
+from .schema import (
+    Checkpoint,
+    Collapse,
+    DatasetSource,
+    Eval,
+    Lora,
+    Model,
+    OpenSection,
+    Recipe,
+    RewardEntry,
+    StageBase,
+)
 
 _INTRODUCTION = """\
 # Recipes
@@ -61,6 +72,7 @@ _KINDS = {
     "samplers": "sampler",
     "rewards": "reward",
     "datasets": "registered dataset",
+    "quantizers": "quantizer",
 }
 
 
@@ -136,6 +148,8 @@ def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True) if field.default_factory is None else None
     if field.default_factory is not None:
         value = field.default_factory()
+    if isinstance(value, OpenSection):
+        return f"`{value.name}`"
     if isinstance(value, BaseModel):
         return "its own"
     if value is None:

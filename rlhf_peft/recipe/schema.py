@@ -1,6 +1,6 @@
 """The recipe: every key, its type, its default and what it is for.
 
-Open sections (`algorithm`, `sampler`, each of `rewards`, a registered dataset) hold a `name` and that
+Open sections (`quantization`, `algorithm`, `sampler`, each of `rewards`, a registered dataset) hold a `name` and that
 plugin's own options; the registry validates those. A recipe names registered things: no key imports code.
 """
 
@@ -9,11 +9,22 @@ from __future__ import annotations
 import json
 import keyword
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.)")
 WINDOWS_DEVICES = {
@@ -151,15 +162,47 @@ class OpenSection(BaseModel):
         return dict(self.model_extra or {})
 
 
+DEFAULT_QUANTIZER = "nf4"
+
+
+class Quantization(OpenSection):
+    """A registered quantizer: its name alone, or `name` with its own options beside it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"name": given}
+        if not isinstance(given, (Mapping, Quantization)):
+            raise PydanticCustomError(
+                "quantization", "Input should be the name of a quantizer or keys with values"
+            )
+        return given
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """The name alone where there are no options."""
+        written = handler(self)
+        return written if self.model_extra else written["name"]
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        section = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [{"type": "string"}, {**section, "type": "object"}]}
+
+
 class Model(Section):
     """The one base model that all roles share."""
 
     path: str = Field(description="Hub id, folder, or `builtin:tiny`.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    quantization: Literal["nf4", "fp4", "int8", "none"] = Field(
-        "nf4", description="How the base's weights are held."
+    quantization: Quantization = Field(
+        default_factory=lambda: Quantization(name=DEFAULT_QUANTIZER),
+        description="How the base's weights are held: `nf4`, `fp4`, `int8`, `none` or a plugin's quantizer; its name, or "
+        "a section with `name` and its options.",
     )
-    double_quantization: bool = Field(True, description="Quantize the 4-bit scales too (QLoRA, section 3).")
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32."
     )
@@ -514,5 +557,6 @@ RESERVED: dict[str, frozenset[str]] = {
     "samplers": frozenset(OpenSection.model_fields),
     "rewards": frozenset(RewardEntry.model_fields),
     "datasets": frozenset(DatasetSource.model_fields),
+    "quantizers": frozenset(Quantization.model_fields),
 }
 """Kind to the keys that the recipe itself has in a plugin's section; options so named would be hidden."""
