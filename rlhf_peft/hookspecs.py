@@ -1,4 +1,4 @@
-"""Every hook, and every protocol and view that a plugin meets, on one page; the protocol of quantizers is in `quantizer`.
+"""Every hook, and every protocol and view that a plugin meets, on one page; the protocol of quantizers is in `kit.quantizer`.
 
 A plugin registers choices (rewards, samplers, algorithms, datasets, quantizers) by name, and may listen to a run. A recipe
 chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
@@ -55,8 +55,38 @@ Register = Callable[[str, Factory], None]
 # --- views: what plugins are given -----------------------------------------------------------------------------------
 
 
+class TokenDecoder(Protocol):
+    """Rows that are being decoded, one token a step.
+
+    Attributes:
+        logits: [B, V] after what every row has so far; at the beginning, after its prompt.
+    """
+
+    logits: Tensor
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Give each row one more token, [B] int64; returns the logits [B, V] after it."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone: [B'] int64, numbered among the present ones."""
+        ...
+
+    def should_compact(self, going: int, rows: int) -> bool:
+        """Whether it pays to `keep` those `going` rows, of the present `rows`, that have not ended."""
+        ...
+
+
 class PolicyView(Protocol):
-    """The policy as a sampler sees it."""
+    """The policy as a sampler sees it.
+
+    Attributes:
+        device: of the model.
+        pad_id: what padding holds; it may equal an EOS.
+        eos_ids: tokens that end a completion.
+        max_length: longest row in tokens, prompt included.
+        vocab_size: tokens that there are.
+    """
 
     device: torch.device
     pad_id: int
@@ -70,8 +100,26 @@ class PolicyView(Protocol):
 
     def decoder(self) -> AbstractContextManager[nn.Module]:
         """The policy as a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask,
-        position_ids, use_cache)`; `cache_keyword(model)` gives the keyword for its cache. It has dense merged weights
-        where memory allows, and is the 4-bit base with its adapter where not. Only valid inside the context.
+        position_ids)` and for `generate`. It has dense merged weights where memory allows, and is the 4-bit base with
+        its adapter where not. Only valid inside the context.
+        """
+        ...
+
+    def can_decode(self, model: nn.Module) -> bool:
+        """Whether `start_decoding` works for the model: whether it keeps keys and values and nothing else.
+
+        Args:
+            model: as `decoder` gives it, inside its context.
+        """
+        ...
+
+    def start_decoding(self, model: nn.Module, prompts: Sequence[Sequence[int]], room: int) -> TokenDecoder:
+        """Read the prompts, and be ready to take tokens.
+
+        Args:
+            model: as `decoder` gives it, inside its context.
+            prompts: B rows of token ids; equal ones are read once.
+            room: most tokens that a row will be given.
         """
         ...
 

@@ -19,10 +19,8 @@ A plugin is one module:
 from __future__ import annotations
 
 from . import maths
-from .dense import Dense, quick_size
-from .dotted import recipe_keys
-from .engine.compat import argument_name, arguments_of, cache_keyword, keeps_state
-from .engine.source import check_safetensors
+from .engine.base_spec import check_safetensors
+from .engine.compat import keeps_state
 from .errors import (
     DataError,
     GuardError,
@@ -33,7 +31,7 @@ from .errors import (
     SamplerError,
     UsageError,
 )
-from .functions import FunctionOptions, FunctionReward, SomeRowsFailed, Target, function_reward
+from .flatten import recipe_keys
 from .hookspecs import (
     HOOK_API,
     Algorithm,
@@ -47,10 +45,29 @@ from .hookspecs import (
     RunView,
     SampleContext,
     Sampler,
+    TokenDecoder,
     hookimpl,
 )
-from .policy_gradient import BASELINE, AlgorithmBase, AlgorithmOptions, PolicyGradient, PolicyOptions
-from .quantizer import Quantizer, QuantizerBase, linear_sizes
+from .kit.functions import FunctionOptions, FunctionReward, SomeRowsFailed, Target, function_reward
+from .kit.http import AsyncJsonClient, HttpError, JsonClient, environment_secret, plain_url, server_root
+from .kit.policy_gradient import BASELINE, AlgorithmBase, AlgorithmOptions, PolicyGradient, PolicyOptions
+from .kit.quantizer import Quantizer, QuantizerBase, linear_sizes
+from .kit.sampling import (
+    DrawOptions,
+    LocalOptions,
+    LocalSampler,
+    Row,
+    SamplingOptions,
+    by_length,
+    draw,
+    pad_left,
+    provided,
+    rollout_of,
+    start_rows,
+    streams,
+    uniforms,
+    write_rows,
+)
 from .types import (
     Finish,
     LoadCode,
@@ -72,14 +89,19 @@ __all__ = [
     "Algorithm",
     "AlgorithmBase",
     "AlgorithmOptions",
+    "AsyncJsonClient",
     "DataError",
     "Dataset",
-    "Dense",
+    "DrawOptions",
     "Finish",
     "FunctionOptions",
     "FunctionReward",
     "GuardError",
+    "HttpError",
+    "JsonClient",
     "LoadCode",
+    "LocalOptions",
+    "LocalSampler",
     "Minibatch",
     "ModelError",
     "Options",
@@ -99,27 +121,38 @@ __all__ = [
     "RewardError",
     "RlhfPeftError",
     "Rollout",
+    "Row",
     "RunView",
     "SampleContext",
     "Sampler",
     "SamplerError",
+    "SamplingOptions",
     "SamplingParams",
     "Scored",
     "Scores",
     "Selection",
     "SomeRowsFailed",
     "Target",
+    "TokenDecoder",
     "Totals",
     "UsageError",
-    "argument_name",
-    "arguments_of",
-    "cache_keyword",
+    "by_length",
     "check_safetensors",
+    "draw",
+    "environment_secret",
     "function_reward",
     "hookimpl",
     "keeps_state",
     "linear_sizes",
     "maths",
-    "quick_size",
+    "pad_left",
+    "plain_url",
+    "provided",
     "recipe_keys",
+    "rollout_of",
+    "server_root",
+    "start_rows",
+    "streams",
+    "uniforms",
+    "write_rows",
 ]

@@ -13,10 +13,10 @@ from ..data.calls import offered
 from ..engine import POLICY, REFERENCE
 from ..engine.artifacts import ADAPTER_FILE
 from ..registry import Registry
-from ..stages.memory import Budget
+from ..session.policy_view import BaseView
+from ..session.sampling import prompts_at_once, sample
+from ..session.token_budget import Budget
 from ..stages.rl.forwards import Scorer
-from ..stages.sampling import prompts_at_once, sample
-from ..stages.view import BaseView
 from ..trained import Opened
 from ..trained.opened import ADAPTERS
 from ..types import Request

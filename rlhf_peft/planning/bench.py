@@ -162,7 +162,7 @@ def _import_all(kind: str) -> None:
 
 
 def _is_cpu(recipe: Recipe) -> bool:
-    from ..engine.source import resolve_device
+    from ..engine.base_spec import resolve_device
 
     return resolve_device(recipe.device).type != "cuda"
 
@@ -177,7 +177,7 @@ def _stand_ins(stage: AnyStage, ctx: Context, registry: Registry) -> list[str]:
         for entry in stage.rewards
     )
     if wanted and "reward" not in stage.init:
-        ctx.base.add_role("reward-0", head=True)
+        ctx.base.roles.add("reward-0", head=True)
         notes.append("reward-0 is untrained: the reward model stage was left out")
     return notes
 
@@ -209,7 +209,7 @@ def _rl(stage: RlStage, ctx: Context, peaks: Peaks, seen: _Steps) -> dict[str, P
 
     base = ctx.base
     load_roles(stage, base)
-    base.fix_reference()
+    base.roles.freeze_reference()
     with ExitStack() as held:
         loop = Loop(stage, ctx, held)
         loop.collector.sampler = _Lapped(loop.sampler, peaks, "rollout", "sample")

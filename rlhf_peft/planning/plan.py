@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..engine.merged import HEADROOM
+from ..engine.fast.dense_weights import HEADROOM
 from ..hookspecs import Algorithm, Sampler
 from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage, StageBase
 from ..registry import Registry
 from ..stages.rl.collect import ahead
-from ..stages.trl_rows import micro_batch
+from ..trl_bridge.rows import micro_batch
 from . import sizes
-from .cards import Budget
+from .gpus import Budget
 from .shape import Shape, classifier_bytes
 
 LIBRARIES = 940 * 1024**2

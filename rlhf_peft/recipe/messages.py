@@ -12,7 +12,7 @@ from .places import at, description, section_at
 from .schema import Lora, PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage
 from .schema import Model as BaseModelSection
 from .source import Loc, describe
-from .trl_names import OURS
+from .trl.names import OURS
 
 STAGES: dict[str, type[BaseModel]] = {
     "sft": SftStage,

@@ -17,12 +17,12 @@ from ..data import length_batches, pad_right
 from ..engine import POLICY, REFERENCE, SharedBase
 from ..errors import GuardError, Problem, RecipeError
 from ..recipe.schema import PreferenceStage
-from .context import Context
-from .memory import Budget
-from .trl_bridge import arguments, settle, train
-from .trl_kto import WholeKto
-from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
-from .trl_trainer import ours
+from ..session.context import Context
+from ..session.token_budget import Budget
+from ..trl_bridge.kto import WholeKto
+from ..trl_bridge.rows import longest_row, micro_batch, rows_a_process, rows_for
+from ..trl_bridge.trainer import ours
+from ..trl_bridge.training import arguments, settle, train
 
 METRICS: dict[str, str] = {
     "loss": "s is the sigmoid. DPO: mean over pairs of (-(1-e) log s(d) + e log s(-d)) / (1 - 2e), "
@@ -67,8 +67,8 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
     """
     # 1. The policy begins as the stage before left it, or as `init` says; the reference is what it is now.
     if "policy" in stage.init:
-        ctx.base.load_role(POLICY, stage.init["policy"])
-    ctx.base.fix_reference()
+        ctx.base.roles.load(POLICY, stage.init["policy"])
+    ctx.base.roles.freeze_reference()
 
     # 2. Rows, and how many of them one forward can take. A DPO pair is two rows.
     rows, held_out = rows_for(stage, ctx, stage.method)
@@ -176,7 +176,7 @@ def _logps(base: SharedBase, role: str, parts: Sequence[tuple[int, list[int]]], 
                 place = torch.arange(ids.shape[1])[None]
                 mask = ((place >= starts) & (place < ends)).to(base.device)
                 ids = ids.to(base.device)
-                out[batch] = base.logps(base.hidden(ids), ids, mask)[0].sum(-1).cpu()
+                out[batch] = base.forwards.logps(base.forwards.hidden(ids), ids, mask)[0].sum(-1).cpu()
 
     budget.within(attempt, max(lengths), len(lengths) * max(lengths))
     return out

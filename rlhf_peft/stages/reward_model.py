@@ -18,10 +18,10 @@ from ..data import Pair, encode_pairs, length_batches, pad_right, require
 from ..engine import POLICY, SharedBase
 from ..errors import DataError
 from ..recipe.schema import RewardModelStage
-from .context import Context, lora_spec, total_steps
-from .finite import Finite
-from .memory import Budget
-from .optimizer import advance, make_optimizer, warmup_steps
+from ..session.context import Context, lora_spec, total_steps
+from ..session.non_finite import Finite
+from ..session.optimizers import advance, make_optimizer, warmup_steps
+from ..session.token_budget import Budget
 
 METRICS: dict[str, str] = {
     "loss": "mean over pairs of -p log s(d) - (1 - p) log s(-d), d = r_chosen - r_rejected - margin, s the sigmoid",
@@ -53,8 +53,8 @@ def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
     # 2. One adapter and head after the other, each with its own initialisation and data order.
     scoring = Budget(stage.name, ctx.recipe.model.tokens_per_forward)
     roles = [f"reward-{i}" for i in range(stage.ensemble)]
-    for extra in [role for role in ctx.base.roles if role.startswith("reward-") and role not in roles]:
-        ctx.base.remove_role(extra)
+    for extra in [role for role in ctx.base.roles.names if role.startswith("reward-") and role not in roles]:
+        ctx.base.roles.remove(extra)
     # An ensemble that is taken up in the middle has some of its members already, and one in part.
     state = ctx.saver.state(stage)
     first = 0 if state is None else state["member"]
@@ -103,11 +103,11 @@ def _begin(stage: RewardModelStage, ctx: Context, role: str) -> None:
     """Start a role from what `init` names, else from the policy's adapter if it was trained, else from zero."""
     base = ctx.base
     if "reward" in stage.init:
-        base.load_role(role, stage.init["reward"], head=True)
+        base.roles.load(role, stage.init["reward"], head=True)
         return
-    from_policy = stage.lora is None and not base.is_zero(POLICY)
+    from_policy = stage.lora is None and not base.roles.is_zero(POLICY)
     lora = None if stage.lora is None else lora_spec(stage.lora)
-    base.add_role(role, like=POLICY if from_policy else None, lora=lora, head=True)
+    base.roles.add(role, like=POLICY if from_policy else None, lora=lora, head=True)
 
 
 def _moments(
@@ -136,7 +136,7 @@ def _normalise(
     """Shift the trained head so that chosen answers have this mean, and scale it if asked."""
     if stage.normalize != "none":
         scores = _chosen_scores(base, role, pairs, budget)
-        base.head(role).normalise(scores, spread=stage.normalize == "standardize", mean=mean, std=std)
+        base.roles.head(role).normalise(scores, spread=stage.normalize == "standardize", mean=mean, std=std)
 
 
 def _chosen_scores(base: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget) -> Tensor:
@@ -161,7 +161,7 @@ def score(base: SharedBase, role: str, rows: Sequence[Tensor], budget: Budget) -
 def _rewards(base: SharedBase, role: str, rows: Sequence[Tensor]) -> Tensor:
     lengths = torch.tensor([len(row) for row in rows])
     ids = pad_right(list(rows), base.tokenizer.pad_token_id).to(base.device)
-    return base.rewards(base.hidden(ids), lengths, role)
+    return base.forwards.rewards(base.forwards.hidden(ids), lengths, role)
 
 
 class Trainer:

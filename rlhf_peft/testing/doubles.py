@@ -49,6 +49,19 @@ class FakePolicy:
         with torch.inference_mode():
             yield self._model.eval()
 
+    def can_decode(self, model: Any) -> bool:
+        """Its model keeps keys and values and nothing else."""
+        return self._rows().supports(model)
+
+    def start_decoding(self, model: Any, prompts: Sequence[Sequence[int]], room: int) -> Any:
+        """Read the prompts, and be ready to take tokens."""
+        return self._rows().start(model, prompts, room)
+
+    def _rows(self) -> Any:
+        from ..engine.decoding import RowDecoding  # transformers and PEFT are slow to import
+
+        return RowDecoding(self.device, self.pad_id, self.max_length)
+
     def save_adapter(self, folder: Path) -> None:
         """A folder in PEFT's format with one small matrix pair."""
         from safetensors.torch import save_file

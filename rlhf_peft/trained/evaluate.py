@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from .. import maths
-from ..builtin.samplers.options import SamplingOptions
 from ..engine import POLICY, REFERENCE
 from ..errors import UsageError
+from ..kit.sampling.options import SamplingOptions
 from ..recipe import DatasetSource, Recipe, RewardEntry, RlStage
 from ..registry import Registry
-from ..stages.memory import Budget
+from ..session.policy_view import BaseView
+from ..session.sampling import prompts_at_once, sample
+from ..session.token_budget import Budget
 from ..stages.rl.collect import Judge
 from ..stages.rl.forwards import Scorer
-from ..stages.rl.rewarding import Rewards, Scoring, reward_batch
-from ..stages.sampling import prompts_at_once, sample
-from ..stages.view import BaseView
+from ..stages.rl.rewards.rewards import Rewards, Scoring, reward_batch
 from ..types import Request, Rollout
 from .opened import Opened
 from .prompts import last_rl, prompts_of

@@ -12,14 +12,14 @@ from ...data import PromptStream
 from ...errors import GuardError, PluginError
 from ...hookspecs import Algorithm, Sampler
 from ...recipe.schema import RlStage
+from ...session.context import Context
+from ...session.policy_view import BaseView, SeededContext
+from ...session.sampling import sample
+from ...session.token_budget import Budget
 from ...types import Rollout, Scored
-from ..context import Context
-from ..memory import Budget
-from ..sampling import sample
-from ..view import BaseView, SeededContext
 from .forwards import Quantities, Scorer
 from .record import Clock
-from .rewarding import Rewards, Scoring, reward_batch
+from .rewards.rewards import Rewards, Scoring, reward_batch
 
 MOST_ROUNDS = 100
 """An algorithm that wants more prompts after so many rounds never gets enough."""

@@ -10,14 +10,14 @@ import torch
 
 from ... import maths
 from ...hookspecs import Sampler
+from ...session.policy_view import BaseView
+from ...session.sampling import sample
+from ...session.token_budget import Budget
 from ...types import Request, Rollout
-from ..memory import Budget
-from ..sampling import sample
-from ..view import BaseView
 from .collect import Judge
 from .forwards import Scorer
 from .metrics import describe_kl, describe_rollout
-from .rewarding import Rewards, Scoring, reward_batch
+from .rewards.rewards import Rewards, Scoring, reward_batch
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...data import length_batches, pad_right
 from ...engine import POLICY, REFERENCE, VALUE, Shared, SharedBase, share
+from ...session.token_budget import Budget
 from ...types import Rollout
-from ..memory import Budget
 
 ValueTrunk = Literal["own", "policy", "reward"] | None
 
@@ -48,7 +48,7 @@ def shared_prompts(base: SharedBase, input_ids: Tensor, mask: Tensor, lengths: T
         mask: [n, T] bool, actions.
         lengths: [n] tokens of each row.
     """
-    if len(input_ids) < 2 or not base.shares:
+    if len(input_ids) < 2 or not base.forwards.shares:
         return None
     starts = mask.to(torch.uint8).argmax(-1)
     return None if bool((starts == 0).any()) else share(input_ids, starts.cpu(), lengths)
@@ -66,7 +66,7 @@ class UpdateModule(nn.Module):
 
     def __init__(self, base: SharedBase, value: ValueTrunk, temperature: float, entropy: bool) -> None:
         super().__init__()
-        self.model, self.heads = base.model, base.heads
+        self.model, self.heads = base.model, base.roles.heads
         self._base = (base,)
         self._value, self._temperature, self._entropy = value, temperature, entropy
 
@@ -87,18 +87,18 @@ class UpdateModule(nn.Module):
         """
         base = self._base[0]
         with base.role(POLICY):
-            hidden = base.hidden(input_ids, shared=shared)
-            logps, entropy = base.logps(
+            hidden = base.forwards.hidden(input_ids, shared=shared)
+            logps, entropy = base.forwards.logps(
                 hidden, input_ids, mask, temperature=self._temperature, entropy=self._entropy
             )
         values = None
         if self._value == "policy":
-            values = base.values(hidden)
+            values = base.forwards.values(hidden)
         elif self._value == "reward" and value_hidden is not None:
-            values = base.values(value_hidden)
+            values = base.forwards.values(value_hidden)
         elif self._value == "own":
             with base.role(VALUE):
-                values = base.values(base.hidden(input_ids, shared=shared))
+                values = base.forwards.values(base.forwards.hidden(input_ids, shared=shared))
         return logps, values, entropy
 
 
@@ -170,24 +170,26 @@ class Scorer:
         mask = pad_right([rollout.action_mask[i] for i in rows], False).to(base.device)
         width = ids.shape[1]
         shared = shared_prompts(base, ids, mask, lengths)
-        hidden = base.hidden_of(frozen, ids, shared=shared) if frozen else {}
+        hidden = base.forwards.hidden_of(frozen, ids, shared=shared) if frozen else {}
         if out.logps is not None and out.entropy is not None:
             with base.role(POLICY, train=False):
-                hidden[POLICY] = base.hidden(ids, shared=shared)
-            logps, entropy = base.logps(hidden[POLICY], ids, mask, temperature=self.temperature, entropy=True)
+                hidden[POLICY] = base.forwards.hidden(ids, shared=shared)
+            logps, entropy = base.forwards.logps(
+                hidden[POLICY], ids, mask, temperature=self.temperature, entropy=True
+            )
             out.logps[rows, :width] = logps.float().cpu()
             if entropy is not None:
                 out.entropy[rows, :width] = entropy.float().cpu()
         if out.ref_logps is not None:
-            reference, _ = base.logps(hidden[REFERENCE], ids, mask, temperature=self.temperature)
+            reference, _ = base.forwards.logps(hidden[REFERENCE], ids, mask, temperature=self.temperature)
             out.ref_logps[rows, :width] = reference.float().cpu()
         for role in out.readings:
-            out.readings[role][rows, :width] = base.logps(hidden[role], ids, mask)[0].float().cpu()
+            out.readings[role][rows, :width] = base.forwards.logps(hidden[role], ids, mask)[0].float().cpu()
         for role in out.heads:
-            out.heads[role][rows] = base.rewards(hidden[role], lengths, role).float().cpu()
+            out.heads[role][rows] = base.forwards.rewards(hidden[role], lengths, role).float().cpu()
         if out.values is not None:
             on = hidden[POLICY] if self.value == "policy" else hidden[VALUE]
-            out.values[rows, :width] = torch.where(mask, base.values(on), 0.0).float().cpu()
+            out.values[rows, :width] = torch.where(mask, base.forwards.values(on), 0.0).float().cpu()
         if out.value_hidden is not None:
             for row, length, states in zip(rows, lengths.tolist(), hidden[VALUE], strict=True):
                 out.value_hidden[row] = states[:length].cpu()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ... import maths
+from ...session.ranks import Ranks
 from ...types import Rollout, Scored
-from ..ranks import Ranks
 
 METRICS: dict[str, str] = {
     "reward": "mean over rows of the score: weighted sum of the rewards, after the rule for missing EOS",

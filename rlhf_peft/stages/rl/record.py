@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ... import maths
-from ...policy_gradient import BASELINE
+from ...kit.policy_gradient import BASELINE
 from ...types import Rollout, Scored
 from .metrics import describe_kl, describe_rollout, describe_sampler
-from .rewarding import Scoring
+from .rewards.rewards import Scoring
 
 if TYPE_CHECKING:
     from .evaluate import Answers

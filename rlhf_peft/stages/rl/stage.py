@@ -19,20 +19,20 @@ from ...engine import POLICY, REFERENCE, VALUE, SharedBase
 from ...errors import GuardError, UsageError
 from ...hookspecs import Algorithm, Sampler
 from ...recipe.schema import RlStage
-from ..answers import FixedPrompts
-from ..context import Context
-from ..finite import Finite
-from ..memory import Budget
-from ..optimizer import advance, make_optimizer, warmup_steps
-from ..sampling import prompts_at_once
-from ..view import BaseView
+from ...session.context import Context
+from ...session.fixed_prompts import FixedPrompts
+from ...session.non_finite import Finite
+from ...session.optimizers import advance, make_optimizer, warmup_steps
+from ...session.policy_view import BaseView
+from ...session.sampling import prompts_at_once
+from ...session.token_budget import Budget
+from .collapse import Guards
 from .collect import Collector, ahead
 from .evaluate import Answers, Evaluator
 from .forwards import Scorer, UpdateModule
-from .guards import Guards
 from .metrics import describe_scores
 from .record import Clock, describe, held_out_samples, outcome, padded, sampled_rows, samples
-from .rewarding import Rewards
+from .rewards.rewards import Rewards
 from .update import Batch, Updater
 
 log = logging.getLogger("rlhf_peft")
@@ -45,7 +45,7 @@ def run(stage: RlStage, ctx: Context) -> dict[str, Any]:
     """Train the policy; returns the figures of the last step and of the evaluations before and after."""
     base = ctx.base
     load_roles(stage, base)
-    base.fix_reference()
+    base.roles.freeze_reference()
     with ExitStack() as held:
         return _train(Loop(stage, ctx, held))
 
@@ -74,7 +74,7 @@ def _train(loop: Loop) -> dict[str, Any]:
             ctx.saver.reached(stage, step, loop.steps, loop.trained, loop.state_dict, last)
         prompts.answer(loop.steps)
     for role in loop.trained:
-        if base.adapter_of(role) == role:
+        if base.roles.adapter_of(role) == role:
             ctx.save_role(stage.name, loop.steps, role)
     return outcome(last, before, answers)
 
@@ -91,9 +91,9 @@ def load_roles(stage: RlStage, base: SharedBase) -> None:
     """Load what the stage's `init` names."""
     for role, reference in stage.init.items():
         if role == "reward":
-            base.load_ensemble(role, reference)
+            base.roles.load_ensemble(role, reference)
         else:
-            base.load_role(role, reference, head=role != "policy")
+            base.roles.load(role, reference, head=role != "policy")
 
 
 class Loop:
@@ -168,17 +168,17 @@ class Loop:
         trunk = self.algorithm.value
         if trunk is None or "value" in self.stage.init:
             return [] if trunk is None else [VALUE]
-        first = next((role for role in self.base.roles if role.startswith("reward")), None)
+        first = next((role for role in self.base.roles.names if role.startswith("reward")), None)
         if trunk == "reward" and first is None:
             raise UsageError(
                 f"stages.{self.stage.name}.algorithm.value: `reward` stands on a reward model and there is none. "
                 "Use `own` or `policy`, or train a reward model first."
             )
         if trunk == "own":
-            self.base.add_role(VALUE, like=first or POLICY, head=True)
+            self.base.roles.add(VALUE, like=first or POLICY, head=True)
         else:
             on = POLICY if trunk == "policy" else first
-            self.base.add_role(VALUE, like=first if trunk == "reward" else None, trunk=on, head=True)
+            self.base.roles.add(VALUE, like=first if trunk == "reward" else None, trunk=on, head=True)
         return [VALUE]
 
     def _data(self) -> tuple[PromptStream, Evaluator | None]:
@@ -227,10 +227,10 @@ class Loop:
         accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision="no")
         entropy = "entropy" in self.algorithm.needs or not ahead(self.algorithm)
         self.module = UpdateModule(base, self.algorithm.value, self.scorer.temperature, entropy)
-        value = [p for role in self.value_roles for p in base.parameters(role)]
+        value = [p for role in self.value_roles for p in base.roles.parameters(role)]
         rate = stage.value_learning_rate or stage.learning_rate
         groups = [
-            {"params": base.parameters(POLICY), "lr": stage.learning_rate},
+            {"params": base.roles.parameters(POLICY), "lr": stage.learning_rate},
             {"params": value, "lr": rate},
         ]
         optimizer = make_optimizer(stage, [g for g in groups if g["params"]])
@@ -270,7 +270,7 @@ class Loop:
         said = []
         for role in (POLICY, REFERENCE):
             with torch.no_grad(), self.base.role(role, train=False):
-                said.append(self.base.logps(self.base.hidden(ids), ids, mask)[0])
+                said.append(self.base.forwards.logps(self.base.forwards.hidden(ids), ids, mask)[0])
         difference = float((said[0] - said[1]).abs().max())
         if not difference <= SAME_POLICY:  # nor is NaN the same
             raise GuardError(

@@ -15,10 +15,10 @@ from ... import maths
 from ...data import length_batches, pad_right
 from ...engine import SharedBase
 from ...hookspecs import Algorithm
+from ...session.non_finite import Finite
+from ...session.ranks import Ranks
+from ...session.token_budget import Budget
 from ...types import Minibatch, Outputs, Scored, Totals
-from ..finite import Finite
-from ..memory import Budget
-from ..ranks import Ranks
 from .forwards import shared_prompts
 from .metrics import Averages
 

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from rlhf_peft.builtin.rewards.judge import Judge, JudgeOptions, as_text, grade_in, winner_in
-from rlhf_peft.functions import SomeRowsFailed
+from rlhf_peft.kit.functions import SomeRowsFailed
 from rlhf_peft.plugin import RewardError, UsageError
 
 from .doubles import batch, chats, score

@@ -41,7 +41,7 @@ def test_ppo_with_a_learned_reward_on_every_value_trunk(make_context, reward_sta
     for name, parameter in ctx.base.model.named_parameters():
         if name in before and ".value." not in name:
             assert torch.equal(parameter, before[name]), f"{name} moved"
-    assert not ctx.base.is_zero("policy")
+    assert not ctx.base.roles.is_zero("policy")
     lines = [line for line in logged(ctx) if line["stage"] == "rl" and line["step"] > 0]
     assert len(lines) == 2 and out["before"]["eval/kl"] == pytest.approx(0.0, abs=1e-4)
     algorithm = Loop(ctx.recipe.stages[-1], ctx).algorithm
@@ -89,7 +89,7 @@ def test_a_wrong_reference_stops_the_run(make_context, monkeypatch):
         for name, parameter in ctx.base.model.named_parameters():
             if "lora_B" in name and ".policy." in name:
                 parameter.normal_(std=0.05)
-    monkeypatch.setattr(SharedBase, "fix_reference", lambda base: base.add_role("reference"))
+    monkeypatch.setattr(SharedBase, "fix_reference", lambda base: base.roles.add("reference"))
     with pytest.raises(GuardError, match="wrong model"):
         run(ctx)
 
@@ -148,7 +148,7 @@ def test_every_algorithm_trains_the_policy_and_explains_its_figures(make_context
     plain = {**stage(max_steps=2, prompts_per_step=4), "algorithm": {"name": name, **ALGORITHMS[name]}}
     ctx = make_context(plain)
     run(ctx)
-    assert not ctx.base.is_zero("policy")
+    assert not ctx.base.roles.is_zero("policy")
     lines = [line for line in logged(ctx) if line["step"] > 0]
     algorithm = Loop(ctx.recipe.stages[-1], ctx).algorithm
     names = [key for line in lines for key in line if key not in ("stage", "step", "time")]
@@ -169,7 +169,7 @@ def test_steps_with_equal_scores_log_the_sampler_all_the_same(make_context):
         assert 0 <= line["sampling/sampling_logp_difference/mean"] < 0.1
         assert line["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=0.1)
         assert line["entropy"] > 0
-    assert ctx.base.is_zero("policy")
+    assert ctx.base.roles.is_zero("policy")
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
@@ -254,7 +254,7 @@ def test_rows_not_drawn_from_the_policy_are_refused_where_ratios_are_taken(make_
     dpo = {"name": "online_dpo", "num_generations": 3}
     ctx = make_context({**stage(max_steps=1, eval={}, sampler=cut, prompts_per_step=4), "algorithm": dpo})
     run(ctx)
-    assert not ctx.base.is_zero("policy")
+    assert not ctx.base.roles.is_zero("policy")
 
 
 def test_samples_are_written_with_their_scores(make_context):

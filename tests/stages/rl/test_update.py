@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from rlhf_peft.builtin.algorithms.grpo import Grpo, GrpoOptions
 from rlhf_peft.builtin.algorithms.ppo import Ppo, PpoOptions
-from rlhf_peft.engine import LoraSpec, SharedBase, Source
-from rlhf_peft.stages.finite import Finite
-from rlhf_peft.stages.memory import Budget
-from rlhf_peft.stages.ranks import Ranks
+from rlhf_peft.engine import BaseSpec, LoraSpec, SharedBase
+from rlhf_peft.session.non_finite import Finite
+from rlhf_peft.session.ranks import Ranks
+from rlhf_peft.session.token_budget import Budget
 from rlhf_peft.stages.rl.forwards import Scorer, UpdateModule
 from rlhf_peft.stages.rl.metrics import Averages
 from rlhf_peft.stages.rl.update import Batch, Updater, minibatches
@@ -30,15 +30,15 @@ class OneProcess:
 def setting(request):
     """A base with a trained-looking policy, a reward model and a value on each trunk."""
     trunk = request.param
-    base = SharedBase(Source("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    base = SharedBase(BaseSpec("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
     noise(base, "policy", 1)
-    base.fix_reference()
-    base.add_role("reward-0", like="policy", head=True)
+    base.roles.freeze_reference()
+    base.roles.add("reward-0", like="policy", head=True)
     noise(base, "reward-0", 2)
     if trunk == "own":
-        base.add_role("value", like="reward-0", head=True)
+        base.roles.add("value", like="reward-0", head=True)
     else:
-        base.add_role("value", trunk="policy" if trunk == "policy" else "reward-0", head=True)
+        base.roles.add("value", trunk="policy" if trunk == "policy" else "reward-0", head=True)
     return base, trunk
 
 
@@ -146,15 +146,15 @@ def test_scores_do_not_depend_on_the_batch(setting):
 def test_policy_and_reference_agree_after_an_adapter_was_trained(setting):
     base, trunk = setting
     _, _, quantities = ready(base, trunk, rollout())
-    assert base.adapter_of("reference") == "reference"
+    assert base.roles.adapter_of("reference") == "reference"
     assert float((quantities.logps - quantities.ref_logps).abs().max()) < 1e-4
 
 
 def test_policy_and_reference_agree_from_the_raw_base():
-    base = SharedBase(Source("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
-    base.fix_reference()
+    base = SharedBase(BaseSpec("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    base.roles.freeze_reference()
     quantities = Scorer(base, None, 1.0, Budget("rl", 10_000))(rollout())
-    assert base.adapter_of("reference") is None
+    assert base.roles.adapter_of("reference") is None
     assert float((quantities.logps - quantities.ref_logps).abs().max()) < 1e-4
 
 
