@@ -1,7 +1,7 @@
-"""Every hook, and every protocol and view that a plugin meets, on one page; the protocol of quantizers is in `kit.quantizer`.
+"""Every hook, and every protocol and view that a plugin meets, on one page; that of quantizers is in `kit.quantizer`.
 
-A plugin registers choices (rewards, samplers, algorithms, datasets, quantizers) by name, and may listen to a run. A recipe
-chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
+A plugin registers choices (rewards, samplers, algorithms, datasets, quantizers) by name, and may listen to a run. A
+recipe chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class SharedBase:
             lora or LoraSpec(),
             seed=seed,
             accepted=accepted,
-            on_change=lambda model: install(model, paths),
+            on_change=lambda model: install(model, paths, self.loaded.quantizer),
         )
         self.forwards = Forwards(self.loaded, self.roles, paths, recomputes=gradient_checkpointing)
         self.decoding = Decoding(self, paths, merge_rollouts)

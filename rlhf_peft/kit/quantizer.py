@@ -16,7 +16,7 @@ from ..types import LoadCode
 
 def linear_sizes(layer: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of a plain linear layer, which may be on the meta device; GPT-2's is transposed."""
-    rows, columns = (int(size) for size in layer.weight.shape)  # type: ignore[union-attr, operator]
+    rows, columns = (int(size) for size in layer.weight.shape)  # type: ignore[union-attr]
     return (rows, columns) if type(layer).__name__ == "Conv1D" else (columns, rows)
 
 
@@ -133,3 +133,7 @@ class QuantizerBase:
     def load_code(self, skip: Sequence[str]) -> LoadCode | None:
         """None: plain `from_pretrained` loads the same weights."""
         return None
+
+
+UNQUANTIZED: Quantizer = QuantizerBase()
+"""Holds every weight as it is stored."""

@@ -95,7 +95,9 @@ def _registered_quantizers(definitions: dict[str, Any], options: Options) -> Non
     known = options.get("quantizers", {})
     if known:
         base = definitions["Quantization"]["anyOf"][1]
-        alone = [name for name, model in sorted(known.items()) if not model.model_json_schema().get("required")]
+        alone = [
+            name for name, model in sorted(known.items()) if not model.model_json_schema().get("required")
+        ]
         sections = [_section(definitions, name, model, base) for name, model in sorted(known.items())]
         definitions["Quantization"] = {"anyOf": [{"enum": alone}, *sections]}
 

@@ -200,8 +200,8 @@ class Model(Section):
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     quantization: Quantization = Field(
         default_factory=lambda: Quantization(name=DEFAULT_QUANTIZER),
-        description="How the base's weights are held: `nf4`, `fp4`, `int8`, `none` or a plugin's quantizer; its name, or "
-        "a section with `name` and its options.",
+        description="How the base's weights are held: `nf4`, `fp4`, `int8`, `none` or a plugin's quantizer; its name, "
+        "or a section with `name` and its options.",
     )
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32."

@@ -1,6 +1,6 @@
-"""`nf4` and `fp4`: 4 bits a weight and a scale for each 64 of them (QLoRA, https://arxiv.org/abs/2305.14314, section 3).
+"""`nf4` and `fp4`: 4 bits a weight and a scale for each 64 of them.
 
-bitsandbytes computes; transformers quantizes as it loads.
+QLoRA (https://arxiv.org/abs/2305.14314), section 3. bitsandbytes computes; transformers quantizes as it loads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ ALIKE_NOTE = (
     "off; on a GPU, and on other CPUs, it changes nothing."
 )
 VLLM_NEEDS = (
-    "pip install vllm-bnb-plugin  # vLLM 0.28 and later quantize to NF4 with it; before: pip install bitsandbytes"
+    "pip install vllm-bnb-plugin  # vLLM 0.28 and later quantize to NF4 with it; "
+    "before: pip install bitsandbytes"
 )
 
 
@@ -112,14 +113,16 @@ class Nf4(QuantizerBase):
         for name, layer in model.named_modules():
             if not self.is_quantized(layer):
                 continue
-            state = layer.weight.quant_state  # type: ignore[union-attr]
+            state = layer.weight.quant_state
             if state is None:
-                raise ValueError(f"config.json says that it is stored in 4 bits, but the weight of {name} is not")
+                raise ValueError(
+                    f"config.json says that it is stored in 4 bits, but the weight of {name} is not"
+                )
             if tuple(state.shape) != (layer.out_features, layer.in_features):
                 raise ValueError(f"its weights have other shapes than its config.json gives for {name}")
 
     def is_quantized(self, layer: nn.Module) -> bool:
-        """bitsandbytes' `Linear4bit`."""
+        """Bitsandbytes' `Linear4bit`."""
         from bitsandbytes.nn import Linear4bit
 
         return isinstance(layer, Linear4bit)
@@ -133,7 +136,7 @@ class Nf4(QuantizerBase):
         return dense
 
     def bytes(self, inputs: int, outputs: int) -> int:
-        """n / 2 bytes for n weights, and for each 64 of them a float32 scale.
+        """N / 2 bytes for n weights, and for each 64 of them a float32 scale.
 
         With double quantization the scale is one byte, and there is a float32 for each 256 of these.
         """

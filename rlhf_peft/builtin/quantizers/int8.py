@@ -55,7 +55,7 @@ class Int8(QuantizerBase):
         quiet_int8()
 
     def is_quantized(self, layer: nn.Module) -> bool:
-        """bitsandbytes' `Linear8bitLt`."""
+        """Bitsandbytes' `Linear8bitLt`."""
         from bitsandbytes.nn import Linear8bitLt
 
         return isinstance(layer, Linear8bitLt)

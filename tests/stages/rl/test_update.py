@@ -16,6 +16,8 @@ from rlhf_peft.stages.rl.metrics import Averages
 from rlhf_peft.stages.rl.update import Batch, Updater, minibatches
 from rlhf_peft.types import Rollout, Scored, Totals
 
+from ...quantizers import held_as
+
 
 class OneProcess:
     """As much of an Accelerator as one micro-step needs."""
@@ -30,7 +32,7 @@ class OneProcess:
 def setting(request):
     """A base with a trained-looking policy, a reward model and a value on each trunk."""
     trunk = request.param
-    base = SharedBase(BaseSpec("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    base = SharedBase(BaseSpec("builtin:tiny", **held_as("nf4"), device="cpu"), LoraSpec(r=4), seed=3)
     noise(base, "policy", 1)
     base.roles.freeze_reference()
     base.roles.add("reward-0", like="policy", head=True)
@@ -151,7 +153,7 @@ def test_policy_and_reference_agree_after_an_adapter_was_trained(setting):
 
 
 def test_policy_and_reference_agree_from_the_raw_base():
-    base = SharedBase(BaseSpec("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    base = SharedBase(BaseSpec("builtin:tiny", **held_as("nf4"), device="cpu"), LoraSpec(r=4), seed=3)
     base.roles.freeze_reference()
     quantities = Scorer(base, None, 1.0, Budget("rl", 10_000))(rollout())
     assert base.roles.adapter_of("reference") is None
