@@ -25,6 +25,7 @@ from .doubles import (
     make_scored,
 )
 from .plugins import Finding, check_plugin
+from .quantizers import check_quantizer
 from .rewards import check_reward
 from .rules import ConformanceError
 from .samplers import check_sampler
@@ -40,6 +41,7 @@ __all__ = [
     "check_algorithm",
     "check_dataset",
     "check_plugin",
+    "check_quantizer",
     "check_reward",
     "check_sampler",
     "make_requests",

@@ -113,7 +113,7 @@ class Nf4(QuantizerBase):
         for name, layer in model.named_modules():
             if not self.is_quantized(layer):
                 continue
-            state = layer.weight.quant_state
+            state = getattr(layer.weight, "quant_state", None)
             if state is None:
                 raise ValueError(
                     f"config.json says that it is stored in 4 bits, but the weight of {name} is not"
