@@ -7,7 +7,7 @@ A plugin is one module:
     class Short:
         class Options(Options):
             per_token: float = Field(0.01, description="Subtracted for each token.")
-        roles, scope, timeout = (), "row", None
+        roles, timeout = (), None
         def __init__(self, options): self.options = options
         async def score(self, batch): return Scores(row=...)
 
@@ -69,6 +69,7 @@ from .kit.sampling import (
     write_rows,
 )
 from .types import (
+    Batch,
     Finish,
     LoadCode,
     Minibatch,
@@ -77,10 +78,8 @@ from .types import (
     RewardBatch,
     Rollout,
     SamplingParams,
-    Scored,
     Scores,
     Selection,
-    Totals,
 )
 
 __all__ = [
@@ -90,6 +89,7 @@ __all__ = [
     "AlgorithmBase",
     "AlgorithmOptions",
     "AsyncJsonClient",
+    "Batch",
     "DataError",
     "Dataset",
     "DrawOptions",
@@ -128,13 +128,11 @@ __all__ = [
     "SamplerError",
     "SamplingOptions",
     "SamplingParams",
-    "Scored",
     "Scores",
     "Selection",
     "SomeRowsFailed",
     "Target",
     "TokenDecoder",
-    "Totals",
     "UsageError",
     "by_length",
     "check_safetensors",

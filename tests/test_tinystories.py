@@ -82,7 +82,7 @@ class Judge:
     """A second reward model that the policy is not trained on."""
 
     Options = Options
-    roles, scope, timeout = ("judge",), "row", None
+    roles, timeout = ("judge",), None
 
     def __init__(self, options): ...
 

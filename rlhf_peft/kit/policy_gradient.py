@@ -4,8 +4,8 @@ An algorithm is anything with the shape of `hookspecs.Algorithm`. Most need only
 
     class Reinforce(PolicyGradient):
         Options = PolicyOptions
-        def advantages(self, scored, scores, keep):
-            return maths.group_advantages(scores, scored.rollout.group, "none")
+        def advantages(self, batch, scores):
+            return maths.group_advantages(scores, batch.rollout.group, "none")
 
 Left out on purpose: value functions (`ppo` adds its own), pairs (`online_dpo`), anything that holds a model.
 """
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from .. import maths
 from ..hookspecs import Options, Prompt, RequestContext
-from ..types import Minibatch, Outputs, Request, Scored, Selection, Totals
+from ..types import Batch, Minibatch, Outputs, Request, Selection
 
 log = logging.getLogger("rlhf_peft")
 
 BASELINE = "baseline"
-"""Tag of rows that are only compared with: they are scored, but enter no figure and no update."""
+"""Tag of rows that are only compared with: they are batch, but enter no figure and no update."""
 
 
 class AlgorithmOptions(Options):
@@ -119,21 +119,21 @@ class AlgorithmBase:
             for k in range(self.options.num_generations)
         ]
 
-    def select(self, scored: Scored, round: int) -> Selection:
+    def select(self, batch: Batch, round: int) -> Selection:
         """All rows that have a score."""
-        return Selection(keep=~scored.scores.isnan())
+        return Selection(train=~batch.scores.isnan())
 
-    def unit(self, scored: Scored, keep: Tensor) -> Tensor:
+    def minibatch_units(self, batch: Batch) -> Tensor:
         """Every row may go anywhere."""
-        return torch.arange(len(scored))
+        return torch.arange(len(batch))
 
-    def idle(self, scored: Scored, columns: Mapping[str, Tensor]) -> Tensor:
+    def no_gradient(self, batch: Batch) -> Tensor:
         """None."""
-        return torch.zeros(len(scored), dtype=torch.bool)
+        return torch.zeros(len(batch), dtype=torch.bool)
 
-    def weights(self, mask: Tensor, totals: Totals) -> Tensor:
+    def weights(self, minibatch: Minibatch) -> Tensor:
         """Mean over the tokens of the whole minibatch."""
-        return maths.token_weights(mask, "token", totals.tokens, totals.rows)
+        return maths.token_weights(minibatch.mask, "token", minibatch.total_tokens, minibatch.total_rows)
 
     def step_end(self, stats: Mapping[str, float]) -> dict[str, float]:
         """Nothing adapts."""
@@ -151,6 +151,10 @@ class PolicyGradient(AlgorithmBase):
     """Clipped policy terms on advantages, with KL, entropy bonus and importance weights; see `PolicyOptions`.
 
     A subclass gives `advantages`, and where its terms or their weights differ, `policy_terms` and `weights`.
+
+    Attributes:
+        beta: KL coefficient of this step.
+        step_metrics: figures of this step that are logged; a subclass may add its own, and names them in `metrics`.
     """
 
     Options: ClassVar[type[AlgorithmOptions]] = PolicyOptions
@@ -179,72 +183,71 @@ class PolicyGradient(AlgorithmBase):
         if warning:
             log.warning("algorithm %s: %s", type(self).__name__.lower(), warning)
         self._prompts = 0
-        self._figures: dict[str, float] = {}
+        self.step_metrics: dict[str, float] = {}
 
     def requests(self, prompts: Sequence[Prompt], context: RequestContext) -> list[Request]:
         """`num_generations` completions of each prompt."""
         if context.round == 0:
-            self._prompts, self._figures = len(prompts), {}
+            self._prompts, self.step_metrics = len(prompts), {}
         return super().requests(prompts, context)
 
-    def select(self, scored: Scored, round: int) -> Selection:
+    def select(self, batch: Batch, round: int) -> Selection:
         """Rows with a score; with dynamic sampling, of groups that tell something, and more prompts for the rest."""
-        options, silent = self.options, None
-        keep = ~scored.scores.isnan()
-        keep &= torch.tensor([tag != BASELINE for tag in scored.rollout.tag])
+        options, zero_loss = self.options, None
+        train = ~batch.scores.isnan()
+        train &= torch.tensor([tag != BASELINE for tag in batch.rollout.tag])
         if options.mask_truncated_completions:
-            cut = torch.tensor([word == "length" for word in scored.rollout.finish])
-            keep, silent = keep & ~cut, keep & cut
+            cut = torch.tensor([word == "length" for word in batch.rollout.finish])
+            train, zero_loss = train & ~cut, train & cut
         if not options.dynamic_sampling:
-            return Selection(keep, silent=silent)
-        group = scored.rollout.group
-        telling = [int(g) for g in group.unique() if maths.varies(scored.scores[keep & (group == g)])]
-        self._figures["dynamic_sampling/kept"] = len(telling) / max(1, len(group.unique()))
-        want = self._prompts - len(telling)
+            return Selection(train, zero_loss=zero_loss)
+        group = batch.rollout.group
+        informative = [int(g) for g in group.unique() if maths.varies(batch.scores[train & (group == g)])]
+        self.step_metrics["dynamic_sampling/kept"] = len(informative) / max(1, len(group.unique()))
+        want = self._prompts - len(informative)
         if want > 0 and round + 1 < options.max_rounds:
-            return Selection(keep, want)
-        if not telling:
-            return Selection(keep, silent=silent)
-        among = torch.isin(group, torch.tensor(telling[: self._prompts]))
-        return Selection(keep & among, silent=None if silent is None else silent & among)
+            return Selection(train, want)
+        if not informative:
+            return Selection(train, zero_loss=zero_loss)
+        among = torch.isin(group, torch.tensor(informative[: self._prompts]))
+        return Selection(train & among, zero_loss=None if zero_loss is None else zero_loss & among)
 
-    def prepare(self, scored: Scored, keep: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The advantages, [N] or [N, T]."""
-        advantages = self.advantages(scored, self.shaped(scored), keep)
-        return {"advantages": advantages}, self.figures(advantages, scored.mask & keep.unsqueeze(-1))
+        advantages = self.advantages(batch, self.shaped(batch))
+        return {"advantages": advantages}, self.describe(advantages, batch.mask & batch.train.unsqueeze(-1))
 
-    def figures(self, advantages: Tensor, mask: Tensor) -> dict[str, float]:
-        """What is logged of an iteration."""
+    def describe(self, advantages: Tensor, mask: Tensor) -> dict[str, float]:
+        """What is logged of a step: beta, the deviation of the advantages over real tokens, and `step_metrics`."""
         wide = advantages if advantages.dim() == 2 else advantages.unsqueeze(-1).expand(mask.shape)
         std = float(maths.masked_var(wide, mask, unbiased=False).sqrt()) if bool(mask.any()) else 0.0
-        return {"beta": self.beta, "advantages/std": std, **self._figures}
+        return {"beta": self.beta, "advantages/std": std, **self.step_metrics}
 
-    def shaped(self, scored: Scored) -> Tensor:
+    def shaped(self, batch: Batch) -> Tensor:
         """[N] scores, less the penalty for completions that are nearly too long."""
         options = self.options
         if not options.overlong_buffer:
-            return scored.scores
-        lengths = scored.mask.sum(-1)
+            return batch.scores
+        lengths = batch.mask.sum(-1)
         penalty = options.overlong_penalty * maths.overlong_penalty(
             lengths, self.max_new_tokens, options.overlong_buffer
         )
-        self._figures["overlong/mean"] = float(penalty.mean())
-        return scored.scores - penalty
+        self.step_metrics["overlong/mean"] = float(penalty.mean())
+        return batch.scores - penalty
 
-    def idle(self, scored: Scored, columns: Mapping[str, Tensor]) -> Tensor:
+    def no_gradient(self, batch: Batch) -> Tensor:
         """Rows without advantage, where nothing else is in the loss."""
         if (self.beta and not self.kl_in_reward) or self.options.entropy_coef:
-            return super().idle(scored, columns)
-        advantages = columns["advantages"]
+            return super().no_gradient(batch)
+        advantages = batch.columns["advantages"]
         return advantages == 0 if advantages.dim() == 1 else (advantages == 0).all(-1)
 
-    def advantages(self, scored: Scored, scores: Tensor, keep: Tensor) -> Tensor:
+    def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
         """[N] or [N, T]; what each row, or token, was worth above what was to be expected.
 
         Args:
-            scored: the rollout and what the roles say of it.
+            batch: the rows, and what the roles give for them.
             scores: [N], NaN where a row has none.
-            keep: [N] bool, rows that will be trained on.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no advantages")
 
@@ -253,24 +256,24 @@ class PolicyGradient(AlgorithmBase):
         """Whether the KL is part of the reward."""
         return bool(self.beta) and self.options.kl_placement == "reward"
 
-    def row_rewards(self, scored: Scored, scores: Tensor) -> Tensor:
+    def row_rewards(self, batch: Batch, scores: Tensor) -> Tensor:
         """[N] score - beta * KL of the whole completion, and per-token rewards summed up."""
         out = scores.clone()
-        if scored.token_scores is not None:
-            out = out + maths.masked_sum(scored.token_scores, scored.mask, dim=-1)
+        if batch.token_scores is not None:
+            out = out + maths.masked_sum(batch.token_scores, batch.mask, dim=-1)
         if self.kl_in_reward:
-            out = out - self.beta * maths.masked_sum(self._kl(scored), scored.mask, dim=-1)
+            out = out - self.beta * maths.masked_sum(self._kl(batch), batch.mask, dim=-1)
         return out
 
-    def token_rewards(self, scored: Scored, scores: Tensor) -> Tensor:
+    def token_rewards(self, batch: Batch, scores: Tensor) -> Tensor:
         """[N, T] -beta * KL at each token and the score at the last; a row without a score counts as 0."""
-        kl = self._kl(scored) if self.kl_in_reward else torch.zeros(scored.mask.shape)
+        kl = self._kl(batch) if self.kl_in_reward else torch.zeros(batch.mask.shape)
         beta = self.beta if self.kl_in_reward else 0.0
-        return maths.token_rewards(scores.nan_to_num(0.0), kl, scored.mask, beta, scored.token_scores)
+        return maths.token_rewards(scores.nan_to_num(0.0), kl, batch.mask, beta, batch.token_scores)
 
-    def _kl(self, scored: Scored) -> Tensor:
-        assert scored.logps is not None and scored.ref_logps is not None
-        return maths.kl_estimate(scored.logps, scored.ref_logps, self.options.kl_estimator)
+    def _kl(self, batch: Batch) -> Tensor:
+        assert batch.old_logps is not None and batch.ref_logps is not None
+        return maths.kl_estimate(batch.old_logps, batch.ref_logps, self.options.kl_estimator)
 
     def policy_terms(
         self, logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
@@ -295,7 +298,7 @@ class PolicyGradient(AlgorithmBase):
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """L = importance * L_policy [+ beta * KL] [- entropy_coef * H], per token."""
         options = self.options
-        old = outputs.logps.detach() if minibatch.logps is None else minibatch.logps
+        old = outputs.logps.detach() if minibatch.old_logps is None else minibatch.old_logps
         advantages = minibatch.columns["advantages"]
         if advantages.dim() == 1:
             advantages = advantages.unsqueeze(-1)

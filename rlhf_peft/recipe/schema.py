@@ -326,6 +326,10 @@ class Eval(Section):
         default_factory=list, description="Further rewards that are only measured, never trained on."
     )
 
+    def due(self, step: int) -> bool:
+        """Whether `every` asks for an evaluation after this update."""
+        return self.every is not None and step % self.every == 0
+
 
 class Checkpoint(Section):
     """Where a stage can go on after an interruption; its end is always one."""

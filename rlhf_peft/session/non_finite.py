@@ -14,7 +14,7 @@ NAMED = 3
 """Rows that a message names."""
 
 
-class Finite:
+class NonFiniteGuard:
     """Looks at every update before it is taken.
 
     Args:
@@ -30,7 +30,7 @@ class Finite:
         self.stage, self.most = stage, most
         self.in_a_row, self.taken = 0, True
 
-    def __call__(self, step: int, loss: float, norm: float, rows: Callable[[], Named]) -> bool:
+    def allows(self, step: int, loss: float, norm: float, rows: Callable[[], Named]) -> bool:
         """Whether an update may be taken.
 
         Args:
@@ -41,7 +41,7 @@ class Finite:
                 named where it is the gradient alone that is not finite. Asked only where an update may not be taken.
 
         Raises:
-            GuardError: it may not, as none of those before it.
+            GuardError: it may not be taken, and neither could the `most` updates before it.
         """
         self.taken = math.isfinite(loss) and math.isfinite(norm)
         if self.taken:

@@ -58,11 +58,17 @@ class Ranks:
                 torch.distributed.broadcast(parameter.detach(), src=0)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up the gradients of all processes; one that has none counts as zero."""
+        """Add up the gradients of all processes, in one message; one that has none counts as zero."""
+        gradients = []
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            self.total(parameter.grad)
+            gradients.append(parameter.grad)
+        if self.world > 1 and gradients:
+            total = torch.cat([gradient.flatten() for gradient in gradients])
+            self.total(total)
+            for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def total(self, values: Tensor) -> None:
         """Add up a tensor of all processes, in place."""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from ..hookspecs import SampleContext, Sampler
 from ..types import Request, Rollout
-from .token_budget import Budget
+from .token_budget import TokenBudget
 
 
-def prompts_at_once(stage: str) -> Budget:
+def prompts_at_once(stage: str) -> TokenBudget:
     """Of prompts that are answered at once: all of them, while they fit."""
-    return Budget(stage, None, "prompts are answered at once", None)
+    return TokenBudget(stage, None, "prompts are answered at once", None)
 
 
 def sample(
-    sampler: Sampler, requests: Sequence[Request], budget: Budget, context: SampleContext | None = None
+    sampler: Sampler, requests: Sequence[Request], budget: TokenBudget, context: SampleContext | None = None
 ) -> Rollout:
     """A rollout of the requests; those of one prompt are never parted.
 
@@ -38,8 +36,6 @@ def sample(
         for first in range(0, len(prompts), many):
             asked = [request for prompt in prompts[first : first + many] for request in prompt]
             parts.append(sampler.sample(asked) if context is None else sampler.sample(asked, context))
-        whole = Rollout.cat(parts)
-        whole.group = torch.cat([part.group for part in parts])
-        return whole
+        return Rollout.cat(parts, groups="keep")
 
     return budget.within(attempt, 1, max(1, len(prompts)))

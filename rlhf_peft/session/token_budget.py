@@ -15,7 +15,7 @@ log = logging.getLogger("rlhf_peft")
 Done = TypeVar("Done")
 
 
-class Budget:
+class TokenBudget:
     """How much is done at once; halved, for good, where memory does not suffice.
 
     Args:

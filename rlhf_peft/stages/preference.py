@@ -18,7 +18,7 @@ from ..engine import POLICY, REFERENCE, SharedBase
 from ..errors import GuardError, Problem, RecipeError
 from ..recipe.schema import PreferenceStage
 from ..session.context import Context
-from ..session.token_budget import Budget
+from ..session.token_budget import TokenBudget
 from ..trl_bridge.kto import WholeKto
 from ..trl_bridge.rows import longest_row, micro_batch, rows_a_process, rows_for
 from ..trl_bridge.trainer import ours
@@ -143,7 +143,7 @@ def _neighbours(stage: PreferenceStage, rows: Any, size: int) -> Any:
 def _check_reference(ctx: Context, name: str, rows: Sequence[list[int]]) -> None:
     """Policy and reference must say the same of real rows before the first update."""
     parts = [(0, ids) for ids in rows]
-    budget = Budget(name, ctx.recipe.model.tokens_per_forward)
+    budget = TokenBudget(name, ctx.recipe.model.tokens_per_forward)
     policy, reference = (_logps(ctx.base, role, parts, budget) for role in (POLICY, REFERENCE))
     difference = float(((policy - reference).abs() / torch.tensor([len(ids) for ids in rows])).max())
     if not difference <= SAME_POLICY:  # nor is NaN the same
@@ -156,14 +156,16 @@ def _check_reference(ctx: Context, name: str, rows: Sequence[list[int]]) -> None
 def _order_accuracy(ctx: Context, name: str, rows: Any) -> float:
     """Share of pairs of a desirable and an undesirable row that the implicit rewards rank correctly."""
     parts = [(len(row["prompt_ids"]), row["prompt_ids"] + row["completion_ids"]) for row in rows]
-    budget = Budget(name, ctx.recipe.model.tokens_per_forward)
+    budget = TokenBudget(name, ctx.recipe.model.tokens_per_forward)
     rewards = _logps(ctx.base, POLICY, parts, budget) - _logps(ctx.base, REFERENCE, parts, budget)
     good = torch.tensor(rows["label"], dtype=torch.bool)
     return float((rewards[good][:, None] > rewards[~good][None, :]).float().mean())
 
 
 @torch.no_grad()
-def _logps(base: SharedBase, role: str, parts: Sequence[tuple[int, list[int]]], budget: Budget) -> Tensor:
+def _logps(
+    base: SharedBase, role: str, parts: Sequence[tuple[int, list[int]]], budget: TokenBudget
+) -> Tensor:
     """[N]: log-probability of each row's tokens, given those before them, from a position on."""
     out, lengths = torch.zeros(len(parts)), [len(ids) for _, ids in parts]
 

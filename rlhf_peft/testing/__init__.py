@@ -19,10 +19,10 @@ from .doubles import (
     FakeRequestContext,
     FakeRun,
     FakeSampleContext,
+    make_batch,
     make_requests,
     make_reward_batch,
     make_rollout,
-    make_scored,
 )
 from .plugins import Finding, check_plugin
 from .quantizers import check_quantizer
@@ -44,8 +44,8 @@ __all__ = [
     "check_quantizer",
     "check_reward",
     "check_sampler",
+    "make_batch",
     "make_requests",
     "make_reward_batch",
     "make_rollout",
-    "make_scored",
 ]

@@ -32,7 +32,7 @@ from ..errors import DataError, RlhfPeftError, UsageError
 from ..recipe.schema import StageBase
 from ..session.context import Context
 from ..session.fixed_prompts import FixedPrompts
-from ..session.non_finite import Finite
+from ..session.non_finite import NonFiniteGuard
 from ..session.optimizers import warmup_steps
 from ..session.token_budget import free, reason, too_little
 from .rows import eval_batch, micro_batch, processes, rows_a_process
@@ -56,7 +56,7 @@ class Figures(TrainerCallback):
         self.trainer: Any = None
         self.step, self.main = 0, True
         self.stage = stage.name
-        self.finite = Finite(stage.name, stage.max_bad_steps)
+        self.guard = NonFiniteGuard(stage.name, stage.max_bad_steps)
         self.prompts = prompts
         self.ctx = ctx
         self.evaluate = evaluate
@@ -94,7 +94,7 @@ class Figures(TrainerCallback):
         elif "loss" not in figures:
             return
         else:
-            figures["updates/skipped"] = float(not self.finite.taken)
+            figures["updates/skipped"] = float(not self.guard.taken)
             self.steps.append(figures)
         self._waiting.update(figures)
         if evaluated or not control.should_evaluate:
@@ -111,7 +111,7 @@ class Figures(TrainerCallback):
         if not parameters:
             return
         norm = float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm())
-        if not self.finite(int(state.global_step) + 1, loss, norm, lambda: (bad, seen)):
+        if not self.guard.allows(int(state.global_step) + 1, loss, norm, lambda: (bad, seen)):
             for parameter in parameters:
                 parameter.grad = None
 
@@ -207,7 +207,7 @@ def _connect(
             "scaler": None if scaler is None else scaler.state_dict(),
             "steps": figures.steps[:1] + figures.steps[1:][-1:],
             "eval": figures.eval,
-            "skipped": figures.finite.in_a_row,
+            "skipped": figures.guard.in_a_row,
             "micro": micro,
         }
 
@@ -233,7 +233,7 @@ def _connect(
 
     trainer.load, trainer.go_on = load, go_on
     trainer._total_train_tokens = state["tokens"]
-    figures.steps, figures.finite.in_a_row = list(state["steps"]), state["skipped"]
+    figures.steps, figures.guard.in_a_row = list(state["steps"]), state["skipped"]
     # It may have been trained with more rows in a forward till then.
     stood = {**state["trainer"], "train_batch_size": micro}
     (Path(folder) / TRAINER_STATE_NAME).write_text(json.dumps(stood), encoding="utf-8")

@@ -29,7 +29,7 @@ class Letters:
     class Options(Options):
         """How much."""
         scale: float = Field(1.0, gt=0, description="Of a letter.")
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
     def __init__(self, options):
         self.scale = options.scale
     async def score(self, batch):

@@ -57,7 +57,7 @@ held = socket.socket()  # never closed
 
 class Told:
     Options = Options
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
     def __init__(self, options): pass
     async def score(self, batch):
         third_party.old()

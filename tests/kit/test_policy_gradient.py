@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from rlhf_peft.builtin.algorithms import Grpo
-from rlhf_peft.plugin import AlgorithmBase, AlgorithmOptions, Outputs, PolicyGradient, PolicyOptions, Scored
+from rlhf_peft.plugin import AlgorithmBase, AlgorithmOptions, Batch, Outputs, PolicyGradient, PolicyOptions
 
 from ..builtin.algorithms.rollouts import APrompt, Ask, minibatch, scored
 
@@ -115,7 +115,7 @@ def test_groups_without_variance_are_replaced():
     algorithm, data = dapo(), groups([1.0, 1.0], [0.0, 1.0])
     first = algorithm.select(data, 0)
     assert first.want == 1
-    more = Scored.cat([data, groups([0.0, 3.0], [2.0, 0.0])])
+    more = Batch.cat([data, groups([0.0, 3.0], [2.0, 0.0])])
     assert more.rollout.group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     second = algorithm.select(more, 1)
     assert second.want == 0
@@ -143,7 +143,7 @@ def test_dynamic_sampling_needs_groups():
 
 def test_joined_rollouts_keep_their_rows():
     short, long = scored([1.0], lengths=[2], seed=1), scored([2.0, 3.0], [0, 0], lengths=[5, 4], seed=2)
-    both = Scored.cat([short, long])
+    both = Batch.cat([short, long])
     assert both.mask.shape == (3, 7) and both.rollout.group.tolist() == [0, 1, 1]
     assert torch.equal(both.logps[1:], long.logps)
     assert torch.equal(both.logps[0, :4], short.logps[0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlhf_peft.errors import RlhfPeftError
-from rlhf_peft.session.token_budget import Budget, out_of_memory
+from rlhf_peft.session.token_budget import TokenBudget, out_of_memory
 
 
 def needs(most, asked):
@@ -18,7 +18,7 @@ def needs(most, asked):
 
 
 def test_tokens_are_halved_until_they_fit_and_stay_so():
-    budget, asked = Budget("rl", 1000), []
+    budget, asked = TokenBudget("rl", 1000), []
     assert budget.within(needs(300, asked), 100, 900) == 225
     # Where less was asked for than allowed, what was asked for is halved.
     assert asked == [1000, 450, 225] and budget.amount == 225
@@ -26,7 +26,7 @@ def test_tokens_are_halved_until_they_fit_and_stay_so():
 
 
 def test_all_at_once_until_it_does_not_fit():
-    budget, asked = Budget("rl", None, "prompts are answered at once", None), []
+    budget, asked = TokenBudget("rl", None, "prompts are answered at once", None), []
     assert budget.within(needs(3, asked), 1, 2) == 2 and budget.amount is None
     assert budget.within(needs(3, asked), 1, 8) == 2 and budget.amount == 2
     assert asked == [2, 8, 4, 2]
@@ -37,7 +37,7 @@ def test_the_longest_row_is_tried_alone_before_giving_up():
     with pytest.raises(
         RlhfPeftError, match=r"rl: out of memory with 180 tokens in one forward .*rlhf-peft plan"
     ):
-        Budget("rl", 300).within(needs(100, asked), 180, 600)
+        TokenBudget("rl", 300).within(needs(100, asked), 180, 600)
     assert asked == [300, 180]
 
 
@@ -46,7 +46,7 @@ def test_other_errors_pass():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Budget("rl", 300).within(attempt, 10, 100)
+        TokenBudget("rl", 300).within(attempt, 10, 100)
 
 
 def test_what_it_looks_like():

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_peft.data import Pair
 from rlhf_peft.errors import DataError
-from rlhf_peft.session.token_budget import Budget
+from rlhf_peft.session.token_budget import TokenBudget
 from rlhf_peft.stages import reward_model
 from rlhf_peft.stages.reward_model import Trainer, describe, evaluate, score
 
@@ -17,7 +17,7 @@ HELD = {"name": "tiny", "part": "preferences", "questions": "test", "size": 48, 
 
 
 def budget():
-    return Budget("reward_model", 4096)
+    return TokenBudget("reward_model", 4096)
 
 
 def stage(**changes):

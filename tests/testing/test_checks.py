@@ -50,7 +50,7 @@ def with_(base, **changes):
 
 class Letters:
     Options = Nothing
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
 
     def __init__(self, options):
         self.options = options

@@ -33,7 +33,7 @@ class Shorter:
     class Options(Options):
         pass
 
-    roles, scope, timeout = (), "group", None
+    roles, timeout = (), None
 
     def __init__(self, options):
         self.name = "shorter"

@@ -54,7 +54,6 @@ class HttpReward:
 
     Options = HttpOptions
     roles: tuple[str, ...] = ()
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
 
     def __init__(self, options: HttpOptions) -> None:

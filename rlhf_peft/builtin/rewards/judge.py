@@ -161,7 +161,6 @@ class Judge:
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
-        self.scope: Literal["row", "group"] = "group" if options.mode == "compare" else "row"
         key = options.api_key_env
         self._client = AsyncJsonClient(
             f"{options.url}/chat/completions",

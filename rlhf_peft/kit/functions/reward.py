@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel
@@ -53,7 +53,6 @@ class FunctionReward:
 
     Options: ClassVar[type[BaseModel]] = FunctionOptions
     roles: tuple[str, ...] = ()
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
 
     def __init__(

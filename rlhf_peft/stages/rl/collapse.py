@@ -1,4 +1,4 @@
-"""Guards of the RL loop: the KL above its limit, and a policy that has collapsed or learns from nothing."""
+"""CollapseGuard of the RL loop: the KL above its limit, and a policy that has collapsed or learns from nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MANY = 8
 """Completions of a first step from which it is worth a warning that none of them ends."""
 
 
-class Guards:
+class CollapseGuard:
     """Looks at the figures of every step.
 
     Args:
@@ -36,7 +36,7 @@ class Guards:
         self.first: dict[str, float] = {}
         self.in_a_row: dict[str, int] = dict.fromkeys(ADVICE, 0)
 
-    def __call__(self, step: int, figures: Mapping[str, float]) -> None:
+    def check(self, step: int, figures: Mapping[str, float]) -> None:
         """Warn of what goes wrong, once each time that it begins.
 
         Raises:

@@ -19,7 +19,7 @@ from tests.stages.rl.reward_doubles import Base
 
 PLUGIN = (
     "from rlhf_peft.plugin import Options, hookimpl\n"
-    "class Mine:\n    class Options(Options): pass\n    roles, scope, timeout = (), 'row', None\n"
+    "class Mine:\n    class Options(Options): pass\n    roles, timeout = (), None\n"
     "@hookimpl\ndef rlhf_peft_register_rewards(register): register('mine', Mine)\n"
 )
 CHANGES = (

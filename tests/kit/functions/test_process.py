@@ -232,7 +232,7 @@ def test_a_class_of_a_plugin_in_a_file_runs_beside_its_modules(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "import os, torch\nfrom rlhf_peft.plugin import Options, Scores, hookimpl\nimport values\n"
-        "class Mine:\n    class Options(Options): pass\n    roles, scope, timeout = (), 'row', None\n"
+        "class Mine:\n    class Options(Options): pass\n    roles, timeout = (), None\n"
         "    def __init__(self, options): pass\n"
         "    def score(self, batch):\n"
         "        return Scores(row=torch.full((len(batch),), values.VALUE), metrics={'pid': os.getpid()})\n"

@@ -12,7 +12,7 @@ from rlhf_peft.stages.rl.rewards.rewards import Rewards
 class Fixed:
     """An async reward that always gives the same."""
 
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
 
     def __init__(self, row, **more):
         self.row, self.more = row, more

@@ -1,10 +1,10 @@
-"""Guards: the KL above its limit, and what has collapsed."""
+"""CollapseGuard: the KL above its limit, and what has collapsed."""
 
 import pytest
 
 from rlhf_peft.errors import GuardError
 from rlhf_peft.recipe.schema import RlStage
-from rlhf_peft.stages.rl.collapse import Guards
+from rlhf_peft.stages.rl.collapse import CollapseGuard
 
 from .support import run, stage
 
@@ -12,7 +12,7 @@ FINE = {"reward": 1.0, "reward_std": 0.5, "entropy": 2.0, "completions/mean_leng
 
 
 def guards(**collapse):
-    return Guards(RlStage.model_validate(stage(collapse={"steps": 3, **collapse})))
+    return CollapseGuard(RlStage.model_validate(stage(collapse={"steps": 3, **collapse})))
 
 
 def test_a_kl_limit_stops_the_run(make_context):

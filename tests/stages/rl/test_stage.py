@@ -13,7 +13,6 @@ from rlhf_peft.hookspecs import hookimpl
 from rlhf_peft.stages import reward_model
 from rlhf_peft.stages.rl.forwards import UpdateModule
 from rlhf_peft.stages.rl.metrics import undocumented
-from rlhf_peft.stages.rl.stage import Loop
 
 from .support import logged, outcome_of, run, same, stage, with_coarse
 
@@ -44,7 +43,7 @@ def test_ppo_with_a_learned_reward_on_every_value_trunk(make_context, reward_sta
     assert not ctx.base.roles.is_zero("policy")
     lines = [line for line in logged(ctx) if line["stage"] == "rl" and line["step"] > 0]
     assert len(lines) == 2 and out["before"]["eval/kl"] == pytest.approx(0.0, abs=1e-4)
-    algorithm = Loop(ctx.recipe.stages[-1], ctx).algorithm
+    algorithm = algorithm_of(ctx)
     names = [name for name in lines[-1] if name not in ("stage", "step", "time")]
     assert undocumented(names, algorithm.metrics) == []
     wanted = (
@@ -150,7 +149,7 @@ def test_every_algorithm_trains_the_policy_and_explains_its_figures(make_context
     run(ctx)
     assert not ctx.base.roles.is_zero("policy")
     lines = [line for line in logged(ctx) if line["step"] > 0]
-    algorithm = Loop(ctx.recipe.stages[-1], ctx).algorithm
+    algorithm = algorithm_of(ctx)
     names = [key for line in lines for key in line if key not in ("stage", "step", "time")]
     assert undocumented(names, algorithm.metrics) == []
     assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
@@ -234,7 +233,7 @@ def test_dynamic_sampling_asks_for_more_prompts(make_context):
 
     class Observer:
         @hookimpl
-        def rlhf_peft_rollout_end(self, run, stage, step, scored):
+        def rlhf_peft_rollout_end(self, run, stage, step, batch):
             told.append(scored)
 
     ctx.registry.add(Observer(), "observer", "tests", "1", "a test")
@@ -275,7 +274,7 @@ def test_observers_hear_of_rollouts_steps_and_files(make_context):
 
     class Observer:
         @hookimpl
-        def rlhf_peft_rollout_end(self, run, stage, step, scored):
+        def rlhf_peft_rollout_end(self, run, stage, step, batch):
             heard.append(("rollout", step, len(scored)))
 
         @hookimpl

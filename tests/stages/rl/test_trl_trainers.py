@@ -29,7 +29,7 @@ def points(ids):
 
 
 class Points:
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
     Options = Options
 
     def __init__(self, options): ...
@@ -49,7 +49,7 @@ class Recorder:
         register("points", Points)
 
     @hookimpl
-    def rlhf_peft_rollout_end(self, run, stage, step, scored):
+    def rlhf_peft_rollout_end(self, run, stage, step, batch):
         self.rollouts.append(scored.rollout)
 
 

@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,7 +24,7 @@ from ....kit.functions.reward import arguments, as_row, scores_of
 from ....kit.functions.worker import BadScores
 from ....recipe.schema import RewardEntry
 from ....types import RewardBatch, Scores
-from .normalize import Scale
+from .normalize import RewardNormalizer
 
 log = logging.getLogger("rlhf_peft.rewards")
 
@@ -35,15 +34,7 @@ LOGPS = ("base", "reference")
 Place = Literal["loop", "worker", "here"]
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A batch as one reward gets it, and the dataset's row of each of its rows where that is known."""
-
-    batch: RewardBatch
-    rows: Sequence[int] | None = None
-
-
-class Member:
+class BoundReward:
     """A reward with its entry in the recipe.
 
     A function, and a reward with a plain `def score`, runs in a worker process; an `async def score` on the stage's
@@ -75,7 +66,7 @@ class Member:
         self.name, self.weight = entry.name, float(entry.weight)
         self.logps = tuple(role for role in reward.roles if role in LOGPS)
         self.timeout = entry.timeout if entry.timeout is not None else reward.timeout
-        self.scale = Scale(entry.clip, entry.normalize)
+        self.normalizer = RewardNormalizer(entry.clip, entry.normalize)
         self.worker: WorkerProcess | None = None
         self.place: Place = self._place(factory)
 
@@ -104,19 +95,19 @@ class Member:
 
     # --- running ---
 
-    async def score(self, given: Given) -> Scores:
+    async def score(self, batch: RewardBatch) -> Scores:
         """Scores of a batch, checked, on the event loop.
 
         Raises:
             RewardError: it failed, and its entry says stop.
         """
         try:
-            scores = await (self._ask(given.batch) if self.worker else self._await(given.batch))
-            return self._checked(scores, given.batch)
+            scores = await (self._ask(batch) if self.worker else self._await(batch))
+            return self._checked(scores, batch)
         except Exception as error:
-            return self._failed(error, given)
+            return self._failed(error, batch)
 
-    def score_here(self, given: Given) -> Scores:
+    def score_here(self, batch: RewardBatch) -> Scores:
         """Scores of a batch, checked, in the calling thread.
 
         Raises:
@@ -125,12 +116,12 @@ class Member:
         begun = time.monotonic()
         try:
             with undisturbed():
-                scores = self.reward.score(given.batch)
+                scores = self.reward.score(batch)
             if self.timeout is not None and time.monotonic() - begun > self.timeout:
                 raise Slow(f"took longer than {self.timeout:g} s")
-            return self._checked(scores, given.batch)
+            return self._checked(scores, batch)
         except Exception as error:
-            return self._failed(error, given)
+            return self._failed(error, batch)
 
     async def _await(self, batch: RewardBatch) -> Any:
         limit = asyncio.timeout(self.timeout)
@@ -195,30 +186,30 @@ class Member:
 
     # --- failing ---
 
-    def _failed(self, error: Exception, given: Given) -> Scores:
+    def _failed(self, error: Exception, batch: RewardBatch) -> Scores:
         """Scores that abstain, where the entry says so.
 
         Raises:
             RewardError: the entry says stop.
         """
-        told = self._told(error, given)
+        message = self._message_of(error, batch)
         if self.entry.on_error == "stop":
-            raise RewardError(told) from error
-        log.warning("%s It abstains from this batch.", told)
-        nothing = Scores(row=torch.full((len(given.batch),), math.nan))
+            raise RewardError(message) from error
+        log.warning("%s It abstains from this batch.", message)
+        nothing = Scores(row=torch.full((len(batch),), math.nan))
         rest = getattr(error, "scores", None)
         scores = rest if isinstance(rest, Scores) and rest.row.shape == nothing.row.shape else nothing
         return dataclasses.replace(scores, metrics={**scores.metrics, "failed": 1.0})
 
-    def _told(self, error: Exception, given: Given) -> str:
+    def _message_of(self, error: Exception, batch: RewardBatch) -> str:
         text = f"raised {type(error).__name__}: {error}"
         if isinstance(error, RewardError):
             text = str(error).removeprefix(f"reward {self.name.rpartition(':')[2]}")
         colon = ":" if text.startswith(":") else ""
         what, _, rest = text.lstrip(": ").rstrip(".").partition(". ")
         rest = f" {rest}." if rest else ""
-        place = _whereabouts(given, getattr(error, "row", None))
-        return f"{self.label}{colon} {what} at {self.stage} step {given.batch.step}.{rest} {place}{self._advice(error)}"
+        place = _whereabouts(batch, getattr(error, "row", None))
+        return f"{self.label}{colon} {what} at {self.stage} step {batch.step}.{rest} {place}{self._advice(error)}"
 
     def _advice(self, error: Exception) -> str:
         if self.entry.on_error == "abstain":
@@ -245,13 +236,13 @@ def _token(token: torch.Tensor | None, batch: RewardBatch) -> torch.Tensor | Non
     return token.detach().float().cpu()
 
 
-def _whereabouts(given: Given, row: int | None) -> str:
+def _whereabouts(batch: RewardBatch, row: int | None) -> str:
     """The prompt of a row, of the first where none is to blame; by its number in the dataset if that is known."""
     at = row or 0
     called = "First prompt of the batch" if row is None else f"Prompt of row {row}"
-    if given.rows is not None:
-        return f"{called}: dataset row {given.rows[at] + 1:,}."
-    prompt = given.batch.prompts[at] if len(given.batch.prompts) > at else ""
+    if batch.dataset_rows is not None:
+        return f"{called}: dataset row {batch.dataset_rows[at] + 1:,}."
+    prompt = batch.prompts[at] if len(batch.prompts) > at else ""
     text = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
     return f"{called}: {text[:60]!r}."
 

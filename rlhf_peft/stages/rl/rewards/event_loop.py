@@ -13,7 +13,7 @@ PATIENCE = 5.0
 """Seconds that what still runs gets to end when the loop is closed."""
 
 
-class Background:
+class EventLoopThread:
     """A loop in a daemon thread; it starts with the first coroutine."""
 
     def __init__(self) -> None:

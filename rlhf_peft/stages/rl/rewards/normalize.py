@@ -93,7 +93,7 @@ class Moments:
         self.count, self.mean, self.m2 = int(state["count"]), float(state["mean"]), float(state["m2"])
 
 
-class Scale:
+class RewardNormalizer:
     """The recipe's `clip` and `normalize` of one reward.
 
     Args:
@@ -105,7 +105,7 @@ class Scale:
         self.clip, self.normalize = clip, normalize
         self.moments = Moments()
 
-    def __call__(self, scores: Tensor, group: Tensor) -> Tensor:
+    def apply(self, scores: Tensor, group: Tensor) -> Tensor:
         """Clip, then normalise; running moments count this batch in first.
 
         Args:
