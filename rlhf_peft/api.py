@@ -266,6 +266,7 @@ def run(
         base = load_base(
             recipe, trust_remote_code=trust_remote_code, allow_changed=allow_changed, registry=registry
         )
+        base.check_trainable()
         ranks.start(base.device)
         ctx = Context(recipe, base, registry, folder, reporter, result.stages, ranks)
         if ranks.main and found is None:

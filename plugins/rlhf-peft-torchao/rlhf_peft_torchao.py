@@ -40,7 +40,7 @@ class Torchao(QuantizerBase):
         self.label = "torchao int8" if self.group is None else f"torchao int8 group {self.group}"
 
     def load_arguments(self, dtype: torch.dtype, skip: Sequence[str] | None) -> dict[str, Any]:
-        """torchao's `Int8WeightOnlyConfig`."""
+        """Quantize by torchao's `Int8WeightOnlyConfig`."""
         from torchao.quantization import Int8WeightOnlyConfig, PerGroup
         from transformers import TorchAoConfig
 

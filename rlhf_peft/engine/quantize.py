@@ -150,13 +150,13 @@ def load_model(spec: BaseSpec) -> tuple[PreTrainedModel, torch.device, torch.dty
     stored = stored_quantization(model.config)
     if quantizer.bits is None and stored is not None:
         raise ModelError(_unread(spec, method_of(stored)))
-    model.requires_grad_(False)
-    model.eval()
     try:
         quantizer.prepare(model)
     except ValueError as error:
         raise ModelError(not_loaded(spec, error)) from error
-    if arguments:
+    model.requires_grad_(False)
+    model.eval()
+    if quantizer.bits is not None and quantizer is spec.quantizer:
         _check_quantized(model, spec)
         if device.type == "cpu":
             _let_go_of_file(model)

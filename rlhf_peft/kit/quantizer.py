@@ -24,8 +24,9 @@ def linear_sizes(layer: nn.Module) -> tuple[int, int]:
 class Quantizer(Protocol):
     """Holds the linear layers of a base model in few bits; `QuantizerBase` has a default for everything.
 
-    transformers quantizes while it loads, and PEFT must know the layers that come of it. Making a quantizer reads no
-    weights and imports nothing large: one is made of each kind that is registered.
+    transformers quantizes while it loads (`load_arguments`), or the quantizer does it afterwards (`prepare`); PEFT must
+    know the layers that come of it. Making a quantizer reads no weights and imports nothing large: one of each kind that
+    is registered is made, to ask which of them reads a stored checkpoint.
 
     Attributes:
         label: its name, and each option that changes the weights, in words: `nf4 double`. It stands in messages and
@@ -62,7 +63,11 @@ class Quantizer(Protocol):
         ...
 
     def prepare(self, model: nn.Module) -> None:
-        """Called once when the weights are loaded; ValueError where they are not what the configuration says."""
+        """Called once when the weights are loaded, before adapters are put on; it may replace layers of the model.
+
+        Raises:
+            ValueError: the weights are not what the configuration says.
+        """
         ...
 
     def is_quantized(self, layer: nn.Module) -> bool:

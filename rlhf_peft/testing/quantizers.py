@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import POLICY, BaseSpec, LoraSpec, SharedBase
 from ..engine.fast.dense_weights import dense_weight
-from ..engine.targets import linear_layers
-from ..kit.quantizer import Quantizer, linear_sizes
+from ..kit.quantizer import UNQUANTIZED, Quantizer, linear_sizes
 from ..types import LoadCode
 from .rules import ConformanceError, make, require
 
@@ -56,10 +55,9 @@ def check_quantizer(
         _check_gradients(base, plain, who)
 
 
-def _load(path: str, device: str, quantizer: Quantizer | None = None) -> SharedBase:
+def _load(path: str, device: str, quantizer: Quantizer = UNQUANTIZED) -> SharedBase:
     """The model in float32, with an adapter that changes what it says; the same one whatever the quantizer."""
-    given = {} if quantizer is None else {"quantizer": quantizer}
-    spec = BaseSpec(path, compute_dtype="float32", device=device, **given)
+    spec = BaseSpec(path, quantizer=quantizer, compute_dtype="float32", device=device)
     base = SharedBase(spec, LoraSpec(r=4, alpha=8))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
