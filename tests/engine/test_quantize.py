@@ -67,7 +67,7 @@ def test_layers_that_stay_as_they_are_are_named_with_the_reason(folder_of, caplo
 
 def test_nothing_that_can_be_quantized_is_an_error(folder_of):
     quantizer = RoundedQuantizer(RoundedQuantizer.Options(most_inputs=8))
-    with pytest.raises(ModelError, match="no layer of .* can be held as rounded on this device"):
+    with pytest.raises(ModelError, match=r"no layer of .* can be held as rounded on this device"):
         base_of(quantizer, folder_of("llama"))
 
 
