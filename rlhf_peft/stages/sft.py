@@ -13,7 +13,7 @@ from ..engine import POLICY
 from ..recipe.schema import SftStage
 from ..session.context import Context
 from ..trl_bridge.rows import longest_row, micro_batch, rows_a_process, rows_for
-from ..trl_bridge.trainer import ours
+from ..trl_bridge.trainer import quiet_trainer
 from ..trl_bridge.training import arguments, settle, train
 
 METRICS: dict[str, str] = {
@@ -66,7 +66,7 @@ def run(stage: SftStage, ctx: Context) -> dict[str, float]:
                 "eval_packing": False,
             }
         )
-        return ours(SFTTrainer)(
+        return quiet_trainer(SFTTrainer)(
             model=model,
             args=settle(args, stage, ctx.base),
             train_dataset=rows,

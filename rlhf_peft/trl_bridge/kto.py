@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import KTOTrainer
 
+from .compat import KtoWithOwnKl
 from .trainer import READ
 
 
-class WholeKto(KTOTrainer):
+class WholeKto(KtoWithOwnKl):
     """TRL's trainer with the KL of a whole update.
 
     Args:
@@ -29,13 +29,9 @@ class WholeKto(KTOTrainer):
         self._whole: tuple[Tensor, Tensor] | None = None
         super().__init__(**given)
 
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str, *more: Any
-    ) -> Any:
+    def pair_with_others(self, dataset: Any, args: Any, train: bool) -> Any:
         """Rows of token ids with the answers that they are paired with, among all rows of an update."""
-        return neighbours(
-            dataset, self._rows if dataset_name == "train" else args.per_device_train_batch_size
-        )
+        return neighbours(dataset, self._rows if train else args.per_device_train_batch_size)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The batches of an update, whose KL is computed first."""
@@ -57,15 +53,15 @@ class WholeKto(KTOTrainer):
                     if key != READ
                 }
                 policy, reference = (
-                    super(WholeKto, self)._compute_kl_logps(model, given)
-                    for model in (self.model_wrapped, self.ref_model)
+                    self.trl_kl_logps(model, given) for model in (self.model_wrapped, self.ref_model)
                 )
                 each.append((policy, reference))
         return torch.cat([policy for policy, _ in each]), torch.cat([reference for _, reference in each])
 
-    def _compute_kl_logps(self, model: Any, batch: Any) -> Any:
+    def kl_logps(self, model: Any, batch: Any) -> Any:
+        """Those of the whole update, in training."""
         if self._whole is None or not self.model.training:
-            return super()._compute_kl_logps(model, batch)
+            return None
         return self._whole[1 if model is self.ref_model else 0]
 
 

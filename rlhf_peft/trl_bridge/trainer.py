@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
 
 from ..data.rows import ROW
+from .compat import PrivateOverrides, check_overrides, prepared_inputs, unchanged_metrics
 
 READ = "rows_read"
 """Where a batch keeps the rows that it was made of."""
 
 
-class Read:
+class ReadRows:
     """The rows that a batch was made of, as the trainer's dataset has them; nothing that a model is given."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -25,31 +25,29 @@ class Read:
         return [f"row {row[ROW]}" for row in self.rows if ROW in row]
 
 
-class Ours:
+class QuietTrainer(PrivateOverrides):
     """What takes the place of a trainer's telemetry and of its checkpoints, which would be pickled files.
 
     It also knows which rows an update was made of, and which of them have a loss that is not finite.
 
     Attributes:
-        keep: remembers where the trainer is; called after each update.
-        load: gives optimizer and schedule their state.
-        go_on: the same for the policy and for random numbers, once the trainer stands where it was.
+        take_snapshot: remembers where the trainer is; called after each update.
+        restore_optimizer: gives optimizer and schedule their state.
+        restore_rest: the same for the policy and for random numbers, once the trainer stands where it was.
     """
 
-    keep: Callable[[], None]
-    load: Callable[[], None]
-    go_on: Callable[[], None]
     model: Any
     data_collator: Any
     args: Any
     accelerator: Any
-    _metrics: Any
-    _total_train_tokens: Any
-    _prepare_inputs: Callable[[Any], Any]
-    _signature_columns: list[str]
+    kept_columns = (ROW,)
     _losses: list[torch.Tensor]
     _bad: list[str]
     _seen: list[str]
+
+    def prepared(self, dataset: Any) -> bool:
+        """Pairs of token ids need nothing more; SFT packs rows if asked, KTO adds mismatched answers."""
+        return "chosen_ids" in dataset.column_names
 
     def know_rows(self) -> None:
         """Let every batch know its rows from now on."""
@@ -58,7 +56,7 @@ class Ours:
 
         def collate(rows: list[dict[str, Any]]) -> Any:
             batch = self._collate(rows)
-            batch[READ] = Read(rows)
+            batch[READ] = ReadRows(rows)
             return batch
 
         self.data_collator = collate
@@ -89,48 +87,24 @@ class Ours:
         return out
 
     @torch.no_grad()
-    def _not_finite(self, model: Any, read: Read, loss: Callable[..., Any]) -> list[str]:
-        """The rows of a batch whose loss alone is not finite; its figures stay as they were."""
+    def _not_finite(self, model: Any, read: ReadRows, loss: Callable[..., Any]) -> list[str]:
+        """The rows of a batch whose loss alone is not finite; the trainer's metrics stay as they were."""
         if self.accelerator.num_processes > 1:  # the others do not compute a second time
             return read.named()
-        before = deepcopy(self._metrics), self._total_train_tokens
         bad = []
-        for row in read.rows:
-            alone = self._prepare_inputs(self._collate([row]))
-            if not bool(loss(model, alone).isfinite()):
-                bad += Read([row]).named()
-        self._metrics, self._total_train_tokens = before
+        with unchanged_metrics(self):
+            for row in read.rows:
+                alone = prepared_inputs(self, self._collate([row]))
+                if not bool(loss(model, alone).isfinite()):
+                    bad += ReadRows([row]).named()
         return bad
 
-    def _prepare_dataset(self, dataset: Any, *rest: Any, **more: Any) -> Any:
-        """Rows come as token ids; pairs need nothing more, SFT packs them if asked, KTO adds mismatched answers."""
-        if "chosen_ids" in dataset.column_names:
-            return dataset
-        return super()._prepare_dataset(dataset, *rest, **more)  # type: ignore[misc]
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        if ROW not in self._signature_columns:
-            self._signature_columns.append(ROW)
+def quiet_trainer(trainer: type) -> Any:
+    """A trainer class that sends and writes nothing by itself.
 
-    def _send_telemetry(self) -> None: ...
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.keep()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None: ...
-
-    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        if checkpoint is not None:
-            self.load()
-
-    def _load_scaler(self, checkpoint: Any) -> None: ...
-
-    def _load_rng_state(self, checkpoint: Any) -> None:
-        if checkpoint is not None:
-            self.go_on()
-
-
-def ours(trainer: type) -> Any:
-    """A trainer class that sends and writes nothing by itself."""
-    return type(trainer.__name__, (Ours, trainer), {"__doc__": trainer.__doc__})
+    Raises:
+        PluginError: the installed release has renamed a private method that must be overridden.
+    """
+    check_overrides(trainer)
+    return type(trainer.__name__, (QuietTrainer, trainer), {"__doc__": trainer.__doc__})

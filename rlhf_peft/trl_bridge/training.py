@@ -10,24 +10,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PrinterCallback, TrainerCallback
 
 from ..data.rows import quiet
 from ..engine import POLICY, SharedBase
-from ..engine.compat import argument_name
 from ..errors import DataError, RlhfPeftError, UsageError
 from ..recipe.schema import StageBase
 from ..session.context import Context
@@ -35,6 +29,14 @@ from ..session.fixed_prompts import FixedPrompts
 from ..session.non_finite import NonFiniteGuard
 from ..session.optimizers import warmup_steps
 from ..session.token_budget import free, reason, too_little
+from .compat import (
+    CHECKPOINTING,
+    TRAINER_STATE_NAME,
+    own_accelerate,
+    set_tokens_read,
+    tokens_read,
+    use_device,
+)
 from .rows import eval_batch, micro_batch, processes, rows_a_process
 
 log = logging.getLogger("rlhf_peft")
@@ -42,11 +44,6 @@ log = logging.getLogger("rlhf_peft")
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 SILENT = ("_runtime", "_per_second", "eval_num_tokens", "total_flos", "train_loss")
 """Endings of figures that are not written down: times of parts, and sums of what is there already."""
-
-
-_STATES = (PartialState, AcceleratorState, GradientState)
-_CHECKPOINTING = argument_name(TrainingArguments, "activation_checkpointing", "gradient_checkpointing")
-"""transformers 5.23 renamed it; the old name goes in 6."""
 
 
 class Figures(TrainerCallback):
@@ -73,7 +70,7 @@ class Figures(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Where the first update begins is remembered too: it may have to be done again."""
         if state.global_step == 0 and not self.ctx.saver.replaying:
-            self.trainer.keep()
+            self.trainer.take_snapshot()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the last update there is always an evaluation."""
@@ -81,7 +78,7 @@ class Figures(TrainerCallback):
             control.should_evaluate = True
         if state.is_world_process_zero and state.global_step < state.max_steps:
             self.prompts.at(int(state.global_step))
-        control.should_save = True  # after figures and evaluation; see `Ours`
+        control.should_save = True  # after figures and evaluation; see `QuietTrainer`
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **kwargs: Any) -> None:
         """Figures of an update, or of an evaluation after it."""
@@ -158,7 +155,7 @@ def arguments(stage: StageBase, ctx: Context, *, folder: str, micro: int, evalua
         "bf16": gpu and base.dtype == torch.bfloat16,
         "fp16": gpu and base.dtype == torch.float16,
         "use_cpu": not gpu,
-        _CHECKPOINTING: False,  # The base has its own, which knows about roles.
+        CHECKPOINTING: False,  # The base has its own, which knows about roles.
         "eval_strategy": "steps" if evaluated and stage.eval.every else "no",
         "eval_steps": stage.eval.every,
         "eval_on_start": evaluated > 0,
@@ -176,16 +173,10 @@ def arguments(stage: StageBase, ctx: Context, *, folder: str, micro: int, evalua
 def settle(args: Any, stage: StageBase, base: SharedBase) -> Any:
     """The arguments, with the base's own device and our warmup.
 
-    A trainer would take the first GPU, or all. It would round a warmup up, and so do nothing in the first
-    update of every short run.
+    A trainer would round a warmup up, and so do nothing in the first update of every short run.
     """
     args.get_warmup_steps = lambda total: warmup_steps(stage.warmup, total)
-    if args.distributed_state.num_processes == 1:
-        args._setup_devices = base.device
-        args._n_gpu = 0 if base.device.type == "cpu" else 1
-        args.distributed_state.device = base.device
-        if base.device.type == "cuda":
-            torch.cuda.set_device(base.device)
+    use_device(args, base.device)
     return args
 
 
@@ -201,7 +192,7 @@ def _connect(
         scaler = trainer.accelerator.scaler
         return {
             "trainer": json.loads(json.dumps(state)),
-            "tokens": trainer._total_train_tokens,
+            "tokens": tokens_read(trainer),
             "optimizer": trainer.optimizer.state_dict(),
             "scheduler": trainer.lr_scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -211,49 +202,33 @@ def _connect(
             "micro": micro,
         }
 
-    def keep() -> None:
+    def take_snapshot() -> None:
         step, total = int(trainer.state.global_step), int(trainer.state.max_steps)
         last = {**(figures.steps[-1] if figures.steps else {}), **figures.eval}
         ctx.saver.reached(stage, step, total, [POLICY], state_dict, last)
 
-    trainer.keep = keep
+    trainer.take_snapshot = take_snapshot
     if state is None:
         return None
 
-    def load() -> None:
+    def restore_optimizer() -> None:
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.lr_scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None and trainer.accelerator.scaler is not None:
             trainer.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def go_on() -> None:
+    def restore_rest() -> None:
         # The evaluation that every training begins with was of the weights before.
         figures.eval = dict(state["eval"])
         ctx.saver.go_on(state)
 
-    trainer.load, trainer.go_on = load, go_on
-    trainer._total_train_tokens = state["tokens"]
+    trainer.restore_optimizer, trainer.restore_rest = restore_optimizer, restore_rest
+    set_tokens_read(trainer, state["tokens"])
     figures.steps, figures.guard.in_a_row = list(state["steps"]), state["skipped"]
     # It may have been trained with more rows in a forward till then.
     stood = {**state["trainer"], "train_batch_size": micro}
     (Path(folder) / TRAINER_STATE_NAME).write_text(json.dumps(stood), encoding="utf-8")
     return folder
-
-
-@contextmanager
-def own_accelerate() -> Iterator[None]:
-    """On exit accelerate's global state and the environment it reads are as they were."""
-    states = [(state._shared_state, dict(state._shared_state)) for state in _STATES]
-    environment = {key: value for key, value in os.environ.items() if key.startswith("ACCELERATE_")}
-    try:
-        yield
-    finally:
-        for shared, before in states:
-            shared.clear()
-            shared.update(before)
-        for key in [key for key in os.environ if key.startswith("ACCELERATE_") and key not in environment]:
-            del os.environ[key]
-        os.environ.update(environment)
 
 
 def train(

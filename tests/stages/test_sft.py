@@ -19,7 +19,7 @@ from rlhf_peft.engine import POLICY
 from rlhf_peft.errors import DataError, GuardError, UsageError
 from rlhf_peft.stages import sft
 from rlhf_peft.trl_bridge.rows import eval_batch, longest_row, micro_batch, rows_for
-from rlhf_peft.trl_bridge.trainer import ours
+from rlhf_peft.trl_bridge.trainer import quiet_trainer
 from rlhf_peft.trl_bridge.training import arguments
 
 from .conftest import MakeContext, policy_of, write
@@ -308,5 +308,5 @@ def test_longest_row_is_exact_for_few_rows(make_context: MakeContext, demonstrat
 
 
 def test_ours_keeps_the_trainer() -> None:
-    made = ours(SFTTrainer)
+    made = quiet_trainer(SFTTrainer)
     assert issubclass(made, SFTTrainer) and made.__name__ == "SFTTrainer"

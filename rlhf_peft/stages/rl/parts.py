@@ -22,10 +22,11 @@ from ...session.fixed_prompts import FixedPrompts
 from ...session.non_finite import NonFiniteGuard
 from ...session.optimizers import make_optimizer, warmup_steps
 from ...session.policy_view import BaseView
+from ...session.reference import check_reference
 from ...session.sampling import prompts_at_once
 from ...session.token_budget import TokenBudget
 from ...types import Batch
-from .checks import check_reference, check_sampler
+from .check_sampler import check_sampler
 from .collapse import CollapseGuard
 from .evaluate import Evaluator
 from .forwards import RoleForwards, RoleNeeds
@@ -137,7 +138,7 @@ def build(stage: RlStage, ctx: Context, stack: ExitStack) -> Parts:
     fixed = FixedPrompts(stage, ctx, sampler.inner if isinstance(sampler, WrappingSampler) else sampler)
     stack.enter_context(base.without_dropout())
     parameters = stack.enter_context(base.training(roles))
-    check_reference(base, [prompt.ids for prompt in prompts[:8]])
+    check_reference(base, [prompt.ids.tolist() for prompt in prompts[:8]])
     optimizer, scheduler = _optimizer(stage, base, roles, steps)
     ctx.ranks.same(parameters)
     updater = Updater(
