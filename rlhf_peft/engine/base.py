@@ -168,8 +168,8 @@ class SharedBase:
         quantizer = self.loaded.quantizer
         if not quantizer.trainable:
             raise ModelError(
-                f"model.quantization: no gradients go through the layers of {quantizer.label}, so that it can be decoded "
-                "with but not trained on. Use another, such as model.quantization=nf4."
+                f"model.quantization: no gradients go through the layers of {quantizer.label}, so that it can be "
+                "decoded with but not trained on. Use another, such as model.quantization=nf4."
             )
 
     def without_dropout(self) -> AbstractContextManager[None]:

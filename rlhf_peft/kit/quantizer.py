@@ -25,8 +25,8 @@ class Quantizer(Protocol):
     """Holds the linear layers of a base model in few bits; `QuantizerBase` has a default for everything.
 
     transformers quantizes while it loads (`load_arguments`), or the quantizer does it afterwards (`prepare`); PEFT must
-    know the layers that come of it. Making a quantizer reads no weights and imports nothing large: one of each kind that
-    is registered is made, to ask which of them reads a stored checkpoint.
+    know the layers that come of it. Making a quantizer reads no weights and imports nothing large: one of each name is
+    made, to ask which of them reads a stored checkpoint.
 
     Attributes:
         label: its name, and each option that changes the weights, in words: `nf4 double`. It stands in messages and

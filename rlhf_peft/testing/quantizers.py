@@ -207,13 +207,9 @@ def _check_outputs(base: SharedBase, plain: SharedBase, who: str) -> None:
 
 
 def _check_gradients(base: SharedBase, plain: SharedBase, who: str) -> None:
+    """Compare the gradients of both; by now the layers have seen forwards in eval mode, after which some repack."""
     ids = _ids(base)
-    expected = _gradient(plain, ids)
-    _require_alike(_gradient(base, ids), expected, f"{who}: the gradients of an adapter")
-    with torch.no_grad(), base.role(POLICY, train=False):
-        base.lm(input_ids=ids)
-    after = f"{who}: the gradients of an adapter, after a forward in eval mode,"
-    _require_alike(_gradient(base, ids), expected, after)
+    _require_alike(_gradient(base, ids), _gradient(plain, ids), f"{who}: the gradients of an adapter")
 
 
 def _gradient(base: SharedBase, ids: Tensor) -> Tensor:
