@@ -220,7 +220,7 @@ def run(
     files = [Path(os.path.abspath(file)) for file in code_files]
     registry = registry or Registry.load()
     _check_tracking(recipe)
-    check_settings(recipe)
+    check_settings(recipe, registry)
     ranks = Ranks()
     ctx: Context | None = None
     reporter = reporter if reporter is not None and ranks.main else Silent()

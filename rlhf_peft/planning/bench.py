@@ -18,7 +18,7 @@ import torch
 
 from ..api import load_base
 from ..errors import UsageError
-from ..recipe import Eval, PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage
+from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage
 from ..registry import Registry
 from ..runs import RunFolder
 from ..stages import Context, Reporter, runner
@@ -113,7 +113,7 @@ def bench(
     """
     # 1. One stage, in a folder of its own.
     stage = chosen(recipe)
-    short = stage.model_copy(update={"max_steps": steps, "eval": Eval()})
+    short = stage.model_copy(update={"max_steps": steps, "eval": type(stage.eval)()})
     seen = _Steps(reporter)
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipe.model_copy(update={"stages": [short], "output_dir": folder})

@@ -14,7 +14,7 @@ import torch
 
 from ..data import Encoder, hold_out, load_rows
 from ..engine import LoraSpec, SharedBase
-from ..recipe.schema import DatasetSource, Lora, Recipe, StageBase
+from ..recipe.schema import DatasetSource, Lora, Recipe, RowStage, StageBase
 from ..registry import Registry
 from ..runs import RunFolder
 from .fingerprints import rows_digest
@@ -209,7 +209,7 @@ StageRunner = Callable[[Any, Context], dict[str, Any]]
 """Runs one stage: its part of the recipe and the context; returns the figures of its end."""
 
 
-def total_steps(stage: StageBase, rows: int) -> int:
+def total_steps(stage: RowStage, rows: int) -> int:
     """Updates of a stage over so many rows."""
     if stage.max_steps is not None:
         return stage.max_steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..data import encode_prompts, load_rows
 from ..hookspecs import Sampler
-from ..recipe.schema import StageBase
+from ..recipe.schema import PolicyStage
 from ..types import Request
 from .context import Context
 from .policy_view import BaseView
@@ -25,7 +25,7 @@ class FixedPrompts:
         DataError: the file is missing or empty, or a prompt does not fit the model.
     """
 
-    def __init__(self, stage: StageBase, ctx: Context, sampler: Sampler | None = None) -> None:
+    def __init__(self, stage: PolicyStage, ctx: Context, sampler: Sampler | None = None) -> None:
         self.stage, self.ctx, self.budget = stage, ctx, prompts_at_once(stage.name)
         self.prompts = []
         if stage.eval.prompts is None or not ctx.ranks.main:

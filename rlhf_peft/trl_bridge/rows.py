@@ -10,7 +10,7 @@ import torch
 from ..data import for_trl, require
 from ..data.formats import Method
 from ..errors import Problem, RecipeError
-from ..recipe.schema import DatasetSource, StageBase
+from ..recipe.schema import DatasetSource, RowStage, StageBase
 from ..session.context import Context
 
 
@@ -96,7 +96,7 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def rows_a_process(stage: StageBase) -> int:
+def rows_a_process(stage: RowStage) -> int:
     """Rows of an update that one process sees.
 
     Raises:

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 from ..data.rows import quiet
 from ..engine import POLICY, SharedBase
 from ..errors import DataError, RlhfPeftError, UsageError
-from ..recipe.schema import StageBase
+from ..recipe.schema import PreferenceStage, SftStage
 from ..session.context import Context
 from ..session.fixed_prompts import FixedPrompts
 from ..session.non_finite import NonFiniteGuard
@@ -40,6 +40,7 @@ from .compat import (
 from .rows import eval_batch, micro_batch, processes, rows_a_process
 
 log = logging.getLogger("rlhf_peft")
+TrlStage = SftStage | PreferenceStage
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 SILENT = ("_runtime", "_per_second", "eval_num_tokens", "total_flos", "train_loss")
@@ -49,7 +50,7 @@ SILENT = ("_runtime", "_per_second", "eval_num_tokens", "total_flos", "train_los
 class Figures(TrainerCallback):
     """Hands a trainer's figures to the run: one record an update, evaluations merged into it."""
 
-    def __init__(self, stage: StageBase, ctx: Context, evaluate: bool, prompts: FixedPrompts) -> None:
+    def __init__(self, stage: TrlStage, ctx: Context, evaluate: bool, prompts: FixedPrompts) -> None:
         self.trainer: Any = None
         self.step, self.main = 0, True
         self.stage = stage.name
@@ -113,7 +114,7 @@ class Figures(TrainerCallback):
                 parameter.grad = None
 
 
-def arguments(stage: StageBase, ctx: Context, *, folder: str, micro: int, evaluated: int) -> dict[str, Any]:
+def arguments(stage: TrlStage, ctx: Context, *, folder: str, micro: int, evaluated: int) -> dict[str, Any]:
     """What every trainer is told, as keyword arguments of its configuration.
 
     Args:
@@ -170,7 +171,7 @@ def arguments(stage: StageBase, ctx: Context, *, folder: str, micro: int, evalua
     }
 
 
-def settle(args: Any, stage: StageBase, base: SharedBase) -> Any:
+def settle(args: Any, stage: TrlStage, base: SharedBase) -> Any:
     """The arguments, with the base's own device and our warmup.
 
     A trainer would round a warmup up, and so do nothing in the first update of every short run.
@@ -181,7 +182,7 @@ def settle(args: Any, stage: StageBase, base: SharedBase) -> Any:
 
 
 def _connect(
-    trainer: Any, stage: StageBase, ctx: Context, figures: Figures, folder: str, state: dict[str, Any] | None
+    trainer: Any, stage: TrlStage, ctx: Context, figures: Figures, folder: str, state: dict[str, Any] | None
 ) -> str | None:
     """Let a trainer remember where it is, and take up where it was; returns the folder that it resumes from."""
     micro = trainer.args.per_device_train_batch_size
@@ -232,7 +233,7 @@ def _connect(
 
 
 def train(
-    stage: StageBase,
+    stage: TrlStage,
     ctx: Context,
     held_out: Any,
     build: Callable[[Any, str, Any, int], Any],
@@ -292,7 +293,7 @@ def train(
 
 
 def _attempt(
-    stage: StageBase,
+    stage: TrlStage,
     ctx: Context,
     figures: Figures,
     build: Callable[[Any, str, Any, int], Any],
@@ -317,7 +318,7 @@ def _attempt(
             _release(trainer)
 
 
-def _check_rows(stage: StageBase, rows: Any) -> None:
+def _check_rows(stage: TrlStage, rows: Any) -> None:
     if len(rows) == 0:
         raise DataError(
             f"{stage.dataset.path or stage.dataset.name}: no row is left to train on after tokenization."

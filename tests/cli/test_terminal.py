@@ -27,7 +27,6 @@ PAIRS = {**TINY, "part": "preferences"}
 SAMPLERS = {
     "cached": {},
     "hf": {},
-    "continuous": {},
     "best_of_n": {"n": 2, "of": {"name": "cached", "max_new_tokens": 6}},
 }
 
