@@ -19,6 +19,7 @@ PLUGIN = [
     "GuardError",
     "Minibatch",
     "ModelError",
+    "LoadCode",
     "Options",
     "Outputs",
     "PluginError",
@@ -27,6 +28,8 @@ PLUGIN = [
     "PolicyView",
     "Prompt",
     "Register",
+    "Quantizer",
+    "QuantizerBase",
     "Request",
     "RequestContext",
     "Reward",
@@ -45,6 +48,7 @@ PLUGIN = [
     "Totals",
     "UsageError",
     "hookimpl",
+    "linear_sizes",
     "maths",
 ]
 TESTING = [
@@ -58,6 +62,7 @@ TESTING = [
     "check_algorithm",
     "check_dataset",
     "check_plugin",
+    "check_quantizer",
     "check_reward",
     "check_sampler",
     "make_requests",
