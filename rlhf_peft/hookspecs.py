@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .types import (
     Batch,
+    EnvironmentStep,
     Minibatch,
     Outputs,
     Request,
@@ -345,6 +346,45 @@ class Dataset(Protocol):
         ...
 
 
+@runtime_checkable
+class Environment(Protocol):
+    """One conversation with the model, over several turns; each conversation has an instance of its own.
+
+    A sampler knows one turn, an environment knows the conversation. Nothing that a model may write makes `step` raise:
+    a call of a tool that is not there is answered by a message that says so.
+
+    Attributes:
+        tools: JSON schemas of the tools that the model may call, as chat templates take them; None: there are none.
+        metrics: name to formula, for every figure that `step` gives.
+    """
+
+    tools: Sequence[Mapping[str, Any]] | None
+    metrics: ClassVar[Mapping[str, str]]
+
+    def start(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | None:
+        """Begin a conversation.
+
+        Args:
+            row: of the dataset, `prompt` among its columns.
+
+        Returns:
+            Messages that the model answers first; None: the row's prompt.
+        """
+        ...
+
+    def step(self, message: Mapping[str, Any]) -> EnvironmentStep:
+        """Answer the model's message.
+
+        Args:
+            message: `role`, `content` and, where the model has called tools, `tool_calls`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the conversation holds; it may be called twice."""
+        ...
+
+
 # --- hooks: choose one by name ---------------------------------------------------------------------------------------
 
 
@@ -368,8 +408,12 @@ class HookSpecs:
         """Offer datasets: `register(name, factory)`; the factory makes a `Dataset`."""
 
     @hookspec
+    def rlhf_peft_register_environments(self, register: Register) -> None:
+        """Offer environments: `register(name, factory)`; the factory makes an `Environment`, one a conversation."""
+
+    @hookspec
     def rlhf_peft_register_quantizers(self, register: Register) -> None:
-        """Offer quantizers: `register(name, factory)`; the factory makes a `Quantizer`."""
+        """Offer quantizers: `register(name, factory)`; the factory makes a `Quantizer` of `kit.quantizer`."""
 
     # --- told by broadcast ---
 
@@ -394,5 +438,5 @@ class HookSpecs:
         """A run ended: `done`, `failed` or `stopped`; the last figures."""
 
 
-REGISTERS = ("rewards", "samplers", "algorithms", "datasets", "quantizers")
+REGISTERS = ("rewards", "samplers", "algorithms", "datasets", "environments", "quantizers")
 """What plugins register; the hook of each is `rlhf_peft_register_<kind>`."""

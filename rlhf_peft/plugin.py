@@ -36,6 +36,7 @@ from .hookspecs import (
     HOOK_API,
     Algorithm,
     Dataset,
+    Environment,
     Options,
     PolicyView,
     Prompt,
@@ -51,7 +52,7 @@ from .hookspecs import (
 from .kit.functions import FunctionOptions, FunctionReward, SomeRowsFailed, Target, function_reward
 from .kit.http import AsyncJsonClient, HttpError, JsonClient, environment_secret, plain_url, server_root
 from .kit.policy_gradient import BASELINE, AlgorithmBase, AlgorithmOptions, PolicyGradient, PolicyOptions
-from .kit.quantizer import Quantizer, QuantizerBase, linear_sizes
+from .kit.quantizer import LoadCode, Quantizer, QuantizerBase, linear_sizes
 from .kit.sampling import (
     DrawOptions,
     LocalOptions,
@@ -70,8 +71,8 @@ from .kit.sampling import (
 )
 from .types import (
     Batch,
+    EnvironmentStep,
     Finish,
-    LoadCode,
     Minibatch,
     Outputs,
     Request,
@@ -93,6 +94,8 @@ __all__ = [
     "DataError",
     "Dataset",
     "DrawOptions",
+    "Environment",
+    "EnvironmentStep",
     "Finish",
     "FunctionOptions",
     "FunctionReward",

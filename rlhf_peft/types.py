@@ -427,21 +427,17 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadCode:
-    """How other programs load a base as a quantizer holds it; for model cards and for the commands of exports.
+class EnvironmentStep:
+    """What an environment says to an answer of the model.
 
     Attributes:
-        imports: module to the names that `config` and `after` need.
-        config: the Python expression that is given to `from_pretrained` as `quantization_config`.
-        after: lines of Python to run when the base is loaded, which they call `base`.
-        note: what `after` is for, in a sentence or two; empty where there is nothing to say.
-        vllm: arguments with which `vllm serve` quantizes likewise as it loads; empty where it cannot.
-        vllm_needs: a shell command that must have been run before; empty: none.
+        messages: JSON; what the model is to answer next, such as the results of the tools that it has called.
+        done: the conversation is over.
+        reward: of the answer; None: the environment judges nothing here.
+        metrics: figures to log, averaged over conversations.
     """
 
-    imports: Mapping[str, Sequence[str]]
-    config: str
-    after: Sequence[str] = ()
-    note: str = ""
-    vllm: str = ""
-    vllm_needs: str = ""
+    messages: Sequence[Mapping[str, Any]] = ()
+    done: bool = False
+    reward: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)

@@ -13,6 +13,7 @@ PLUGIN = [
     "Algorithm",
     "AlgorithmBase",
     "AlgorithmOptions",
+    "Batch",
     "DataError",
     "Dataset",
     "Finish",
@@ -42,10 +43,8 @@ PLUGIN = [
     "Sampler",
     "SamplerError",
     "SamplingParams",
-    "Batch",
     "Scores",
     "Selection",
-    "Totals",
     "UsageError",
     "hookimpl",
     "linear_sizes",
@@ -65,10 +64,10 @@ TESTING = [
     "check_quantizer",
     "check_reward",
     "check_sampler",
+    "make_batch",
     "make_requests",
     "make_reward_batch",
     "make_rollout",
-    "make_batch",
 ]
 
 

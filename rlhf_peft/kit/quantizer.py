@@ -6,12 +6,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ..types import LoadCode
+
+@dataclass(frozen=True, slots=True)
+class LoadCode:
+    """How other programs load a base as a quantizer holds it; for model cards and for the commands of exports.
+
+    Attributes:
+        imports: module to the names that `config` and `after` need.
+        config: the Python expression that is given to `from_pretrained` as `quantization_config`.
+        after: lines of Python to run when the base is loaded, which they call `base`.
+        note: what `after` is for, in a sentence or two; empty where there is nothing to say.
+        vllm: arguments with which `vllm serve` quantizes likewise as it loads; empty where it cannot.
+        vllm_needs: a shell command that must have been run before; empty: none.
+    """
+
+    imports: Mapping[str, Sequence[str]]
+    config: str
+    after: Sequence[str] = ()
+    note: str = ""
+    vllm: str = ""
+    vllm_needs: str = ""
 
 
 def linear_sizes(layer: nn.Module) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..engine.fast.dense_weights import HEADROOM
-from ..hookspecs import Algorithm, Sampler
+from ..hookspecs import Algorithm, Sampler, WrappingSampler
 from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage, StageBase
 from ..registry import Registry
 from ..stages.rl.parts import needs_old_logps
@@ -236,9 +236,9 @@ class _Planner:
         kept = 0
         if algorithm.value == "reward" and self.shape.device == "cpu":
             kept = rows * (prompt + new) * self.shape.hidden * self.shape.itemsize
-        most = int(getattr(getattr(sampler, "options", None), "max_rows", rows))
         # A sampler that keeps the best of n writes n for each.
         drawn = int(getattr(getattr(sampler, "options", None), "n", 1))
+        most = _rows_at_once(sampler, rows * drawn)
         self._rollout(stage, "rollout", min(most, rows * drawn), group * drawn, prompt, new, others)
         prompts = self.evaluated(stage)
         if (asked := min(most, prompts * drawn)) > rows * drawn:
@@ -368,3 +368,14 @@ class _Planner:
             **others,
         }
         self._phase(stage, "update", items)
+
+
+def _rows_at_once(sampler: Sampler, most: int) -> int:
+    """The most rows that a sampler decodes at once: its `max_rows`, or that of the sampler that it wraps.
+
+    Args:
+        sampler: as it was made.
+        most: rows of a sampler that has no such limit.
+    """
+    writer = sampler.inner if isinstance(sampler, WrappingSampler) else sampler
+    return int(getattr(writer, "max_rows", most))

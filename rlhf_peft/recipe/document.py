@@ -76,6 +76,7 @@ _KINDS = {
     "samplers": "sampler",
     "rewards": "reward",
     "datasets": "registered dataset",
+    "environments": "environment",
     "quantizers": "quantizer",
 }
 

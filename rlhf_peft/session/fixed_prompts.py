@@ -44,8 +44,7 @@ class FixedPrompts:
 
     def at(self, step: int) -> None:
         """Answer them if `eval.every` says so."""
-        every = self.stage.eval.every
-        if every is not None and step % every == 0:
+        if self.stage.eval.due(step):
             self.answer(step)
 
     def answer(self, step: int) -> None:

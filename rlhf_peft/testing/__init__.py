@@ -24,6 +24,7 @@ from .doubles import (
     make_reward_batch,
     make_rollout,
 )
+from .environments import check_environment
 from .plugins import Finding, check_plugin
 from .quantizers import check_quantizer
 from .rewards import check_reward
@@ -40,6 +41,7 @@ __all__ = [
     "Finding",
     "check_algorithm",
     "check_dataset",
+    "check_environment",
     "check_plugin",
     "check_quantizer",
     "check_reward",

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import POLICY, BaseSpec, LoraSpec, SharedBase
 from ..engine.fast.dense_weights import dense_weight
-from ..kit.quantizer import UNQUANTIZED, Quantizer, linear_sizes
-from ..types import LoadCode
+from ..kit.quantizer import UNQUANTIZED, LoadCode, Quantizer, linear_sizes
 from .rules import ConformanceError, make, require
 
 COSINE = 0.999

@@ -27,11 +27,10 @@ from ..engine.ends import end_ids
 from ..engine.fast.dense_weights import dense_weights
 from ..engine.fingerprint import FILE as BASE_FILE
 from ..errors import RunFolderError, UsageError
-from ..kit.quantizer import Quantizer
+from ..kit.quantizer import LoadCode, Quantizer
 from ..recipe import Recipe, load
 from ..registry import Registry, chosen_quantizer
 from ..runs import History
-from ..types import LoadCode
 from .exported import check_replaceable, write_record
 from .files import save_model, save_tokenizer
 from .model_card import card, generates, use_adapter, use_merged

@@ -145,7 +145,7 @@ def test_show_of_one_built_in_shows_that_alone(capsys):
         (["uninstall", "pytest"], "no plugin 'pytest' is installed"),
         (
             ["new", "x", "--kind", "dragon"],
-            "--kind dragon: expected reward, sampler, algorithm, quantizer, observer",
+            "--kind dragon: expected reward, sampler, algorithm, environment, quantizer, observer",
         ),
         (["new", "-x-", "--kind", "reward"], "No such option"),
         (["new", "a b", "--kind", "reward"], "'a b' is no name of a package"),

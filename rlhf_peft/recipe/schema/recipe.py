@@ -65,6 +65,7 @@ RESERVED: dict[str, frozenset[str]] = {
     "samplers": frozenset(OpenSection.model_fields),
     "rewards": frozenset(RewardEntry.model_fields),
     "datasets": frozenset(DatasetSource.model_fields),
+    "environments": frozenset(OpenSection.model_fields),
     "quantizers": frozenset(Quantization.model_fields),
 }
 """Kind to the keys that the recipe itself has in a plugin's section; options so named would be hidden."""
