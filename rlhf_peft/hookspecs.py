@@ -1,7 +1,7 @@
-"""Every hook, every protocol and every view that a plugin meets, on one page.
+"""Every hook, and every protocol and view that a plugin meets, on one page; that of quantizers is in `kit.quantizer`.
 
-A plugin registers choices (rewards, samplers, algorithms, datasets) by name, and may listen to a run. A recipe
-chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
+A plugin registers choices (rewards, samplers, algorithms, datasets, quantizers) by name, and may listen to a run. A
+recipe chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Options(BaseModel):
 
 
 Factory = Callable[[Any], Any]
-"""Called with a validated instance of its own `Options`; returns the reward, sampler, algorithm or dataset.
+"""Called with a validated instance of its own `Options`; returns the reward, sampler, algorithm, dataset or
+quantizer.
 
 One with `wants_make = True` is also given `make(kind, name, options)`, to make what it wraps.
 """
@@ -429,6 +430,10 @@ class HookSpecs:
     def rlhf_peft_register_environments(self, register: Register) -> None:
         """Offer environments: `register(name, factory)`; the factory makes an `Environment`, one a conversation."""
 
+    @hookspec
+    def rlhf_peft_register_quantizers(self, register: Register) -> None:
+        """Offer quantizers: `register(name, factory)`; the factory makes a `Quantizer` of `kit.quantizer`."""
+
     # --- told by broadcast ---
 
     @hookspec
@@ -452,5 +457,5 @@ class HookSpecs:
         """A run ended: `done`, `failed` or `stopped`; the last figures."""
 
 
-REGISTERS = ("rewards", "samplers", "algorithms", "datasets", "environments")
+REGISTERS = ("rewards", "samplers", "algorithms", "datasets", "environments", "quantizers")
 """What plugins register; the hook of each is `rlhf_peft_register_<kind>`."""

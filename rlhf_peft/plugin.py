@@ -52,6 +52,7 @@ from .hookspecs import (
 from .kit.functions import FunctionOptions, FunctionReward, SomeRowsFailed, Target, function_reward
 from .kit.http import AsyncJsonClient, HttpError, JsonClient, environment_secret, plain_url, server_root
 from .kit.policy_gradient import BASELINE, AlgorithmBase, AlgorithmOptions, PolicyGradient, PolicyOptions
+from .kit.quantizer import LoadCode, Quantizer, QuantizerBase, linear_sizes
 from .kit.sampling import (
     DrawOptions,
     LocalOptions,
@@ -102,6 +103,7 @@ __all__ = [
     "GuardError",
     "HttpError",
     "JsonClient",
+    "LoadCode",
     "LocalOptions",
     "LocalSampler",
     "MemoryNeeds",
@@ -114,6 +116,8 @@ __all__ = [
     "PolicyOptions",
     "PolicyView",
     "Prompt",
+    "Quantizer",
+    "QuantizerBase",
     "Register",
     "Request",
     "RequestContext",
@@ -142,6 +146,7 @@ __all__ = [
     "function_reward",
     "hookimpl",
     "keeps_state",
+    "linear_sizes",
     "maths",
     "pad_left",
     "plain_url",

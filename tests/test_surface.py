@@ -20,6 +20,7 @@ PLUGIN = [
     "GuardError",
     "Minibatch",
     "ModelError",
+    "LoadCode",
     "Options",
     "Outputs",
     "PluginError",
@@ -28,6 +29,8 @@ PLUGIN = [
     "PolicyView",
     "Prompt",
     "Register",
+    "Quantizer",
+    "QuantizerBase",
     "Request",
     "RequestContext",
     "Reward",
@@ -44,6 +47,7 @@ PLUGIN = [
     "Selection",
     "UsageError",
     "hookimpl",
+    "linear_sizes",
     "maths",
 ]
 TESTING = [
@@ -57,6 +61,7 @@ TESTING = [
     "check_algorithm",
     "check_dataset",
     "check_plugin",
+    "check_quantizer",
     "check_reward",
     "check_sampler",
     "make_batch",

@@ -81,7 +81,7 @@ def summary(run: History) -> dict[str, Any]:
         "status": run.status,
         "seconds": run.seconds,
         "model": recipe["model"].get("path"),
-        "quantization": recipe["model"].get("quantization"),
+        "quantization": _quantization(recipe["model"].get("quantization")),
         "lora": recipe.get("lora", {}).get("r"),
         "seed": recipe.get("seed"),
         "hardware": _hardware(manifest.get("hardware")),
@@ -89,6 +89,14 @@ def summary(run: History) -> dict[str, Any]:
         "stages": [_stage_row(run, stage) for stage in recipe["stages"]],
         "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8", errors="replace"),
     }
+
+
+def _quantization(section: Any) -> str | None:
+    """The quantizer's name, and its options in brackets."""
+    if not isinstance(section, Mapping):
+        return section
+    options = ", ".join(f"{key}: {value}" for key, value in section.items() if key != "name")
+    return f"{section.get('name')} ({options})" if options else section.get("name")
 
 
 def _hardware(found: Any) -> str | None:

@@ -113,7 +113,7 @@ class _Planner:
         self.lengths, self.evaluated = lengths, evaluated
         model = recipe.model
         self.length = min(model.max_length or shape.positions, shape.positions)
-        weights = sizes.weight_bytes(shape, model.quantization, double=model.double_quantization)
+        weights = sizes.weight_bytes(shape)
         self.result = Plan(shape.parameters, {"base": {"weights": weights}}, [], budget)
         self.layers = shape.targets(recipe.lora.target_modules)
         self.rank = recipe.lora.r

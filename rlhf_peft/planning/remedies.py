@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..recipe import Recipe, RewardModelStage, RlStage, SftStage
+from ..recipe.schema import DEFAULT_QUANTIZER
 from ..registry import Registry
 from .plan import Plan
 
@@ -44,8 +45,8 @@ def candidates(recipe: Recipe, registry: Registry, *, gpu: bool) -> list[str]:
             found += _of_rl(stage, registry, reward_role=_has_reward_role(recipe, stage))
         elif isinstance(stage, SftStage) and not stage.packing and model.max_length is None:
             found.append("model.max_length=1024")
-    if model.quantization != "nf4":
-        found.append("model.quantization=nf4")
+    if model.quantization.name != DEFAULT_QUANTIZER:
+        found.append(f"model.quantization={DEFAULT_QUANTIZER}")
     if recipe.lora.r > 8:
         found.append(f"lora.r={recipe.lora.r // 2}")
     return found

@@ -26,6 +26,7 @@ from .doubles import (
 )
 from .environments import check_environment
 from .plugins import Finding, check_plugin
+from .quantizers import check_quantizer
 from .rewards import check_reward
 from .rules import ConformanceError
 from .samplers import check_sampler
@@ -42,6 +43,7 @@ __all__ = [
     "check_dataset",
     "check_environment",
     "check_plugin",
+    "check_quantizer",
     "check_reward",
     "check_sampler",
     "make_batch",

@@ -12,6 +12,7 @@ from ..registry import Entry, Registry
 from .algorithms import check_algorithm
 from .datasets import check_dataset
 from .environments import check_environment
+from .quantizers import check_quantizer
 from .rewards import check_reward
 from .rules import ConformanceError
 from .samplers import check_sampler
@@ -22,6 +23,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "algorithms": check_algorithm,
     "datasets": check_dataset,
     "environments": check_environment,
+    "quantizers": check_quantizer,
 }
 
 

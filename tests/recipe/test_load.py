@@ -80,7 +80,7 @@ def test_the_example_of_the_command_lines_contract(tmp_path, monkeypatch, plugin
         (
             "path: Qwen",
             "quantization: nf5\n  path: Qwen",
-            "expected one of nf4, fp4, int8 or none, found 'nf5'",
+            "unknown quantizers 'nf5'. Known: nf4, none",
         ),
         ("learning_rate: 1e-6", "learning_rate: 0", "expected a number greater than 0, found 0"),
         ("learning_rate: 1e-6", "learning_rate: fast", "expected a number, found 'fast'"),

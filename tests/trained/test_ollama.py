@@ -12,7 +12,7 @@ from rlhf_peft.trained.ollama import added_start, modelfile, pieces_of
 
 @pytest.fixture(scope="module")
 def stack():
-    return SharedBase(BaseSpec("builtin:tiny", quantization="none", device="cpu"))
+    return SharedBase(BaseSpec("builtin:tiny", device="cpu"))
 
 
 def adding(tokenizer):

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .fields import Count, Number, Positive, Rank, Seconds, Share, Steps, TemplateArguments, Tokens
+from .open_section import OpenSection
+from .quantization import DEFAULT_QUANTIZER, Quantization
 
 
 class Section(BaseModel):
@@ -16,28 +18,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-class OpenSection(BaseModel):
-    """A registered thing by name, with that thing's own options beside it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-    name: str = Field(description="Registered name, or `distribution:name`.")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys that belong to the plugin."""
-        return dict(self.model_extra or {})
-
-
 class Model(Section):
     """The one base model that all roles share."""
 
     path: str = Field(description="Hub id, folder, or `builtin:tiny`.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    quantization: Literal["nf4", "fp4", "int8", "none"] = Field(
-        "nf4", description="How the base's weights are held."
+    quantization: Quantization = Field(
+        default_factory=lambda: Quantization(name=DEFAULT_QUANTIZER),
+        description="How the base's weights are held: `nf4`, `fp4`, `int8`, `none` or a plugin's quantizer; its name, "
+        "or a section with `name` and its options.",
     )
-    double_quantization: bool = Field(True, description="Quantize the 4-bit scales too (QLoRA, section 3).")
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32."
     )

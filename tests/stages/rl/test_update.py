@@ -17,12 +17,14 @@ from rlhf_peft.stages.rl.forwards import RoleForwards, RoleNeeds
 from rlhf_peft.stages.rl.update import Minibatches, Progress, Updater
 from rlhf_peft.types import Batch, Rollout
 
+from ...quantizers import held_as
+
 
 @pytest.fixture(scope="module", params=["own", "policy", "reward"])
 def setting(request):
     """A base with a trained-looking policy, a reward model and a value on each trunk."""
     trunk = request.param
-    base = SharedBase(BaseSpec("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    base = SharedBase(BaseSpec("builtin:tiny", **held_as("nf4"), device="cpu"), LoraSpec(r=4), seed=3)
     noise(base, "policy", 1)
     base.roles.freeze_reference()
     base.roles.add("reward-0", like="policy", head=True)
@@ -144,7 +146,7 @@ def test_policy_and_reference_agree_after_an_adapter_was_trained(setting):
 
 
 def test_policy_and_reference_agree_from_the_raw_base():
-    base = SharedBase(BaseSpec("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    base = SharedBase(BaseSpec("builtin:tiny", **held_as("nf4"), device="cpu"), LoraSpec(r=4), seed=3)
     base.roles.freeze_reference()
     batch = Batch.of(rollout())
     forwards_of(base, None).fill(batch, RoleNeeds(policy=True, reference=True))
