@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .types import (
     Batch,
     EnvironmentStep,
+    MemoryNeeds,
     Minibatch,
     Outputs,
     Request,
@@ -190,6 +191,8 @@ class Reward(Protocol):
             and "base" or "reference" (log-probabilities in `batch.logps`).
         timeout: seconds for one batch, or None; the recipe's own counts before it.
 
+    A reward that gives figures in `Scores.metrics` names them, with their formulas, in a class attribute `metrics`.
+
     An `async def score` runs in the run's process, on one event loop, beside the forwards. A plain `def score`, and a
     function, sync or async, runs in a worker process, killed at the timeout: the factory must be importable by name,
     options and columns JSON; of the batch it lacks `heads`, `logps` and `rollout.sampler_logps`. With
@@ -246,6 +249,22 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
+        ...
+
+
+@runtime_checkable
+class DeclaresMemory(Protocol):
+    """What a factory may also be: one that says what its product needs of the device's memory.
+
+    One with `wants_make = True` is also given `memory(kind, name, options)`, to ask about what it wraps.
+    """
+
+    def memory(self, options: Any) -> MemoryNeeds:
+        """The needs of what the factory would make; nothing is made or loaded.
+
+        Args:
+            options: a validated instance of the factory's `Options`.
+        """
         ...
 
 

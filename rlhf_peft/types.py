@@ -441,3 +441,22 @@ class EnvironmentStep:
     done: bool = False
     reward: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeeds:
+    """What a registered thing needs of the device's memory, for `rlhf-peft plan`.
+
+    Attributes:
+        rows_per_prompt: rows that an algorithm samples of each prompt; completions that a sampler draws a request.
+        rows_at_once: most rows that a sampler decodes at once; None: all of them.
+        shares_prompts: whether a sampler holds a prompt once for all its rows, as `PolicyView.start_decoding` does.
+        model_bytes: weights of a model of its own, on the device of the base.
+        savings: settings that would need less, as they are typed below the thing's own section: "max_rows=64".
+    """
+
+    rows_per_prompt: int = 1
+    rows_at_once: int | None = None
+    shares_prompts: bool = False
+    model_bytes: int = 0
+    savings: tuple[str, ...] = ()

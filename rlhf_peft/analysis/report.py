@@ -12,6 +12,7 @@ from typing import Any
 from .. import __version__
 from ..maths import reliability
 from ..runs import History, distinct
+from ..runs.headlines import ranked
 from . import figures
 from .answers import Answer, answers, score
 from .charts import CHARTS, PHASES
@@ -109,14 +110,13 @@ def _hardware(found: Any) -> str | None:
 def _stage_row(run: History, stage: Mapping[str, Any]) -> dict[str, Any]:
     name, data = str(stage["name"]), stage.get("dataset", {})
     last = run.last(name)
-    known = ("eval/reward", "reward", "kl", "eval/accuracy", "eval/loss", "eval_loss", "loss")
     how = stage.get("method") or (stage.get("algorithm") or {}).get("name") or ""
     return {
         "name": name,
         "kind": f"{stage['stage']} {how}".strip(),
         "data": data.get("path") or data.get("name"),
         "steps": max((int(line["step"]) for line in run.lines(name)), default=0),
-        "figures": {key: last[key] for key in known if key in last},
+        "figures": {name: last[name] for name in ranked(last)},
     }
 
 

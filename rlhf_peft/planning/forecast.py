@@ -44,7 +44,7 @@ def forecast(
     if first.verdict == "fits":
         first.notes += _whole_precision(recipe, registry, again)
         return Forecast(first, [])
-    tries = candidates(recipe, gpu=first.budget.device == "cuda")
+    tries = candidates(recipe, registry, gpu=first.budget.device == "cuda")
     return Forecast(first, remedies(first, tries, again))
 
 

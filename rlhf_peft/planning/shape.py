@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
 
 from ..engine import BaseSpec
-from ..engine.base_spec import DTYPES, load_config, resolve_dtype
+from ..engine.base_spec import load_config, resolve_dtype
 from ..engine.fast.lean_decoder import LeanDecoder
 from ..engine.quantize import quantizer_of, refusals, skeleton_of
 from ..engine.targets import ALL_LINEAR, linear_layers, targets_of
@@ -162,17 +161,3 @@ def _decoder(config: Any, linear: Sequence[Linear], model: Any) -> dict[str, Any
         "shares": full,
         "lean": LeanDecoder.supports(model),
     }
-
-
-def classifier_bytes(path: str, revision: str | None, dtype: str) -> int:
-    """Bytes of the weights of a sequence-classification model.
-
-    Raises:
-        ModelError: it has no configuration.
-    """
-    config = load_config(BaseSpec(path, revision))
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
-    stored = getattr(config, "dtype", None) or torch.float32
-    held = stored if dtype == "auto" else DTYPES[dtype]
-    return sum(p.numel() for p in model.parameters()) * held.itemsize

@@ -6,11 +6,12 @@ enter by the same door. Plugins named on the command line must work; one that is
 """
 
 from .bases import base_spec, chosen_quantizer
-from .core import Registry
+from .core import DEFAULT_SAMPLER, Registry
 from .isolation import import_safely, load_file
 from .records import Broken, Entry, Loaded
 
 __all__ = [
+    "DEFAULT_SAMPLER",
     "Broken",
     "Entry",
     "Loaded",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..data import encode_prompts, load_rows
 from ..hookspecs import Sampler
 from ..recipe.schema import PolicyStage
+from ..registry import DEFAULT_SAMPLER
 from ..types import Request
 from .context import Context
 from .policy_view import BaseView
@@ -19,7 +20,7 @@ class FixedPrompts:
     Args:
         stage: part of the recipe; without `eval.prompts` nothing is ever answered.
         ctx: the run.
-        sampler: writes the answers; default: `cached` as it is.
+        sampler: writes the answers; default: `DEFAULT_SAMPLER` with its defaults.
 
     Raises:
         DataError: the file is missing or empty, or a prompt does not fit the model.
@@ -30,7 +31,7 @@ class FixedPrompts:
         self.prompts = []
         if stage.eval.prompts is None or not ctx.ranks.main:
             return
-        self.sampler = sampler or ctx.registry.make("samplers", "cached", {})
+        self.sampler = sampler or ctx.registry.make("samplers", DEFAULT_SAMPLER)
         rows = load_rows(path=stage.eval.prompts, columns={"prompt": "text"}, stage=stage.name)
         if ctx.base.tokenizer.chat_template:
             rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})

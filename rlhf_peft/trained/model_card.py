@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,7 @@ from ..engine import POLICY
 from ..kit.quantizer import Quantizer
 from ..recipe import Recipe
 from ..runs import History
-
-SHOWN = re.compile(
-    r"loss|reward|kl|accuracy|eval_loss|eval/(reward|kl|accuracy|margin|ece|rewards/.*/mean)|(eval_)?rewards/accuracies"
-)
-"""Figures that a card tells."""
+from ..runs.headlines import on_card
 
 
 def is_here(path: str) -> bool:
@@ -64,8 +59,7 @@ def card(
     figures = [
         f"| {stage} | {key} | {value:.4g} |"
         for stage in kinds
-        for key, value in sorted(history.last(stage).items())
-        if SHOWN.fullmatch(key)
+        for key, value in sorted(on_card(history.last(stage)).items())
     ]
     lines = [
         "---",

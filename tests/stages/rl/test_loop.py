@@ -15,7 +15,7 @@ from rlhf_peft.hookspecs import hookimpl
 from rlhf_peft.stages import reward_model
 from rlhf_peft.stages.rl import loop, parts
 from rlhf_peft.stages.rl.forwards import RoleForwards
-from rlhf_peft.stages.rl.metrics import undocumented
+from rlhf_peft.stages.rl.metrics import reward_metrics, undocumented
 
 from .support import algorithm_of, logged, outcome_of, run, same, stage, with_coarse
 
@@ -48,7 +48,8 @@ def test_ppo_with_a_learned_reward_on_every_value_trunk(make_context, reward_sta
     assert len(lines) == 2 and out["before"]["eval/kl"] == pytest.approx(0.0, abs=1e-4)
     algorithm = algorithm_of(ctx)
     names = [name for name in lines[-1] if name not in ("stage", "step", "time")]
-    assert undocumented(names, algorithm.metrics) == []
+    learned = reward_metrics("learned", ctx.registry.metrics("rewards")["learned"])
+    assert undocumented(names, algorithm.metrics, learned) == []
     wanted = (
         "reward rewards/learned/mean rewards/learned/disagreement kl approx_kl entropy clip_ratio/region_mean "
         "value/loss value/explained_variance ratio/min ratio/mean ratio/max completions/mean_length "
