@@ -86,7 +86,7 @@ def test_the_doctor_looks_at_everything(capsys):
     assert "torch" in found or "torch " in found["versions"]["found"]  # newer than tested
     assert found["quantizer nf4"]["state"] == "ok"
     assert execute(["doctor"]) == 0
-    assert "NF4 forward and backward" in capsys.readouterr().out
+    assert "quantizer nf4: forward and backward" in capsys.readouterr().out
 
 
 def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):
