@@ -113,7 +113,7 @@ def new(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package: rlhf-peft-brevity.")],
     kind: Annotated[
-        str, typer.Option("--kind", help="reward, sampler, algorithm, environment, quantizer or observer.")
+        str, typer.Option("--kind", help="reward, sampler, algorithm, environment, quantizer, observer.")
     ],
     dest: Annotated[
         Path | None, typer.Option("--dest", help="The package's folder; default: the name, here.")
