@@ -119,6 +119,7 @@ def load_base(
         max_length=model.max_length,
         gradient_checkpointing=model.gradient_checkpointing,
         merge_rollouts=model.merge_rollouts,
+        fast=model.fast,
         accepted=tuple(allow_changed),
     )
 
