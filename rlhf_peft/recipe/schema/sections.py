@@ -48,7 +48,7 @@ class Model(Section):
     )
     fast: bool | list[FastPath] = Field(
         True,
-        description="Faster ways to compute the same, each compared with the plain way before it is used; false: none; a "
+        description="Faster ways to compute the same, each compared with the plain way first; false: none of them; a "
         "list: only these.",
     )
     max_length: Tokens | None = Field(
