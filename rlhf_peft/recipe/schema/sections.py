@@ -18,6 +18,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+FastPath = Literal["fused_lora", "gated_mlp", "shared_prefix", "dense_weights", "lean_decoder"]
+"""Names of the fast paths, as in `engine.fast`."""
+
+
 class Model(Section):
     """The one base model that all roles share."""
 
@@ -42,6 +46,11 @@ class Model(Section):
         description="Write completions with dense weights, the adapter merged in, instead of the quantized ones: "
         "several times faster, more memory; null: where they fit.",
     )
+    fast: bool | list[FastPath] = Field(
+        True,
+        description="Faster ways to compute the same, each compared with the plain way first; false: none of them; a "
+        "list: only these.",
+    )
     max_length: Tokens | None = Field(
         None, description="Longest row, prompt and completion, in tokens; null: what the model allows."
     )
@@ -51,6 +60,13 @@ class Model(Section):
     chat_template_kwargs: TemplateArguments = Field(
         default_factory=dict, description="Passed to the chat template, such as `enable_thinking: false`."
     )
+
+    @model_validator(mode="after")
+    def _merging_is_allowed(self) -> Model:
+        allowed = self.fast is True or (isinstance(self.fast, list) and "dense_weights" in self.fast)
+        if self.merge_rollouts and not allowed:
+            raise ValueError("merge_rollouts: true needs dense_weights among `fast`. Leave one of them out")
+        return self
 
 
 class Lora(Section):
