@@ -15,7 +15,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import rlhf_peft
-from rlhf_peft.api import Silent
+from rlhf_peft.execution.run import Silent
 from rlhf_peft.stages.rl import loop
 
 PACKAGE = Path(rlhf_peft.__file__).parent
