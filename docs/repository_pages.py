@@ -17,6 +17,7 @@ PAGES = {
     "README.md": "readme.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
     "plugins/README.md": "plugins.md",
     "recipes/README.md": "recipes.md",
     "tests/benchmarks/README.md": "benchmarks.md",
