@@ -182,7 +182,7 @@ def inspect(
         found.example = found.example or {"row": number, **shown}
         _count(found, lengths)
     found.notes += [
-        f"{len(numbers):,} rows {text} (first: row {numbers[0]:,})" for text, numbers in said.notes.items()
+        f"{note.count:,} rows {text} (first: row {note.first:,})" for text, note in said.notes.items()
     ]
     found.advice = advice(found, checkable_column(rows), columns)
     return found

@@ -53,6 +53,8 @@ def is_deep(value: Any) -> bool:
     """Whether lists and objects stand in one another more than `DEEPEST` times."""
     level = [value]
     for _ in range(DEEPEST + 1):
+        if not level:
+            return False
         level = [
             inner
             for outer in level
