@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from . import library_messages
 from .atomic import FULL
 from .data import require
+from .data.progress import watched
 from .engine import POLICY, SharedBase, Source, cap
 from .engine.source import hardware, resolve_device
 from .errors import CheckpointError, ModelError, RunFolderError, UsageError
@@ -261,6 +263,8 @@ def run(
     elif ranks.main:
         folder = RunFolder.plan(output_dir, recipe.name, overwrite=overwrite or resume, made=begin)
     result = Result(recipe.run_folder)
+    watching = ExitStack()
+    watching.enter_context(watched(getattr(reporter, "rows", None)))
     status = "failed"
     last: dict[str, float] = {}
     try:
@@ -303,6 +307,7 @@ def run(
     finally:
         if ctx is not None and folder.made:
             _finish(folder, status, told=_of_the_disk(sys.exception()))
+        watching.close()
         reporter.close()
         if ctx is not None and folder.made:
             registry.broadcast("rlhf_peft_run_end", run=ctx.view, status=status, metrics=last)

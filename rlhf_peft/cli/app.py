@@ -66,6 +66,7 @@ def _global(
 
 from . import (  # noqa: E402
     bench,
+    cache,
     chat,
     data,
     doctor,
@@ -89,6 +90,7 @@ app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
 app.command("data")(data.data)
 app.add_typer(runs.app, name="runs")
+app.add_typer(cache.app, name="cache")
 app.command("report")(report.report)
 app.command("eval")(eval.evaluate)
 app.command("chat")(chat.chat)

@@ -10,6 +10,7 @@ from .batches import Row, in_batches
 from .encode import Encoder
 from .examples import notes_of
 from .identity import encoder_identity, rows_identity
+from .progress import shown
 from .rows import ROW, BadRows, numbered
 from .tokens import Steps
 
@@ -68,8 +69,9 @@ def encode_dataset(
         bad.reset()
         with open_sink() as sink, cache.batch_writer(sink, features) as put:
             made: list[Columns] = []
+            outcomes = in_batches(numbered(dataset), start, encoder)
             place = -1
-            for outcome in in_batches(numbered(dataset), start, encoder):
+            for outcome in shown(outcomes, what_is_done, len(dataset)):
                 if outcome.bad is not None:
                     bad.add(outcome.number, outcome.bad)
                 place += 1
@@ -82,6 +84,7 @@ def encode_dataset(
             put(made)
         return bad.plain()
 
+    what_is_done = f"{bad.stage or bad.source}: encoding rows"
     policy = [bad.on_bad_row, bad.on_long_row]
     key = cache.key_of(
         what,

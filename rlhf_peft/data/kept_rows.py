@@ -12,6 +12,7 @@ import pyarrow
 
 from ..errors import DataError
 from . import cache
+from .progress import shown
 from .rows import ROW, BadRows
 from .table import ROW_LEFT_OUT, Kinds, Numbered, as_dataset, checked, table_errors
 
@@ -78,7 +79,7 @@ def _written(
     """
     kinds = dict(known)
     features, writer = None, None
-    rows = iter(checked(read(), bad))
+    rows = iter(shown(checked(read(), bad), f"{bad.source}: reading rows"))
     with open_sink() as sink:
         while (batch := list(islice(rows, cache.BATCH))) or features is None:
             columns = _columns(batch, kinds, bad)

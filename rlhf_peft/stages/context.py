@@ -23,7 +23,11 @@ from .saver import Saver
 
 
 class Reporter(Protocol):
-    """Shows a run to a person; see `progress.py`."""
+    """Shows a run to a person; see `progress.py`.
+
+    It may also have a method `rows(what, done, total)`, which is told how far a long pass over rows is (`total` is None
+    where it is not known).
+    """
 
     def stage(self, name: str, total: int) -> None:
         """A stage of so many updates begins."""

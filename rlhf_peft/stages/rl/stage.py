@@ -7,6 +7,7 @@ algorithm sees tensors only.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-from ...data import PromptStream, encode_prompts, require
+from ...data import Prompt, PromptStream, encode_prompts, require
 from ...engine import POLICY, REFERENCE, VALUE, SharedBase
 from ...errors import GuardError, UsageError
 from ...hookspecs import Algorithm, Sampler
@@ -186,7 +187,7 @@ class Loop:
         rows, held_out = ctx.train_and_held_out(stage)
         encoder = ctx.encoder(stage.dataset)
 
-        def encode(dataset: Any, source: str) -> list[Any]:
+        def encode(dataset: Any, source: str) -> Sequence[Prompt]:
             require(dataset, "rl", source, stage=stage.name)
             new = self.sampler.params.max_new_tokens
             return encode_prompts(
