@@ -109,7 +109,14 @@ def key_of(*parts: Any) -> str | None:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def kept(kind: str, key: str | None, write: Write, about: str = "") -> tuple[Dataset, Noted]:
+def kept(
+    kind: str,
+    key: str | None,
+    write: Write,
+    about: str = "",
+    *,
+    still: Callable[[], bool] = lambda: True,
+) -> tuple[Dataset, Noted]:
     """Rows from the cache, or else made now and put there.
 
     Args:
@@ -117,6 +124,7 @@ def kept(kind: str, key: str | None, write: Write, about: str = "") -> tuple[Dat
         key: from `key_of`; None: nothing is kept.
         write: makes the rows; it may be called a second time where the disk is full.
         about: what they are made of, in words.
+        still: whether the key still holds once the rows are made; else they are not kept.
 
     Returns:
         The rows, and what `write` has returned.
@@ -124,7 +132,7 @@ def kept(kind: str, key: str | None, write: Write, about: str = "") -> tuple[Dat
     folder = None if key is None else root()
     if folder is not None:
         place = folder / f"{kind}-{key}"
-        entry = _opened(place) or _made(place, write, about)
+        entry = _opened(place) or _made(place, write, about, still)
         if entry is not None:
             return entry
     buffers: list[Any] = []
@@ -139,13 +147,15 @@ def kept(kind: str, key: str | None, write: Write, about: str = "") -> tuple[Dat
     return _dataset(buffers[0], key), noted
 
 
-def _made(place: Path, write: Write, about: str) -> tuple[Dataset, Noted] | None:
+def _made(place: Path, write: Write, about: str, still: Callable[[], bool]) -> tuple[Dataset, Noted] | None:
     """An entry that is made now; None where it cannot be written, which is said."""
     try:
         if place.is_dir():
             _remove(place)  # it could not be opened
         with atomic.folder(place) as aside:
             noted = write(lambda: pyarrow.OSFile(str(aside / ROWS), "wb"))
+            if not still():
+                raise OSError(f"{about} was written to while it was read")
             rows = pyarrow.ipc.open_stream(_mapped(aside / ROWS)).read_all().num_rows
             info = {"about": about, "rows": rows, "bytes": (aside / ROWS).stat().st_size, "noted": noted}
             (aside / ABOUT).write_text(json.dumps(info), encoding="utf-8")

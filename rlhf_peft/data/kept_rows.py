@@ -26,10 +26,6 @@ Read = Callable[[], Numbered]
 """Reads the rows of a file from its beginning."""
 
 
-class Changed(OSError):
-    """A file was written to while it was read."""
-
-
 def keep_rows(path: Path, source: str, bad: BadRows, read: Read) -> Dataset:
     """The rows of a file as a dataset with the column `ROW`.
 
@@ -54,11 +50,9 @@ def keep_rows(path: Path, source: str, bad: BadRows, read: Read) -> Dataset:
         if kinds is not None:  # later rows hold other kinds of values than the first ones did
             bad.reset()
             _written(open_sink, read, bad, kinds)
-        if key is not None and _stamp(path) != before:
-            raise Changed("the file was written to while it was read")
         return bad.plain()
 
-    rows, noted = cache.kept("rows", key, write, source)
+    rows, noted = cache.kept("rows", key, write, source, still=lambda: _stamp(path) == before)
     cache.release()
     bad.take(noted)
     bad.finish(len(rows) + len(bad.found))
