@@ -23,21 +23,14 @@ from . import library_messages
 from .atomic import FULL
 from .data import require
 from .data.progress import watched
-from .engine import POLICY, SharedBase, Source, cap
-from .engine.source import hardware, resolve_device
+from .engine import POLICY, BaseSpec, SharedBase, cap
+from .engine.base_spec import hardware, resolve_device
 from .errors import CheckpointError, ModelError, RunFolderError, UsageError
 from .recipe import DatasetSource, Recipe, RlStage, check_settings, dump, load
 from .registry import Registry
 from .resuming import begun, is_finished, refuse_changes
-from .runs import (
-    Check,
-    Checkpoints,
-    Elsewhere,
-    RunFolder,
-    other_versions,
-    read_manifest,
-    verify_files,
-)
+from .runs import Check, Checkpoints, Elsewhere, RunFolder, other_versions, read_manifest, verify_files
+from .session.fingerprints import fingerprints
 from .stages import (
     Context,
     Ranks,
@@ -45,7 +38,6 @@ from .stages import (
     Saver,
     changed_keys,
     check_rows,
-    fingerprints,
     lora_spec,
     method_of,
     offline_encoder,
@@ -109,7 +101,7 @@ def load_base(
         ModelError: the model, its tokenizer or its quantization cannot be used here.
     """
     model = recipe.model
-    source = Source(
+    source = BaseSpec(
         path=model.path,
         revision=model.revision,
         quantization=model.quantization,
@@ -228,7 +220,7 @@ def run(
     files = [Path(os.path.abspath(file)) for file in code_files]
     registry = registry or Registry.load()
     _check_tracking(recipe)
-    check_settings(recipe)
+    check_settings(recipe, registry)
     ranks = Ranks()
     ctx: Context | None = None
     reporter = reporter if reporter is not None and ranks.main else Silent()
@@ -377,9 +369,9 @@ def _take_up(earlier: Path, ctx: Context) -> int:
         raise RunFolderError(f"{earlier}: not a finished run of the stages {', '.join(first) or '(none)'}.")
     roles = [folder.name for folder in sorted((earlier / "adapters").glob("*"))]
     if POLICY in roles:
-        ctx.base.load_role(POLICY, str(earlier))
+        ctx.base.roles.load(POLICY, str(earlier))
     if any(role.startswith("reward") for role in roles):
-        ctx.base.load_ensemble("reward", str(earlier))
+        ctx.base.roles.load_ensemble("reward", str(earlier))
     ctx.run.make()
     shutil.copytree(earlier / "adapters", ctx.run.path / "adapters")
     for role in roles:
@@ -407,7 +399,7 @@ def verify(run: Path, *, trust_remote_code: bool = False) -> Iterator[Check]:
     for folder in sorted((run / "adapters").glob("*")):
         role = folder.name
         try:
-            base.load_role(role, str(folder), head=(folder / "head.safetensors").is_file())
+            base.roles.load(role, str(folder), head=(folder / "head.safetensors").is_file())
         except ModelError as error:
             yield Check(f"adapters/{role} on {recipe.model.path}", str(error))
         else:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from .scrub import scrub
+from .redact import scrub
 
 IMPORT_LIMIT = 120.0
 """Seconds that the import of a file or a plugin may take in this process."""

@@ -17,16 +17,15 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from .types import (
+    Batch,
     Minibatch,
     Outputs,
     Request,
     RewardBatch,
     Rollout,
     SamplingParams,
-    Scored,
     Scores,
     Selection,
-    Totals,
 )
 
 HOOK_API = 1
@@ -54,8 +53,38 @@ Register = Callable[[str, Factory], None]
 # --- views: what plugins are given -----------------------------------------------------------------------------------
 
 
+class TokenDecoder(Protocol):
+    """Rows that are being decoded, one token a step.
+
+    Attributes:
+        logits: [B, V] after what every row has so far; at the beginning, after its prompt.
+    """
+
+    logits: Tensor
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Give each row one more token, [B] int64; returns the logits [B, V] after it."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone: [B'] int64, numbered among the present ones."""
+        ...
+
+    def should_compact(self, going: int, rows: int) -> bool:
+        """Whether it pays to `keep` those `going` rows, of the present `rows`, that have not ended."""
+        ...
+
+
 class PolicyView(Protocol):
-    """The policy as a sampler sees it."""
+    """The policy as a sampler sees it.
+
+    Attributes:
+        device: of the model.
+        pad_id: what padding holds; it may equal an EOS.
+        eos_ids: tokens that end a completion.
+        max_length: longest row in tokens, prompt included.
+        vocab_size: tokens that there are.
+    """
 
     device: torch.device
     pad_id: int
@@ -69,8 +98,26 @@ class PolicyView(Protocol):
 
     def decoder(self) -> AbstractContextManager[nn.Module]:
         """The policy as a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask,
-        position_ids, use_cache)`; `cache_keyword(model)` gives the keyword for its cache. It has dense merged weights
-        where memory allows, and is the 4-bit base with its adapter where not. Only valid inside the context.
+        position_ids)` and for `generate`. It has dense merged weights where memory allows, and is the 4-bit base with
+        its adapter where not. Only valid inside the context.
+        """
+        ...
+
+    def can_decode(self, model: nn.Module) -> bool:
+        """Whether `start_decoding` works for the model: whether it keeps keys and values and nothing else.
+
+        Args:
+            model: as `decoder` gives it, inside its context.
+        """
+        ...
+
+    def start_decoding(self, model: nn.Module, prompts: Sequence[Sequence[int]], room: int) -> TokenDecoder:
+        """Read the prompts, and be ready to take tokens.
+
+        Args:
+            model: as `decoder` gives it, inside its context.
+            prompts: B rows of token ids; equal ones are read once.
+            room: most tokens that a row will be given.
         """
         ...
 
@@ -139,7 +186,6 @@ class Reward(Protocol):
     Attributes:
         roles: what is computed before `score`: prefixes of heads ("reward" gives every `reward-*` in `batch.heads`),
             and "base" or "reference" (log-probabilities in `batch.logps`).
-        scope: "row" if each row is scored alone, "group" if rows of a group are compared.
         timeout: seconds for one batch, or None; the recipe's own counts before it.
 
     An `async def score` runs in the run's process, on one event loop, beside the forwards. A plain `def score`, and a
@@ -152,7 +198,6 @@ class Reward(Protocol):
     """
 
     roles: tuple[str, ...]
-    scope: Literal["row", "group"]
     timeout: float | None
 
     def score(self, batch: RewardBatch) -> Scores | Awaitable[Scores]:
@@ -169,8 +214,7 @@ class Sampler(Protocol):
 
     Attributes:
         provides: of "logps" (sampler_logps are filled), "row_seeds" (a row depends on its seed alone), "on_policy"
-            (rows are draws from the policy's own distribution at the params' temperature: what ratios need), or
-            "multi_turn".
+            (rows are draws from the policy's own distribution at the params' temperature: what ratios need).
         params: what a request asks for where the algorithm does not say otherwise.
     """
 
@@ -191,8 +235,41 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class Stateful(Protocol):
+    """What a reward or a sampler may also be: its state is saved with every checkpoint, and given back at a resume."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON values only."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        ...
+
+
+@runtime_checkable
+class Closeable(Protocol):
+    """What a reward may also be: it is closed when the stage ends, however it ends."""
+
+    def close(self) -> Awaitable[None] | None:
+        """Release what it has opened; may be a coroutine function."""
+        ...
+
+
+@runtime_checkable
+class WrappingSampler(Protocol):
+    """What a sampler may also be: one that chooses among what another sampler has drawn.
+
+    Attributes:
+        inner: the other sampler, which answers where there are no rewards to choose by.
+    """
+
+    inner: Sampler
+
+
+@runtime_checkable
 class Algorithm(Protocol):
-    """Turns scored rollouts into a loss; sees tensors only.
+    """Turns batches into a loss; sees tensors only.
 
     Attributes:
         roles: of "policy", "reference", "value": what must be in memory.
@@ -215,32 +292,38 @@ class Algorithm(Protocol):
         """What to sample for these prompts."""
         ...
 
-    def select(self, scored: Scored, round: int) -> Selection:
+    def select(self, batch: Batch, round: int) -> Selection:
         """Which rows to train on, and whether more prompts are wanted first."""
         ...
 
-    def prepare(self, scored: Scored, keep: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Advantages and whatever else the loss needs, each [N] or [N, T], and figures to log."""
+    def prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Advantages and whatever else the loss needs, each [N] or [N, T], and figures to log.
+
+        `batch.train` says which rows will be trained on.
+        """
         ...
 
-    def unit(self, scored: Scored, keep: Tensor) -> Tensor:
-        """[N] int64; rows with the same number are never split over minibatches."""
+    def minibatch_units(self, batch: Batch) -> Tensor:
+        """[N] int64; rows with the same number are never split over minibatches or micro-batches."""
         ...
 
-    def idle(self, scored: Scored, columns: Mapping[str, Tensor]) -> Tensor:
-        """[N] bool, rows whose terms are zero whatever the policy says: no forward is spent on them."""
+    def no_gradient(self, batch: Batch) -> Tensor:
+        """[N] bool, rows whose terms are 0 whatever the policy does: no forward is spent on them.
+
+        `batch.columns` is what `prepare` gave.
+        """
         ...
 
-    def weights(self, mask: Tensor, totals: Totals) -> Tensor:
-        """[n, T] weight of each term; the loss is their weighted sum over the whole minibatch."""
+    def weights(self, minibatch: Minibatch) -> Tensor:
+        """[n, T] weight of each term; the loss is the weighted sum of the terms over the whole minibatch."""
         ...
 
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Terms [n, T] (or [n], one a row) and figures to log, each [n, T] or [n], averaged over what is real."""
         ...
 
-    def step_end(self, stats: Mapping[str, float]) -> dict[str, float]:
-        """Told the step's figures; adapts coefficients; returns figures to log."""
+    def step_end(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Takes the step's metrics; adapts coefficients; returns figures to log."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,8 +373,8 @@ class HookSpecs:
         """A run begins, its data and model can be used; its folder exists."""
 
     @hookspec
-    def rlhf_peft_rollout_end(self, run: RunView, stage: str, step: int, scored: Scored) -> None:
-        """An iteration's completions are scored, before the update."""
+    def rlhf_peft_rollout_end(self, run: RunView, stage: str, step: int, batch: Batch) -> None:
+        """A step's completions have their scores; the update follows."""
 
     @hookspec
     def rlhf_peft_step_end(self, run: RunView, stage: str, step: int, metrics: Mapping[str, float]) -> None:

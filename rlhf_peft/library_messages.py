@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .atomic import never_a_link
-from .scrub import scrub
+from .redact import scrub
 
 OURS = "rlhf_peft"
 MOST = 1000

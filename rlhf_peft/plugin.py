@@ -7,7 +7,7 @@ A plugin is one module:
     class Short:
         class Options(Options):
             per_token: float = Field(0.01, description="Subtracted for each token.")
-        roles, scope, timeout = (), "row", None
+        roles, timeout = (), None
         def __init__(self, options): self.options = options
         async def score(self, batch): return Scores(row=...)
 
@@ -19,10 +19,8 @@ A plugin is one module:
 from __future__ import annotations
 
 from . import maths
-from .dense import Dense, quick_size
-from .dotted import recipe_keys
-from .engine.compat import argument_name, arguments_of, cache_keyword, keeps_state
-from .engine.source import check_safetensors
+from .engine.base_spec import check_safetensors
+from .engine.compat import keeps_state
 from .errors import (
     DataError,
     GuardError,
@@ -33,7 +31,7 @@ from .errors import (
     SamplerError,
     UsageError,
 )
-from .functions import FunctionOptions, FunctionReward, SomeRowsFailed, Target, function_reward
+from .flatten import recipe_keys
 from .hookspecs import (
     HOOK_API,
     Algorithm,
@@ -47,10 +45,30 @@ from .hookspecs import (
     RunView,
     SampleContext,
     Sampler,
+    TokenDecoder,
     hookimpl,
 )
-from .policy_gradient import BASELINE, AlgorithmBase, AlgorithmOptions, PolicyGradient, PolicyOptions
+from .kit.functions import FunctionOptions, FunctionReward, SomeRowsFailed, Target, function_reward
+from .kit.http import AsyncJsonClient, HttpError, JsonClient, environment_secret, plain_url, server_root
+from .kit.policy_gradient import BASELINE, AlgorithmBase, AlgorithmOptions, PolicyGradient, PolicyOptions
+from .kit.sampling import (
+    DrawOptions,
+    LocalOptions,
+    LocalSampler,
+    Row,
+    SamplingOptions,
+    by_length,
+    draw,
+    pad_left,
+    provided,
+    rollout_of,
+    start_rows,
+    streams,
+    uniforms,
+    write_rows,
+)
 from .types import (
+    Batch,
     Finish,
     Minibatch,
     Outputs,
@@ -58,10 +76,8 @@ from .types import (
     RewardBatch,
     Rollout,
     SamplingParams,
-    Scored,
     Scores,
     Selection,
-    Totals,
 )
 
 __all__ = [
@@ -70,13 +86,19 @@ __all__ = [
     "Algorithm",
     "AlgorithmBase",
     "AlgorithmOptions",
+    "AsyncJsonClient",
+    "Batch",
     "DataError",
     "Dataset",
-    "Dense",
+    "DrawOptions",
     "Finish",
     "FunctionOptions",
     "FunctionReward",
     "GuardError",
+    "HttpError",
+    "JsonClient",
+    "LocalOptions",
+    "LocalSampler",
     "Minibatch",
     "ModelError",
     "Options",
@@ -94,26 +116,35 @@ __all__ = [
     "RewardError",
     "RlhfPeftError",
     "Rollout",
+    "Row",
     "RunView",
     "SampleContext",
     "Sampler",
     "SamplerError",
+    "SamplingOptions",
     "SamplingParams",
-    "Scored",
     "Scores",
     "Selection",
     "SomeRowsFailed",
     "Target",
-    "Totals",
+    "TokenDecoder",
     "UsageError",
-    "argument_name",
-    "arguments_of",
-    "cache_keyword",
+    "by_length",
     "check_safetensors",
+    "draw",
+    "environment_secret",
     "function_reward",
     "hookimpl",
     "keeps_state",
     "maths",
-    "quick_size",
+    "pad_left",
+    "plain_url",
+    "provided",
     "recipe_keys",
+    "rollout_of",
+    "server_root",
+    "start_rows",
+    "streams",
+    "uniforms",
+    "write_rows",
 ]

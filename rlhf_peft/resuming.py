@@ -16,7 +16,7 @@ from .recipe import Recipe
 from .runs import Checkpoint, Checkpoints, RunFolder, is_run, other_versions, read_manifest
 from .runs.manifest import ManifestLost, rebuilt, sha256
 from .runs.restore import adapters_at, copies, lost_files, lost_lines, restore
-from .stages.changes import changed_keys, told
+from .session.recipe_changes import changed_keys, told
 
 log = logging.getLogger("rlhf_peft")
 CAME_BACK = "%s: %s had been damaged or removed, and came back from a checkpoint."

@@ -11,8 +11,8 @@ import pytest
 
 import rlhf_peft
 from rlhf_peft.errors import RunFolderError
+from rlhf_peft.redact import scrub
 from rlhf_peft.runs import RunFolder, verify_files
-from rlhf_peft.scrub import scrub
 
 FILES = sorted(Path(rlhf_peft.__file__).parent.rglob("*.py"))
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

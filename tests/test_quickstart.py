@@ -9,15 +9,16 @@ import torch
 
 import rlhf_peft
 from rlhf_peft.api import load_base
-from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler
+from rlhf_peft.builtin.samplers.cached import CachedSampler
 from rlhf_peft.builtin.tiny.text import gold_score
+from rlhf_peft.kit.sampling import LocalOptions
 from rlhf_peft.plugin import Request
 from rlhf_peft.recipe import Recipe
 from rlhf_peft.registry import Registry
 from rlhf_peft.runs import read_manifest, read_metrics, read_samples
+from rlhf_peft.session.policy_view import BaseView
 from rlhf_peft.stages.documentation import tables
 from rlhf_peft.stages.rl.metrics import undocumented
-from rlhf_peft.stages.view import BaseView
 
 SHORT = [
     "stages.sft.dataset.size=320",
@@ -47,8 +48,8 @@ def gold(folder):
 def best_of(recipe, folder, prompts, n=16):
     """Mean gold score of the reference's best of n answers to each prompt."""
     base = load_base(recipe)
-    base.load_role("policy", str(folder))
-    sampler = CachedSampler(CachedOptions(max_new_tokens=64))
+    base.roles.load("policy", str(folder))
+    sampler = CachedSampler(LocalOptions(max_new_tokens=64))
     view = BaseView(base)
     sampler.sync(view, 0)
     ids = [

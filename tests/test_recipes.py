@@ -81,12 +81,14 @@ def scaled_down(recipe, files):
     ]
     for stage in recipe.stages:
         at = f"stages.{stage.name}"
-        found += [f"{at}.max_steps=2", f"{at}.batch_size=2", f"{at}.optimizer=adamw", f"{at}.eval.every=null"]
+        found += [f"{at}.max_steps=2", f"{at}.optimizer=adamw", f"{at}.eval.every=null"]
         found += dataset(f"{at}.dataset", stage.dataset, files)
         if stage.eval.dataset is not None:
             found += dataset(f"{at}.eval.dataset", stage.eval.dataset, files)
         if stage.eval.split is not None:
             found += [f"{at}.eval.split='train[:2]'", f"{at}.eval.size=2"]
+        if stage.stage != "rl":
+            found += [f"{at}.batch_size=2"]
         if stage.stage == "rl":
             found += [f"{at}.prompts_per_step=2", f"{at}.sampler.max_new_tokens=4"]
         if stage.stage == "rl" and "num_minibatches" in stage.algorithm.options:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from rlhf_peft.errors import PluginError, RlhfPeftError
 from rlhf_peft.hookspecs import REGISTERS, Options, hookimpl
-from rlhf_peft.recipe.trl_names import OURS
+from rlhf_peft.recipe.trl.names import OURS
 from rlhf_peft.registry import Registry
 
 GOOD = """

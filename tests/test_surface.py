@@ -39,7 +39,7 @@ PLUGIN = [
     "Sampler",
     "SamplerError",
     "SamplingParams",
-    "Scored",
+    "Batch",
     "Scores",
     "Selection",
     "Totals",
@@ -63,7 +63,7 @@ TESTING = [
     "make_requests",
     "make_reward_batch",
     "make_rollout",
-    "make_scored",
+    "make_batch",
 ]
 
 

@@ -82,7 +82,7 @@ class Judge:
     """A second reward model that the policy is not trained on."""
 
     Options = Options
-    roles, scope, timeout = ("judge",), "row", None
+    roles, timeout = ("judge",), None
 
     def __init__(self, options): ...
 
@@ -177,9 +177,9 @@ def train(tmp_path, seed, *, pairs, epochs, steps, held_out=400, size=64):
     for stage in recipe.stages:
         results[stage.name] = runner(stage.stage)(stage, ctx)
         if stage.name == "other":
-            ctx.base.save_role("reward-0", tmp_path / "other")
+            ctx.base.roles.save("reward-0", tmp_path / "other")
         if stage.name == "reward":
-            ctx.base.load_role("judge", str(tmp_path / "other"), head=True)
+            ctx.base.roles.load("judge", str(tmp_path / "other"), head=True)
     return ctx, results
 
 
@@ -212,7 +212,7 @@ for prompt in prompts:
 def greedy(ctx, prompts):
     """What our own sampler writes at temperature 0."""
     from rlhf_peft.plugin import Request, SamplingParams
-    from rlhf_peft.stages.view import BaseView
+    from rlhf_peft.session.policy_view import BaseView
 
     sampler = ctx.registry.make("samplers", "cached", {})
     sampler.sync(BaseView(ctx.base), 0)

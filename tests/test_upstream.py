@@ -14,8 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from trl import SFTConfig
 
-from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler
-from rlhf_peft.plugin import Request, SamplingParams, argument_name, cache_keyword
+from rlhf_peft.builtin.samplers.cached import CachedSampler
+from rlhf_peft.engine.compat import argument_name, cache_keyword
+from rlhf_peft.kit.sampling import LocalOptions
+from rlhf_peft.plugin import Request, SamplingParams
 from tests.blame import ROOT, Blame
 from tests.builtin.samplers.support import ModelView
 from tests.engine.support import config
@@ -50,7 +52,7 @@ def test_the_old_name_of_the_cache_is_found_with_its_line(monkeypatch):
     monkeypatch.setattr("rlhf_peft.builtin.samplers.cached.cache_keyword", lambda model: "past_key_values")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config("llama")).eval().requires_grad_(False)
-    sampler, collector = CachedSampler(CachedOptions(max_new_tokens=2)), Collector()
+    sampler, collector = CachedSampler(LocalOptions(max_new_tokens=2)), Collector()
     sampler.sync(ModelView(model), 0)
     with warnings.catch_warnings():
         collector.listen()

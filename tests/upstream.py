@@ -25,7 +25,7 @@ DIVERSE = Path(__file__).parents[1] / "plugins" / "rlhf-peft-diverse" / "rlhf_pe
 METHODS = [
     ("ppo", {"num_minibatches": 2, "value": "own"}, "cached"),
     ("grpo", {"num_generations": 2, "beta": 0.1}, "hf"),
-    ("gspo", {"num_generations": 2}, "continuous"),
+    ("gspo", {"num_generations": 2}, "hf"),
     ("cispo", {"num_generations": 2}, "cached"),
     ("rloo", {"num_generations": 2}, "cached"),
     ("reinforce_plus_plus", {}, "cached"),

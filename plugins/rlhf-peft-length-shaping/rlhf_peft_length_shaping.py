@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -59,7 +58,6 @@ class LengthShaping:
 
     Options = LengthShapingOptions
     roles: tuple[str, ...] = ()
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
 
     def __init__(self, options: LengthShapingOptions) -> None:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyGradient, PolicyOptions, Register, Scored, hookimpl
+from rlhf_peft.plugin import Batch, PolicyGradient, PolicyOptions, Register, hookimpl
 
 HOOK_API = 1
 
@@ -44,17 +44,17 @@ class Reinforce(PolicyGradient):
         super().__init__(options)
         self.baseline: float | None = None
 
-    def advantages(self, scored: Scored, scores: Tensor, keep: Tensor) -> Tensor:
+    def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
         """[N] r - b, with b as it was before these rows; at the first step b is their mean."""
-        rewards = self.row_rewards(scored, scores)
-        if not bool(keep.any()):
+        rewards = self.row_rewards(batch, scores)
+        if not bool(batch.train.any()):
             return torch.zeros_like(rewards)
-        mean = float(rewards[keep].mean())
+        mean = float(rewards[batch.train].mean())
         before = mean if self.baseline is None else self.baseline
         decay = self.options.baseline_decay
         self.baseline = before * decay + (1.0 - decay) * mean
-        self._figures["baseline"] = before
-        return torch.where(keep, rewards - before, 0.0)
+        self.step_metrics["baseline"] = before
+        return torch.where(batch.train, rewards - before, 0.0)
 
     def policy_terms(
         self, logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor

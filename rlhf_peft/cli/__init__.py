@@ -29,8 +29,9 @@ from ..errors import (
     EXIT_USAGE,
     RlhfPeftError,
 )
-from ..scrub import scrub
-from .app import PROGRAM, Settings, app
+from ..redact import scrub
+from .app import PROGRAM, app
+from .options import Settings
 from .terminal import only_visible
 
 __all__ = ["execute", "main"]

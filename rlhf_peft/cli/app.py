@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from .. import __version__
+from . import (
+    bench,
+    cache,
+    chat,
+    data,
+    doctor,
+    eval,
+    export,
+    label,
+    plan,
+    plugins,
+    recipes,
+    report,
+    run,
+    runs,
+    schema,
+    validate,
+    verify,
+)
 from .commands import PluginGroup
 from .options import Verbose
 
@@ -22,14 +40,6 @@ app = typer.Typer(
     help="Align an open language model with human feedback on one consumer GPU.",
     epilog="Start with: rlhf-peft run quickstart",
 )
-
-
-@dataclass
-class Settings:
-    """What the global options say."""
-
-    no_plugins: bool = False
-    traceback: bool = False
 
 
 def _without(context: typer.Context, asked: bool) -> bool:
@@ -63,26 +73,6 @@ def _global(
     if context.invoked_subcommand is None:
         print(context.get_help())
 
-
-from . import (  # noqa: E402
-    bench,
-    cache,
-    chat,
-    data,
-    doctor,
-    eval,
-    export,
-    label,
-    plan,
-    plugins,
-    recipes,
-    report,
-    run,
-    runs,
-    schema,
-    validate,
-    verify,
-)
 
 app.command("run")(run.run)
 app.command("validate")(validate.validate)

@@ -11,10 +11,10 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from .. import entrypoints, foreign
+from .. import entry_points, foreign
 from ..errors import PluginError
 
-Point = entrypoints.Point
+Point = entry_points.Point
 
 
 class PluginGroup(TyperGroup):
@@ -39,7 +39,7 @@ def _points(ctx: Any) -> dict[str, Point]:
     if getattr(ctx.obj, "no_plugins", False):
         return {}
     found: dict[str, Point] = {}
-    for point in entrypoints.points(entrypoints.COMMANDS):
+    for point in entry_points.points(entry_points.COMMANDS):
         if not point.disabled:
             found.setdefault(point.name, point)
     return found

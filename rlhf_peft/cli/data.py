@@ -58,9 +58,9 @@ def data(
 
 
 def _location(model: str) -> str:
-    from ..engine import Source
+    from ..engine import BaseSpec
 
-    return Source(model).location
+    return BaseSpec(model).location
 
 
 def _mapping(text: str) -> dict[str, str | list[str]]:

@@ -12,7 +12,7 @@ from .options import Json
 
 def doctor(context: typer.Context, as_json: Json = False) -> None:
     """Look at versions, device, quantization, disk and plugins; one line a check. Exit 1 where something is broken."""
-    from ..diagnosis import checks
+    from ..doctor import checks
 
     found = list(checks(no_plugins=context.obj.no_plugins))
     if as_json:

@@ -35,7 +35,7 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Write the adapter, merged weights or a classifier, with a model card, and print what loads or serves it."""
-    from ..engine.source import DTYPES
+    from ..engine.base_spec import DTYPES
     from ..trained.export import export as write
 
     if to not in TARGETS:

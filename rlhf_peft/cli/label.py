@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..labelling.store import Judgement, Pair, Store
-    from .app import Settings
+    from .options import Settings
 
 
 MOST_SHOWN = 10

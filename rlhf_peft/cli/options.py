@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +14,27 @@ import typer
 
 from .. import library_messages
 from ..errors import RunFolderError, UsageError
-from ..scrub import scrub
+from ..redact import scrub
 
 if TYPE_CHECKING:
     from ..recipe import DatasetSource, Recipe
     from ..registry import Registry
-    from .app import Settings
 
 log = logging.getLogger("rlhf_peft")
+
+
+@dataclass
+class Settings:
+    """What the global options say.
+
+    Attributes:
+        no_plugins: installed plugins are left out.
+        traceback: show where in the code an error came from.
+    """
+
+    no_plugins: bool = False
+    traceback: bool = False
+
 
 RecipeName = Annotated[
     str,

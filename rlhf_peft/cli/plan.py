@@ -33,7 +33,7 @@ def plan(
     from ..planning.forecast import forecast
     from ..recipe import check_settings
 
-    check_settings(loaded, here=gpu is None)
+    check_settings(loaded, registry, here=gpu is None)
 
     found = forecast(loaded, registry, gpu=gpu, trust_remote_code=trust_remote_code)
     if as_json:

@@ -174,10 +174,10 @@ def _installed(name: str) -> tuple[str, str]:
     """Distribution and version of an installed plugin, from metadata alone: it may be broken."""
     from packaging.utils import canonicalize_name
 
-    from .. import entrypoints
+    from .. import entry_points
 
-    groups = (entrypoints.PLUGINS, entrypoints.COMMANDS, entrypoints.RECIPES)
-    known = {point.distribution: point for group in groups for point in entrypoints.points(group)}
+    groups = (entry_points.PLUGINS, entry_points.COMMANDS, entry_points.RECIPES)
+    known = {point.distribution: point for group in groups for point in entry_points.points(group)}
     wanted = canonicalize_name(name)
     by_name = {
         p.distribution: p for p in known.values() if wanted in (p.distribution, canonicalize_name(p.name))

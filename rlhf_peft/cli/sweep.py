@@ -12,7 +12,7 @@ from .terminal import make_console
 
 if TYPE_CHECKING:
     from ..registry import Registry
-    from ..sweep import Outcome
+    from ..sweep.run import Outcome
 
 
 COLUMNS = 3
@@ -36,18 +36,18 @@ def run_sweep(
         UsageError: a cell is wrong; nothing was run.
         RlhfPeftError: cells failed; the others are done.
     """
-    from ..cells import make_cells, parse_axis
     from ..recipe import load
+    from ..sweep.grid import make_cells, parse_axis
 
     cells = make_cells(
         recipe, overrides, [parse_axis(axis) for axis in axes], plugins=registry, rewards=rewards
     )
     name = load(recipe, overrides).name
 
-    from .. import sweep as engine
+    from ..sweep.run import sweep
     from .progress import reporter
 
-    outcomes = engine.sweep(
+    outcomes = sweep(
         name,
         cells,
         overwrite=overwrite,

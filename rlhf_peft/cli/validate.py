@@ -25,7 +25,7 @@ def validate(
     loaded, registry = open_recipe(context.obj, recipe, overrides, plugin, reward)
     from ..recipe import check_settings, dump
 
-    check_settings(loaded)
+    check_settings(loaded, registry)
 
     if data:
         from .. import api

@@ -11,27 +11,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapters import LoraSpec
     from .base import SharedBase
+    from .base_spec import BaseSpec
     from .forwards import VALUE
     from .head import LmHead, ScalarHead
     from .memory import cap, give_back, reserve_of
-    from .prefix import Shared, share
-    from .roster import POLICY, REFERENCE
-    from .source import Source
+    from .roles import POLICY, REFERENCE
 
 __all__ = [
     "POLICY",
     "REFERENCE",
     "VALUE",
+    "BaseSpec",
     "LmHead",
     "LoraSpec",
     "ScalarHead",
-    "Shared",
     "SharedBase",
-    "Source",
     "cap",
     "give_back",
     "reserve_of",
-    "share",
 ]
 
 _MODULES = {
@@ -40,9 +37,8 @@ _MODULES = {
     "forwards": ("VALUE",),
     "head": ("LmHead", "ScalarHead"),
     "memory": ("cap", "give_back", "reserve_of"),
-    "prefix": ("Shared", "share"),
-    "roster": ("POLICY", "REFERENCE"),
-    "source": ("Source",),
+    "roles": ("POLICY", "REFERENCE"),
+    "base_spec": ("BaseSpec",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
+from .compat.lora import BaseTunerLayer, adapter_parameters, carries
 from .targets import ALL_LINEAR, Targets, short_kinds
 
 PLAIN_INITS = (True, False, "gaussian", "orthogonal")
@@ -99,13 +99,7 @@ def layers(model: nn.Module) -> list[BaseTunerLayer]:
 
 def parameters(model: nn.Module, adapter: str) -> list[nn.Parameter]:
     """The adapter's parameters, found by place, for a model may have a module of the same name."""
-    found: list[nn.Parameter] = []
-    for layer in layers(model):
-        for name in layer.adapter_layer_names:
-            container = getattr(layer, name)
-            if adapter in container and isinstance(container, nn.ModuleDict):
-                found.extend(container[adapter].parameters())
-    return found
+    return [p for layer in layers(model) for p in adapter_parameters(layer, adapter)]
 
 
 def add(
@@ -217,9 +211,8 @@ def check_places(model: Any, name: str) -> None:
     for path, layer in model.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
-        here = any(name in getattr(layer, kind) for kind in layer.adapter_layer_names)
         base = layer.get_base_layer()
-        if here and (layer is head or not isinstance(base, nn.Linear | Conv1D)):
+        if carries(layer, name) and (layer is head or not isinstance(base, nn.Linear | Conv1D)):
             what = "the output embedding" if layer is head else f"of type {type(base).__name__}"
             raise ModelError(
                 f"lora.target_modules: {path.removeprefix('base_model.model.')} is {what}; adapters go on "

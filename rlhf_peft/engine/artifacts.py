@@ -53,7 +53,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class RoleSnapshot:
     """A copy of a role at one time, in main memory.
 
     Attributes:
@@ -69,9 +69,9 @@ class Held:
     base: Mapping[str, str]
 
 
-def hold(
+def snapshot(
     model: Any, adapter: str | None, path: str, base: Mapping[str, str], head: ScalarHead | None = None
-) -> Held:
+) -> RoleSnapshot:
     """A copy of an adapter and a head.
 
     Args:
@@ -91,10 +91,10 @@ def hold(
             if isinstance(found := getattr(config, name), set):
                 setattr(config, name, sorted(found))
         weights = _copies(adapters.state(model, adapter))
-    return Held(config, weights, None if head is None else _copies(head.state_dict()), base)
+    return RoleSnapshot(config, weights, None if head is None else _copies(head.state_dict()), base)
 
 
-def write(held: Held, folder: Path) -> None:
+def write(kept: RoleSnapshot, folder: Path) -> None:
     """Write a role's folder; loads with `PeftModel.from_pretrained` where it has an adapter.
 
     All files are written aside first: on a full disk the folder stays as it was.
@@ -103,13 +103,13 @@ def write(held: Held, folder: Path) -> None:
         OSError: it cannot be written, and names the folder.
     """
     with atomic.files(folder) as aside:
-        if held.config is not None:
-            save_file(held.weights, aside / ADAPTER_FILE, metadata={"format": "pt"})
-            held.config.save_pretrained(str(aside))
-        if held.head is not None:
-            save_file(held.head, aside / HEAD_FILE, metadata={"format": "pt"})
-        fingerprints.write(aside, held.base)
-    if held.head is None:
+        if kept.config is not None:
+            save_file(kept.weights, aside / ADAPTER_FILE, metadata={"format": "pt"})
+            kept.config.save_pretrained(str(aside))
+        if kept.head is not None:
+            save_file(kept.head, aside / HEAD_FILE, metadata={"format": "pt"})
+        fingerprints.write(aside, kept.base)
+    if kept.head is None:
         (folder / HEAD_FILE).unlink(missing_ok=True)
 
 

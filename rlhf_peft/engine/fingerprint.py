@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from .source import Source
+from .base_spec import BaseSpec
 
 FILE = "base.json"
 """Beside a saved adapter or head: the fingerprint of the base that it was trained on."""
@@ -23,7 +23,7 @@ PASSING = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 """Keys of config.json that do not change what a model says."""
 
 
-def fingerprint(source: Source, tokenizer: Any) -> dict[str, str]:
+def fingerprint(source: BaseSpec, tokenizer: Any) -> dict[str, str]:
     """Digests of a base's weights and of its chat template, and its quantization in words.
 
     The same weights have the same digest whether they are named by hub id or by folder.
@@ -97,7 +97,7 @@ def read(folder: Path) -> dict[str, str]:
     return found
 
 
-def _weights(source: Source) -> str:
+def _weights(source: BaseSpec) -> str:
     folder = _folder(source)
     if folder is None:
         return digest([source.path, source.revision])
@@ -115,7 +115,7 @@ def _names(folder: Path) -> list[str]:
     return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
 
-def _folder(source: Source) -> Path | None:
+def _folder(source: BaseSpec) -> Path | None:
     """Where the base's files are: the folder itself, or what the hub's cache holds; None where neither is known."""
     place = Path(source.location).expanduser()
     if place.is_dir():

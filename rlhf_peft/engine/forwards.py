@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,54 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .compat import cache_keyword
-from .head import LmHead
-from .modes import mode
-from .prefix import PrefixCache, Shared, share
-from .roles import Switch
+from .compat import attends_to_all, cache_keyword
+from .fast.paths import FastPaths, tolerance
+from .fast.shared_prefix import PrefixCache, Shared, share
+from .loaded_model import LoadedModel
+from .module_state import mode
+from .roles import Roles
 
 VALUE = "value"
 CHUNK = 256
 """Tokens whose logits are held at once: with a vocabulary of 151,646, 156 MB in float32."""
 
 
-class Forwards(ABC):
+class Forwards:
     """Forwards of one language model that carries adapters.
 
-    Attributes:
-        lm: the causal language model.
-        heads: scalar heads by role.
-        lm_head: the language model's own head.
+    Args:
+        loaded: the base model.
+        roles: whose adapters and heads they go through.
+        fast: which fast paths are allowed.
+        recomputes: activations are recomputed in the backward pass.
+
+    Raises:
+        ModelError: the model computes its logits in a way that is not known here.
     """
 
-    lm: Any
-    device: torch.device
-    dtype: torch.dtype
-    heads: nn.ModuleDict
-    lm_head: LmHead
-    _switch: Switch
-    gradient_checkpointing: bool
-    _shares: bool | None = None
-
-    @abstractmethod
-    def adapter_of(self, role: str) -> str | None:
-        """The adapter that a role goes through; None is the raw base."""
-
-    @property
-    def trunk(self) -> nn.Module:
-        """The model without its language-model head."""
-        trunk: nn.Module = self.lm.base_model
-        return trunk
-
-    @property
-    def width(self) -> int:
-        """Size of a hidden state."""
-        return int(self.lm_head.weight.shape[1])
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the input embedding: token ids from this number on have none."""
-        return int(self.lm.get_input_embeddings().weight.shape[0])
+    def __init__(
+        self, loaded: LoadedModel, roles: Roles, fast: FastPaths, *, recomputes: bool = False
+    ) -> None:
+        self._loaded, self._roles, self._fast = loaded, roles, fast
+        self._recomputes = recomputes
+        self._lm, self._lm_head, self._heads = loaded.lm, loaded.lm_head, roles.heads
+        self._check_head()
 
     # --- hidden states --------------------------------------------------------------------------------------
 
@@ -81,17 +64,17 @@ class Forwards(ABC):
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
-            if "position_ids" in inspect.signature(self.trunk.forward).parameters:
+            if "position_ids" in inspect.signature(self._loaded.trunk.forward).parameters:
                 inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        out: Tensor = self.trunk(**inputs).last_hidden_state
+        out: Tensor = self._loaded.trunk(**inputs).last_hidden_state
         return out
 
     def _hidden_shared(self, shared: Shared) -> Tensor:
         """[B, T, H]: the prompts' states, then the completions', each row's put together."""
-        cache = PrefixCache(self.lm.config.get_text_config().num_hidden_layers)
-        given: dict[str, Any] = {cache_keyword(self.trunk): cache, "use_cache": True}
+        cache = PrefixCache(self._lm.config.get_text_config().num_hidden_layers)
+        given: dict[str, Any] = {cache_keyword(self._loaded.trunk): cache, "use_cache": True}
         lengths = shared.prompt_mask.sum(-1)
-        last = self.trunk(
+        last = self._loaded.trunk(
             input_ids=shared.prompts,
             attention_mask=shared.prompt_mask,
             position_ids=(shared.prompt_mask.cumsum(-1) - 1).clamp(min=0),
@@ -100,7 +83,7 @@ class Forwards(ABC):
         cache.hand_out(shared.which)
         columns = torch.arange(shared.completions.shape[1], device=last.device)
         ones = torch.ones_like(shared.completions)
-        rest = self.trunk(
+        rest = self._loaded.trunk(
             input_ids=shared.completions,
             attention_mask=torch.cat([shared.prompt_mask[shared.which], ones], dim=1),
             position_ids=lengths[shared.which].unsqueeze(-1) + columns,
@@ -111,37 +94,34 @@ class Forwards(ABC):
         places = shared.places.unsqueeze(-1).expand_as(states)
         return whole.scatter(1, places, states)[:, :-1]
 
+    def share_prompts(self, input_ids: Tensor, actions: Tensor) -> Shared | None:
+        """Rows taken apart, so that `hidden` reads a prompt of several rows once; None where that is not possible.
+
+        Args:
+            input_ids: [B, T] int64, padded on the right; a row ends with its last action.
+            actions: [B, T] bool, True where the policy wrote the token.
+        """
+        if len(input_ids) < 2 or not self.shares:
+            return None
+        mask = actions.cpu().to(torch.uint8)
+        starts, lengths = mask.argmax(-1), mask.shape[1] - mask.flip(-1).argmax(-1)
+        return None if bool((starts == 0).any()) else share(input_ids, starts, lengths)
+
     @property
     def shares(self) -> bool:
         """Whether prompts that rows share can be read once; tried the first time that it is asked."""
-        if self._shares is None:
-            self._shares = (
-                not self.gradient_checkpointing and self._attends_to_all() and self._shared_is_same()
-            )
-        return self._shares
-
-    def _attends_to_all(self) -> bool:
-        config = self.lm.config.get_text_config()
-        kinds = getattr(config, "layer_types", None)
-        if kinds is not None:
-            return set(kinds) == {"full_attention"}
-        return getattr(config, "sliding_window", None) is None
-
-    def _shared_is_same(self) -> bool:
-        ids = torch.arange(24, device=self.device).view(3, 8) % self.vocab_size
+        if self._recomputes or not attends_to_all(self._lm.config):
+            return False
+        ids = torch.arange(24, device=self._loaded.device).view(3, 8) % self._loaded.vocab_size
         ids[1, :5] = ids[0, :5]
-        starts, lengths = torch.tensor([5, 5, 3]), torch.tensor([8, 7, 8])
-        shared = share(ids, starts, lengths, worth=2.0)
+        shared = share(ids, torch.tensor([5, 5, 3]), torch.tensor([8, 7, 8]), worth=2.0)
         assert shared is not None
-        try:
-            with torch.no_grad(), mode(self.lm, False):
-                plain, ours = self.hidden(ids), self.hidden(ids, shared=shared)
-        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
-            return False  # a model with another idea of a cache
-        near = 1e-4 if self.dtype == torch.float32 else 2e-2
-        read = (shared.places < shared.width).nonzero()
-        at = (read[:, 0], shared.places[read[:, 0], read[:, 1]])
-        return torch.allclose(plain[at], ours[at], atol=near * float(plain.abs().max()))
+        rows = (shared.places < shared.width).nonzero()
+        at = (rows[:, 0], shared.places[rows[:, 0], rows[:, 1]])
+        with mode(self._lm, False):
+            return self._fast.verified_once(
+                "shared_prefix", lambda: self.hidden(ids, shared=shared)[at], lambda: self.hidden(ids)[at]
+            )
 
     def hidden_of(
         self, roles: Sequence[str], input_ids: Tensor, *, shared: Shared | None = None
@@ -160,16 +140,11 @@ class Forwards(ABC):
             Role to [B, T, H].
         """
         each: dict[str | None, Tensor] = {}
-        with torch.no_grad(), mode(self.lm, False), self._switch.restored():
-            for name in dict.fromkeys(self.adapter_of(role) for role in roles):
-                self._switch.to(name)
+        with torch.no_grad(), mode(self._lm, False), self._roles.active.restored():
+            for name in dict.fromkeys(self._roles.adapter_of(role) for role in roles):
+                self._roles.active.to(name)
                 each[name] = self.hidden(input_ids, shared=shared)
-        return {role: each[self.adapter_of(role)] for role in roles}
-
-    def _sample(self) -> Tensor:
-        """[3, 4] token ids, to try a forward with."""
-        ids = torch.arange(12, device=self.device) % self.vocab_size
-        return ids.view(3, 4)
+        return {role: each[self._roles.adapter_of(role)] for role in roles}
 
     # --- from hidden states ---------------------------------------------------------------------------------
 
@@ -199,14 +174,14 @@ class Forwards(ABC):
         scored = mask.clone()
         scored[:, 0] = False
         before = hidden[:, :-1][scored[:, 1:]]
-        logps, entropies = self.lm_head.logps(before, input_ids[scored], temperature, entropy, chunk)
+        logps, entropies = self._lm_head.logps(before, input_ids[scored], temperature, entropy, chunk)
         zeros = torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device)
         out = zeros.masked_scatter(scored, logps)
         return out, None if entropies is None else zeros.masked_scatter(scored, entropies)
 
     def values(self, hidden: Tensor, role: str = VALUE) -> Tensor:
         """[B, T]: the value of the state before each token, from hidden states [B, T, H]; 0 at position 0."""
-        return nn.functional.pad(self.heads[role](hidden[:, :-1]), (1, 0))
+        return nn.functional.pad(self._heads[role](hidden[:, :-1]), (1, 0))
 
     def rewards(self, hidden: Tensor, lengths: Tensor, role: str) -> Tensor:
         """[B]: the head's output at the last real token.
@@ -218,21 +193,25 @@ class Forwards(ABC):
             role: whose head.
         """
         rows = torch.arange(len(hidden), device=hidden.device)
-        out: Tensor = self.heads[role](hidden[rows, lengths.to(hidden.device) - 1])
+        out: Tensor = self._heads[role](hidden[rows, lengths.to(hidden.device) - 1])
         return out
 
     def _check_head(self) -> None:
         """Chunked log-probabilities must come from the very logits that the model computes."""
-        ids = self._sample()
-        with torch.no_grad(), mode(self.lm, False):
-            theirs = self.lm(input_ids=ids, use_cache=False).logits.float()
+        ids = self._loaded.sample_ids()
+        with torch.no_grad(), mode(self._lm, False):
+            theirs = self._lm(input_ids=ids, use_cache=False).logits.float()
             hidden = self.hidden(ids)
-            ours = self.lm_head.logits(hidden).float() if hidden.shape[-1] == self.width else theirs[..., :0]
-        near = 1e-4 if self.dtype == torch.float32 else 2e-2
+            ours = (
+                self._lm_head.logits(hidden).float()
+                if hidden.shape[-1] == self._loaded.width
+                else theirs[..., :0]
+            )
+        near = tolerance(self._loaded.dtype)
         if theirs.shape != ours.shape or not torch.allclose(
             theirs, ours, atol=near * float(theirs.abs().max())
         ):
             raise ModelError(
-                f"model.path: {type(self.lm).__name__} computes its logits in a way that is not known here "
+                f"model.path: {type(self._lm).__name__} computes its logits in a way that is not known here "
                 "(more than a matrix, bias, scale and soft cap), so its log-probabilities would be wrong."
             )

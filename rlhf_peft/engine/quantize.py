@@ -16,10 +16,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedCon
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
-from .compat import compute_alike_on_every_cpu
-from .source import (
+from .base_spec import (
     OTHER_SHAPES,
-    Source,
+    BaseSpec,
     check_safetensors,
     load_config,
     not_loaded,
@@ -27,6 +26,7 @@ from .source import (
     resolve_device,
     resolve_dtype,
 )
+from .compat import compute_alike_on_every_cpu
 from .targets import stacked_experts
 
 log = logging.getLogger("rlhf_peft")
@@ -46,7 +46,7 @@ def replaceable(module: nn.Module) -> bool:
     return type(module) is nn.Linear or isinstance(module, Conv1D)
 
 
-def skeleton_of(source: Source, config: PretrainedConfig) -> PreTrainedModel:
+def skeleton_of(source: BaseSpec, config: PretrainedConfig) -> PreTrainedModel:
     """The model without weights."""
     try:
         with torch.device("meta"):
@@ -76,7 +76,7 @@ def _report(refused: dict[str, str]) -> None:
     log.warning("%d layers stay unquantized (%s): %s", len(refused), kinds, reasons)
 
 
-def _skipped(source: Source, config: PretrainedConfig, device: torch.device) -> list[str] | None:
+def _skipped(source: BaseSpec, config: PretrainedConfig, device: torch.device) -> list[str] | None:
     """Patterns of the modules not to quantize; None leaves it to transformers (the output embedding)."""
     if device.type != "cpu":
         return None
@@ -99,7 +99,7 @@ def stored_method(config: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def _check_stored(model: PreTrainedModel, source: Source) -> None:
+def _check_stored(model: PreTrainedModel, source: BaseSpec) -> None:
     """Raise ModelError if the weights are held in a form that cannot be merged with an adapter here."""
     method = stored_method(model.config)
     if method not in (None, KNOWN_METHOD):
@@ -110,7 +110,7 @@ def _check_stored(model: PreTrainedModel, source: Source) -> None:
 
 
 def _quantization_config(
-    source: Source, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
+    source: BaseSpec, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> BitsAndBytesConfig | None:
     if source.quantization == "none":
         return None
@@ -145,7 +145,7 @@ def _hush_int8() -> None:
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_not_a_cast)
 
 
-def load_model(source: Source) -> tuple[PreTrainedModel, torch.device, torch.dtype]:
+def load_model(source: BaseSpec) -> tuple[PreTrainedModel, torch.device, torch.dtype]:
     """The base model, frozen, in eval mode, on its device.
 
     Raises:
@@ -175,7 +175,7 @@ def _let_go_of_file(model: PreTrainedModel) -> None:
 
 
 def _from_pretrained(
-    source: Source, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, quantization: Any
+    source: BaseSpec, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, quantization: Any
 ) -> PreTrainedModel:
     kwargs: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
     if source.attn_implementation != "auto":
@@ -210,7 +210,7 @@ def _from_pretrained(
     return model
 
 
-def _check_quantized(model: PreTrainedModel, source: Source) -> None:
+def _check_quantized(model: PreTrainedModel, source: BaseSpec) -> None:
     """Raise ModelError if nothing was quantized, or weights of other shapes were; tell of stacked experts, which stay.
 
     transformers before 5.23 takes any shape for a layer that it quantizes.

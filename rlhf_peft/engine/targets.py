@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .compat import adapter_refusal
-from .modes import mode
+from .module_state import mode
 
 ALL_LINEAR = "all-linear"
 NEVER_CALLED = "the forward of this layer is never called for text"

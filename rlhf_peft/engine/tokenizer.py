@@ -5,10 +5,10 @@ from __future__ import annotations
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import ModelError
-from .source import Source, not_loaded
+from .base_spec import BaseSpec, not_loaded
 
 
-def load_tokenizer(source: Source, rows: int) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: BaseSpec, rows: int) -> PreTrainedTokenizerBase:
     """The tokenizer, with a pad token (EOS where it has none; masks come from lengths, so that is harmless).
 
     It may know tokens beyond the embedding, as Gemma 3's for pictures: they may stand in no row.

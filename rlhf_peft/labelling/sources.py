@@ -13,13 +13,13 @@ from ..data.calls import offered
 from ..engine import POLICY, REFERENCE
 from ..engine.artifacts import ADAPTER_FILE
 from ..registry import Registry
-from ..stages.memory import Budget
-from ..stages.rl.forwards import Scorer
-from ..stages.sampling import prompts_at_once, sample
-from ..stages.view import BaseView
+from ..session.policy_view import BaseView
+from ..session.sampling import prompts_at_once, sample
+from ..session.token_budget import TokenBudget
+from ..stages.rl.forwards import RoleForwards, RoleNeeds
 from ..trained import Opened
 from ..trained.opened import ADAPTERS
-from ..types import Request
+from ..types import Batch, Request
 from .store import Pair
 
 STAGE = "label"
@@ -44,14 +44,15 @@ def _written(
         for k in range(each)
     ]
     rollout = sample(sampler, requests, prompts_at_once(STAGE))
-    scorer = Scorer(opened.base, None, 1.0, Budget(STAGE, opened.recipe.model.tokens_per_forward))
-    heads = scorer(rollout, logps=False, reference=False, values=False, heads=tuple(opened.rewards)).heads
+    budget = TokenBudget(STAGE, opened.recipe.model.tokens_per_forward)
+    batch = Batch.of(rollout)
+    RoleForwards(opened.base, None, 1.0, budget).fill(batch, RoleNeeds(heads=tuple(opened.rewards)))
     sampler.close()
     texts, said = [], []
     for first in range(0, len(requests), each):
         rows = range(first, first + each)
         texts.append([view.decode(rollout.completion_ids(i)) for i in rows])
-        said.append([{name: float(values[i]) for name, values in heads.items()} for i in rows])
+        said.append([{name: float(values[i]) for name, values in batch.heads.items()} for i in rows])
     return texts, said
 
 

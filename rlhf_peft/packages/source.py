@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ..entrypoints import PLUGINS
+from ..entry_points import PLUGINS
 from ..errors import PluginError
 
 

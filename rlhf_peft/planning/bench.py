@@ -13,14 +13,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..api import load_base
-from ..engine import POLICY
 from ..errors import UsageError
-from ..recipe import Eval, PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage
+from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage
 from ..registry import Registry
 from ..runs import RunFolder
 from ..stages import Context, Reporter, runner
@@ -115,7 +113,7 @@ def bench(
     """
     # 1. One stage, in a folder of its own.
     stage = chosen(recipe)
-    short = stage.model_copy(update={"max_steps": steps, "eval": Eval()})
+    short = stage.model_copy(update={"max_steps": steps, "eval": type(stage.eval)()})
     seen = _Steps(reporter)
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipe.model_copy(update={"stages": [short], "output_dir": folder})
@@ -162,7 +160,7 @@ def _import_all(kind: str) -> None:
 
 
 def _is_cpu(recipe: Recipe) -> bool:
-    from ..engine.source import resolve_device
+    from ..engine.base_spec import resolve_device
 
     return resolve_device(recipe.device).type != "cuda"
 
@@ -177,49 +175,24 @@ def _stand_ins(stage: AnyStage, ctx: Context, registry: Registry) -> list[str]:
         for entry in stage.rewards
     )
     if wanted and "reward" not in stage.init:
-        ctx.base.add_role("reward-0", head=True)
+        ctx.base.roles.add("reward-0", head=True)
         notes.append("reward-0 is untrained: the reward model stage was left out")
     return notes
 
 
-class _Lapped:
-    """A callable or an object of the loop; a lap before and after each of its calls."""
-
-    def __init__(self, inner: Any, peaks: Peaks, phase: str, method: str = "__call__") -> None:
-        self._inner, self._peaks, self._phase = inner, peaks, phase
-        self._method = method
-
-    def _measured(self, *given: Any, **named: Any) -> Any:
-        self._peaks.lap("scoring")
-        try:
-            return getattr(self._inner, self._method)(*given, **named)
-        finally:
-            self._peaks.lap(self._phase)
-
-    def __call__(self, *given: Any, **named: Any) -> Any:
-        return self._measured(*given, **named)
-
-    def __getattr__(self, name: str) -> Any:
-        return self._measured if name == self._method else getattr(self._inner, name)
-
-
 def _rl(stage: RlStage, ctx: Context, peaks: Peaks, seen: _Steps) -> dict[str, Phase]:
     """The RL stage's own loop, without evaluation and without saving."""
-    from ..stages.rl.stage import Loop, load_roles
+    from ..stages.rl.loop import train_step
+    from ..stages.rl.parts import build, load_roles
 
-    base = ctx.base
-    load_roles(stage, base)
-    base.fix_reference()
-    with ExitStack() as held:
-        loop = Loop(stage, ctx, held)
-        loop.collector.sampler = _Lapped(loop.sampler, peaks, "rollout", "sample")
-        seen.stage(stage.name, loop.steps)
-        with base.without_dropout(), base.training([POLICY, *loop.value_roles]) as parameters:
-            loop.prepare(parameters)
-            loop.updater = _Lapped(loop.updater, peaks, "update")  # type: ignore[assignment]
-            peaks.forget()
-            for step in range(1, loop.steps + 1):
-                seen.step(stage.name, step, loop.iteration(step))
+    load_roles(stage, ctx.base)
+    ctx.base.roles.freeze_reference()
+    with ExitStack() as stack:
+        parts = build(stage, ctx, stack)
+        parts.on_phase = lambda phase: peaks.lap(phase) if phase else peaks.forget()
+        seen.stage(stage.name, parts.steps)
+        for step in range(1, parts.steps + 1):
+            seen.step(stage.name, step, train_step(parts, step))
     return _phases(seen.figures, peaks)
 
 

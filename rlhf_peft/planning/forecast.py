@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from ..engine import Source
-from ..engine.source import resolve_device
+from ..engine import BaseSpec
+from ..engine.base_spec import resolve_device
 from ..errors import DataError, ModelError, UsageError
 from ..recipe import Recipe, RlStage, StageBase, load
 from ..registry import Registry
-from .cards import Budget, budget
+from .gpus import Budget, budget
 from .lengths import evaluated, longest
 from .plan import Plan, make_plan
 from .remedies import Remedy, candidates, remedies
@@ -50,7 +50,7 @@ def precision_notes(recipe: Recipe, registry: Registry) -> list[str]:
 
     It is known of models that are on this machine: nothing is downloaded.
     """
-    if not _few_bits(recipe) or not Path(Source(recipe.model.path).location).is_dir():
+    if not _few_bits(recipe) or not Path(BaseSpec(recipe.model.path).location).is_dir():
         return []
     with suppress(ModelError, UsageError, DataError):
         first, again = _planned(recipe, registry, None, trust_remote_code=False)
@@ -111,12 +111,12 @@ def _whole_precision(recipe: Recipe, again: Again) -> list[str]:
     ]
 
 
-def _source(recipe: Recipe, room: Budget, trust_remote_code: bool) -> Source:
+def _source(recipe: Recipe, room: Budget, trust_remote_code: bool) -> BaseSpec:
     model = recipe.model
     dtype = model.compute_dtype
     if dtype == "auto":
         dtype = "bfloat16" if room.device == "cuda" and room.bf16 else "float32"
-    return Source(
+    return BaseSpec(
         path=model.path,
         revision=model.revision,
         quantization=model.quantization,

@@ -13,18 +13,18 @@ from ..data.examples import prompt_of
 from ..data.formats import Method
 from ..data.inspect import model_encoder
 from ..data.rows import BadRow, numbered
-from ..engine import Source
+from ..engine import BaseSpec
 from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, StageBase
 from ..registry import Registry
+from ..session.context import split_rows
 from ..stages import read_source
-from ..stages.context import split_rows
 
 ASSUMED_PROMPT, ASSUMED_ROW = 512, 1024
 PROBED = 64
 
 
 def longest(
-    stage: StageBase, recipe: Recipe, registry: Registry, source: Source, limit: int
+    stage: StageBase, recipe: Recipe, registry: Registry, source: BaseSpec, limit: int
 ) -> tuple[int, str]:
     """Tokens of the longest prompt (RL) or row of a stage, and where that is known from.
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..engine.merged import HEADROOM
+from ..engine.fast.dense_weights import HEADROOM
 from ..hookspecs import Algorithm, Sampler
 from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage, StageBase
 from ..registry import Registry
-from ..stages.rl.collect import ahead
-from ..stages.trl_rows import micro_batch
+from ..stages.rl.parts import needs_old_logps
+from ..trl_bridge.rows import micro_batch
 from . import sizes
-from .cards import Budget
+from .gpus import Budget
 from .shape import Shape, classifier_bytes
 
 LIBRARIES = 940 * 1024**2
@@ -330,7 +330,7 @@ class _Planner:
         frozen = heads + ("reference" in algorithm.roles) + (algorithm.value == "own")
         budget = self.recipe.model.tokens_per_forward
         tokens, _ = self._tokens(budget, group, prompt, new, stage.prompts_per_step * group)
-        policy = ahead(algorithm)
+        policy = needs_old_logps(algorithm)
         rows = tokens * max(1, frozen)
         chunk = sizes.logit_chunk_bytes(self.shape, tokens, entropy=policy)
         layer = sizes.layer_transient(self.shape, tokens)
@@ -355,7 +355,7 @@ class _Planner:
         tokens, keys = self._tokens(budget, group, prompt, new, rows)
         trunks = 2 if algorithm.value == "own" else 1
         activations = self._activations(tokens, keys, trunks)
-        entropy = "entropy" in algorithm.needs or not ahead(algorithm)
+        entropy = "entropy" in algorithm.needs or not needs_old_logps(algorithm)
         logits = sizes.logit_chunk_bytes(self.shape, tokens, entropy=entropy)
         layer = activations.pop("one layer")
         mask = keys * new * self.shape.itemsize if tokens < keys else 0

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from ..builtin.samplers.lean import LeanDecoder
-from ..engine import Source
+from ..engine import BaseSpec
+from ..engine.base_spec import DTYPES, load_config, resolve_dtype
+from ..engine.fast.lean_decoder import LeanDecoder
 from ..engine.quantize import Conv1D, refused_modules, replaceable, skeleton_of
-from ..engine.source import DTYPES, load_config, resolve_dtype
 from ..engine.targets import ALL_LINEAR, linear_layers, targets_of
 
 
@@ -83,7 +83,7 @@ class Shape:
         return [x for x in able if any(x.name == w or x.name.endswith(f".{w}") for w in wanted)]
 
 
-def read_shape(source: Source, device: torch.device) -> Shape:
+def read_shape(source: BaseSpec, device: torch.device) -> Shape:
     """The shape of the model that a source names, held as it says, on such a device.
 
     Raises:
@@ -152,7 +152,7 @@ def classifier_bytes(path: str, revision: str | None, dtype: str) -> int:
     Raises:
         ModelError: it has no configuration.
     """
-    config = load_config(Source(path, revision))
+    config = load_config(BaseSpec(path, revision))
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
     stored = getattr(config, "dtype", None) or torch.float32

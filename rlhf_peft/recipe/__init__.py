@@ -5,7 +5,6 @@ from .document import document
 from .dump import dump, json_schema
 from .edit import edited
 from .feasible import check_settings
-from .from_trl import Converted, convert
 from .load import Plugins, is_path, load
 from .schema import (
     RESERVED,
@@ -22,6 +21,7 @@ from .schema import (
     SftStage,
     StageBase,
 )
+from .trl.convert import Converted, convert
 
 __all__ = [
     "RESERVED",

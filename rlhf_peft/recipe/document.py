@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from . import shipped
 from .dump import Options
 from .messages import STAGES
-from .schema import Checkpoint, Collapse, DatasetSource, Eval, Lora, Model, Recipe, RewardEntry, StageBase
+from .schema import Checkpoint, Collapse, DatasetSource, Lora, Model, Recipe, RewardEntry, RlEval, StageBase
 
 _INTRODUCTION = """\
 # Recipes
@@ -48,9 +48,13 @@ This file is generated: `rlhf-peft --no-plugins schema --markdown > recipes/READ
 _SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("The recipe", "", Recipe),
     ("`model`", "", Model),
-    ("`lora`", "Under the recipe for all roles; under a stage, the keys given there override them.", Lora),
+    (
+        "`lora`",
+        "Under the recipe for all roles; under a reward_model stage, the keys given there override them.",
+        Lora,
+    ),
     ("`dataset`", "Of a stage, and of its `eval`.", DatasetSource),
-    ("`eval`", "Of a stage.", Eval),
+    ("`eval`", "Of a stage; `prompts` where the policy is trained, `rewards` in RL.", RlEval),
     ("`checkpoint`", "Of a stage; of an RL stage `every` is 10.", Checkpoint),
     ("`collapse`", "Of an RL stage.", Collapse),
     ("Every stage", "", StageBase),

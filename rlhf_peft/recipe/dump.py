@@ -59,7 +59,7 @@ def json_schema(options: Options | None = None) -> dict[str, Any]:
         rl["sampler"] = _one_of(definitions, "samplers", options, "OpenSection")
         rewards = _one_of(definitions, "rewards", options, "RewardEntry")
         rl["rewards"]["items"] = rewards
-        definitions["Eval"]["properties"]["rewards"]["items"] = rewards
+        definitions["RlEval"]["properties"]["rewards"]["items"] = rewards
         _registered_datasets(definitions, options)
     return schema
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import RecipeError
-from ..scrub import scrub
+from ..redact import scrub
 from .dump import to_yaml
 from .load import load, open_source
 from .overrides import apply_overrides
 from .paths import resolve_paths
 from .places import at
-from .source import Loc, Source, parse
+from .source import Loc, RecipeText, parse
 
 
 def edited(source: str, overrides: Iterable[str] = ()) -> str:
@@ -46,7 +46,7 @@ def _header(source: str, overrides: list[str]) -> str:
     return "".join(f"# {line}\n" for line in scrub(f"From the recipe {source}{changed}.").splitlines())
 
 
-def _spliced(source: Source, changed: Iterable[Loc]) -> str | None:
+def _spliced(source: RecipeText, changed: Iterable[Loc]) -> str | None:
     """The text with the changed values in place, or None where that would not give the same recipe."""
     text = source.text
     places = set(changed)

@@ -3,25 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import Problem, RecipeError
 from .schema import Recipe, RlStage
 
 
-def check_settings(recipe: Recipe, *, here: bool = True) -> None:
+class Makes(Protocol):
+    """What makes registered things; see `registry.Registry`."""
+
+    def make(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:
+        """A registered thing with these options."""
+        ...
+
+
+def check_settings(recipe: Recipe, registry: Makes | None = None, *, here: bool = True) -> None:
     """Refuse settings that contradict each other or this machine; no model is needed to know.
 
     Args:
         recipe: that is to be run.
+        registry: makes the algorithms, which say what they use; None: that is not looked at.
         here: it is to be run on this machine.
 
     Raises:
         RecipeError: with every such setting.
     """
     problems = [*_lengths(recipe), *(_optimizers(recipe) if here else ())]
+    if registry is not None:
+        problems += _unused(recipe, registry)
     if problems:
         raise RecipeError(recipe.name, problems)
+
+
+def _unused(recipe: Recipe, registry: Makes) -> Iterator[Problem]:
+    """Settings of RL stages that their algorithm does not use."""
+    for stage in recipe.stages:
+        if not isinstance(stage, RlStage):
+            continue
+        name = stage.algorithm.name
+        algorithm = registry.make("algorithms", name, stage.algorithm.options)
+        if algorithm.value is None and stage.value_learning_rate is not None:
+            yield Problem(
+                f"stages.{stage.name}.value_learning_rate",
+                f"{name} has no value role, so this rate would be ignored. Leave it out.",
+            )
+        if algorithm.value is None and "value" in stage.init:
+            yield Problem(
+                f"stages.{stage.name}.init.value",
+                f"{name} has no value role, so it would be ignored. Leave it out.",
+            )
+        if "reference" not in algorithm.roles and stage.kl_limit is not None:
+            yield Problem(
+                f"stages.{stage.name}.kl_limit",
+                f"{name} with these options needs no reference, so the KL is not measured and the limit would be "
+                "ignored. Set algorithm.beta above 0, or leave kl_limit out.",
+            )
 
 
 def _lengths(recipe: Recipe) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from .overrides import apply_overrides
 from .paths import resolve_paths
 from .places import OpenPlace, at, dotted, open_places
 from .schema import RESERVED, Recipe
-from .source import Loc, Source, describe, parse, read_text
+from .source import Loc, RecipeText, describe, parse, read_text
 
 VERSION = 1
 
@@ -70,10 +70,10 @@ def load(
     return recipe if plugins is None else _with_defaults(read.data, resolved)
 
 
-def open_source(source: str | Path | Mapping[str, Any]) -> Source:
+def open_source(source: str | Path | Mapping[str, Any]) -> RecipeText:
     """A recipe as it stands in its file, unchecked."""
     if isinstance(source, Mapping):
-        return Source("recipe", copy.deepcopy(dict(source)))
+        return RecipeText("recipe", copy.deepcopy(dict(source)))
     if isinstance(source, str) and not is_path(source):
         return parse(shipped.text(source), source, shipped.path(source).parent)
     path = Path(source)
@@ -88,7 +88,7 @@ def is_path(source: str) -> bool:
 class _Check:
     """Collects what is wrong with one recipe, each with its key and line."""
 
-    def __init__(self, source: Source, written: Sequence[Loc], problems: list[Problem]) -> None:
+    def __init__(self, source: RecipeText, written: Sequence[Loc], problems: list[Problem]) -> None:
         self.source = source
         self.data = source.data
         self.written = written

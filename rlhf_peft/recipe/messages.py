@@ -12,7 +12,7 @@ from .places import at, description, section_at
 from .schema import Lora, PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage
 from .schema import Model as BaseModelSection
 from .source import Loc, describe
-from .trl_names import OURS
+from .trl.names import OURS
 
 STAGES: dict[str, type[BaseModel]] = {
     "sft": SftStage,
@@ -96,11 +96,28 @@ def unknown_key(key: str, known: Iterable[str], section: Loc) -> str:
             return f"unknown key. TRL's name; here: {leaf}."
         if parent != pattern:
             return f"unknown key. TRL's name; here: {_relative(ours, pattern)}."
+    if (reason := _not_here(key, known)) is not None:
+        return f"unknown key here: {reason}"
     elsewhere = _sections_with(key)
     if elsewhere and pattern not in elsewhere:
         return f"unknown key here. It belongs to {_relative(elsewhere[0], pattern) or 'the top level'}."
     close = did_you_mean(key, known)
     return f"unknown key.{close}" if close else f"unknown key. Known: {', '.join(known) or 'none'}."
+
+
+def _not_here(key: str, known: Iterable[str]) -> str | None:
+    """Why a stage has not a key that other stages have, and what to write instead."""
+    if key == "batch_size" and "prompts_per_step" in known:
+        return (
+            "an rl stage samples its rows. Set prompts_per_step, and num_generations and num_minibatches of its "
+            "algorithm."
+        )
+    if key == "lora" and "max_bad_steps" in known:
+        return (
+            "all stages train the same policy adapter. Set lora at the top level; only a reward_model stage has its "
+            "own."
+        )
+    return None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -202,7 +219,7 @@ def _sections_with(key: str) -> list[str]:
     sections: dict[str, type[BaseModel]] = {"": Recipe, "model": BaseModelSection, "lora": Lora}
     found = [pattern for pattern, model in sections.items() if key in model.model_fields]
     common = set.intersection(*(set(model.model_fields) for model in STAGES.values()))
-    if key in common - {"name", "lora"}:
+    if key in common - {"name"}:
         found.append("stages.*")
     elif key not in Recipe.model_fields:
         kinds = [kind for kind, model in STAGES.items() if key in model.model_fields]

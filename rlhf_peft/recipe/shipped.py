@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import entrypoints
+from .. import entry_points
 from ..errors import UsageError
 from .messages import did_you_mean
 from .source import read_text
@@ -26,7 +26,7 @@ def names() -> list[str]:
 def _brought() -> dict[str, Path]:
     """Recipes in the packages that the entry points of `rlhf_peft.recipes` name; none of them is imported."""
     found: dict[str, Path] = {}
-    for point in entrypoints.points(entrypoints.RECIPES):
+    for point in entry_points.points(entry_points.RECIPES):
         place = None if point.disabled else point.folder()
         for file in sorted(place.glob("*.yaml")) if place else ():
             found.setdefault(f"{point.distribution}:{file.stem}", file)

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from ..bounded_read import TooLarge, read_small
 from ..errors import Problem, RecipeError, UsageError
-from ..small import TooLarge, read_small
 
 Loc = tuple[str | int, ...]
 
@@ -24,7 +24,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 @dataclass
-class Source:
+class RecipeText:
     """A recipe as read, before anything is known about its keys.
 
     Attributes:
@@ -60,7 +60,7 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{path}: cannot be read: {error}") from None
 
 
-def parse(text: str, label: str, folder: Path | None = None) -> Source:
+def parse(text: str, label: str, folder: Path | None = None) -> RecipeText:
     """The recipe's mapping with the lines of its keys.
 
     Raises:
@@ -77,7 +77,7 @@ def parse(text: str, label: str, folder: Path | None = None) -> Source:
     if not isinstance(data, dict):
         problem = Problem("recipe", f"expected keys such as `version: 1`, found {describe(data)}", 1)
         raise RecipeError(label, [problem])
-    return Source(label, data, builder.lines, builder.spans, text, folder)
+    return RecipeText(label, data, builder.lines, builder.spans, text, folder)
 
 
 def parse_value(text: str, key: str) -> Any:

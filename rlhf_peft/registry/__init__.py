@@ -6,7 +6,7 @@ enter by the same door. Plugins named on the command line must work; one that is
 """
 
 from .core import Registry
-from .entries import Broken, Entry, Loaded
-from .trial import import_safely, load_file
+from .isolation import import_safely, load_file
+from .records import Broken, Entry, Loaded
 
 __all__ = ["Broken", "Entry", "Loaded", "Registry", "import_safely", "load_file"]

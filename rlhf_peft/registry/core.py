@@ -12,16 +12,14 @@ from typing import Any
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel, ValidationError
 
-from .. import __version__, entrypoints
+from .. import __version__, entry_points
 from ..errors import PluginError, RlhfPeftError
-from ..functions import FileFunction
-from ..functions.in_process import undisturbed
-from ..functions.process import NotImported, look
 from ..hookspecs import REGISTERS
+from ..kit.functions import FileFunction
+from ..kit.functions.in_process import undisturbed
+from ..kit.functions.process import NotImported, look
 from ..recipe.messages import did_you_mean, rewrite
-from .entries import Broken, Entry, Loaded
-from .requirements import check_requirement
-from .trial import (
+from .isolation import (
     builtins,
     file_version,
     function_plugin,
@@ -31,6 +29,8 @@ from .trial import (
     new_manager,
     try_alone,
 )
+from .records import Broken, Entry, Loaded
+from .requirements import check_requirement
 
 log = logging.getLogger("rlhf_peft.registry")
 
@@ -163,7 +163,7 @@ class Registry:
         return function
 
     def _add_installed(self) -> None:
-        for point in entrypoints.points(entrypoints.PLUGINS):
+        for point in entry_points.points(entry_points.PLUGINS):
             if point.disabled:
                 self.disabled.append(point.name if point.distribution == "unknown" else point.distribution)
                 continue

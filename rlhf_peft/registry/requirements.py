@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from ..entrypoints import DISABLE
+from ..entry_points import DISABLE
 from ..hookspecs import PROJECT
-from .entries import Broken
+from .records import Broken
 
 
 def check_requirement(

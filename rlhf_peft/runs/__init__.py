@@ -1,10 +1,10 @@
 """Run folders: writing one, and reading what runs wrote."""
 
 from .checkpoints import Checkpoint, Checkpoints
-from .elsewhere import Elsewhere
 from .folder import RunFolder, plain
 from .history import History, distinct, histories, remove_run
 from .manifest import is_run, other_versions, read_manifest, versions
+from .null_folder import Elsewhere
 from .read import read_metrics, read_samples
 from .verify import Check, verify_files
 

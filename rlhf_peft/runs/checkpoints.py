@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import error_number, sync, sync_folder, write_text
+from ..bounded_read import read_small
 from ..errors import CheckpointError, RunFolderError
-from ..small import read_small
 from .folder import plain
 from .links import own
 from .manifest import MOST_BYTES, sha256
-from .places import remove
+from .safe_paths import remove
 
 FOLDER = "checkpoints"
 FILE = "checkpoint.json"

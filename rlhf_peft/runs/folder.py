@@ -29,22 +29,13 @@ from filelock import BaseFileLock
 
 from ..atomic import copy_file, naming, never_a_link, remove_leftovers, write_text
 from ..errors import RunFolderError
-from ..scrub import scrub
+from ..redact import scrub
 from .clock import RunClock, last_time
 from .links import check_links, own
 from .lock import lock
-from .manifest import (
-    FILE,
-    FORMAT,
-    STATUSES,
-    VERSION,
-    read_manifest,
-    sha256,
-    versions,
-    write_manifest,
-)
-from .places import check_free, check_inside, remove
+from .manifest import FILE, FORMAT, STATUSES, VERSION, read_manifest, sha256, versions, write_manifest
 from .read import METRICS, SAMPLES
+from .safe_paths import check_free, check_inside, remove
 
 RECIPE = "recipe.yaml"
 LOG = "run.log"

@@ -14,16 +14,16 @@ from typing import Any
 import yaml
 
 from ..atomic import remove_leftovers
-from ..dotted import recipe_keys
+from ..bounded_read import read_small
 from ..errors import RunFolderError, UsageError
-from ..small import read_small
+from ..flatten import recipe_keys
 from .clock import known_time
 from .folder import OURS, RECIPE
 from .lock import FILE as LOCK
 from .lock import lock, status_of
 from .manifest import MOST_BYTES, is_run, read_manifest
-from .places import remove
 from .read import read_metrics, read_samples
+from .safe_paths import remove
 
 
 @dataclass(frozen=True)

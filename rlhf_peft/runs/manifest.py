@@ -12,9 +12,9 @@ from typing import Any
 
 from .. import __version__
 from ..atomic import write_text
+from ..bounded_read import read_small
 from ..errors import RunFolderError
-from ..scrub import scrub
-from ..small import read_small
+from ..redact import scrub
 
 FILE = "manifest.json"
 FORMAT = "rlhf-peft run"

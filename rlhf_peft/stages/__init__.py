@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .changes import changed_keys
-from .context import Context, Reporter, StageRunner, lora_spec, read_source, split_rows
-from .fingerprints import fingerprints
+from ..session.context import Context, Reporter, StageRunner, lora_spec, read_source, split_rows
+from ..session.fingerprints import fingerprints
+from ..session.ranks import Ranks
+from ..session.recipe_changes import changed_keys
+from ..session.saver import Saver
 from .preflight import check_rows, method_of, offline_encoder, usable_rows
-from .ranks import Ranks
-from .saver import Saver
 
 _KINDS = ("sft", "preference", "reward_model", "rl")
 

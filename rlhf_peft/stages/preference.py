@@ -15,14 +15,15 @@ from trl import DPOConfig, DPOTrainer, KTOConfig
 
 from ..data import length_batches, pad_right
 from ..engine import POLICY, REFERENCE, SharedBase
-from ..errors import GuardError, Problem, RecipeError
+from ..errors import Problem, RecipeError
 from ..recipe.schema import PreferenceStage
-from .context import Context
-from .memory import Budget
-from .trl_bridge import arguments, settle, train
-from .trl_kto import WholeKto
-from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
-from .trl_trainer import ours
+from ..session.context import Context
+from ..session.reference import check_reference
+from ..session.token_budget import TokenBudget
+from ..trl_bridge.kto import WholeKto
+from ..trl_bridge.rows import longest_row, micro_batch, rows_a_process, rows_for
+from ..trl_bridge.trainer import quiet_trainer
+from ..trl_bridge.training import arguments, settle, train
 
 METRICS: dict[str, str] = {
     "loss": "s is the sigmoid. DPO: mean over pairs of (-(1-e) log s(d) + e log s(-d)) / (1 - 2e), "
@@ -49,9 +50,6 @@ METRICS: dict[str, str] = {
     "eval_<name>": "the same over held-out rows",
 }
 
-SAME_POLICY = 1e-4
-"""Most nats a token by which policy and reference may differ before the first update."""
-
 
 def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
     """Train the policy on preferences; its adapter goes into the run folder.
@@ -67,8 +65,8 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
     """
     # 1. The policy begins as the stage before left it, or as `init` says; the reference is what it is now.
     if "policy" in stage.init:
-        ctx.base.load_role(POLICY, stage.init["policy"])
-    ctx.base.fix_reference()
+        ctx.base.roles.load(POLICY, stage.init["policy"])
+    ctx.base.roles.freeze_reference()
 
     # 2. Rows, and how many of them one forward can take. A DPO pair is two rows.
     rows, held_out = rows_for(stage, ctx, stage.method)
@@ -84,19 +82,19 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
         held_out = None if held_out is None else held_out.shuffle(seed=seed)
     answers = "chosen_ids" if stage.method == "dpo" else "completion_ids"
     few = rows.select(range(min(8, len(rows))))
-    _check_reference(ctx, stage.name, [row["prompt_ids"] + row[answers] for row in few])
+    check_reference(ctx.base, [[*row["prompt_ids"], *row[answers]] for row in few])
 
     # 3. TRL trains.
     def build(model: Any, folder: str, tokenizer: Any, micro: int) -> Any:
         evaluated = 0 if held_out is None else len(held_out)
         whole = rows_a_process(stage)
         trainer, args = _method(stage, arguments(stage, ctx, folder=folder, micro=micro, evaluated=evaluated))
-        return ours(trainer)(
+        return quiet_trainer(trainer)(
             model=model,
             ref_model=ctx.base.view(REFERENCE),
             args=settle(args, stage, ctx.base),
-            train_dataset=_neighbours(stage, rows, whole),
-            eval_dataset=None if held_out is None else _neighbours(stage, held_out, micro),
+            train_dataset=_without_lone_row(stage, rows, whole),
+            eval_dataset=None if held_out is None else _without_lone_row(stage, held_out, micro),
             processing_class=tokenizer,
             **({"rows": whole} if stage.method == "kto" else {}),
         )
@@ -134,36 +132,25 @@ def _check_kto(stage: PreferenceStage, micro: int) -> None:
         raise RecipeError("the recipe", [problem])
 
 
-def _neighbours(stage: PreferenceStage, rows: Any, size: int) -> Any:
-    """For KTO no last batch of one row, which has no neighbour; `size` rows are paired among themselves."""
+def _without_lone_row(stage: PreferenceStage, rows: Any, size: int) -> Any:
+    """For KTO the rows without a last one that would be alone in its batch of `size`: KTO pairs each with another."""
     alone = stage.method == "kto" and len(rows) > 1 and len(rows) % size == 1
     return rows.select(range(len(rows) - 1)) if alone else rows
-
-
-def _check_reference(ctx: Context, name: str, rows: Sequence[list[int]]) -> None:
-    """Policy and reference must say the same of real rows before the first update."""
-    parts = [(0, ids) for ids in rows]
-    budget = Budget(name, ctx.recipe.model.tokens_per_forward)
-    policy, reference = (_logps(ctx.base, role, parts, budget) for role in (POLICY, REFERENCE))
-    difference = float(((policy - reference).abs() / torch.tensor([len(ids) for ids in rows])).max())
-    if not difference <= SAME_POLICY:  # nor is NaN the same
-        raise GuardError(
-            f"before the first update the policy and its reference differ by {difference:.2g} nats a token "
-            f"(at most {SAME_POLICY:g}): preferences would be measured against the wrong model."
-        )
 
 
 def _order_accuracy(ctx: Context, name: str, rows: Any) -> float:
     """Share of pairs of a desirable and an undesirable row that the implicit rewards rank correctly."""
     parts = [(len(row["prompt_ids"]), row["prompt_ids"] + row["completion_ids"]) for row in rows]
-    budget = Budget(name, ctx.recipe.model.tokens_per_forward)
+    budget = TokenBudget(name, ctx.recipe.model.tokens_per_forward)
     rewards = _logps(ctx.base, POLICY, parts, budget) - _logps(ctx.base, REFERENCE, parts, budget)
     good = torch.tensor(rows["label"], dtype=torch.bool)
     return float((rewards[good][:, None] > rewards[~good][None, :]).float().mean())
 
 
 @torch.no_grad()
-def _logps(base: SharedBase, role: str, parts: Sequence[tuple[int, list[int]]], budget: Budget) -> Tensor:
+def _logps(
+    base: SharedBase, role: str, parts: Sequence[tuple[int, list[int]]], budget: TokenBudget
+) -> Tensor:
     """[N]: log-probability of each row's tokens, given those before them, from a position on."""
     out, lengths = torch.zeros(len(parts)), [len(ids) for _, ids in parts]
 
@@ -176,7 +163,7 @@ def _logps(base: SharedBase, role: str, parts: Sequence[tuple[int, list[int]]], 
                 place = torch.arange(ids.shape[1])[None]
                 mask = ((place >= starts) & (place < ends)).to(base.device)
                 ids = ids.to(base.device)
-                out[batch] = base.logps(base.hidden(ids), ids, mask)[0].sum(-1).cpu()
+                out[batch] = base.forwards.logps(base.forwards.hidden(ids), ids, mask)[0].sum(-1).cpu()
 
     budget.within(attempt, max(lengths), len(lengths) * max(lengths))
     return out

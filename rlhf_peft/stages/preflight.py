@@ -8,11 +8,11 @@ from typing import Any
 from ..data import Encoder, Format, encode_pairs, encode_prompts, for_trl, require
 from ..data.inspect import heard, model_encoder
 from ..data.rows import ROW
-from ..engine import Source
+from ..engine import BaseSpec
 from ..recipe import PreferenceStage, RewardModelStage, RlStage, SftStage
 from ..recipe.schema import DatasetSource, Recipe, StageBase
 from ..registry import Registry
-from .context import Context, split_rows
+from ..session.context import Context, split_rows
 
 
 def check_rows(ctx: Context) -> None:
@@ -76,7 +76,7 @@ def usable_rows(
 
 def offline_encoder(recipe: Recipe, source: DatasetSource) -> Encoder | None:
     """The encoder of a recipe's model for rows of that dataset; None where the model is not on this machine."""
-    location = Source(recipe.model.path).location
+    location = BaseSpec(recipe.model.path).location
     if not Path(location).is_dir():
         return None
     return model_encoder(

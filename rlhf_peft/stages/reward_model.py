@@ -18,10 +18,10 @@ from ..data import Pair, encode_pairs, length_batches, pad_right, require
 from ..engine import POLICY, SharedBase
 from ..errors import DataError
 from ..recipe.schema import RewardModelStage
-from .context import Context, lora_spec, total_steps
-from .finite import Finite
-from .memory import Budget
-from .optimizer import advance, make_optimizer, warmup_steps
+from ..session.context import Context, lora_spec, total_steps
+from ..session.non_finite import NonFiniteGuard
+from ..session.optimizers import advance, make_optimizer, warmup_steps
+from ..session.token_budget import TokenBudget
 
 METRICS: dict[str, str] = {
     "loss": "mean over pairs of -p log s(d) - (1 - p) log s(-d), d = r_chosen - r_rejected - margin, s the sigmoid",
@@ -51,10 +51,10 @@ def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
     steps = total_steps(stage, len(pairs))
     ctx.reporter.stage(stage.name, steps * stage.ensemble)
     # 2. One adapter and head after the other, each with its own initialisation and data order.
-    scoring = Budget(stage.name, ctx.recipe.model.tokens_per_forward)
+    scoring = TokenBudget(stage.name, ctx.recipe.model.tokens_per_forward)
     roles = [f"reward-{i}" for i in range(stage.ensemble)]
-    for extra in [role for role in ctx.base.roles if role.startswith("reward-") and role not in roles]:
-        ctx.base.remove_role(extra)
+    for extra in [role for role in ctx.base.roles.names if role.startswith("reward-") and role not in roles]:
+        ctx.base.roles.remove(extra)
     # An ensemble that is taken up in the middle has some of its members already, and one in part.
     state = ctx.saver.state(stage)
     first = 0 if state is None else state["member"]
@@ -103,15 +103,15 @@ def _begin(stage: RewardModelStage, ctx: Context, role: str) -> None:
     """Start a role from what `init` names, else from the policy's adapter if it was trained, else from zero."""
     base = ctx.base
     if "reward" in stage.init:
-        base.load_role(role, stage.init["reward"], head=True)
+        base.roles.load(role, stage.init["reward"], head=True)
         return
-    from_policy = stage.lora is None and not base.is_zero(POLICY)
+    from_policy = stage.lora is None and not base.roles.is_zero(POLICY)
     lora = None if stage.lora is None else lora_spec(stage.lora)
-    base.add_role(role, like=POLICY if from_policy else None, lora=lora, head=True)
+    base.roles.add(role, like=POLICY if from_policy else None, lora=lora, head=True)
 
 
 def _moments(
-    stage: RewardModelStage, base: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget
+    stage: RewardModelStage, base: SharedBase, role: str, pairs: Sequence[Pair], budget: TokenBudget
 ) -> tuple[float, float]:
     """Mean and standard deviation that the chosen answers' scores are to have after training: 0 and 1.
 
@@ -129,23 +129,23 @@ def _normalise(
     base: SharedBase,
     role: str,
     pairs: Sequence[Pair],
-    budget: Budget,
+    budget: TokenBudget,
     mean: float,
     std: float,
 ) -> None:
     """Shift the trained head so that chosen answers have this mean, and scale it if asked."""
     if stage.normalize != "none":
         scores = _chosen_scores(base, role, pairs, budget)
-        base.head(role).normalise(scores, spread=stage.normalize == "standardize", mean=mean, std=std)
+        base.roles.head(role).normalise(scores, spread=stage.normalize == "standardize", mean=mean, std=std)
 
 
-def _chosen_scores(base: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget) -> Tensor:
+def _chosen_scores(base: SharedBase, role: str, pairs: Sequence[Pair], budget: TokenBudget) -> Tensor:
     """Scores [N] of the chosen answers of the first 512 pairs."""
     return score(base, role, [pair.chosen_ids for pair in pairs[:512]], budget)
 
 
 @torch.no_grad()
-def score(base: SharedBase, role: str, rows: Sequence[Tensor], budget: Budget) -> Tensor:
+def score(base: SharedBase, role: str, rows: Sequence[Tensor], budget: TokenBudget) -> Tensor:
     """[N] rewards of rows of tokens; `budget` is of tokens in one forward."""
     out, lengths = torch.zeros(len(rows)), [len(row) for row in rows]
 
@@ -161,7 +161,7 @@ def score(base: SharedBase, role: str, rows: Sequence[Tensor], budget: Budget) -
 def _rewards(base: SharedBase, role: str, rows: Sequence[Tensor]) -> Tensor:
     lengths = torch.tensor([len(row) for row in rows])
     ids = pad_right(list(rows), base.tokenizer.pad_token_id).to(base.device)
-    return base.rewards(base.hidden(ids), lengths, role)
+    return base.forwards.rewards(base.forwards.hidden(ids), lengths, role)
 
 
 class Trainer:
@@ -175,13 +175,13 @@ class Trainer:
         pairs: Sequence[Pair],
         held_out: Sequence[Pair],
         steps: int,
-        scoring: Budget,
+        scoring: TokenBudget,
     ) -> None:
         self.stage, self.ctx, self.member, self.role = stage, ctx, member, f"reward-{member}"
         self.pairs, self.held_out, self.steps = pairs, held_out, steps
         self.tokens = 0
-        self.finite = Finite(stage.name, stage.max_bad_steps)
-        self.scoring, self.updating = scoring, Budget(stage.name, ctx.recipe.model.tokens_per_forward)
+        self.guard = NonFiniteGuard(stage.name, stage.max_bad_steps)
+        self.scoring, self.updating = scoring, TokenBudget(stage.name, ctx.recipe.model.tokens_per_forward)
 
     def train(self, state: Mapping[str, Any] | None = None) -> None:
         """All updates, or those that are left after a state; earlier members count in the log's steps."""
@@ -197,7 +197,7 @@ class Trainer:
             )
             done = 0
             if state is not None:
-                done, self.tokens, self.finite.in_a_row = state["step"], state["tokens"], state["skipped"]
+                done, self.tokens, self.guard.in_a_row = state["step"], state["tokens"], state["skipped"]
                 self.updating.amount = state["budget"]
                 optimizer.load_state_dict(state["optimizer"])
                 scheduler.load_state_dict(state["scheduler"])
@@ -226,7 +226,7 @@ class Trainer:
                 "member": self.member,
                 "step": step,
                 "tokens": self.tokens,
-                "skipped": self.finite.in_a_row,
+                "skipped": self.guard.in_a_row,
                 "budget": self.updating.amount,
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
@@ -267,11 +267,13 @@ class Trainer:
 
         totals, bad = self.updating.within(attempt, max(lengths), len(lengths) * max(lengths))
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.stage.max_grad_norm or math.inf))
-        if self.finite(step, totals["loss"], norm, lambda: (bad, [f"row {pair.index}" for pair in pairs])):
+        if self.guard.allows(
+            step, totals["loss"], norm, lambda: (bad, [f"row {pair.index}" for pair in pairs])
+        ):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.tokens += sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
-        skipped = {"updates/skipped": float(not self.finite.taken)}
+        skipped = {"updates/skipped": float(not self.guard.taken)}
         return {**totals, "grad_norm": norm, **skipped, "num_tokens": float(self.tokens)}
 
     def _loss(self, chosen: Tensor, rejected: Tensor, batch: list[Pair]) -> Tensor:
@@ -305,7 +307,7 @@ def describe(chosen: Tensor, rejected: Tensor, pairs: Sequence[Pair]) -> dict[st
     }
 
 
-def evaluate(base: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget) -> dict[str, float]:
+def evaluate(base: SharedBase, role: str, pairs: Sequence[Pair], budget: TokenBudget) -> dict[str, float]:
     """Accuracy, margin, loss and calibration of one head."""
     rewards = score(base, role, [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs], budget)
     chosen, rejected = rewards.chunk(2)
@@ -313,7 +315,7 @@ def evaluate(base: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget)
 
 
 def _judged(
-    base: SharedBase, roles: Sequence[str], pairs: Sequence[Pair], budget: Budget
+    base: SharedBase, roles: Sequence[str], pairs: Sequence[Pair], budget: TokenBudget
 ) -> tuple[Tensor, Tensor]:
     """[N] and [N] rewards of chosen and rejected rows, the mean over the heads of an ensemble."""
     rows = [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]

@@ -11,10 +11,10 @@ from trl import SFTConfig, SFTTrainer
 
 from ..engine import POLICY
 from ..recipe.schema import SftStage
-from .context import Context
-from .trl_bridge import arguments, settle, train
-from .trl_rows import longest_row, micro_batch, rows_a_process, rows_for
-from .trl_trainer import ours
+from ..session.context import Context
+from ..trl_bridge.rows import longest_row, micro_batch, rows_a_process, rows_for
+from ..trl_bridge.trainer import quiet_trainer
+from ..trl_bridge.training import arguments, settle, train
 
 METRICS: dict[str, str] = {
     "loss": "mean of -log p over the update's trained tokens, in nats",
@@ -41,7 +41,7 @@ def run(stage: SftStage, ctx: Context) -> dict[str, float]:
     """
     # 1. The policy begins as the stage before left it, or as `init` says.
     if "policy" in stage.init:
-        ctx.base.load_role(POLICY, stage.init["policy"])
+        ctx.base.roles.load(POLICY, stage.init["policy"])
 
     # 2. Rows, and how many of them one forward can take.
     rows, held_out = rows_for(
@@ -66,7 +66,7 @@ def run(stage: SftStage, ctx: Context) -> dict[str, float]:
                 "eval_packing": False,
             }
         )
-        return ours(SFTTrainer)(
+        return quiet_trainer(SFTTrainer)(
             model=model,
             args=settle(args, stage, ctx.base),
             train_dataset=rows,

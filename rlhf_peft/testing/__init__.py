@@ -19,10 +19,10 @@ from .doubles import (
     FakeRequestContext,
     FakeRun,
     FakeSampleContext,
+    make_batch,
     make_requests,
     make_reward_batch,
     make_rollout,
-    make_scored,
 )
 from .plugins import Finding, check_plugin
 from .rewards import check_reward
@@ -42,8 +42,8 @@ __all__ = [
     "check_plugin",
     "check_reward",
     "check_sampler",
+    "make_batch",
     "make_requests",
     "make_reward_batch",
     "make_rollout",
-    "make_scored",
 ]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import maths
-from ..types import Minibatch, Outputs, Request, Scored, Selection, Totals
-from .doubles import FakeRequestContext, make_prompts, make_rollout, make_scored
+from ..types import Batch, Minibatch, Outputs, Request, Selection
+from .doubles import FakeRequestContext, make_batch, make_prompts, make_rollout
 from .rules import (
     global_streams_untouched,
     make,
@@ -23,7 +23,7 @@ from .rules import (
 )
 
 ROLES = frozenset({"policy", "reference", "value"})
-QUANTITIES = ("logps", "ref_logps", "values", "entropy")
+QUANTITIES = ("old_logps", "ref_logps", "values", "entropy")
 STATS = {"kl": 2.0, "approx_kl": 0.01, "rows": 8.0, "entropy": 1.0, "reward": 0.5, "grad_norm": 1.0}
 
 
@@ -56,15 +56,15 @@ class _Check:
         algorithm = make(self.factory, self.options)
         self.attributes(algorithm)
         with global_streams_untouched(self.who):
-            scored = self.scored(self.requests(algorithm), algorithm)
-            keep = self.select(algorithm, scored)
-            columns = self.prepare(algorithm, scored, keep)
-            unit = self.unit(algorithm, scored, keep)
-            rows = _whole_units(unit, keep)
-            whole = self.loss(algorithm, scored, columns, rows, rows)
-            self.idle(algorithm, scored, columns, rows, whole[1])
-            self.split(algorithm, scored, columns, rows, unit, whole)
-            self.outside(scored, keep, columns, rows, whole)
+            batch = self.batch(self.requests(algorithm), algorithm)
+            self.select(algorithm, batch)
+            self.prepare(algorithm, batch)
+            unit = self.units(algorithm, batch)
+            rows = _whole_units(unit, batch.train)
+            whole = self.loss(algorithm, batch, rows, rows)
+            self.no_gradient(algorithm, batch, rows, whole[1])
+            self.split(algorithm, batch, rows, unit, whole)
+            self.outside(batch, rows, whole)
             self.state(algorithm)
 
     def attributes(self, algorithm: Any) -> None:
@@ -124,12 +124,12 @@ class _Check:
         )
         return asked
 
-    def scored(self, asked: list[Request], algorithm: Any) -> Scored:
+    def batch(self, asked: list[Request], algorithm: Any) -> Batch:
         """Rows with scores, and only what was asked for: the rest is None."""
         rollout = make_rollout(asked)
-        whole = make_scored(rollout, scores=torch.linspace(-1.0, 1.0, len(rollout)).sin() * 2.0, pad=2)
+        whole = make_batch(rollout, scores=torch.linspace(-1.0, 1.0, len(rollout)).sin() * 2.0, pad=2)
         allowed = {
-            "logps": "old_logps" in algorithm.needs,
+            "old_logps": "old_logps" in algorithm.needs,
             "ref_logps": "reference" in algorithm.roles,
             "values": "value" in algorithm.roles,
             "entropy": "entropy" in algorithm.needs,
@@ -137,59 +137,62 @@ class _Check:
         absent: dict[str, Any] = {name: None for name, there in allowed.items() if not there}
         return replace(whole, **absent)
 
-    def select(self, algorithm: Any, scored: Scored) -> Tensor:
+    def select(self, algorithm: Any, batch: Batch) -> None:
+        """Sets the rows that are trained on."""
         who = self.who
-        chosen = algorithm.select(scored, 0)
+        selection = algorithm.select(batch, 0)
         require(
-            isinstance(chosen, Selection), f"{who}.select gives a Selection, found {type(chosen).__name__}."
+            isinstance(selection, Selection),
+            f"{who}.select gives a Selection, found {type(selection).__name__}.",
         )
-        keep = chosen.keep
-        require(keep.shape == (len(scored),) and keep.dtype == torch.bool, f"{who}.select: keep is [N] bool.")
-        require(keep.any(), f"{who}.select keeps no row of {len(scored)} whose scores all differ.")
+        train, more = selection.train, selection.more_prompts
         require(
-            isinstance(chosen.want, int) and chosen.want >= 0,
-            f"{who}.select: want is 0 or a number of prompts.",
+            train.shape == (len(batch),) and train.dtype == torch.bool, f"{who}.select: train is [N] bool."
         )
-        silent = replace(scored, scores=scored.scores.clone())
+        require(train.any(), f"{who}.select trains on no row of {len(batch)} whose scores all differ.")
+        require(
+            isinstance(more, int) and more >= 0,
+            f"{who}.select: more_prompts is 0 or a number of prompts.",
+        )
+        silent = replace(batch, scores=batch.scores.clone())
         silent.scores[0] = float("nan")
         other = make(self.factory, self.options)
         other.requests(make_prompts(4), FakeRequestContext())
-        left_out = not other.select(silent, 0).keep[0]
-        require(left_out, f"{who}.select keeps a row whose rewards all abstained (its score is NaN).")
-        return keep
+        left_out = not other.select(silent, 0).train[0]
+        require(left_out, f"{who}.select trains on a row whose rewards all abstained (its score is NaN).")
+        batch.train, batch.zero_loss = train, selection.zero_loss
 
-    def prepare(self, algorithm: Any, scored: Scored, keep: Tensor) -> dict[str, Tensor]:
+    def prepare(self, algorithm: Any, batch: Batch) -> None:
+        """Sets the columns."""
         who = self.who
-        columns, figures = algorithm.prepare(scored, keep)
-        require_figures(figures, f"{who}.prepare", algorithm.metrics)
-        real = scored.mask & keep.unsqueeze(-1)
+        columns, metrics = algorithm.prepare(batch)
+        require_figures(metrics, f"{who}.prepare", algorithm.metrics)
+        real = batch.mask & batch.train.unsqueeze(-1)
         for name, column in columns.items():
-            fits = column.shape in (scored.scores.shape, scored.mask.shape)
+            fits = column.shape in (batch.scores.shape, batch.mask.shape)
             require(
                 fits,
-                f"{who}.prepare: {name} is {tuple(column.shape)}, expected [N] or [N, T] = {tuple(scored.mask.shape)}.",
+                f"{who}.prepare: {name} is {tuple(column.shape)}, expected [N] or [N, T] = {tuple(batch.mask.shape)}.",
             )
-            kept = column[keep] if column.dim() == 1 else column[real]
+            kept = column[batch.train] if column.dim() == 1 else column[real]
             require(
                 not kept.is_floating_point() or kept.isfinite().all(),
-                f"{who}.prepare: {name} is not finite in a kept row.",
+                f"{who}.prepare: {name} is not finite in a row that is trained on.",
             )
-        return dict(columns)
+        batch.columns = dict(columns)
 
-    def unit(self, algorithm: Any, scored: Scored, keep: Tensor) -> Tensor:
-        unit: Tensor = algorithm.unit(scored, keep)
-        fits = unit.shape == (len(scored),) and unit.dtype == torch.int64
-        require(fits, f"{self.who}.unit gives [N] int64, found {tuple(unit.shape)} {unit.dtype}.")
+    def units(self, algorithm: Any, batch: Batch) -> Tensor:
+        unit: Tensor = algorithm.minibatch_units(batch)
+        fits = unit.shape == (len(batch),) and unit.dtype == torch.int64
+        require(fits, f"{self.who}.minibatch_units gives [N] int64, found {tuple(unit.shape)} {unit.dtype}.")
         return unit
 
-    def loss(
-        self, algorithm: Any, scored: Scored, columns: Mapping[str, Tensor], rows: list[int], of: list[int]
-    ) -> tuple[float, Tensor]:
+    def loss(self, algorithm: Any, batch: Batch, rows: list[int], of: list[int]) -> tuple[float, Tensor]:
         """The part that `rows` have in the loss of the minibatch `of`, and its gradient [n, T]."""
         who = self.who
-        outputs, batch, logps = _forward(scored, columns, rows)
-        terms, figures = algorithm.loss(outputs, batch)
-        n, width = batch.mask.shape
+        outputs, minibatch, logps = _forward(batch, rows, of)
+        terms, figures = algorithm.loss(outputs, minibatch)
+        n, width = minibatch.mask.shape
         require(
             terms.shape in ((n, width), (n,)),
             f"{who}.loss: terms are {tuple(terms.shape)}, expected [n, T] = ({n}, {width}) or [n].",
@@ -200,88 +203,71 @@ class _Check:
                 figure.shape in ((n, width), (n,)),
                 f"{who}.loss: the figure {name} is {tuple(figure.shape)}, expected [n, T] or [n].",
             )
-        totals = Totals(tokens=int(scored.mask[of].sum()), rows=len(of))
-        value = _total(algorithm, terms, batch.mask, totals, who)
+        value = _total(algorithm, terms, minibatch, who)
         value.backward()
         require(logps.grad is not None, f"{who}.loss: no gradient reaches the policy's log-probabilities.")
         assert logps.grad is not None
         return float(value.detach()), logps.grad
 
-    def idle(
-        self, algorithm: Any, scored: Scored, columns: Mapping[str, Tensor], rows: list[int], grad: Tensor
-    ) -> None:
-        """A row that is said to be idle has no gradient."""
-        idle = algorithm.idle(scored, columns)
+    def no_gradient(self, algorithm: Any, batch: Batch, rows: list[int], grad: Tensor) -> None:
+        """A row that is said to have no gradient has none."""
+        without = algorithm.no_gradient(batch)
         require(
-            isinstance(idle, Tensor) and idle.dtype == torch.bool and idle.shape == (len(scored),),
-            f"{self.who}.idle gives [N] bool.",
+            isinstance(without, Tensor) and without.dtype == torch.bool and without.shape == (len(batch),),
+            f"{self.who}.no_gradient gives [N] bool.",
         )
-        require(not grad[idle[rows]].any(), f"{self.who}.idle names a row that has a gradient.")
+        require(not grad[without[rows]].any(), f"{self.who}.no_gradient names a row that has a gradient.")
 
     def split(
-        self,
-        algorithm: Any,
-        scored: Scored,
-        columns: Mapping[str, Tensor],
-        rows: list[int],
-        unit: Tensor,
-        whole: tuple[float, Tensor],
+        self, algorithm: Any, batch: Batch, rows: list[int], unit: Tensor, whole: tuple[float, Tensor]
     ) -> None:
         """A minibatch in two micro-batches has the same loss and gradient."""
         loss, grad = whole
         require(grad.isfinite().all(), f"{self.who}.loss: the gradient is not finite.")
         require(
-            not grad[~scored.mask[rows]].any(),
+            not grad[~batch.mask[rows]].any(),
             f"{self.who}.loss: the gradient reaches tokens outside the mask.",
         )
         require(grad.abs().sum() > 0, f"{self.who}.loss: the gradient is 0 for every token.")
         units = unit[rows].unique().tolist()
         parts = [[i for i in rows if int(unit[i]) in half] for half in (units[::2], units[1::2])]
         parts = [part for part in parts if part]
-        found = [self.loss(algorithm, scored, columns, part, rows) for part in parts]
-        total = sum(value for value, _ in found)
+        results = [self.loss(algorithm, batch, part, rows) for part in parts]
+        total = sum(value for value, _ in results)
         same_loss = abs(total - loss) <= 1e-5 * max(1.0, abs(loss))
         require(
             same_loss,
-            f"{self.who}: the loss is {loss:g} at once and {total:g} in two micro-batches; normalise by `totals`.",
+            f"{self.who}: the loss is {loss:g} at once and {total:g} in two micro-batches; normalise by "
+            "`minibatch.total_tokens` or `minibatch.total_rows`.",
         )
-        for part, (_, part_grad) in zip(parts, found, strict=True):
+        for part, (_, part_grad) in zip(parts, results, strict=True):
             at = [rows.index(i) for i in part]
             close = torch.allclose(part_grad, grad[at], rtol=1e-4, atol=1e-6)
             require(close, f"{self.who}: the gradient depends on how a minibatch is cut into micro-batches.")
 
-    def outside(
-        self,
-        scored: Scored,
-        keep: Tensor,
-        columns: Mapping[str, Tensor],
-        rows: list[int],
-        whole: tuple[float, Tensor],
-    ) -> None:
+    def outside(self, batch: Batch, rows: list[int], whole: tuple[float, Tensor]) -> None:
         """NaN in every place outside the mask changes neither the advantages nor the loss."""
-        changed: dict[str, Any] = {name: _spoil(getattr(scored, name), scored.mask) for name in QUANTITIES}
-        spoilt = replace(scored, **changed)
+        changed: dict[str, Any] = {name: _spoil(getattr(batch, name), batch.mask) for name in QUANTITIES}
+        spoilt = replace(batch, **changed)
         algorithm = make(self.factory, self.options)
         asked = algorithm.requests(make_prompts(4), FakeRequestContext())
+        require(len(asked) == len(batch), f"{self.who}.requests gave another number of rows the second time.")
         require(
-            len(asked) == len(scored), f"{self.who}.requests gave another number of rows the second time."
-        )
-        require(
-            same(algorithm.select(spoilt, 0).keep, keep),
+            same(algorithm.select(spoilt, 0).train, batch.train),
             f"{self.who}.select depends on what stands outside the mask.",
         )
-        again, figures = algorithm.prepare(spoilt, keep)
-        require_figures(figures, f"{self.who}.prepare with NaN outside the mask", algorithm.metrics)
-        real = scored.mask & keep.unsqueeze(-1)
-        for name, column in columns.items():
-            where = keep if column.dim() == 1 else real
+        again, metrics = algorithm.prepare(spoilt)
+        require_figures(metrics, f"{self.who}.prepare with NaN outside the mask", algorithm.metrics)
+        real = batch.mask & batch.train.unsqueeze(-1)
+        for name, column in batch.columns.items():
+            where = batch.train if column.dim() == 1 else real
             equal = torch.allclose(column[where].double(), again[name][where].double(), rtol=1e-5, atol=1e-6)
             require(equal, f"{self.who}.prepare: {name} depends on what stands outside the mask.")
-        outputs, batch, _ = _forward(spoilt, again, rows)
-        outputs.logps = outputs.logps.masked_fill(~batch.mask, float("nan"))
-        terms, _ = algorithm.loss(outputs, batch)
-        totals = Totals(tokens=int(batch.mask.sum()), rows=len(rows))
-        value = float(_total(algorithm, terms, batch.mask, totals, self.who).detach())
+        spoilt.columns = dict(again)
+        outputs, minibatch, _ = _forward(spoilt, rows, rows)
+        outputs.logps = outputs.logps.masked_fill(~minibatch.mask, float("nan"))
+        terms, _ = algorithm.loss(outputs, minibatch)
+        value = float(_total(algorithm, terms, minibatch, self.who).detach())
         equal = abs(value - whole[0]) <= 1e-5 * max(1.0, abs(whole[0]))
         require(equal, f"{self.who}.loss is {whole[0]:g}, and {value:g} with NaN outside the mask.")
 
@@ -291,43 +277,49 @@ class _Check:
         require_round_trip(algorithm, make(self.factory, self.options), self.who)
 
 
-def _whole_units(unit: Tensor, keep: Tensor) -> list[int]:
-    """Kept rows, by unit, as a minibatch has them."""
-    order = sorted(range(len(keep)), key=lambda i: (int(unit[i]), i))
-    return [i for i in order if keep[i]]
+def _whole_units(unit: Tensor, train: Tensor) -> list[int]:
+    """Rows that are trained on, by unit, as a minibatch has them."""
+    order = sorted(range(len(train)), key=lambda i: (int(unit[i]), i))
+    return [i for i in order if train[i]]
 
 
-def _forward(
-    scored: Scored, columns: Mapping[str, Tensor], rows: list[int]
-) -> tuple[Outputs, Minibatch, Tensor]:
-    """Outputs a little off what they were before, the minibatch, and the leaf whose gradient is looked at."""
-    mask = scored.mask[rows]
+def _forward(batch: Batch, rows: list[int], of: list[int]) -> tuple[Outputs, Minibatch, Tensor]:
+    """Outputs a little off what they were before, the micro-batch, and the leaf whose gradient is looked at.
+
+    Args:
+        batch: with its columns.
+        rows: of the micro-batch.
+        of: rows of the whole minibatch.
+    """
+    mask = batch.mask[rows]
 
     def cut(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[rows]
 
     generator = torch.Generator().manual_seed(5)
-    noise = 0.05 * torch.randn(scored.mask.shape, generator=generator)[rows]
-    old = cut(scored.logps)
+    noise = 0.05 * torch.randn(batch.mask.shape, generator=generator)[rows]
+    old = cut(batch.old_logps)
     start = torch.full(mask.shape, -0.5) if old is None else old.nan_to_num(0.0)
     logps = torch.where(mask, start + noise, 0.0).requires_grad_()
-    values, entropy = cut(scored.values), cut(scored.entropy)
-    batch = Minibatch(
+    values, entropy = cut(batch.values), cut(batch.entropy)
+    minibatch = Minibatch(
         mask=mask,
-        columns={name: column[rows] for name, column in columns.items()},
-        logps=old,
-        ref_logps=cut(scored.ref_logps),
+        columns={name: column[rows] for name, column in batch.columns.items()},
+        total_tokens=int(batch.mask[of].sum()),
+        total_rows=len(of),
+        old_logps=old,
+        ref_logps=cut(batch.ref_logps),
         old_values=values,
     )
     outputs = Outputs(logps, None if values is None else values + 2 * noise, entropy)
-    return outputs, batch, logps
+    return outputs, minibatch, logps
 
 
-def _total(algorithm: Any, terms: Tensor, mask: Tensor, totals: Totals, who: str) -> Tensor:
+def _total(algorithm: Any, terms: Tensor, minibatch: Minibatch, who: str) -> Tensor:
     """The loss as the stage adds it up."""
     if terms.dim() == 1:
-        return terms.sum() / totals.rows
-    weights = algorithm.weights(mask, totals)
+        return terms.sum() / minibatch.total_rows
+    weights, mask = algorithm.weights(minibatch), minibatch.mask
     require(
         weights.shape == mask.shape,
         f"{who}.weights are {tuple(weights.shape)}, expected {tuple(mask.shape)}.",

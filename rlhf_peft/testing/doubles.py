@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..types import Request, RewardBatch, Rollout, SamplingParams, Scored
+from ..types import Batch, Request, RewardBatch, Rollout, SamplingParams
 
 VOCABULARY = 32
 PAD, EOS = 0, 1
@@ -48,6 +48,19 @@ class FakePolicy:
         self.entered += 1
         with torch.inference_mode():
             yield self._model.eval()
+
+    def can_decode(self, model: Any) -> bool:
+        """Its model keeps keys and values and nothing else."""
+        return self._rows().supports(model)
+
+    def start_decoding(self, model: Any, prompts: Sequence[Sequence[int]], room: int) -> Any:
+        """Read the prompts, and be ready to take tokens."""
+        return self._rows().start(model, prompts, room)
+
+    def _rows(self) -> Any:
+        from ..engine.decoding import RowDecoding  # transformers and PEFT are slow to import
+
+        return RowDecoding(self.device, self.pad_id, self.max_length)
 
     def save_adapter(self, folder: Path) -> None:
         """A folder in PEFT's format with one small matrix pair."""
@@ -195,12 +208,12 @@ def _completion(most: int, generator: torch.Generator) -> Tensor:
     return ids
 
 
-def make_scored(
+def make_batch(
     rollout: Rollout | None = None,
     scores: Sequence[float] | Tensor | None = None,
     seed: int = 0,
     pad: int = 0,
-) -> Scored:
+) -> Batch:
     """A rollout with scores, log-probabilities, values and entropies, all there.
 
     Args:
@@ -211,9 +224,8 @@ def make_scored(
     """
     rows = rollout if rollout is not None else make_rollout()
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.zeros(len(rows), int(rows.lengths.max()) + pad, dtype=torch.bool)
-    for i, actions in enumerate(rows.action_mask):
-        mask[i, : len(actions)] = actions
+    batch = Batch.of(rows)
+    batch.mask = mask = nn.functional.pad(batch.mask, (0, pad))
     draw = {
         name: torch.rand(mask.shape, generator=generator)
         for name in ("logps", "ref_logps", "values", "entropy")
@@ -221,16 +233,11 @@ def make_scored(
     drawn = torch.randn(len(rows), generator=generator)
     given = drawn if scores is None else torch.as_tensor(scores, dtype=torch.float32)
     where = {name: torch.where(mask, value, 0.0) for name, value in draw.items()}
-    return Scored(
-        rollout=rows,
-        mask=mask,
-        scores=given,
-        components={"fake": given},
-        logps=-0.1 - where["logps"] * mask,
-        ref_logps=-0.1 - where["ref_logps"] * mask,
-        values=where["values"],
-        entropy=where["entropy"],
-    )
+    batch.scores, batch.components = given, {"fake": given}
+    batch.old_logps = -0.1 - where["logps"] * mask
+    batch.ref_logps = -0.1 - where["ref_logps"] * mask
+    batch.values, batch.entropy = where["values"], where["entropy"]
+    return batch
 
 
 def make_reward_batch(

@@ -18,18 +18,23 @@ MakeBatch = Callable[..., RewardBatch]
 
 
 def check_reward(
-    factory: Any, options: Mapping[str, Any] | None = None, make_batch: MakeBatch = make_reward_batch
+    factory: Any,
+    options: Mapping[str, Any] | None = None,
+    make_batch: MakeBatch = make_reward_batch,
+    *,
+    compares_rows: bool = False,
 ) -> None:
     """Check that a reward keeps the rules.
 
     One finite number or NaN a row; nothing drawn from global streams; the same for the same batch and seed; the batch
-    left as it was; with scope "row" and no random numbers, a row's score does not depend on its batch-mates.
+    left as it was; where no random numbers are drawn, a row's score does not depend on its batch-mates.
 
     Args:
         factory: what is registered.
         options: as a recipe gives them.
         make_batch: called without arguments, and with `conversational=True`; for rewards that need certain columns,
             `functools.partial(make_reward_batch, columns={...})`.
+        compares_rows: the reward compares the rows of a prompt, so that a score may depend on batch-mates.
 
     Raises:
         ConformanceError: a rule is broken.
@@ -45,7 +50,7 @@ def check_reward(
             same(scores.row, again.row),
             f"{who}: the same batch and seed gave other scores: {scores.row} and {again.row}.",
         )
-        if reward.scope == "row":
+        if not compares_rows:
             _check_rows_alone(factory, options, make_batch, conversational, scores, who)
 
 
@@ -61,14 +66,13 @@ async def _awaited(given: Any) -> Any:
 
 
 def _check_attributes(reward: Any, who: str) -> None:
-    for name in ("roles", "scope", "timeout", "score"):
+    for name in ("roles", "timeout", "score"):
         require(hasattr(reward, name), f"{who} has no `{name}`.")
     roles = reward.roles
     require(
         isinstance(roles, tuple) and all(isinstance(r, str) for r in roles),
         f"{who}.roles is a tuple of words, found {roles!r}.",
     )
-    require(reward.scope in ("row", "group"), f'{who}.scope is "row" or "group", found {reward.scope!r}.')
     timeout = reward.timeout
     require(timeout is None or timeout > 0, f"{who}.timeout is seconds or None, found {timeout!r}.")
     if not inspect.iscoroutinefunction(reward.score):
@@ -123,8 +127,8 @@ def _check_rows_alone(
         )
         if not close:
             raise ConformanceError(
-                f"{who}: scope is 'row', but row {i} got {float(scores.row[i]):g} in the batch and {float(alone[0]):g} "
-                'alone. Say scope = "group", or let a row depend on itself alone.'
+                f"{who}: row {i} got {float(scores.row[i]):g} in the batch and {float(alone[0]):g} "
+                "alone. Let a row depend on itself alone, or check it with compares_rows=True."
             )
 
 

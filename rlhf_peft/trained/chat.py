@@ -132,7 +132,7 @@ def answer(
     )
     with (
         torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []),
-        base.decoder(role) as model,
+        base.decoding.decoder(role) as model,
         generation_config(model, how),  # the model's own may hold penalties that training knew nothing of
     ):
         torch.manual_seed(talk.seed)
@@ -147,5 +147,7 @@ def scores(opened: Opened, ids: Sequence[int]) -> dict[str, float]:
     row = torch.tensor([list(ids)], device=base.device)
     for name in opened.rewards:
         with base.role(name, train=False):
-            found[name] = float(base.rewards(base.hidden(row), torch.tensor([row.shape[1]]), name))
+            found[name] = float(
+                base.forwards.rewards(base.forwards.hidden(row), torch.tensor([row.shape[1]]), name)
+            )
     return found

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 
 from .. import maths
-from ..builtin.samplers.options import SamplingOptions
 from ..engine import POLICY, REFERENCE
 from ..errors import UsageError
+from ..kit.sampling.options import SamplingOptions
 from ..recipe import DatasetSource, Recipe, RewardEntry, RlStage
 from ..registry import Registry
-from ..stages.memory import Budget
-from ..stages.rl.collect import Judge
-from ..stages.rl.forwards import Scorer
-from ..stages.rl.rewarding import Rewards, Scoring, reward_batch
-from ..stages.sampling import prompts_at_once, sample
-from ..stages.view import BaseView
-from ..types import Request, Rollout
+from ..session.policy_view import BaseView
+from ..session.sampling import prompts_at_once, sample
+from ..session.token_budget import TokenBudget
+from ..stages.rl.evaluate import ScoreContext
+from ..stages.rl.forwards import RoleForwards, RoleNeeds
+from ..stages.rl.rewards import Rewards
+from ..types import Batch, Request, Rollout
 from .opened import Opened
 from .prompts import last_rl, prompts_of
 
@@ -141,15 +141,13 @@ class _Answers:
     """Of N prompts, rows 2i of the policy and 2i + 1 of the reference, which are one group to rewards that compare.
 
     Attributes:
-        rollout: 2 N rows.
+        batch: 2 N rows.
         texts: 2 N.
-        scoring: of 2 N rows.
         kl: [2 N], of the policy to the reference.
     """
 
-    rollout: Rollout
+    batch: Batch
     texts: list[str]
-    scoring: Scoring
     kl: torch.Tensor
 
 
@@ -161,9 +159,8 @@ def _both(opened: Opened, sampler: Any, prompts: Sequence[Any], rewards: Rewards
     """Both roles answer with the same seeds, and their answers are scored together."""
     base = opened.base
     generator = lambda: torch.Generator().manual_seed(_seed(NAME, seed))  # noqa: E731
-    scorer = Scorer(
-        base, None, sampler.params.temperature, Budget(NAME, opened.recipe.model.tokens_per_forward)
-    )
+    budget = TokenBudget(NAME, opened.recipe.model.tokens_per_forward)
+    forwards = RoleForwards(base, None, sampler.params.temperature, budget)
     requests = [
         Request(prompt.ids, i, _seed(NAME, seed, i), sampler.params, columns=prompt.columns)
         for i, prompt in enumerate(prompts)
@@ -172,18 +169,19 @@ def _both(opened: Opened, sampler: Any, prompts: Sequence[Any], rewards: Rewards
     for version, role in enumerate((POLICY, REFERENCE)):
         view = BaseView(base, role)
         sampler.sync(view, version)
-        parts.append(
-            sample(sampler, requests, prompts_at_once(NAME), Judge(scorer, rewards, view, generator(), 0))
-        )
-    rollout = Rollout.cat(parts)
-    rollout.group = torch.cat([part.group for part in parts])
-    rollout = rollout.rows([row for i in range(len(prompts)) for row in (i, len(prompts) + i)])
-    said = scorer(rollout, values=False, heads=rewards.heads, readers=rewards.logp_roles)
-    assert said.logps is not None and said.ref_logps is not None
-    batch = reward_batch(rollout, said.heads, 0, generator(), BaseView(base).decode, said.readings)
-    mask = torch.nn.utils.rnn.pad_sequence(rollout.action_mask, batch_first=True, padding_value=False)
-    kl = maths.masked_sum(said.logps - said.ref_logps, mask, dim=-1)
-    return _Answers(rollout, batch.texts, rewards.score(batch), kl)
+        context = ScoreContext(forwards, rewards, view, generator(), 0)
+        parts.append(sample(sampler, requests, prompts_at_once(NAME), context))
+    rollout = Rollout.cat(parts, groups="keep")
+    batch = Batch.of(rollout.rows([row for i in range(len(prompts)) for row in (i, len(prompts) + i)]))
+    decode = BaseView(base).decode
+    forwards.fill(
+        batch, RoleNeeds(policy=True, reference=True, heads=rewards.heads, role_logps=rewards.logp_roles)
+    )
+    rewards.score(batch, step=0, generator=generator(), decode=decode)
+    assert batch.old_logps is not None and batch.ref_logps is not None
+    kl = maths.masked_sum(batch.old_logps - batch.ref_logps, batch.mask, dim=-1)
+    texts = [decode(batch.rollout.completion_ids(i)) for i in range(len(batch))]
+    return _Answers(batch, texts, kl)
 
 
 def _summary(prompts: Sequence[Any], answers: _Answers, seed: int) -> Evaluation:
@@ -202,15 +200,15 @@ def _summary(prompts: Sequence[Any], answers: _Answers, seed: int) -> Evaluation
         """Share of prompts on which the policy's answer has more; as much counts a half."""
         return measured((torch.sign(values[0::2] - values[1::2]) + 1) / 2)
 
-    scores, components = answers.scoring.scores, answers.scoring.components
+    scores, components = answers.batch.scores, answers.batch.components
     figures = {"reward": measured(scores[0::2], scores[1::2]), "win rate": wins(scores)}
     for name, values in components.items() if len(components) > 1 else ():
         figures[name] = measured(values[0::2], values[1::2])
         figures[f"win rate by {name}"] = wins(values)
     figures["KL to the reference"] = measured(answers.kl[0::2])
-    lengths = answers.rollout.completion_lengths.float()
+    lengths = answers.batch.rollout.completion_lengths.float()
     figures["tokens"] = measured(lengths[0::2], lengths[1::2])
-    ended = torch.tensor([float(word != "length") for word in answers.rollout.finish])
+    ended = torch.tensor([float(word != "length") for word in answers.batch.rollout.finish])
     figures["ended by themselves"] = measured(ended[0::2], ended[1::2])
     samples = [
         {

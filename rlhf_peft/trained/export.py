@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 from .. import atomic
 from ..data.inspect import generation_config
-from ..engine import POLICY, ScalarHead, SharedBase, Source
+from ..engine import POLICY, BaseSpec, ScalarHead, SharedBase
 from ..engine.artifacts import ADAPTER_FILE, CONFIG_FILE, load_head, read_role
+from ..engine.base_spec import DTYPES, check_safetensors, load_config, quiet
 from ..engine.ends import end_ids
+from ..engine.fast.dense_weights import dense_weights
 from ..engine.fingerprint import FILE as BASE_FILE
-from ..engine.merged import dense_weights
-from ..engine.source import DTYPES, check_safetensors, load_config, quiet
 from ..errors import RunFolderError, UsageError
 from ..recipe import Recipe, load
 from ..runs import History
-from .card import card, generates, use_adapter, use_merged
 from .exported import check_replaceable, write_record
 from .files import save_model, save_tokenizer
+from .model_card import card, generates, use_adapter, use_merged
 from .ollama import modelfile
 from .opened import ADAPTERS, Opened, open_run
 
@@ -220,7 +220,7 @@ def _serve(recipe: Recipe, location: str, place: Place, name: str, rank: int) ->
 
 def _location(recipe: Recipe) -> str:
     """What plain transformers loads the base from."""
-    return Source(recipe.model.path).location
+    return BaseSpec(recipe.model.path).location
 
 
 # --- whole weights ---
@@ -240,7 +240,7 @@ def _merged(opened: Opened, history: History, place: Place, dtype: torch.dtype, 
     scale = max(float(row.abs().max()) for row in trained)
     model.generation_config.eos_token_id = sorted(base.eos_ids)
     save_model(model, folder)
-    tokenizer = save_tokenizer(opened.recipe, folder, base.source.trust_remote_code)
+    tokenizer = save_tokenizer(opened.recipe, folder, base.loaded.spec.trust_remote_code)
     name, use = history.name.lower(), use_merged(place.name, CAUSAL)
     text = card(opened.recipe, history, POLICY, use + generates(tokenizer, base.eos_ids), merged=difference)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -261,14 +261,17 @@ def _classifier(opened: Opened, history: History, role: str, place: Place, dtype
     base, ids, folder = opened.base, _probes(opened.base, ended=True), place.aside
     with torch.no_grad(), base.role(role, train=False):
         each = [
-            base.rewards(base.hidden(row.to(base.device)), torch.tensor([row.shape[1]]), role) for row in ids
+            base.forwards.rewards(
+                base.forwards.hidden(row.to(base.device)), torch.tensor([row.shape[1]]), role
+            )
+            for row in ids
         ]
     trained = torch.cat(each).float().cpu()
     model = _plain(opened, AutoModelForSequenceClassification, dtype, num_labels=1)
     _fill(model, base, role)
-    weight, offset = _plain_head(base.head(role))
+    weight, offset = _plain_head(base.roles.head(role))
     model.get_submodule("score").load_state_dict({"weight": weight.to(dtype)})
-    tokenizer = save_tokenizer(opened.recipe, folder, base.source.trust_remote_code, classifier=True)
+    tokenizer = save_tokenizer(opened.recipe, folder, base.loaded.spec.trust_remote_code, classifier=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.problem_type, model.config.score_offset = "regression", offset
     with torch.no_grad():
@@ -285,7 +288,7 @@ def _plain(opened: Opened, kind: Any, dtype: torch.dtype, **options: Any) -> Any
     """The base without quantization, in main memory."""
     from transformers.utils import logging
 
-    source, before = opened.base.source, logging.get_verbosity()
+    source, before = opened.base.loaded.spec, logging.get_verbosity()
     config = load_config(source)
     # That a classifier's head is new is known: it is filled next.
     logging.set_verbosity_error()
@@ -313,7 +316,7 @@ def _dequantized(base: SharedBase, kind: Any, config: Any, dtype: torch.dtype, *
     del config.quantization_config
     for key, value in options.items():
         setattr(config, key, value)
-    model = kind.from_config(config, dtype=dtype, trust_remote_code=base.source.trust_remote_code)
+    model = kind.from_config(config, dtype=dtype, trust_remote_code=base.loaded.spec.trust_remote_code)
     held = {name.replace(".base_layer.", "."): tensor for name, tensor in base.lm.state_dict().items()}
     for name, tensor in model.state_dict().items():
         if name in held and held[name].shape == tensor.shape:
@@ -324,7 +327,7 @@ def _dequantized(base: SharedBase, kind: Any, config: Any, dtype: torch.dtype, *
 @torch.no_grad()
 def _fill(model: nn.Module, base: SharedBase, role: str) -> None:
     """Put in the weights of a role: merged in float32, rounded once."""
-    for path, weight in dense_weights(base.lm, base.adapter_of(role)):
+    for path, weight in dense_weights(base.lm, base.roles.adapter_of(role)):
         place: Any = model.get_submodule(path)
         place.weight.copy_(weight)
 

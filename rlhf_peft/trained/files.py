@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..engine import Source
-from ..engine.source import quiet
+from ..engine import BaseSpec
+from ..engine.base_spec import quiet
 from ..recipe import Recipe
 
 SHARD = "4GB"
@@ -49,7 +49,7 @@ def save_tokenizer(recipe: Recipe, folder: Path, trust: bool, *, classifier: boo
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
-        Source(recipe.model.path).location, revision=recipe.model.revision, trust_remote_code=trust
+        BaseSpec(recipe.model.path).location, revision=recipe.model.revision, trust_remote_code=trust
     )
     given = recipe.model.chat_template_kwargs
     if given and isinstance(tokenizer.chat_template, str):

@@ -75,7 +75,7 @@ def modelfile(tokenizer: Any, base: SharedBase, trained_length: int | None = Non
             lines += [f'TEMPLATE """{pieces.ollama()}"""', ""]
     for token in sorted({tokenizer.convert_ids_to_tokens(i) for i in base.eos_ids}):
         lines.append(f'PARAMETER stop "{token}"')
-    lines.append(f"PARAMETER num_ctx {max(min(base.context_length, CONTEXT), trained_length or 0)}")
+    lines.append(f"PARAMETER num_ctx {max(min(base.loaded.context_length, CONTEXT), trained_length or 0)}")
     return "\n".join(lines) + "\n"
 
 

@@ -82,7 +82,7 @@ def open_run(
     problem: str | None = f"{path}: has trained no policy, so there is no reference."
     if POLICY in folders:
         problem = _load_reference(base, recipe, path, done)
-        base.load_role(POLICY, str(folders[POLICY]))
+        base.roles.load(POLICY, str(folders[POLICY]))
     left = [stage.name for stage in recipe.stages if stage.name not in done]
     if left:
         log.warning(
@@ -101,12 +101,12 @@ def _load_reference(base: SharedBase, recipe: Recipe, path: Path, done: Collecti
     last = trained[-1]
     try:
         if "policy" in last.init:
-            base.load_role(POLICY, last.init["policy"])
+            base.roles.load(POLICY, last.init["policy"])
         elif trained[:-1]:
-            base.load_role(POLICY, str(_end_of(path, recipe, last) / POLICY))
+            base.roles.load(POLICY, str(_end_of(path, recipe, last) / POLICY))
     except ModelError as error:
         return f"{path}: what the policy began as cannot be loaded: {error}"
-    base.fix_reference()
+    base.roles.freeze_reference()
     return None
 
 
@@ -120,14 +120,14 @@ def _load_rewards(base: SharedBase, recipe: Recipe, path: Path, folders: dict[st
     """The reward heads that the run has trained, else those that its last RL stage took from elsewhere."""
     own = [name for name in folders if name.startswith("reward") and (folders[name] / HEAD_FILE).is_file()]
     for name in own:
-        base.load_role(name, str(folders[name]), head=True)
+        base.roles.load(name, str(folders[name]), head=True)
     stage = next((stage for stage in reversed(recipe.stages) if isinstance(stage, RlStage)), None)
     if own or stage is None or "reward" not in stage.init:
         return own
     kept = Checkpoints(path).folder / f"{stage.name}-done"
     source = str(kept) if any((kept / ADAPTERS).glob("reward*")) else stage.init["reward"]
     try:
-        base.load_ensemble("reward", source)
+        base.roles.load_ensemble("reward", source)
     except ModelError as error:
         log.warning("%s: its reward model is not there any more: %s", path, error)
-    return [role for role in base.roles if role.startswith("reward")]
+    return [role for role in base.roles.names if role.startswith("reward")]

@@ -56,7 +56,7 @@ def ppo(case: dict[str, Any]) -> None:
             merge_rollouts=case.get("merge"),
             gradient_checkpointing=case.get("recompute", False),
         )
-        ctx.base.add_role("reward-0", head=True)
+        ctx.base.roles.add("reward-0", head=True)
         before = resident()
         forget_peak()
         rl.run(ctx.recipe.stages[0], ctx)
@@ -78,7 +78,7 @@ def longest(case: dict[str, Any]) -> None:
 
 def bandwidth(case: dict[str, Any]) -> None:
     """Bytes a second that decoding one row reads, as a share of what a copy reads and writes."""
-    from rlhf_peft.stages.view import BaseView
+    from rlhf_peft.session.policy_view import BaseView
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -92,7 +92,7 @@ def bandwidth(case: dict[str, Any]) -> None:
             Request(torch.tensor(ids), 0, i, sampler.params)
             for i, ids in enumerate(rows_of(ctx.base.tokenizer, case))
         ]
-        with ctx.base.decoder("policy") as model:
+        with ctx.base.decoding.decoder("policy") as model:
             weights = sum(p.nbytes for p in model.parameters())
         sampler.sample(asked)
         watch = Stopwatch()
@@ -114,7 +114,7 @@ def bandwidth(case: dict[str, Any]) -> None:
 
 def rollout(case: dict[str, Any]) -> None:
     """Completions alone, with the default sampler; the weights are merged within the time."""
-    from rlhf_peft.stages.view import BaseView
+    from rlhf_peft.session.policy_view import BaseView
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

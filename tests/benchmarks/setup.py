@@ -57,7 +57,7 @@ def registry_of() -> Any:
         """The benchmark's reward."""
 
         Options = NoOptions
-        roles, scope, timeout = (), "row", None
+        roles, timeout = (), None
 
         def __init__(self, options: Any) -> None: ...
 

@@ -1,7 +1,7 @@
 import pytest
 
-from rlhf_peft.engine import LoraSpec, SharedBase, Source
-from rlhf_peft.stages.view import BaseView
+from rlhf_peft.engine import BaseSpec, LoraSpec, SharedBase
+from rlhf_peft.session.policy_view import BaseView
 
 
 @pytest.fixture(scope="session")
@@ -9,7 +9,7 @@ def tiny_base():
     """The shipped model, with a policy that is not the base's."""
     import torch
 
-    base = SharedBase(Source("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    base = SharedBase(BaseSpec("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in base.model.named_parameters():

@@ -11,7 +11,7 @@ PLUGIN = """
 from rlhf_peft.plugin import Options, hookimpl
 class Mine:
     class Options(Options): pass
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
     def __init__(self, options): pass
 @hookimpl
 def rlhf_peft_register_rewards(register): register("{reward}", Mine)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rlhf_peft import cli
-from rlhf_peft.planning import cards
+from rlhf_peft.planning import gpus
 
 
 def plan(capsys, *arguments):
@@ -21,12 +21,12 @@ def test_the_quickstart_fits_a_card_and_the_items_add_up(capsys):
 def test_what_would_make_it_fit_is_found_by_planning_again(capsys, monkeypatch):
     _, roomy = plan(capsys, "quickstart", "--gpu", "8GB")
     peak = roomy["peak"]["total"]
-    monkeypatch.setattr(cards, "CONTEXT", 0)
-    code, found = plan(capsys, "quickstart", "--gpu", f"{0.9 * peak / cards.GB:.6f}GB")
+    monkeypatch.setattr(gpus, "CONTEXT", 0)
+    code, found = plan(capsys, "quickstart", "--gpu", f"{0.9 * peak / gpus.GB:.6f}GB")
     assert code == 1 and found["verdict"] == "does not fit" and found["remedies"]
     first = found["remedies"][0]
     assert first["fits"] and first["saves"] > 0
-    _, changed = plan(capsys, "quickstart", *first["overrides"], "--gpu", f"{0.9 * peak / cards.GB:.6f}GB")
+    _, changed = plan(capsys, "quickstart", *first["overrides"], "--gpu", f"{0.9 * peak / gpus.GB:.6f}GB")
     assert changed["peak"]["total"] == found["peak"]["total"] - first["saves"]
     assert changed["verdict"] != "does not fit"
 

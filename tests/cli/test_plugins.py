@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from rlhf_peft import cli, entrypoints
+from rlhf_peft import cli, entry_points
 from rlhf_peft.errors import UsageError
 from rlhf_peft.packages import KINDS, Change, Installer, installer, write
 from rlhf_peft.packages.template import module_name, registered_name
@@ -29,7 +29,7 @@ class Letters:
     class Options(Options):
         """How much."""
         scale: float = Field(1.0, gt=0, description="Of a letter.")
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
     def __init__(self, options):
         self.scale = options.scale
     async def score(self, batch):
@@ -327,7 +327,7 @@ def test_damaged_metadata_is_survived(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.syspath_prepend(str(tmp_path))
     row = listed(capsys)["odd"]
     assert row["status"] == "broken" and "ModuleNotFoundError" in row["reason"]
-    assert [point.name for point in entrypoints.points("rlhf_peft") if point.name == "odd"] == ["odd"]
+    assert [point.name for point in entry_points.points("rlhf_peft") if point.name == "odd"] == ["odd"]
 
 
 # --- installing ---

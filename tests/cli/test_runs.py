@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from rlhf_peft import diagnosis
+from rlhf_peft import doctor
 from rlhf_peft.cli import execute
 
 from ..analysis.conftest import make_run  # noqa: F401 (a fixture)
@@ -88,13 +88,12 @@ def test_the_doctor_looks_at_everything(capsys):
 
 
 def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):
-    from rlhf_peft import diagnosis
 
     def broken():
         raise ImportError("libcuda.so.1: cannot open shared object file")
         yield
 
-    monkeypatch.setattr(diagnosis, "_quantization", broken)
+    monkeypatch.setattr(doctor, "_quantization", broken)
     assert execute(["doctor"]) == 1
     assert "wrong  broken: ImportError: libcuda.so.1" in capsys.readouterr().out
 
@@ -102,17 +101,17 @@ def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):
 @pytest.fixture
 def with_versions(monkeypatch):
     """Some packages in other versions than they are, or not there at all."""
-    own = diagnosis._version
+    own = doctor._version
 
     def make(**changed):
-        monkeypatch.setattr(diagnosis, "_version", lambda name: changed.get(name, own(name)))
-        return {finding.what: finding for finding in diagnosis.checks(no_plugins=True)}
+        monkeypatch.setattr(doctor, "_version", lambda name: changed.get(name, own(name)))
+        return {finding.what: finding for finding in doctor.checks(no_plugins=True)}
 
     return make
 
 
 def test_the_doctor_compares_versions_with_those_that_were_tested(with_versions):
-    newest = diagnosis.tested()
+    newest = doctor.tested()
     assert newest["torch"] and newest["transformers"] and newest["ruff"]
     found = with_versions(transformers="5.999.0", peft="0.1.0", rich=None)
     assert found["versions"].state == "note"
@@ -132,16 +131,16 @@ def test_the_doctor_notes_what_is_newer_than_the_bounds(with_versions):
 
 
 def test_the_doctor_takes_another_build_of_what_was_tested_for_tested(with_versions):
-    newest = diagnosis.tested()["torch"]
+    newest = doctor.tested()["torch"]
     found = with_versions(torch=f"{newest}+cu130")
     assert found["torch"].state == "ok" and "torch" not in getattr(found.get("versions"), "found", "")
 
 
 def test_the_doctor_names_combinations_that_are_bad(with_versions, monkeypatch):
     monkeypatch.setattr(
-        diagnosis.importlib.metadata,
+        doctor.importlib.metadata,
         "requires",
-        lambda name, own=diagnosis.importlib.metadata.requires: (
+        lambda name, own=doctor.importlib.metadata.requires: (
             ["numpy", "torch==2.1.0"] if name == "torchvision" else own(name)
         ),
     )

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from rlhf_peft.sweep.run.grid import labels, make_cells, parse_axis
 
 from rlhf_peft import api, cli
-from rlhf_peft.cells import labels, make_cells, parse_axis
 from rlhf_peft.errors import GuardError, UsageError
 from rlhf_peft.recipe import load
 from rlhf_peft.registry import Registry

@@ -27,7 +27,6 @@ PAIRS = {**TINY, "part": "preferences"}
 SAMPLERS = {
     "cached": {},
     "hf": {},
-    "continuous": {},
     "best_of_n": {"n": 2, "of": {"name": "cached", "max_new_tokens": 6}},
 }
 
@@ -57,7 +56,7 @@ held = socket.socket()  # never closed
 
 class Told:
     Options = Options
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
     def __init__(self, options): pass
     async def score(self, batch):
         third_party.old()

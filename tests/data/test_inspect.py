@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_peft.cli import execute
 from rlhf_peft.data.inspect import inspect, model_encoder
-from rlhf_peft.engine import Source
+from rlhf_peft.engine import BaseSpec
 
 
 def write(path, rows):
@@ -73,7 +73,7 @@ def test_spreadsheets(tmp_path):
 def test_lengths_in_tokens_and_what_the_context_cuts(tmp_path):
     rows = [{"prompt": "a fox", "completion": " is happy"}, {"prompt": "a fox " * 200, "completion": " x"}]
     found = inspect(
-        write(tmp_path / "p.jsonl", rows), encoder=model_encoder(Source("builtin:tiny").location, 64)
+        write(tmp_path / "p.jsonl", rows), encoder=model_encoder(BaseSpec("builtin:tiny").location, 64)
     )
     assert found.unit == "tokens" and found.limit == 64 and found.too_long == 1
     assert len(found.lengths["prompt"]) == 2

@@ -7,9 +7,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_peft.engine import LoraSpec, SharedBase, Source
+from rlhf_peft.engine import BaseSpec, LoraSpec, SharedBase
 from rlhf_peft.engine import adapters as engine_adapters
-from rlhf_peft.engine.source import quiet
+from rlhf_peft.engine.base_spec import quiet
 
 VOCAB = 300
 PAD, EOS = 0, 2
@@ -103,7 +103,7 @@ def edit_json(path: Path, **changes) -> None:
 def load(folder: Path, quantization: str = "nf4", lora: LoraSpec | None = None, **options) -> SharedBase:
     source = {k: options.pop(k) for k in ("device", "compute_dtype", "attn_implementation") if k in options}
     return SharedBase(
-        Source(path=str(folder), quantization=quantization, **source),
+        BaseSpec(path=str(folder), quantization=quantization, **source),
         lora or LoraSpec(r=4, alpha=8),
         **options,
     )
@@ -113,10 +113,10 @@ def stir(base: SharedBase, role: str, seed: int = 1) -> None:
     """Give a role's adapter and head a random effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in engine_adapters.parameters(base.model, base.adapter_of(role)):
+        for parameter in engine_adapters.parameters(base.model, base.roles.adapter_of(role)):
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-        if role in base.heads:
-            base.heads[role].bias.fill_(0.3)
+        if role in base.roles.heads:
+            base.roles.heads[role].bias.fill_(0.3)
 
 
 def tokens(rows: int, length: int, seed: int = 5) -> torch.Tensor:
@@ -125,7 +125,7 @@ def tokens(rows: int, length: int, seed: int = 5) -> torch.Tensor:
 
 def everything(base: SharedBase) -> dict:
     """All the state that a role switch must give back."""
-    layers = base._switch.layers
+    layers = base.roles.active.layers
     return {
         "active": [tuple(layer.active_adapters) for layer in layers],
         "disabled": [layer.disable_adapters for layer in layers],
@@ -133,7 +133,7 @@ def everything(base: SharedBase) -> dict:
         "modes": [module.training for module in base.model.modules()],
         "modules": [id(module) for module in base.model.modules()],
         "parameters": [id(p) for p in base.model.parameters()],
-        "grads": [p.requires_grad for p in [*base.model.parameters(), *base.heads.parameters()]],
+        "grads": [p.requires_grad for p in [*base.model.parameters(), *base.roles.heads.parameters()]],
         "dropout": [m.p for m in base.model.modules() if isinstance(m, torch.nn.Dropout)],
-        "pinned": base._switch._pinned,
+        "pinned": base.roles.active._pinned,
     }

@@ -17,9 +17,9 @@ def base(request, folder_of):
     """A base whose policy changes nothing, and whose reward role does."""
     name, quantization = request.param
     base = load(folder_of(name), quantization)
-    base.fix_reference()
+    base.roles.freeze_reference()
     for index in range(2):
-        base.add_role(f"reward-{index}", head=True)
+        base.roles.add(f"reward-{index}", head=True)
         stir(base, f"reward-{index}", seed=index)
     return base
 
@@ -36,7 +36,7 @@ def test_the_policy_begins_as_the_base(base):
 
 
 def gradients(base, loss):
-    parameters = base.parameters("reward-0")[:-1]  # without its head
+    parameters = base.roles.parameters("reward-0")[:-1]  # without its head
     return torch.autograd.grad(loss, parameters)
 
 
@@ -44,8 +44,8 @@ def test_log_probabilities_are_those_of_the_models_own_logits(base):
     ids, temperature = tokens(3, 9), 0.7
     mask = torch.rand(3, 9, generator=torch.Generator().manual_seed(3)) < 0.7
     with base.training(["reward-0"]), base.role("reward-0"):
-        logps, entropy = base.logps(
-            base.hidden(ids), ids, mask, temperature=temperature, entropy=True, chunk=4
+        logps, entropy = base.forwards.logps(
+            base.forwards.hidden(ids), ids, mask, temperature=temperature, entropy=True, chunk=4
         )
         ours = gradients(base, logps.sum() - 0.3 * entropy.sum())
         whole = (
@@ -64,11 +64,11 @@ def test_log_probabilities_are_those_of_the_models_own_logits(base):
 def test_several_roles_at_once_equal_one_after_the_other(base):
     roles, ids = [REFERENCE, "reward-0", POLICY, "reward-1"], tokens(3, 9)
     before = everything(base)
-    together = base.hidden_of(roles, ids)
+    together = base.forwards.hidden_of(roles, ids)
     assert everything(base) == before
     for role in roles:
         with base.role(role, train=False), torch.no_grad():
-            assert torch.allclose(together[role], base.hidden(ids), atol=1e-5), role
+            assert torch.allclose(together[role], base.forwards.hidden(ids), atol=1e-5), role
     assert not torch.allclose(together["reward-0"], together["reward-1"], atol=1e-2)
 
 
@@ -76,10 +76,10 @@ def test_the_decoder_with_merged_weights_is_the_role(base):
     ids = tokens(2, 9)
     before = everything(base)
     expected = logits(base, "reward-0", ids)
-    with base.decoder("reward-0", merge=True) as model:
+    with base.decoding.decoder("reward-0", merge=True) as model:
         merged = model(input_ids=ids, use_cache=False).logits.float()
         assert not any("lora" in type(module).__module__ for module in model.modules())
-    with base.decoder("reward-0", merge=False) as model:
+    with base.decoding.decoder("reward-0", merge=False) as model:
         assert torch.equal(model(input_ids=ids, use_cache=False).logits.float(), expected)
     assert torch.allclose(merged, expected, atol=1e-4)
     assert everything(base) == before
@@ -97,11 +97,11 @@ def rows_of(base, rows, side, pad):
         ids[i, place], real[i, place] = row, True
     actions = real & (real.long().cumsum(-1) > 2)
     with base.role("reward-0", train=False), torch.no_grad():
-        hidden = base.hidden(ids, real.long() if side == "left" else None)
-        logps, _ = base.logps(hidden, ids, actions)
-        values = base.values(hidden, "reward-0")
+        hidden = base.forwards.hidden(ids, real.long() if side == "left" else None)
+        logps, _ = base.forwards.logps(hidden, ids, actions)
+        values = base.forwards.values(hidden, "reward-0")
         ends = lengths if side == "right" else torch.full_like(lengths, width)
-        rewards = base.rewards(hidden, ends, "reward-0")
+        rewards = base.forwards.rewards(hidden, ends, "reward-0")
     return [(logps[i][actions[i]], values[i][actions[i]], rewards[i]) for i in range(len(rows))]
 
 
@@ -118,14 +118,14 @@ def test_padding_and_company_change_nothing(base):
 @pytest.mark.parametrize("quantization", ["fp4", "int8"])
 def test_other_quantizations(folder_of, quantization):
     base = load(folder_of("llama"), quantization)
-    base.fix_reference()
-    base.add_role("reward-0", head=True)
+    base.roles.freeze_reference()
+    base.roles.add("reward-0", head=True)
     stir(base, "reward-0")
     test_the_policy_begins_as_the_base(base)
     test_log_probabilities_are_those_of_the_models_own_logits(base)
     ids = tokens(2, 9)
     before, expected = everything(base), logits(base, "reward-0", ids)
-    with base.decoder("reward-0", merge=True) as model:
+    with base.decoding.decoder("reward-0", merge=True) as model:
         merged = model(input_ids=ids, use_cache=False).logits.float()
     near = 1e-4 if quantization == "fp4" else 0.2  # int8 rounds activations too
     assert torch.allclose(merged, expected, atol=near)
@@ -145,19 +145,21 @@ def test_quantized_logits_are_near_the_originals(folder_of):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_half_precision_keeps_what_trains_in_full(folder_of, name):
     base = load(folder_of(name), "nf4", compute_dtype="bfloat16")
-    base.add_role("reward-0", head=True)
+    base.roles.add("reward-0", head=True)
     stir(base, "reward-0")
     ids = tokens(3, 9)
     mask = torch.ones(ids.shape, dtype=torch.bool)
-    assert base.dtype == torch.bfloat16 == base.lm_head.weight.dtype
-    assert {p.dtype for p in [*base.parameters(POLICY), *base.parameters("reward-0")]} == {torch.float32}
-    found = base.hidden_of([POLICY, "reward-0"], ids)
+    assert base.dtype == torch.bfloat16 == base.loaded.lm_head.weight.dtype
+    assert {p.dtype for p in [*base.roles.parameters(POLICY), *base.roles.parameters("reward-0")]} == {
+        torch.float32
+    }
+    found = base.forwards.hidden_of([POLICY, "reward-0"], ids)
     with base.role("reward-0", train=False), torch.no_grad():
-        assert torch.allclose(base.hidden(ids), found["reward-0"], atol=0.05)
-    logps, _ = base.logps(found["reward-0"], ids, mask)
+        assert torch.allclose(base.forwards.hidden(ids), found["reward-0"], atol=0.05)
+    logps, _ = base.forwards.logps(found["reward-0"], ids, mask)
     assert logps.dtype == torch.float32
-    assert base.values(found["reward-0"], "reward-0").dtype == torch.float32
-    with base.decoder("reward-0", merge=True) as model:
+    assert base.forwards.values(found["reward-0"], "reward-0").dtype == torch.float32
+    with base.decoding.decoder("reward-0", merge=True) as model:
         merged = model(input_ids=ids, use_cache=False).logits.float()
     expected = logits(base, "reward-0", ids)
     assert float((merged - expected).abs().mean() / expected.abs().mean()) < 0.03
@@ -181,11 +183,11 @@ def in_plain_peft(folder, adapter, ids, weights, dtype):
 def test_half_precision_is_no_further_from_double_than_plain_peft(folder_of, tmp_path, name):
     base = load(folder_of(name), "none", compute_dtype="bfloat16")
     stir(base, POLICY)
-    base.save_role(POLICY, tmp_path)
+    base.roles.save(POLICY, tmp_path)
     ids, mask = tokens(4, 48), torch.ones(4, 48, dtype=torch.bool)
     weights = torch.randn(4, 47, generator=torch.Generator().manual_seed(1))
     with base.training([POLICY]), base.role(POLICY):
-        ours = base.logps(base.hidden(ids), ids, mask)[0][:, 1:]
+        ours = base.forwards.logps(base.forwards.hidden(ids), ids, mask)[0][:, 1:]
         (ours * weights).sum().backward()
         mine = {n.replace(f".{POLICY}.", "."): p.grad for n, p in base.model.named_parameters()}
     exact, true = in_plain_peft(folder_of(name), tmp_path, ids, weights, torch.float64)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from rlhf_peft.engine import POLICY, VALUE, LoraSpec
+from rlhf_peft.engine.base_spec import quiet
 from rlhf_peft.engine.compat import compute_alike_on_every_cpu
-from rlhf_peft.engine.source import quiet
 from rlhf_peft.errors import ModelError
 
 from .support import PAD, edit_json, everything, load, stir, tokens
@@ -19,7 +19,7 @@ from .support import PAD, edit_json, everything, load, stir, tokens
 
 def hidden(base, role):
     with base.role(role, train=False), torch.no_grad():
-        return base.hidden(tokens(2, 7))
+        return base.forwards.hidden(tokens(2, 7))
 
 
 def logits(base, role):
@@ -32,7 +32,7 @@ def logits(base, role):
 def test_a_saved_role_loads_in_plain_peft(folder_of, tmp_path, name, quantization):
     base = load(folder_of(name), quantization)
     stir(base, POLICY)
-    base.save_role(POLICY, tmp_path / POLICY)
+    base.roles.save(POLICY, tmp_path / POLICY)
     options = {}
     if quantization == "nf4":
         skip = [r"model\.layers\.\d+\.mlp\.down_proj", "lm_head"] if name == "llama" else None
@@ -66,7 +66,7 @@ def test_what_is_written_does_not_depend_on_the_order_of_a_set(llama, tmp_path):
         {"v_proj", "q_proj", "up_proj", "k_proj", "down_proj", "o_proj"},
     )
     try:
-        llama.save_role(POLICY, tmp_path)
+        llama.roles.save(POLICY, tmp_path)
     finally:
         config.target_modules = before
     told = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
@@ -75,7 +75,7 @@ def test_what_is_written_does_not_depend_on_the_order_of_a_set(llama, tmp_path):
 
 def test_a_saved_role_finds_its_base(dense, tmp_path):
     stir(dense, POLICY)
-    dense.save_role(POLICY, tmp_path)
+    dense.roles.save(POLICY, tmp_path)
     with quiet():
         found = AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -86,17 +86,17 @@ def test_a_saved_role_finds_its_base(dense, tmp_path):
 def run(folder_of, tmp_path_factory):
     """A run folder with every role, and the base that saved it."""
     base = load(folder_of("llama"))
-    base.add_role("reward-0", head=True)
-    base.add_role(
+    base.roles.add("reward-0", head=True)
+    base.roles.add(
         "reward-1", head=True, lora=LoraSpec(r=3, target_modules=("q_proj", "down_proj"), use_rslora=True)
     )
-    base.add_role(VALUE, trunk="reward-0", head=True)
+    base.roles.add(VALUE, trunk="reward-0", head=True)
     for seed, role in enumerate((POLICY, "reward-0", "reward-1")):
         stir(base, role, seed)
-    base.heads["reward-1"].shift.fill_(1.5), base.heads["reward-1"].scale.fill_(0.5)
+    base.roles.heads["reward-1"].shift.fill_(1.5), base.roles.heads["reward-1"].scale.fill_(0.5)
     folder = tmp_path_factory.mktemp("run")
-    for role in base.roles:
-        base.save_role(role, folder / "adapters" / role)
+    for role in base.roles.names:
+        base.roles.save(role, folder / "adapters" / role)
     return base, folder
 
 
@@ -107,55 +107,55 @@ def test_a_role_comes_back_as_it_was_saved(run, llama, role, layout):
     head = role != POLICY
     place = folder if layout == "run" else folder / "adapters" / role
     before = everything(llama)["active"]
-    assert llama.load_role(role, str(place), head=head) == folder / "adapters" / role
+    assert llama.roles.load(role, str(place), head=head) == folder / "adapters" / role
     assert torch.equal(hidden(llama, role), hidden(base, role))
-    assert everything(llama)["active"] == before[:1] * len(llama._switch.layers)
-    assert not any(p.requires_grad for p in [*llama.model.parameters(), *llama.heads.parameters()])
+    assert everything(llama)["active"] == before[:1] * len(llama.roles.active.layers)
+    assert not any(p.requires_grad for p in [*llama.model.parameters(), *llama.roles.heads.parameters()])
     if head:
-        mine, theirs = llama.heads[role].state_dict(), base.heads[role].state_dict()
+        mine, theirs = llama.roles.heads[role].state_dict(), base.roles.heads[role].state_dict()
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    assert llama.load_role("judge", str(folder / "adapters" / role), head=head)
+    assert llama.roles.load("judge", str(folder / "adapters" / role), head=head)
     assert torch.equal(hidden(llama, "judge"), hidden(base, role))
 
 
 def test_a_run_with_one_reward_may_call_it_so(run, llama, tmp_path):
     _, folder = run
     shutil.copytree(folder / "adapters" / "reward-0", tmp_path / "adapters" / "reward")
-    assert llama.load_role("reward-0", str(tmp_path), head=True).name == "reward"
-    assert llama.load_role("reward", str(folder), head=True).name == "reward-0"
+    assert llama.roles.load("reward-0", str(tmp_path), head=True).name == "reward"
+    assert llama.roles.load("reward", str(folder), head=True).name == "reward-0"
     with pytest.raises(ModelError, match=r"init.reward: .* reward-3 \(adapters/reward-3/\)"):
-        llama.load_role("reward-3", str(folder), head=True)
+        llama.roles.load("reward-3", str(folder), head=True)
 
 
 def test_a_whole_ensemble_is_taken_in(run, llama):
     base, folder = run
     for name in ("reward-0", "reward-7"):
-        llama.add_role(name, head=True)
-    assert llama.load_ensemble("reward", str(folder)) == ["reward-0", "reward-1"]
-    assert [role for role in llama.roles if role.startswith("reward")] == ["reward-0", "reward-1"]
+        llama.roles.add(name, head=True)
+    assert llama.roles.load_ensemble("reward", str(folder)) == ["reward-0", "reward-1"]
+    assert [role for role in llama.roles.names if role.startswith("reward")] == ["reward-0", "reward-1"]
     for role in ("reward-0", "reward-1"):
         assert torch.equal(hidden(llama, role), hidden(base, role))
-    assert llama.load_ensemble("reward", str(folder / "adapters" / "reward-1")) == ["reward-0"]
+    assert llama.roles.load_ensemble("reward", str(folder / "adapters" / "reward-1")) == ["reward-0"]
     assert torch.equal(hidden(llama, "reward-0"), hidden(base, "reward-1"))
-    assert "reward-1" not in llama.roles
+    assert "reward-1" not in llama.roles.names
 
 
 def test_the_raw_base_is_always_a_role(llama):
-    assert llama.adapter_of("base") is None
+    assert llama.roles.adapter_of("base") is None
 
 
 def test_the_policy_may_be_loaded_after_other_roles(run, llama):
     base, folder = run
-    llama.load_role("reward-0", str(folder), head=True)
-    llama.load_role(POLICY, str(folder))
+    llama.roles.load("reward-0", str(folder), head=True)
+    llama.roles.load(POLICY, str(folder))
     assert torch.equal(hidden(llama, POLICY), hidden(base, POLICY))
     assert torch.equal(hidden(llama, "reward-0"), hidden(base, "reward-0"))
 
 
 def test_a_head_is_not_left_from_an_earlier_save(run, tmp_path):
     base, _ = run
-    base.save_role("reward-0", tmp_path)
-    base.save_role(POLICY, tmp_path)
+    base.roles.save("reward-0", tmp_path)
+    base.roles.save(POLICY, tmp_path)
     assert not (tmp_path / "head.safetensors").exists()
 
 
@@ -172,9 +172,9 @@ def refused(base, folder, match, role="reward-0", head=True):
     stir(base, POLICY)
     before, start = everything(base), hidden(base, POLICY)
     with pytest.raises(ModelError, match=match):
-        base.load_role(role, str(folder), head=head)
+        base.roles.load(role, str(folder), head=head)
     assert everything(base) == before and torch.equal(hidden(base, POLICY), start)
-    assert set(base.roles) == {POLICY} and list(base.model.peft_config) == [POLICY]
+    assert set(base.roles.names) == {POLICY} and list(base.model.peft_config) == [POLICY]
 
 
 def test_an_adapter_of_another_base(run, folder_of):
@@ -269,9 +269,9 @@ def test_adapters_that_are_no_lora(llama, stored):
 
 
 def test_the_raw_base_cannot_be_saved(llama, tmp_path):
-    llama.fix_reference()
+    llama.roles.freeze_reference()
     with pytest.raises(ModelError, match="reference is the raw base"):
-        llama.save_role("reference", tmp_path / "reference")
+        llama.roles.save("reference", tmp_path / "reference")
     assert not (tmp_path / "reference").exists()
 
 
@@ -290,13 +290,13 @@ def test_a_sequence_classifier_is_taken_in_as_a_reward(folder_of, dense, tmp_pat
     if labels == 2:
         refused(dense, tmp_path, r"\[2, 64\].*one score a row")
         return
-    dense.load_role("reward-0", str(tmp_path), head=True)
+    dense.roles.load("reward-0", str(tmp_path), head=True)
     ids = tokens(3, 9)
     ids[1, 6:] = PAD
     with torch.no_grad(), dense.role("reward-0", train=False):
         expected = peft(input_ids=ids, attention_mask=(ids != PAD).long()).logits[:, 0]
-        found = dense.rewards(dense.hidden(ids), torch.tensor([9, 6, 9]), "reward-0")
+        found = dense.forwards.rewards(dense.forwards.hidden(ids), torch.tensor([9, 6, 9]), "reward-0")
     assert torch.allclose(found, expected, atol=1e-5)
-    dense.save_role("reward-0", tmp_path / "again")
-    dense.load_role("reward-1", str(tmp_path / "again"), head=True)
+    dense.roles.save("reward-0", tmp_path / "again")
+    dense.roles.load("reward-1", str(tmp_path / "again"), head=True)
     assert torch.equal(hidden(dense, "reward-1"), hidden(dense, "reward-0"))

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf_peft.engine import Source
+from rlhf_peft.engine import BaseSpec
 from rlhf_peft.engine.ends import end_ids, turn_end
 
 
 @pytest.fixture
 def tokenizer():
-    return AutoTokenizer.from_pretrained(Source("builtin:tiny").location)
+    return AutoTokenizer.from_pretrained(BaseSpec("builtin:tiny").location)
 
 
 def template(turn: str) -> str:

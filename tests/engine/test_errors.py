@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from rlhf_peft.engine import LoraSpec, SharedBase, Source
+from rlhf_peft.engine import BaseSpec, LoraSpec, SharedBase
 from rlhf_peft.engine.quantize import _check_stored
 from rlhf_peft.errors import ModelError
 
@@ -106,7 +106,7 @@ def test_models_that_are_stored_in_a_form_that_cannot_be_merged(spoiled, method)
     model = AutoModelForCausalLM.from_config(config("llama"))
     model.config.quantization_config = {"quant_method": method}
     with pytest.raises(ModelError, match=f"{method}.* cannot be merged .* unquantized original"):
-        _check_stored(model, Source(str(spoiled)))
+        _check_stored(model, BaseSpec(str(spoiled)))
 
 
 def test_models_of_which_nothing_can_be_quantized(folder_of):
@@ -124,7 +124,7 @@ def test_layers_that_stay_unquantized_are_named(folder_of, caplog):
         for n, m in base.lm.named_modules()
         if type(m).__module__.startswith("bitsandbytes")
     }
-    assert type(base.trunk.layers[0].mlp.down_proj.base_layer) is torch.nn.Linear
+    assert type(base.loaded.trunk.layers[0].mlp.down_proj.base_layer) is torch.nn.Linear
     assert kinds == {"base_layer"} and type(base.lm.lm_head) is torch.nn.Linear
 
 
@@ -149,8 +149,8 @@ def test_adapters_on_layers_that_cannot_have_them(folder_of, llama, targets, par
     lora = LoraSpec(r=4, target_modules=targets)
     refused(folder_of("llama"), "lora.target_modules", *parts, lora=lora)
     with pytest.raises(ModelError, match=r"lora\.target_modules"):
-        llama.add_role("reward-0", lora=lora)
-    assert llama.roles == ["policy"] and list(llama.model.peft_config) == ["policy"]
+        llama.roles.add("reward-0", lora=lora)
+    assert llama.roles.names == ["policy"] and list(llama.model.peft_config) == ["policy"]
 
 
 def test_weights_that_are_damaged_or_not_all_there(spoiled):
@@ -218,8 +218,8 @@ def test_loading_shows_no_progress_bars(folder_of, capsys):
 
 
 def test_the_shipped_model_loads():
-    base = SharedBase(Source(path="builtin:tiny"), LoraSpec(r=4))
+    base = SharedBase(BaseSpec(path="builtin:tiny"), LoraSpec(r=4))
     assert base.tokenizer.eos_token_id in base.eos_ids
-    assert all("Linear4bit" in type(layer).__name__ for layer in base._switch.layers)
+    assert all("Linear4bit" in type(layer).__name__ for layer in base.roles.active.layers)
     config = base.model.peft_config["policy"]
     assert config.base_model_name_or_path == "builtin:tiny"

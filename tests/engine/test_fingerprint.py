@@ -20,7 +20,7 @@ def trained(folder_of, tmp_path):
     """A policy that was trained on the NF4 base, saved."""
     base = load(folder_of("llama"), "nf4")
     stir(base, POLICY)
-    base.save_role(POLICY, tmp_path / "saved")
+    base.roles.save(POLICY, tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -33,7 +33,7 @@ def copied(folder_of, tmp_path):
 def test_the_same_weights_elsewhere_are_the_same_base(folder_of, tmp_path, trained):
     folder = copied(folder_of, tmp_path)
     edit_json(folder / "config.json", transformers_version="5.0.0")
-    load(folder, "nf4").load_role("reference", str(trained))
+    load(folder, "nf4").roles.load("reference", str(trained))
 
 
 def other_weights(folder):
@@ -69,29 +69,29 @@ def test_another_base_is_refused_unless_it_is_accepted_by_name(
     change(folder)
     base = load(folder, quantization)
     with pytest.raises(ModelError, match=rf"saved: was trained on {told}.*--allow-changed {name}"):
-        base.load_role("reference", str(trained))
-    assert "reference" not in base.roles
-    load(folder, quantization, accepted=(name,)).load_role("reference", str(trained))
+        base.roles.load("reference", str(trained))
+    assert "reference" not in base.roles.names
+    load(folder, quantization, accepted=(name,)).roles.load("reference", str(trained))
 
 
 def test_a_head_knows_its_base_too(folder_of, tmp_path):
     base = load(folder_of("llama"), "nf4")
-    base.add_role("reward-0", head=True)
-    base.save_role("reward-0", tmp_path / "reward-0")
+    base.roles.add("reward-0", head=True)
+    base.roles.save("reward-0", tmp_path / "reward-0")
     with pytest.raises(ModelError, match="another quantization"):
-        load(folder_of("llama"), "none").load_role("reward-0", str(tmp_path / "reward-0"), head=True)
+        load(folder_of("llama"), "none").roles.load("reward-0", str(tmp_path / "reward-0"), head=True)
 
 
 def test_what_others_made_carries_none_and_is_taken(folder_of, trained):
     (trained / FILE).unlink()
-    load(folder_of("llama"), "none").load_role("reference", str(trained))
+    load(folder_of("llama"), "none").roles.load("reference", str(trained))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"base": 1}', "\x00", "[" * 100_000])
 def test_a_damaged_fingerprint_is_named(folder_of, trained, text):
     (trained / FILE).write_text(text)
     with pytest.raises(ModelError, match=r"base\.json"):
-        load(folder_of("llama"), "nf4").load_role("reference", str(trained))
+        load(folder_of("llama"), "nf4").roles.load("reference", str(trained))
 
 
 def test_of_large_files_blocks_all_over_are_read(tmp_path, monkeypatch):

@@ -46,11 +46,11 @@ KEYS = (
 def saved(folder_of, tmp_path_factory):
     """A base, and the folder of a reward that was saved from it."""
     base = load(folder_of("llama"))
-    base.add_role("reward-0", head=True)
+    base.roles.add("reward-0", head=True)
     stir(base, "reward-0")
     folder = tmp_path_factory.mktemp("saved")
-    base.save_role("reward-0", folder)
-    base.remove_role("reward-0")
+    base.roles.save("reward-0", folder)
+    base.roles.remove("reward-0")
     return base, folder
 
 
@@ -61,17 +61,17 @@ def loads_or_says_why(saved, tmp_path, change):
     shutil.copytree(folder, broken)
     change(broken)
     before = everything(base)
-    weights = [p.detach().clone() for p in base.parameters(POLICY)]
+    weights = [p.detach().clone() for p in base.roles.parameters(POLICY)]
     try:
-        base.load_role("reward-0", str(broken), head=True)
+        base.roles.load("reward-0", str(broken), head=True)
     except ModelError as error:
         assert "broken" in str(error)
-    base.remove_role("reward-0")
+    base.roles.remove("reward-0")
     after = everything(base)
     assert {k: v for k, v in after.items() if k not in ("modules",)} == {
         k: v for k, v in before.items() if k not in ("modules",)
     }
-    assert all(torch.equal(a, b) for a, b in zip(weights, base.parameters(POLICY), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, base.roles.parameters(POLICY), strict=True))
 
 
 @FUZZ

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_peft.engine import POLICY, VALUE, LoraSpec
-from rlhf_peft.engine.merged import dense_weight
+from rlhf_peft.engine.fast.dense_weights import dense_weight
 
 from .support import load, stir, tokens
 
@@ -18,7 +18,7 @@ from .support import load, stir, tokens
 def policy_gradient(base, ids, attention_mask=None, keep=None):
     mask = torch.ones(ids.shape, dtype=torch.bool) if keep is None else keep
     with base.training([POLICY]) as parameters, base.role(POLICY):
-        logps, _ = base.logps(base.hidden(ids, attention_mask), ids, mask)
+        logps, _ = base.forwards.logps(base.forwards.hidden(ids, attention_mask), ids, mask)
         return [g.clone() for g in torch.autograd.grad(logps.sum(), parameters)]
 
 
@@ -32,7 +32,7 @@ def flat(tensors):
 
 def undone(base):
     """The same base with every quantized weight as a dense float32 one, adapters shared in value."""
-    dense = load(base.source.path, "none")
+    dense = load(base.loaded.spec.path, "none")
     for name, module in base.lm.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             other = dense.lm.get_submodule(name)
@@ -41,7 +41,7 @@ def undone(base):
                 weight.T.contiguous() if other.weight.shape != weight.shape else weight.clone()
             )
             assert torch.equal(dense_weight(other), weight)
-    for mine, theirs in zip(dense.parameters(POLICY), base.parameters(POLICY), strict=True):
+    for mine, theirs in zip(dense.roles.parameters(POLICY), base.roles.parameters(POLICY), strict=True):
         mine.data = theirs.data.clone()
     return dense
 
@@ -57,9 +57,9 @@ def test_gradients_over_four_bits_are_those_over_the_dequantized_weights(folder_
 
     with base.role(POLICY, train=False), torch.no_grad():
         base.lm(input_ids=ids)
-    with base.decoder(POLICY, merge=False) as model:
+    with base.decoding.decoder(POLICY, merge=False) as model:
         model(input_ids=ids)
-    base.hidden_of([POLICY], ids)
+    base.forwards.hidden_of([POLICY], ids)
     assert cosine(policy_gradient(base, ids), expected) > 0.999
     assert linear and not any(module.support_avx512bf16_for_cpu for module in linear)
 
@@ -83,13 +83,13 @@ def test_gradients_do_not_depend_on_the_side_of_the_padding(folder_of):
 def two_roles(folder, trunk, **options):
     base = load(folder, "none", **options)
     stir(base, POLICY, seed=1)
-    base.add_role("reward-0", head=True)
+    base.roles.add("reward-0", head=True)
     stir(base, "reward-0", seed=2)
     like = None if trunk in (POLICY, "reward-0") else "reward-0"
-    base.add_role(VALUE, like=like, trunk=None if trunk == "own" else trunk, head=True)
+    base.roles.add(VALUE, like=like, trunk=None if trunk == "own" else trunk, head=True)
     if trunk == "own":
         stir(base, VALUE, seed=3)
-    base.heads[VALUE].load_state_dict(base.heads["reward-0"].state_dict())
+    base.roles.heads[VALUE].load_state_dict(base.roles.heads["reward-0"].state_dict())
     return base
 
 
@@ -99,9 +99,9 @@ def step(base, roles=(POLICY, VALUE)):
     mask = torch.ones(ids.shape, dtype=torch.bool)
     with base.training(roles) as parameters:
         with base.role(POLICY):
-            logps, _ = base.logps(base.hidden(ids), ids, mask)
+            logps, _ = base.forwards.logps(base.forwards.hidden(ids), ids, mask)
         with base.role(VALUE):
-            values = base.values(base.hidden(ids))
+            values = base.forwards.values(base.forwards.hidden(ids))
         with base.role("reward-0"):
             (logps.sum() + values.square().sum()).backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
@@ -129,8 +129,8 @@ def test_checkpointing_changes_no_gradient(folder_of, trunk, roles):
 def test_checkpointing_recomputes_each_role(folder_of):
     base = two_roles(folder_of("llama"), "own", gradient_checkpointing=True)
     calls = []
-    handle = base.trunk.layers[0].mlp.register_forward_pre_hook(
-        lambda *_: calls.append(base._switch.active.adapters)
+    handle = base.loaded.trunk.layers[0].mlp.register_forward_pre_hook(
+        lambda *_: calls.append(base.roles.active.state.adapters)
     )
     step(base)
     handle.remove()
@@ -159,7 +159,7 @@ def test_recomputation_is_in_the_mode_of_the_forward_and_can_be_repeated(folder_
         torch.manual_seed(0)
         with each.training([POLICY]) as parameters:
             with each.role(POLICY):
-                loss = each.hidden(ids).square().sum()
+                loss = each.forwards.hidden(ids).square().sum()
             with each.role(POLICY, train=False):
                 first = torch.autograd.grad(loss, parameters, retain_graph=True)
                 assert close(torch.autograd.grad(loss, parameters), first)
@@ -189,12 +189,12 @@ def test_log_probabilities_hold_no_logits_of_a_batch(folder_of):
     ids = tokens(12, 32)
     mask, vocabulary, chunk = torch.ones(ids.shape, dtype=torch.bool), 20000, 8
     with base.training([POLICY]), base.role(POLICY):
-        hidden = base.hidden(ids)
+        hidden = base.forwards.hidden(ids)
         with Largest() as forward:
-            logps, entropy = base.logps(hidden, ids, mask, entropy=True, chunk=chunk)
+            logps, entropy = base.forwards.logps(hidden, ids, mask, entropy=True, chunk=chunk)
         with Largest() as backward:
-            torch.autograd.grad((logps + entropy).sum(), base.parameters(POLICY))
-    allowed = max(chunk * vocabulary, base.lm_head.weight.numel())
+            torch.autograd.grad((logps + entropy).sum(), base.roles.parameters(POLICY))
+    allowed = max(chunk * vocabulary, base.loaded.lm_head.weight.numel())
     assert chunk * vocabulary <= forward.elements <= allowed
     assert chunk * vocabulary <= backward.elements <= allowed
     assert allowed < ids.numel() * vocabulary / 4

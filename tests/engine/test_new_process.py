@@ -18,9 +18,9 @@ torch.set_num_threads(1)
 from tests.engine.support import load
 from tests.engine.test_new_process import said
 base = load(sys.argv[1], sys.argv[2])
-base.load_role("policy", sys.argv[3])
+base.roles.load("policy", sys.argv[3])
 for name in ("reward-0", "value"):
-    base.load_role(name, sys.argv[3], head=True)
+    base.roles.load(name, sys.argv[3], head=True)
 print(*said(base))
 """
 
@@ -33,21 +33,21 @@ def said(base):
             found.append(base.lm(input_ids=ids).logits)
         for name in ("reward-0", VALUE):
             with base.role(name, train=False):
-                hidden = base.hidden(ids)
-            found.append(base.rewards(hidden, torch.tensor([11, 7, 9]), name))
+                hidden = base.forwards.hidden(ids)
+            found.append(base.forwards.rewards(hidden, torch.tensor([11, 7, 9]), name))
             if name == VALUE:
-                found.append(base.values(hidden))
+                found.append(base.forwards.values(hidden))
     return [hashlib.sha256(values.float().numpy().tobytes()).hexdigest() for values in found]
 
 
 @pytest.mark.parametrize("quantization", ["nf4", pytest.param("none", marks=pytest.mark.slow)])
 def test_in_a_new_process_everything_is_the_same(folder_of, tmp_path, quantization):
     base = load(folder_of("llama"), quantization)
-    base.add_role("reward-0", head=True)
-    base.add_role(VALUE, head=True)
+    base.roles.add("reward-0", head=True)
+    base.roles.add(VALUE, head=True)
     for number, name in enumerate((POLICY, "reward-0", VALUE)):
         stir(base, name, seed=number)
-        base.save_role(name, tmp_path / "adapters" / name)
+        base.roles.save(name, tmp_path / "adapters" / name)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     expected = said(base)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 from rlhf_peft.engine import POLICY, LoraSpec
-from rlhf_peft.engine.source import quiet
+from rlhf_peft.engine.base_spec import quiet
 from rlhf_peft.engine.targets import targets_of
 from rlhf_peft.errors import ModelError
 from rlhf_peft.planning.shape import of_model
@@ -50,8 +50,8 @@ uncalled = pytest.mark.skipif(_calls_dt_proj(), reason="this transformers calls 
 )
 def test_layers_that_cannot_carry_an_adapter_are_left_out_and_named(folder_of, caplog, name, without, reason):
     base = load(folder_of(name), "none")
-    assert without <= short(base.targets.unable) and not without & short(base.targets.able)
-    assert set(base.model.peft_config[POLICY].target_modules) == set(base.targets.able)
+    assert without <= short(base.roles.targets.unable) and not without & short(base.roles.targets.able)
+    assert set(base.model.peft_config[POLICY].target_modules) == set(base.roles.targets.able)
     (sentence,) = told(caplog)
     assert "all-linear" in sentence and reason in sentence
     assert all(name in sentence.split("stay without one")[1] for name in without)
@@ -109,7 +109,7 @@ def test_a_pattern_goes_on_those_of_its_layers_that_can(folder_of, caplog, targe
 def test_what_is_saved_loads_with_peft_and_says_the_same(folder_of, tmp_path, name):
     base = load(folder_of(name), "none")
     stir(base, POLICY)
-    base.save_role(POLICY, tmp_path / "adapter")
+    base.roles.save(POLICY, tmp_path / "adapter")
     ids = tokens(2, 9)
     with base.role(POLICY, train=False), torch.no_grad():
         expected = base.lm(input_ids=ids, use_cache=False).logits
@@ -118,7 +118,7 @@ def test_what_is_saved_loads_with_peft_and_says_the_same(folder_of, tmp_path, na
     loaded = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     with torch.no_grad():
         assert torch.allclose(loaded(input_ids=ids, use_cache=False).logits, expected, atol=1e-4)
-    base.load_role(POLICY, str(tmp_path / "adapter"))
+    base.roles.load(POLICY, str(tmp_path / "adapter"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import time
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf_peft.engine import Source
+from rlhf_peft.engine import BaseSpec
 from rlhf_peft.engine import templates as module
 from rlhf_peft.engine.templates import TemplateRefused, render
 
@@ -20,7 +20,7 @@ PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(Source("builtin:tiny").location)
+    return AutoTokenizer.from_pretrained(BaseSpec("builtin:tiny").location)
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler
+from rlhf_peft.builtin.samplers.cached import CachedSampler
 from rlhf_peft.engine import POLICY
-from rlhf_peft.engine.source import quiet
+from rlhf_peft.engine.base_spec import quiet
+from rlhf_peft.kit.sampling import LocalOptions
 from rlhf_peft.plugin import Request, SamplingParams
-from rlhf_peft.stages.view import BaseView
+from rlhf_peft.session.policy_view import BaseView
 
 from .support import ARCHITECTURES, load, save_model, stir, tokens
 from .zoo import ZOO
@@ -52,10 +53,10 @@ def test_its_log_probabilities_are_those_of_plain_transformers(model):
     with quiet(), torch.no_grad():
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         whole = plain(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-    base.add_role("fresh")
+    base.roles.add("fresh")
     with base.role("fresh", train=False), torch.no_grad():
-        ours, _ = base.logps(base.hidden(ids), ids, mask)
-    base.remove_role("fresh")
+        ours, _ = base.forwards.logps(base.forwards.hidden(ids), ids, mask)
+    base.roles.remove("fresh")
     assert near(ours[:, 1:], whole[:, :-1].gather(-1, ids[:, 1:, None])[..., 0])
 
 
@@ -63,18 +64,18 @@ def test_every_adapter_of_all_linear_is_trained(model):
     _, _, base = model
     ids, mask = tokens(3, 9), torch.ones(3, 9, dtype=torch.bool)
     with base.training([POLICY]) as parameters, base.role(POLICY):
-        base.logps(base.hidden(ids), ids, mask)[0].sum().backward()
+        base.forwards.logps(base.forwards.hidden(ids), ids, mask)[0].sum().backward()
         silent = [p.shape for p in parameters if p.grad is None or not bool(p.grad.any())]
         for parameter in parameters:
             parameter.grad = None
-    assert len(parameters) == 2 * len(base.targets.able) > 0 and not silent
+    assert len(parameters) == 2 * len(base.roles.targets.able) > 0 and not silent
 
 
 def test_merged_weights_give_the_same_logits(model):
     _, _, base = model
     ids = tokens(3, 9)
     expected = logits(base, ids)
-    with base.decoder(POLICY, merge=True) as merged:
+    with base.decoding.decoder(POLICY, merge=True) as merged:
         assert near(merged(input_ids=ids, use_cache=False).logits.float(), expected)
 
 
@@ -82,7 +83,7 @@ def test_merged_weights_give_the_same_logits(model):
 def test_the_default_sampler_writes_what_the_policy_says(model, merge, caplog):
     name, _, base = model
     base.merge_rollouts = merge
-    sampler = CachedSampler(CachedOptions(max_new_tokens=8))
+    sampler = CachedSampler(LocalOptions(max_new_tokens=8))
     sampler.sync(BaseView(base), 0)
     prompts = [tokens(1, length, seed=length)[0] for length in (3, 7, 5, 7)]
     asked = [
@@ -95,7 +96,7 @@ def test_the_default_sampler_writes_what_the_policy_says(model, merge, caplog):
         rollouts[0].input_ids, rollouts[0].action_mask, rollouts[0].sampler_logps, strict=True
     ):
         with base.role(POLICY, train=False), torch.no_grad():
-            expected, _ = base.logps(base.hidden(ids[None]), ids[None], mask[None])
+            expected, _ = base.forwards.logps(base.forwards.hidden(ids[None]), ids[None], mask[None])
         assert torch.allclose(expected[0], said, atol=1e-3)
     told = [record.getMessage() for record in caplog.records if "sampler cached" in record.getMessage()]
     assert len(told) == (name in STATES), told

@@ -9,7 +9,7 @@ import pytest
 from rlhf_peft.data.encode import Encoder
 from rlhf_peft.data.load import load_rows
 from rlhf_peft.data.prompts import encode_pairs
-from rlhf_peft.engine import Source
+from rlhf_peft.engine import BaseSpec
 from rlhf_peft.labelling.files import from_file, write_rows
 from rlhf_peft.labelling.results import preferences
 from rlhf_peft.labelling.store import Store
@@ -57,7 +57,7 @@ def test_a_reward_model_reads_the_same_pair_before_and_after(tmp_path, row):
     from transformers import AutoTokenizer
 
     out = there_and_back(tmp_path, row)
-    encoder = Encoder(AutoTokenizer.from_pretrained(Source("builtin:tiny").location))
+    encoder = Encoder(AutoTokenizer.from_pretrained(BaseSpec("builtin:tiny").location))
     before, after = (encode_pairs(load_rows(path=path), encoder)[0] for path in (tmp_path / "in.jsonl", out))
     assert before.chosen_ids.equal(after.chosen_ids) and before.rejected_ids.equal(after.rejected_ids)
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from rlhf_peft.planning import plan as planning
-from rlhf_peft.planning.cards import Budget
 from rlhf_peft.planning.forecast import forecast
+from rlhf_peft.planning.gpus import Budget
 from rlhf_peft.recipe import load
 from rlhf_peft.registry import Registry
 

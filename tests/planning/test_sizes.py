@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_peft.errors import UsageError
 from rlhf_peft.planning import sizes
-from rlhf_peft.planning.cards import GB, parse_gpu
+from rlhf_peft.planning.gpus import GB, parse_gpu
 from rlhf_peft.planning.shape import of_model
 
 
@@ -31,9 +31,9 @@ LINEAR = 64 * 64 * 2 + 64 * 32 * 2 + 64 * 128 * 3
 
 
 def test_parameters_are_counted_once_where_they_are_tied(llama):
-    assert llama.parameters == 2 * LINEAR + 100 * 64 + 5 * 64
+    assert llama.roles.parameters == 2 * LINEAR + 100 * 64 + 5 * 64
     assert llama.plain == 100 * 64 + 5 * 64
-    assert (llama.gated, llama.shares, llama.head_size) == (True, True, 16) and llama.lean
+    assert (llama.gated, llama.forwards.shares, llama.head_size) == (True, True, 16) and llama.lean
 
 
 def test_weights_in_4_bits(llama):
@@ -47,13 +47,13 @@ def test_weights_in_4_bits(llama):
 
 def test_lora_goes_where_peft_puts_it(llama):
     whole = 2 * 8 * (2 * 128 + 2 * 96 + 3 * 192)
-    assert sizes.lora_values(llama.targets("all-linear"), 8) == whole
-    assert sizes.lora_values(llama.targets(["q_proj", "k_proj"]), 8) == 2 * 8 * (128 + 96)
-    assert len(llama.targets(r".*\.0\.mlp\..*")) == 3
+    assert sizes.lora_values(llama.roles.targets("all-linear"), 8) == whole
+    assert sizes.lora_values(llama.roles.targets(["q_proj", "k_proj"]), 8) == 2 * 8 * (128 + 96)
+    assert len(llama.roles.targets(r".*\.0\.mlp\..*")) == 3
 
 
 def test_optimizer_state(llama):
-    layers = llama.targets(["q_proj"])
+    layers = llama.roles.targets(["q_proj"])
     assert sizes.optimizer_bytes(layers, 8, 65, "adamw") == 8 * (2 * 2 * 8 * 64 + 65)
     assert sizes.optimizer_bytes(layers, 8, 0, "adamw_8bit") == 8 * 2 * 2 * 8 * 64
     assert sizes.optimizer_bytes(layers, 64, 0, "adamw_8bit") == 2 * 2 * (2 * 4096 + 8 * 16)

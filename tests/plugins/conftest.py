@@ -87,7 +87,7 @@ class Length:
     """Longer is better."""
     class Options(Options):
         """None."""
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
     def __init__(self, options):
         pass
     async def score(self, batch):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlhf_peft import entrypoints
+from rlhf_peft import entry_points
 from rlhf_peft.cli import execute
 from rlhf_peft.hookspecs import HookSpecs
 from rlhf_peft.packages import KINDS
@@ -39,5 +39,5 @@ def test_every_hook_package_group_and_kind_is_named():
         assert f"`{hook}(" in GUIDE
     for path in PACKAGES:
         assert f"[{path.name}]({path.name})" in GUIDE
-    for word in (entrypoints.COMMANDS, entrypoints.RECIPES, entrypoints.DISABLE, *KINDS):
+    for word in (entry_points.COMMANDS, entry_points.RECIPES, entry_points.DISABLE, *KINDS):
         assert word in GUIDE

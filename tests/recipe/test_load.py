@@ -254,10 +254,11 @@ def test_rewards_of_the_command_line_are_added_where_they_are_not_named(recipe_f
     assert [entry.name for entry in bare.stages[1].rewards] == ["mine"]
 
 
-def test_a_stages_lora_overrides_only_what_it_names(recipe_file):
-    recipe = load(recipe_file, ["lora.r=4", "lora.alpha=9", "stages.sft.lora.r=2"])
-    assert (recipe.stages[0].lora.r, recipe.stages[0].lora.alpha) == (2, 9.0)
-    assert recipe.stages[1].lora is None
+def test_a_reward_models_lora_overrides_only_what_it_names():
+    recipe = load("reward-model", ["lora.r=4", "lora.alpha=9", "stages.reward_model.lora.r=2"])
+    (stage,) = [stage for stage in recipe.stages if stage.stage == "reward_model"]
+    assert (stage.lora.r, stage.lora.alpha) == (2, 9.0)
+    assert load("reward-model").stages[0].lora is None
 
 
 def test_numbers_written_as_text_are_numbers_and_text_stays_text(recipe_file):

@@ -31,9 +31,9 @@ def test_values_are_yaml_and_items_have_names(recipe_file):
 
 def test_a_renamed_stage_goes_by_its_name_and_by_its_kind(recipe_file):
     recipe = load(
-        recipe_file, ["stages.rl.name=rl.two", "stages.rl.two.max_steps=2", "stages.rl.batch_size=4"]
+        recipe_file, ["stages.rl.name=rl.two", "stages.rl.two.max_steps=2", "stages.rl.prompts_per_step=4"]
     )
-    assert (recipe.stages[1].max_steps, recipe.stages[1].batch_size) == (2, 4)
+    assert (recipe.stages[1].max_steps, recipe.stages[1].prompts_per_step) == (2, 4)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from rlhf_peft.recipe import Recipe, document, dump, edited, json_schema, load, 
 from rlhf_peft.recipe.messages import STAGES, keys_of
 from rlhf_peft.recipe.places import section_at
 from rlhf_peft.recipe.schema import Model
-from rlhf_peft.recipe.trl_names import OURS
+from rlhf_peft.recipe.trl.names import OURS
 
 from .conftest import GRPO, OPTIONS
 

@@ -126,7 +126,7 @@ def test_killed_inside_a_save(tmp_path, whole, touch):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, whole, monkeypatch):
-    from rlhf_peft.stages import saver
+    from rlhf_peft.session import saver
 
     recipe = pipeline(tmp_path)
     original, left = saver.save_file, [9]

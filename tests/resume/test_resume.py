@@ -306,7 +306,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_replaced(tmp_path, whole):
 
 
 def test_a_figure_that_is_not_a_number_is_never_the_best(tmp_path, whole):
-    from rlhf_peft.stages.saver import Moment, Saver
+    from rlhf_peft.session.saver import Moment, Saver
 
     saver = Saver(None, None, None, {})
     moment = lambda step: Moment("rl", step, {}, {}, {}, {}, {}, {}, [])  # noqa: E731

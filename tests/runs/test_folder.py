@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from rlhf_peft.errors import RunFolderError
+from rlhf_peft.redact import scrub
 from rlhf_peft.runs import RunFolder, read_manifest, read_metrics, read_samples
 from rlhf_peft.runs.manifest import sha256
-from rlhf_peft.scrub import scrub
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_peft.engine import POLICY, LoraSpec, SharedBase, Source
+from rlhf_peft.engine import POLICY, BaseSpec, LoraSpec, SharedBase
 from rlhf_peft.recipe.schema import Recipe
 from rlhf_peft.registry import Registry
 from rlhf_peft.runs import RunFolder
-from rlhf_peft.stages.context import Context
+from rlhf_peft.session.context import Context
 
 THINGS = ("fox", "bear", "duck", "frog", "owl", "hare")
 
@@ -70,8 +70,8 @@ def begin_again(base: SharedBase, policy: Mapping[str, torch.Tensor]) -> SharedB
     # pytest before 9 leaves the method of the class on an instance whose method a test has replaced.
     for name in [name for name in vars(base) if callable(getattr(type(base), name, None))]:
         delattr(base, name)
-    for role in [role for role in base.roles if role != POLICY]:
-        base.remove_role(role)
+    for role in [role for role in base.roles.names if role != POLICY]:
+        base.roles.remove(role)
     parameters = dict(base.model.named_parameters())
     with torch.no_grad():
         for name, value in policy.items():
@@ -85,7 +85,7 @@ def shared_base(model: Any, lora: Any, seed: int) -> SharedBase:
     key = (model.quantization, checkpointing, model.max_length, repr(lora), seed)
     if key not in _BASES:
         made = SharedBase(
-            Source(model.path, quantization=model.quantization, device="cpu"),
+            BaseSpec(model.path, quantization=model.quantization, device="cpu"),
             LoraSpec(r=lora.r, alpha=lora.alpha, dropout=lora.dropout),
             seed=seed,
             max_length=model.max_length,

@@ -12,8 +12,8 @@ from trl import DPOTrainer, KTOTrainer
 
 from rlhf_peft.engine import POLICY, REFERENCE, SharedBase
 from rlhf_peft.errors import DataError, GuardError, RecipeError
+from rlhf_peft.session.context import Context
 from rlhf_peft.stages import preference, sft
-from rlhf_peft.stages.context import Context
 
 from .conftest import MakeContext, policy_of, write
 
@@ -77,7 +77,7 @@ def _spying(original: Any, seen: list[dict[str, torch.Tensor]]) -> Any:
 
 def role_logps(base: SharedBase, role: str, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad(), base.role(role, train=False):
-        return base.logps(base.hidden(ids), ids, torch.ones_like(ids, dtype=torch.bool))[0]
+        return base.forwards.logps(base.forwards.hidden(ids), ids, torch.ones_like(ids, dtype=torch.bool))[0]
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
@@ -105,7 +105,7 @@ def test_reference_is_the_policy_before_the_first_update(
     assert rows[-1]["loss"] < expected - 0.01
     end = reference_logps[-1]
     assert not torch.allclose(end["policy"], end["reference"], atol=1e-2)
-    assert base.adapter_of(REFERENCE) == (REFERENCE if after_sft else None)
+    assert base.roles.adapter_of(REFERENCE) == (REFERENCE if after_sft else None)
     for record in (begin, end):
         scored = record["reference"] != 0
         again = role_logps(base, REFERENCE, record["ids"])[:, 1:]
@@ -119,9 +119,9 @@ def test_only_the_policy_changes(
     ctx = make_context(teach(demonstrations), stage(pairs, method=method))
     base = ctx.base
     sft.run(ctx.recipe.stages[0], ctx)
-    base.add_role("reward-0", like=POLICY, head=True)
+    base.roles.add("reward-0", like=POLICY, head=True)
     before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
-    head = {name: value.clone() for name, value in base.heads["reward-0"].state_dict().items()}
+    head = {name: value.clone() for name, value in base.roles.heads["reward-0"].state_dict().items()}
     preference.run(ctx.recipe.stages[1], ctx)
     after = dict(base.model.named_parameters())
     for name, value in before.items():
@@ -130,8 +130,10 @@ def test_only_the_policy_changes(
     for name, value in before.items():
         if f".{POLICY}." in name:
             assert torch.equal(after[name.replace(f".{POLICY}.", f".{REFERENCE}.")], value)
-    assert all(torch.equal(value, head[name]) for name, value in base.heads["reward-0"].state_dict().items())
-    assert {p.dtype for p in base.parameters(POLICY)} == {torch.float32}
+    assert all(
+        torch.equal(value, head[name]) for name, value in base.roles.heads["reward-0"].state_dict().items()
+    )
+    assert {p.dtype for p in base.roles.parameters(POLICY)} == {torch.float32}
     assert not any(p.requires_grad for p in base.model.parameters())
 
 
@@ -266,7 +268,7 @@ def test_a_policy_that_says_no_number_stops_the_run(
 ) -> None:
     ctx = make_context(stage(pairs))
     with torch.no_grad():
-        ctx.base.parameters(POLICY)[-1].fill_(torch.nan)
+        ctx.base.roles.parameters(POLICY)[-1].fill_(torch.nan)
     with pytest.raises(GuardError, match="differ by nan"):
         preference.run(ctx.recipe.stages[0], ctx)
 

@@ -8,8 +8,8 @@ import torch
 
 from rlhf_peft.data import Pair
 from rlhf_peft.errors import DataError
+from rlhf_peft.session.token_budget import TokenBudget
 from rlhf_peft.stages import reward_model
-from rlhf_peft.stages.memory import Budget
 from rlhf_peft.stages.reward_model import Trainer, describe, evaluate, score
 
 PAIRS = {"name": "tiny", "part": "preferences", "size": 96, "noise": 0.0}
@@ -17,7 +17,7 @@ HELD = {"name": "tiny", "part": "preferences", "questions": "test", "size": 48, 
 
 
 def budget():
-    return Budget("reward_model", 4096)
+    return TokenBudget("reward_model", 4096)
 
 
 def stage(**changes):
@@ -62,7 +62,7 @@ def test_adamw_has_the_coefficients_of_the_recipe(make_context, monkeypatch):
 def test_the_bias_of_a_head_is_not_trained(make_context):
     ctx = make_context(stage(max_steps=2, center_rewards_coefficient=0.1, normalize="none", weight_decay=0.1))
     run(ctx)
-    assert float(ctx.base.head("reward-0").bias) == 0.0
+    assert float(ctx.base.roles.head("reward-0").bias) == 0.0
 
 
 def test_only_the_reward_role_moves(make_context):
@@ -91,14 +91,14 @@ def test_chosen_answers_have_mean_zero_afterwards(make_context, how, spread):
 def test_a_second_round_keeps_the_scale_of_the_first(make_context, tmp_path, how):
     first = make_context(stage(normalize=how, max_steps=3))
     run(first)
-    first.base.save_role("reward-0", tmp_path / "rm")
+    first.base.roles.save("reward-0", tmp_path / "rm")
     other = {**PAIRS, "questions": "test", "noise": 0.5}
     second = make_context(
         stage(normalize=how, max_steps=3, dataset=other, init={"reward": str(tmp_path / "rm")})
     )
     pairs, _ = reward_model._pairs(second.recipe.stages[0], second)
     answers = [pair.chosen_ids for pair in pairs]
-    second.base.load_role("reward-0", str(tmp_path / "rm"), head=True)
+    second.base.roles.load("reward-0", str(tmp_path / "rm"), head=True)
     before = score(second.base, "reward-0", answers, budget())
     run(second)
     after = score(second.base, "reward-0", answers, budget())
@@ -111,8 +111,8 @@ def test_a_second_round_keeps_the_scale_of_the_first(make_context, tmp_path, how
 def test_an_ensemble_is_several_roles_that_differ(make_context):
     ctx = make_context(stage(ensemble=2, max_steps=2))
     run(ctx)
-    assert {"reward-0", "reward-1"} <= set(ctx.base.roles)
-    first, second = (ctx.base.heads[f"reward-{i}"].weight for i in range(2))
+    assert {"reward-0", "reward-1"} <= set(ctx.base.roles.names)
+    first, second = (ctx.base.roles.heads[f"reward-{i}"].weight for i in range(2))
     assert not torch.allclose(first, second)
     steps = [line["step"] for line in logged(ctx) if "loss" in line]
     assert steps == [1, 2, 3, 4]
@@ -123,7 +123,7 @@ def test_the_update_does_not_depend_on_the_micro_batch(make_context):
     stage_ = ctx.recipe.stages[0]
     pairs, _ = reward_model._pairs(stage_, ctx)
     reward_model._begin(stage_, ctx, "reward-0")
-    weight = ctx.base.heads["reward-0"].weight
+    weight = ctx.base.roles.heads["reward-0"].weight
     with torch.no_grad():
         weight.copy_(torch.linspace(-1, 1, weight.numel()))
     found = []
@@ -173,11 +173,13 @@ def test_evaluation_is_what_the_heads_say(make_context):
     run(ctx)
     pairs, _ = reward_model._pairs(ctx.recipe.stages[0], ctx)
     with torch.no_grad(), ctx.base.role("reward-0", train=False):
-        one = ctx.base.rewards(
-            ctx.base.hidden(pairs[0].chosen_ids[None]), torch.tensor([len(pairs[0].chosen_ids)]), "reward-0"
+        one = ctx.base.forwards.rewards(
+            ctx.base.forwards.hidden(pairs[0].chosen_ids[None]),
+            torch.tensor([len(pairs[0].chosen_ids)]),
+            "reward-0",
         )
-        two = ctx.base.rewards(
-            ctx.base.hidden(pairs[0].rejected_ids[None]),
+        two = ctx.base.forwards.rewards(
+            ctx.base.forwards.hidden(pairs[0].rejected_ids[None]),
             torch.tensor([len(pairs[0].rejected_ids)]),
             "reward-0",
         )
@@ -189,11 +191,11 @@ def test_evaluation_is_what_the_heads_say(make_context):
 def test_a_reward_starts_from_an_earlier_one(make_context, tmp_path):
     ctx = make_context(stage(max_steps=1))
     run(ctx)
-    saved = ctx.base.heads["reward-0"].weight.clone()
-    ctx.base.save_role("reward-0", tmp_path / "rm")
+    saved = ctx.base.roles.heads["reward-0"].weight.clone()
+    ctx.base.roles.save("reward-0", tmp_path / "rm")
     again = make_context(stage(max_steps=1, learning_rate=1e-12, init={"reward": str(tmp_path / "rm")}))
     run(again)
-    assert torch.allclose(again.base.heads["reward-0"].weight, saved, atol=1e-6)
+    assert torch.allclose(again.base.roles.heads["reward-0"].weight, saved, atol=1e-6)
 
 
 def test_one_pair_is_too_few(make_context, tmp_path):

@@ -18,9 +18,9 @@ from trl import SFTTrainer
 from rlhf_peft.engine import POLICY
 from rlhf_peft.errors import DataError, GuardError, UsageError
 from rlhf_peft.stages import sft
-from rlhf_peft.stages.trl_bridge import arguments
-from rlhf_peft.stages.trl_rows import eval_batch, longest_row, micro_batch, rows_for
-from rlhf_peft.stages.trl_trainer import ours
+from rlhf_peft.trl_bridge.rows import eval_batch, longest_row, micro_batch, rows_for
+from rlhf_peft.trl_bridge.trainer import quiet_trainer
+from rlhf_peft.trl_bridge.training import arguments
 
 from .conftest import MakeContext, policy_of, write
 
@@ -80,7 +80,7 @@ def test_learns_and_tells(make_context: MakeContext, demonstrations: str) -> Non
         assert named <= sft.METRICS.keys()
     after = dict(ctx.base.model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert {p.dtype for p in ctx.base.parameters(POLICY)} == {torch.float32}
+    assert {p.dtype for p in ctx.base.roles.parameters(POLICY)} == {torch.float32}
 
 
 def test_prints_sends_and_writes_nothing(
@@ -113,7 +113,7 @@ def test_saved_adapter_loads_in_plain_peft(make_context: MakeContext, demonstrat
     ids = torch.tensor([[1, 7, 9, 11, 30]])
     with torch.no_grad(), ctx.base.role(POLICY, train=False):
         ours = ctx.base.lm(input_ids=ids).logits
-    fresh = AutoModelForCausalLM.from_pretrained(ctx.base.source.location, dtype=torch.float32)
+    fresh = AutoModelForCausalLM.from_pretrained(ctx.base.loaded.spec.location, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(fresh, str(ctx.run.path / "adapters" / "policy")).eval()
     with torch.no_grad():
         assert torch.allclose(theirs(input_ids=ids).logits, ours, atol=1e-5)
@@ -239,7 +239,7 @@ def test_bad_rows_are_refused(
 def test_a_loss_that_is_not_finite_stops_the_run(make_context: MakeContext, demonstrations: str) -> None:
     ctx = make_context(stage(demonstrations))
     with torch.no_grad():
-        ctx.base.parameters(POLICY)[1].fill_(float("nan"))
+        ctx.base.roles.parameters(POLICY)[1].fill_(float("nan"))
     with pytest.raises(GuardError, match="not finite"):
         run(ctx)
     assert not (ctx.run.path / "adapters" / "policy" / "adapter_model.safetensors").exists()
@@ -308,5 +308,5 @@ def test_longest_row_is_exact_for_few_rows(make_context: MakeContext, demonstrat
 
 
 def test_ours_keeps_the_trainer() -> None:
-    made = ours(SFTTrainer)
+    made = quiet_trainer(SFTTrainer)
     assert issubclass(made, SFTTrainer) and made.__name__ == "SFTTrainer"

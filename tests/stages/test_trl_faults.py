@@ -13,8 +13,8 @@ from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from rlhf_peft.engine import POLICY
 from rlhf_peft.errors import GuardError, RlhfPeftError
+from rlhf_peft.session.context import Context
 from rlhf_peft.stages import preference, sft
-from rlhf_peft.stages.context import Context
 
 from .conftest import MakeContext, policy_of, write
 
@@ -82,8 +82,8 @@ def test_the_row_whose_loss_is_not_finite_is_named(
     assert "It comes from row 5. It is skipped." in caplog.text
     skipped = [line["updates/skipped"] for line in lines(ctx) if "updates/skipped" in line]
     assert sorted(skipped) == [0.0, 0.0, 1.0]
-    assert all(bool(p.isfinite().all()) for p in ctx.base.parameters(POLICY))
-    assert not ctx.base.is_zero(POLICY)
+    assert all(bool(p.isfinite().all()) for p in ctx.base.roles.parameters(POLICY))
+    assert not ctx.base.roles.is_zero(POLICY)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -108,7 +108,7 @@ def test_too_many_gradients_that_are_not_finite_stop_the_run(
     told = r"step 3: .*gradient norm nan.*made of row \d+.* and \d more.*3 updates in a row"
     with pytest.raises(GuardError, match=told) as caught:
         run(ctx)
-    assert caught.value.exit_code == 3 and ctx.base.is_zero(POLICY)
+    assert caught.value.exit_code == 3 and ctx.base.roles.is_zero(POLICY)
 
 
 def outcome(ctx: Context) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

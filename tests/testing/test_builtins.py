@@ -18,7 +18,6 @@ SKIP = {
     "judge": "needs a server; its own tests have one",
     "vllm_server": "needs a server; its own tests have one",
     "classifier": "needs a reward model; its own tests make one",
-    "continuous": "draws from torch's own stream inside transformers, and does not say row_seeds",
 }
 REGISTRY = Registry.load(no_plugins=True)
 ENTRIES = [entry for loaded in REGISTRY.plugins for entry in loaded.entries]

@@ -50,7 +50,7 @@ def with_(base, **changes):
 
 class Letters:
     Options = Nothing
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
 
     def __init__(self, options):
         self.options = options
@@ -392,7 +392,7 @@ def test_the_fake_policy_is_a_policy(tmp_path):
 
     policy, same_again, other = FakePolicy(), FakePolicy(), FakePolicy(seed=1)
     ids = torch.tensor([5, 6, 7, 8])
-    assert torch.equal(policy.logps(ids), same_again.logps(ids))
+    assert torch.equal(policy.logps(ids), same_again.forwards.logps(ids))
     assert not torch.equal(policy.logps(ids), other.logps(ids))
     assert policy.decode([0, 2, 3, 1]) == "ab"
     policy.save_adapter(tmp_path / "a")

@@ -2,8 +2,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from rlhf_peft import api
-from rlhf_peft.engine import Source
-from rlhf_peft.engine.source import quiet
+from rlhf_peft.engine import BaseSpec
+from rlhf_peft.engine.base_spec import quiet
 from rlhf_peft.recipe import load
 from rlhf_peft.registry import Registry
 
@@ -64,7 +64,7 @@ def trained_on_stored_4bit(tmp_path_factory):
     """A run whose base is stored in 4 bits, with a policy and a reward head."""
     folder = tmp_path_factory.mktemp("stored")
     how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-    tiny = Source("builtin:tiny").location
+    tiny = BaseSpec("builtin:tiny").location
     with quiet():
         AutoModelForCausalLM.from_pretrained(tiny, quantization_config=how).save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(tiny).save_pretrained(folder / "base")

@@ -33,7 +33,7 @@ class Shorter:
     class Options(Options):
         pass
 
-    roles, scope, timeout = (), "group", None
+    roles, timeout = (), None
 
     def __init__(self, options):
         self.name = "shorter"
@@ -65,7 +65,7 @@ def test_a_reward_that_compares_sees_both_answers(trained):
 
 def test_the_reference_against_itself_is_a_tie(trained):
     opened = open_run(trained)
-    opened.base.add_role("policy", like="reference")
+    opened.base.roles.add("policy", like="reference")
     found = evaluate(opened, Registry.load(no_plugins=True), size=6)
     assert found.figures["win rate"].policy == 0.5
     assert found.figures["KL to the reference"].policy == pytest.approx(0.0, abs=1e-4)

@@ -51,7 +51,9 @@ def expected(base, role=POLICY):
 
 def rewards(base, role, rows):
     with torch.no_grad(), base.role(role, train=False):
-        return base.rewards(base.hidden(rows), torch.full((len(rows),), rows.shape[1]), role)
+        return base.forwards.rewards(
+            base.forwards.hidden(rows), torch.full((len(rows),), rows.shape[1]), role
+        )
 
 
 @pytest.mark.parametrize("flag", [False, True], ids=["other CPU", "AVX512-BF16"])

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_peft.engine import Source
+from rlhf_peft.engine import BaseSpec
 from rlhf_peft.trained.files import save_model, tokenizer_with_older_names, with_older_names
 
 SIZES = {
@@ -88,5 +88,5 @@ def test_a_tokenizer_has_a_class_and_keys_that_transformers_4_knows(tmp_path):
     assert tokenizer_with_older_names({"tokenizer_class": "Qwen2Tokenizer"}) == {
         "tokenizer_class": "Qwen2Tokenizer"
     }
-    tokenizer = AutoTokenizer.from_pretrained(Source("builtin:tiny").location)
+    tokenizer = AutoTokenizer.from_pretrained(BaseSpec("builtin:tiny").location)
     assert type(tokenizer).__name__ == "TokenizersBackend"

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from rlhf_peft.engine import SharedBase, Source
+from rlhf_peft.engine import BaseSpec, SharedBase
 from rlhf_peft.trained.ollama import added_start, modelfile, pieces_of
 
 
 @pytest.fixture(scope="module")
 def stack():
-    return SharedBase(Source("builtin:tiny", quantization="none", device="cpu"))
+    return SharedBase(BaseSpec("builtin:tiny", quantization="none", device="cpu"))
 
 
 def adding(tokenizer):

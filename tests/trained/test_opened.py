@@ -26,7 +26,7 @@ def test_the_reference_is_the_policy_as_rl_began(trained):
     opened = open_run(trained)
     assert opened.rewards == ["reward-0", "reward-1"]
     found = logits(opened.base, REFERENCE)
-    opened.base.load_role(POLICY, str(Checkpoints(trained).folder / "sft-done" / "adapters" / "policy"))
+    opened.base.roles.load(POLICY, str(Checkpoints(trained).folder / "sft-done" / "adapters" / "policy"))
     assert torch.equal(found, logits(opened.base, POLICY))
     assert not torch.equal(found, logits(opened.base, "base"))
 
@@ -78,7 +78,7 @@ def copied(trained, tmp_path, *removed, **manifest):
 
 def test_without_the_checkpoint_there_is_no_reference_rather_than_a_wrong_one(trained, tmp_path):
     opened = open_run(copied(trained, tmp_path, "checkpoints"))
-    assert "reference" not in opened.base.roles and "reward_model-done" in opened.no_reference
+    assert "reference" not in opened.base.roles.names and "reward_model-done" in opened.no_reference
     opened.need(reference=False)
     with pytest.raises(RunFolderError, match="what the policy began as cannot be loaded"):
         evaluate(opened, Registry.load(no_plugins=True))

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_peft import api
 from rlhf_peft.cli import execute
-from rlhf_peft.engine import Source
+from rlhf_peft.engine import BaseSpec
 from rlhf_peft.errors import SamplerError
 from rlhf_peft.recipe import load
 from rlhf_peft.registry import Registry
@@ -24,7 +24,7 @@ class LoraServer(StubServer):
 
     def __init__(self):
         super().__init__()
-        self.base = AutoModelForCausalLM.from_pretrained(Source("builtin:tiny").location)
+        self.base = AutoModelForCausalLM.from_pretrained(BaseSpec("builtin:tiny").location)
 
     def load(self, payload):
         answer = super().load(payload)

@@ -3,7 +3,7 @@ import torch
 from rlhf_peft_reinforce import Reinforce, ReinforceOptions
 
 from rlhf_peft.plugin import Minibatch, Outputs
-from rlhf_peft.testing import check_algorithm, make_scored
+from rlhf_peft.testing import check_algorithm, make_batch
 
 NAN = float("nan")
 
@@ -22,7 +22,7 @@ def test_it_keeps_the_rules_of_algorithms(options):
 
 
 def advantages(algorithm, scores):
-    scored = make_scored(scores=scores)
+    scored = make_batch(scores=scores)
     columns, figures = algorithm.prepare(scored, ~scored.scores.isnan())
     return columns["advantages"].tolist(), figures["baseline"]
 

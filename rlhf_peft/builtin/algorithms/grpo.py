@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyGradient, PolicyOptions, Scored, Totals, maths
+from rlhf_peft.plugin import Batch, Minibatch, PolicyGradient, PolicyOptions, maths
 
 
 class GroupOptions(PolicyOptions):
@@ -39,10 +39,10 @@ class GrpoOptions(GroupOptions):
 class Group(PolicyGradient):
     """Advantages are scores compared within the group of a prompt."""
 
-    def advantages(self, scored: Scored, scores: Tensor, keep: Tensor) -> Tensor:
+    def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
         """[N] (s - mean) / (std + 1e-4)."""
-        rewards = self.row_rewards(scored, scores)
-        return maths.group_advantages(rewards, scored.rollout.group, self.options.scale_rewards)
+        rewards = self.row_rewards(batch, scores)
+        return maths.group_advantages(rewards, batch.rollout.group, self.options.scale_rewards)
 
 
 class Grpo(Group):
@@ -50,8 +50,10 @@ class Grpo(Group):
 
     Options = GrpoOptions
 
-    def weights(self, mask: Tensor, totals: Totals) -> Tensor:
+    def weights(self, minibatch: Minibatch) -> Tensor:
         """As `loss_type` says."""
         kind: Literal["sequence", "constant", "token"]
         kind = {"grpo": "sequence", "dr_grpo": "constant"}.get(self.options.loss_type, "token")  # type: ignore[assignment]
-        return maths.token_weights(mask, kind, totals.tokens, totals.rows, self.max_new_tokens)
+        return maths.token_weights(
+            minibatch.mask, kind, minibatch.total_tokens, minibatch.total_rows, self.max_new_tokens
+        )

@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyGradient, Totals, maths
+from rlhf_peft.plugin import Minibatch, PolicyGradient, maths
 
 from .grpo import Group, GroupOptions
 
@@ -41,6 +41,6 @@ class Gspo(Group):
         ratio = maths.sequence_log_ratio(logps, old, mask)
         return maths.ppo_policy_terms(logps, old, advantages, low, high, ratio)
 
-    def weights(self, mask: Tensor, totals: Totals) -> Tensor:
+    def weights(self, minibatch: Minibatch) -> Tensor:
         """Mean over rows (equation 5)."""
-        return maths.token_weights(mask, "sequence", totals.tokens, totals.rows)
+        return maths.token_weights(minibatch.mask, "sequence", minibatch.total_tokens, minibatch.total_rows)

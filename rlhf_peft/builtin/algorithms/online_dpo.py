@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import AlgorithmBase, AlgorithmOptions, Minibatch, Outputs, Scored, Selection, maths
+from rlhf_peft.plugin import AlgorithmBase, AlgorithmOptions, Batch, Minibatch, Outputs, Selection, maths
 
 
 class OnlineDpoOptions(AlgorithmOptions):
@@ -46,30 +46,30 @@ class OnlineDpo(AlgorithmBase):
         "dpo/margin": "mean over pairs of the difference of the implicit rewards",
     }
 
-    def select(self, scored: Scored, round: int) -> Selection:
+    def select(self, batch: Batch, round: int) -> Selection:
         """The best and the worst of each group."""
-        keep = torch.zeros(len(scored), dtype=torch.bool)
-        for group in scored.rollout.group.unique():
-            rows = (scored.rollout.group == group) & ~scored.scores.isnan()
-            if maths.varies(scored.scores[rows]):
-                keep[scored.scores.masked_fill(~rows, -torch.inf).argmax()] = True
-                keep[scored.scores.masked_fill(~rows, torch.inf).argmin()] = True
-        return Selection(keep)
+        train = torch.zeros(len(batch), dtype=torch.bool)
+        for group in batch.rollout.group.unique():
+            rows = (batch.rollout.group == group) & ~batch.scores.isnan()
+            if maths.varies(batch.scores[rows]):
+                train[batch.scores.masked_fill(~rows, -torch.inf).argmax()] = True
+                train[batch.scores.masked_fill(~rows, torch.inf).argmin()] = True
+        return Selection(train)
 
-    def unit(self, scored: Scored, keep: Tensor) -> Tensor:
+    def minibatch_units(self, batch: Batch) -> Tensor:
         """A pair stays together."""
-        return scored.rollout.group
+        return batch.rollout.group
 
-    def prepare(self, scored: Scored, keep: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Each kept row's pair, and whether it is the better one."""
-        best = torch.zeros(len(scored), dtype=torch.bool)
+        best = torch.zeros(len(batch), dtype=torch.bool)
         margins = []
-        for group in scored.rollout.group[keep].unique():
-            first, second = ((scored.rollout.group == group) & keep).nonzero().flatten().tolist()
-            best[first if scored.scores[first] > scored.scores[second] else second] = True
-            margins.append(float((scored.scores[first] - scored.scores[second]).abs()))
-        figures = {"pairs": float(len(margins)), "scores/margin": sum(margins) / max(1, len(margins))}
-        return {"pair": scored.rollout.group, "best": best}, figures
+        for group in batch.rollout.group[batch.train].unique():
+            first, second = ((batch.rollout.group == group) & batch.train).nonzero().flatten().tolist()
+            best[first if batch.scores[first] > batch.scores[second] else second] = True
+            margins.append(float((batch.scores[first] - batch.scores[second]).abs()))
+        metrics = {"pairs": float(len(margins)), "scores/margin": sum(margins) / max(1, len(margins))}
+        return {"pair": batch.rollout.group, "best": best}, metrics
 
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """-log s(beta d), or (d - 1 / (2 beta))^2 for IPO; d = log pi/ref of the best - of the worst; [n]."""

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import Minibatch, Outputs, PolicyGradient, PolicyOptions, Scored, maths
+from rlhf_peft.plugin import Batch, Minibatch, Outputs, PolicyGradient, PolicyOptions, maths
 
 
 class PpoOptions(PolicyOptions):
@@ -59,27 +59,27 @@ class Ppo(PolicyGradient):
         self.roles = (*self.roles, "value")
         self.value = options.value
 
-    def prepare(self, scored: Scored, keep: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Advantages and returns, [N, T], from GAE over scores and KL."""
-        assert scored.values is not None
-        options, mask = self.options, scored.mask & keep.unsqueeze(-1)
-        rewards = self.token_rewards(scored, torch.where(keep, self.shaped(scored), 0.0))
+        assert batch.values is not None
+        options, mask = self.options, batch.mask & batch.train.unsqueeze(-1)
+        rewards = self.token_rewards(batch, torch.where(batch.train, self.shaped(batch), 0.0))
         if options.whiten_rewards:
             rewards = maths.whiten(rewards, mask, keep_mean=True)
-        advantages, returns = maths.gae(rewards, scored.values, mask, options.gamma, options.lam)
+        advantages, returns = maths.gae(rewards, batch.values, mask, options.gamma, options.lam)
         logged = {
-            **self.figures(advantages, mask),
-            "value/explained_variance": float(maths.explained_variance(returns, scored.values, mask)),
-            "value/mean": float(maths.masked_mean(scored.values, mask)),
+            **self.describe(advantages, mask),
+            "value/explained_variance": float(maths.explained_variance(returns, batch.values, mask)),
+            "value/mean": float(maths.masked_mean(batch.values, mask)),
             "return/mean": float(maths.masked_mean(returns, mask)),
         }
         if options.whiten_advantages:
             advantages = maths.whiten(advantages, mask)
         return {"advantages": advantages, "returns": returns}, logged
 
-    def idle(self, scored: Scored, columns: Mapping[str, Tensor]) -> Tensor:
+    def no_gradient(self, batch: Batch) -> Tensor:
         """None: the value learns from every row."""
-        return torch.zeros(len(scored), dtype=torch.bool)
+        return torch.zeros(len(batch), dtype=torch.bool)
 
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """L = L_policy + vf_coef * L_value [+ beta * KL] [- entropy_coef * H], per token."""

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyGradient, PolicyOptions, Scored, maths
+from rlhf_peft.plugin import Batch, PolicyGradient, PolicyOptions, maths
 
 
 class ReinforcePlusPlusOptions(PolicyOptions):
@@ -37,10 +37,10 @@ class ReinforcePlusPlus(PolicyGradient):
 
     Options = ReinforcePlusPlusOptions
 
-    def advantages(self, scored: Scored, scores: Tensor, keep: Tensor) -> Tensor:
+    def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
         """[N, T] (R_t - mean) / std, R_t the sum of score and -beta * KL from t on."""
         if self.options.baseline == "group":
-            scores = maths.group_advantages(scores, scored.rollout.group, "none")
-        rewards = self.token_rewards(scored, scores)
-        returns = maths.discounted_returns(rewards, scored.mask, self.options.gamma)
-        return maths.whiten(returns, scored.mask & keep.unsqueeze(-1))
+            scores = maths.group_advantages(scores, batch.rollout.group, "none")
+        rewards = self.token_rewards(batch, scores)
+        returns = maths.discounted_returns(rewards, batch.mask, self.options.gamma)
+        return maths.whiten(returns, batch.mask & batch.train.unsqueeze(-1))

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import AlgorithmBase, AlgorithmOptions, Minibatch, Outputs, Scored, Selection
+from rlhf_peft.plugin import AlgorithmBase, AlgorithmOptions, Batch, Minibatch, Outputs, Selection
 
 
 class RejectionSamplingOptions(AlgorithmOptions):
@@ -35,20 +35,20 @@ class RejectionSampling(AlgorithmBase):
         "nll": "mean over tokens of -logp of the completions that are trained on",
     }
 
-    def select(self, scored: Scored, round: int) -> Selection:
+    def select(self, batch: Batch, round: int) -> Selection:
         """The best rows of each group that are good enough."""
-        enough = ~scored.scores.isnan()
+        enough = ~batch.scores.isnan()
         if self.options.min_score is not None:
-            enough &= scored.scores >= self.options.min_score
-        keep = torch.zeros(len(scored), dtype=torch.bool)
-        for group in scored.rollout.group.unique():
-            rows = ((scored.rollout.group == group) & enough).nonzero().flatten()
-            keep[rows[scored.scores[rows].argsort(descending=True, stable=True)[: self.options.keep]]] = True
-        return Selection(keep)
+            enough &= batch.scores >= self.options.min_score
+        train = torch.zeros(len(batch), dtype=torch.bool)
+        for group in batch.rollout.group.unique():
+            rows = ((batch.rollout.group == group) & enough).nonzero().flatten()
+            train[rows[batch.scores[rows].argsort(descending=True, stable=True)[: self.options.keep]]] = True
+        return Selection(train)
 
-    def prepare(self, scored: Scored, keep: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Nothing is needed but the rows."""
-        return {}, {"kept/score": float(scored.scores[keep].mean())} if bool(keep.any()) else {}
+        return {}, {"kept/score": float(batch.scores[batch.train].mean())} if bool(batch.train.any()) else {}
 
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """-logp, per token."""

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from rlhf_peft.plugin import (
     BASELINE,
+    Batch,
     PolicyGradient,
     PolicyOptions,
     Prompt,
     Request,
     RequestContext,
-    Scored,
     maths,
 )
 
@@ -43,13 +43,13 @@ class Remax(PolicyGradient):
             for group, prompt in enumerate(prompts)
         ]
 
-    def advantages(self, scored: Scored, scores: Tensor, keep: Tensor) -> Tensor:
+    def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
         """[N, T] R_t - s(greedy); R_t is the sum of score and -beta * KL from t on."""
         baseline = torch.zeros_like(scores)
-        is_greedy = torch.tensor([tag == BASELINE for tag in scored.rollout.tag])
+        is_greedy = torch.tensor([tag == BASELINE for tag in batch.rollout.tag])
         for row in is_greedy.nonzero().flatten().tolist():
-            same = scored.rollout.group == scored.rollout.group[row]
+            same = batch.rollout.group == batch.rollout.group[row]
             baseline[same] = scores[row].nan_to_num(0.0)
-        rewards = self.token_rewards(scored, scores)
-        returns = maths.discounted_returns(rewards, scored.mask, 1.0)
-        return torch.where(scored.mask, returns - baseline.unsqueeze(-1), 0.0)
+        rewards = self.token_rewards(batch, scores)
+        returns = maths.discounted_returns(rewards, batch.mask, 1.0)
+        return torch.where(batch.mask, returns - baseline.unsqueeze(-1), 0.0)

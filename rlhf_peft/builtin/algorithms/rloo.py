@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyGradient, PolicyOptions, Scored, Totals, maths
+from rlhf_peft.plugin import Batch, Minibatch, PolicyGradient, PolicyOptions, maths
 
 
 class RlooOptions(PolicyOptions):
@@ -35,10 +35,10 @@ class Rloo(PolicyGradient):
         "policy/loss": "mean over tokens of -min(r A, clip(r) A), r = exp(sum over the row of logp - old_logp)",
     }
 
-    def advantages(self, scored: Scored, scores: Tensor, keep: Tensor) -> Tensor:
+    def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
         """[N] the reward, KL included, less the mean of the others' in the group."""
-        rewards = self.row_rewards(scored, scores)
-        found = maths.leave_one_out(rewards, scored.rollout.group)
+        rewards = self.row_rewards(batch, scores)
+        found = maths.leave_one_out(rewards, batch.rollout.group)
         if not self.options.normalize_advantages:
             return found
         there = ~rewards.isnan()
@@ -53,6 +53,6 @@ class Rloo(PolicyGradient):
         ratio = maths.masked_sum(logps - old, mask, dim=-1).unsqueeze(-1)
         return maths.ppo_policy_terms(logps, old, advantages, low, high, ratio)
 
-    def weights(self, mask: Tensor, totals: Totals) -> Tensor:
+    def weights(self, minibatch: Minibatch) -> Tensor:
         """Mean over rows: a row's equal terms sum to its one."""
-        return maths.token_weights(mask, "sequence", totals.tokens, totals.rows)
+        return maths.token_weights(minibatch.mask, "sequence", minibatch.total_tokens, minibatch.total_rows)

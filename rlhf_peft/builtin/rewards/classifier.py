@@ -47,7 +47,6 @@ class Classifier:
 
     Options = ClassifierOptions
     roles: tuple[str, ...] = ()
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
     in_process = True
 

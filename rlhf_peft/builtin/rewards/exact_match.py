@@ -32,7 +32,6 @@ class ExactMatch:
 
     Options = ExactMatchOptions
     roles: tuple[str, ...] = ()
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
 
     def __init__(self, options: ExactMatchOptions) -> None:

@@ -14,9 +14,16 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, Field
 
-from rlhf_peft.plugin import Options, RewardBatch, RewardError, Scores, SomeRowsFailed
-
-from .client import Client, plain_url, secret
+from rlhf_peft.plugin import (
+    AsyncJsonClient,
+    Options,
+    RewardBatch,
+    RewardError,
+    Scores,
+    SomeRowsFailed,
+    environment_secret,
+    plain_url,
+)
 
 
 class HttpOptions(Options):
@@ -47,14 +54,13 @@ class HttpReward:
 
     Options = HttpOptions
     roles: tuple[str, ...] = ()
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
 
     def __init__(self, options: HttpOptions) -> None:
         self.options = options
-        self._client = Client(
+        self._client = AsyncJsonClient(
             options.url,
-            {name: secret(env, f"header_env.{name}") for name, env in options.header_env.items()},
+            {name: environment_secret(env, f"header_env.{name}") for name, env in options.header_env.items()},
             timeout=options.request_timeout,
             retries=options.retries,
             backoff=options.backoff,

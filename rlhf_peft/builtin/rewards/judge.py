@@ -12,9 +12,16 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, Field, field_validator
 
-from rlhf_peft.plugin import Options, RewardBatch, RewardError, Scores, SomeRowsFailed
-
-from .client import Client, plain_url, secret
+from rlhf_peft.plugin import (
+    AsyncJsonClient,
+    Options,
+    RewardBatch,
+    RewardError,
+    Scores,
+    SomeRowsFailed,
+    environment_secret,
+    plain_url,
+)
 
 GRADE = """Grade the answer to the request below from {lowest} (useless) to {highest} (could not be better).
 
@@ -154,11 +161,10 @@ class Judge:
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
-        self.scope: Literal["row", "group"] = "group" if options.mode == "compare" else "row"
         key = options.api_key_env
-        self._client = Client(
+        self._client = AsyncJsonClient(
             f"{options.url}/chat/completions",
-            {} if key is None else {"Authorization": f"Bearer {secret(key, 'api_key_env')}"},
+            {} if key is None else {"Authorization": f"Bearer {environment_secret(key, 'api_key_env')}"},
             timeout=options.request_timeout,
             retries=options.retries,
             backoff=options.backoff,

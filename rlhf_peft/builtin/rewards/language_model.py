@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -23,7 +22,6 @@ class LanguageModelReward:
 
     Options = LanguageModelOptions
     roles: tuple[str, ...] = ("base",)
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
 
     def __init__(self, options: LanguageModelOptions) -> None:

@@ -48,7 +48,6 @@ class LearnedReward:
 
     Options = LearnedOptions
     roles = ("reward",)
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
 
     def __init__(self, options: LearnedOptions) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -78,7 +76,6 @@ class LengthReward:
 
     Options = LengthOptions
     roles: tuple[str, ...] = ()
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
 
     def __init__(self, options: LengthOptions) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -40,7 +39,6 @@ class RepetitionReward:
 
     Options = RepetitionOptions
     roles: tuple[str, ...] = ()
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
 
     def __init__(self, options: RepetitionOptions) -> None:

@@ -1,4 +1,4 @@
-"""Samplers: `cached` (the default), `hf`, `continuous`, `vllm_server`, and `best_of_n` around any of them."""
+"""Samplers: `cached` (the default), `hf`, `vllm_server`, and `best_of_n` around any of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from rlhf_peft.plugin import Register, hookimpl
 
 from .best_of_n import BestOfNSampler
 from .cached import CachedSampler
-from .continuous import ContinuousSampler
 from .hf import HfSampler
 from .vllm_server import VllmServerSampler
 
@@ -16,6 +15,5 @@ def rlhf_peft_register_samplers(register: Register) -> None:
     """Offer the built-in samplers."""
     register("cached", CachedSampler)
     register("hf", HfSampler)
-    register("continuous", ContinuousSampler)
     register("vllm_server", VllmServerSampler)
     register("best_of_n", BestOfNSampler)

@@ -17,15 +17,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import PolicyView, keeps_state
+from rlhf_peft.plugin import (
+    DrawOptions,
+    LocalOptions,
+    LocalSampler,
+    PolicyView,
+    Row,
+    draw,
+    keeps_state,
+    pad_left,
+    streams,
+)
 
-from .draw import Knobs, draw
-from .local import LocalSampler
-from .options import SamplingOptions
-from .rows import Row, pad_left, streams
 
-
-class HfOptions(SamplingOptions):
+class HfOptions(LocalOptions):
     """How completions are drawn, and how many at once."""
 
     max_rows: int = Field(64, gt=0, le=2**20, description="Most rows decoded at once.")
@@ -37,14 +42,10 @@ class HfSampler(LocalSampler):
     Options = HfOptions
     name = "hf"
 
-    def __init__(self, options: HfOptions) -> None:
-        super().__init__(options)
-        self.options = options
-
     def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
         """Write all rows to their end, batch by batch."""
         padded = not keeps_state(model)
-        for batch in batches(rows, self.options.max_rows, view.max_length, padded):
+        for batch in batches(rows, self.max_rows, view.max_length, padded):
             _generate(model, view, batch)
 
 
@@ -73,13 +74,13 @@ class RowDraws:
     def __init__(self, rows: list[Row], view: PolicyView) -> None:
         self.rows, self.view, self.step = rows, view, 0
         self.numbers = streams(rows, view.device)
-        self.knobs = Knobs.of([row.request.params for row in rows], view.device)
+        self.options = DrawOptions.of([row.request.params for row in rows], view.device)
 
     def scores(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[B, V]: 0 at the drawn token, -inf elsewhere."""
         # transformers may look whether all rows have ended only after one more step.
         numbers = self.numbers[min(self.step, len(self.numbers) - 1)]
-        tokens, logps = draw(scores, numbers, self.knobs)
+        tokens, logps = draw(scores, numbers, self.options)
         self.step += 1
         for row, token, logp in zip(self.rows, tokens.tolist(), logps.tolist(), strict=True):
             row.take(token, logp, self.view)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .http import HttpError
+from rlhf_peft.plugin import HttpError
 
 COMMAND = "vllm serve BASE --enable-lora --max-lora-rank RANK --logprobs-mode processed_logprobs"
 START = f"Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment: {COMMAND}"

@@ -28,13 +28,22 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from rlhf_peft.plugin import PolicyView, Request, Rollout, SampleContext, SamplerError
+from rlhf_peft.plugin import (
+    HttpError,
+    JsonClient,
+    PolicyView,
+    Request,
+    Rollout,
+    Row,
+    SampleContext,
+    SamplerError,
+    SamplingOptions,
+    provided,
+    rollout_of,
+    server_root,
+    start_rows,
+)
 
-from . import rows as making
-from .http import HttpError, JsonClient, root
-from .local import provided
-from .options import SamplingOptions
-from .rows import Row
 from .vllm_answer import finish, read_completion
 from .vllm_probe import check_base
 from .vllm_remedies import START, told
@@ -76,7 +85,7 @@ class VllmServerOptions(SamplingOptions):
     @field_validator("url")
     @classmethod
     def _is_a_server(cls, url: str) -> str:
-        root(url)
+        server_root(url)
         return url
 
 
@@ -201,7 +210,7 @@ class VllmServerSampler:
         view = self._view
         if view is None:
             raise SamplerError(f"{WHO}: sample() before sync().")
-        rows = making.start(requests, view.max_length, "vllm_server")
+        rows = start_rows(requests, view.max_length, "vllm_server")
         self._check_logprobs(rows)
         client = self._connect()
         with ThreadPoolExecutor(self.options.connections) as pool:
@@ -214,7 +223,7 @@ class VllmServerSampler:
                 pool.shutdown(wait=True, cancel_futures=True)
                 client.go_on()
                 raise
-        return making.rollout(rows, self._version)
+        return rollout_of(rows, self._version)
 
     def _write(self, row: Row, view: PolicyView) -> None:
         """Have one row written."""

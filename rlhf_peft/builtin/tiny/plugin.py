@@ -52,7 +52,6 @@ class TinyGold:
 
     Options = GoldOptions
     roles: tuple[str, ...] = ()
-    scope: Literal["row", "group"] = "row"
     timeout: float | None = None
 
     def __init__(self, options: GoldOptions) -> None:

@@ -1,5 +1,5 @@
 """Reinforcement learning of the policy."""
 
-from .stage import run
+from .loop import run
 
 __all__ = ["run"]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ... import maths
-from ...types import Rollout, Scored
-from ..ranks import Ranks
+from ...kit.policy_gradient import BASELINE
+from ...session.ranks import Ranks
+from ...types import Batch, Rollout
 
 METRICS: dict[str, str] = {
     "reward": "mean over rows of the score: weighted sum of the rewards, after the rule for missing EOS",
@@ -57,14 +58,39 @@ METRICS: dict[str, str] = {
 }
 
 
-def describe_scores(scored: Scored) -> dict[str, float]:
-    """Figures of the rewards."""
-    scores = scored.scores[~scored.scores.isnan()]
+def describe(batch: Batch, importance_cap: float | None) -> dict[str, float]:
+    """Metrics of a step's rewards, of its completions, and of the policy that wrote them.
+
+    Those of the policy are over the rows that it was run on. Rows that are only compared with (`BASELINE`) are left
+    out: they are no samples of the policy.
+
+    Args:
+        batch: after the update.
+        importance_cap: of the weight between trainer and sampler, or None.
+    """
+    batch = batch.rows([i for i, tag in enumerate(batch.rollout.tag) if tag != BASELINE])
+    out = describe_scores(batch) | describe_rollout(batch.rollout)
+    if batch.old_logps is None or batch.entropy is None:
+        return out
+    computed = (~batch.old_logps.isnan().any(-1)).nonzero().flatten().tolist()
+    if not computed:
+        return out
+    known = batch.rows(computed)
+    assert known.old_logps is not None and known.entropy is not None
+    if known.ref_logps is not None:
+        out |= describe_kl(known.old_logps, known.ref_logps, known.mask)
+    out["entropy"] = float(maths.masked_mean(known.entropy, known.mask))
+    return out | describe_sampler(known.old_logps, known.sampler_logps, known.mask, importance_cap)
+
+
+def describe_scores(batch: Batch) -> dict[str, float]:
+    """Metrics of the rewards."""
+    scores = batch.scores[~batch.scores.isnan()]
     out = {"reward": _mean(scores), "reward_std": _std(scores)}
-    for name, values in scored.components.items():
+    for name, values in batch.components.items():
         given = values[~values.isnan()]
         out[f"rewards/{name}/mean"], out[f"rewards/{name}/std"] = _mean(given), _std(given)
-    groups = [scored.scores[scored.rollout.group == g] for g in scored.rollout.group.unique()]
+    groups = [batch.scores[batch.rollout.group == g] for g in batch.rollout.group.unique()]
     several = [group for group in groups if len(group) > 1]
     out["frac_reward_zero_std"] = _mean(torch.tensor([float(bool((g == g[0]).all())) for g in several]))
     return out

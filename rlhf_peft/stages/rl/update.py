@@ -1,4 +1,4 @@
-"""The update: minibatches over a rollout, exact under any split into micro-batches."""
+"""The update: minibatches over a batch, exact under any split into micro-batches."""
 
 from __future__ import annotations
 
@@ -12,237 +12,262 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ... import maths
-from ...data import length_batches, pad_right
-from ...engine import SharedBase
+from ...data import length_batches
 from ...hookspecs import Algorithm
-from ...types import Minibatch, Outputs, Scored, Totals
-from ..finite import Finite
-from ..memory import Budget
-from ..ranks import Ranks
-from .forwards import shared_prompts
+from ...session.non_finite import NonFiniteGuard
+from ...session.ranks import Ranks
+from ...session.token_budget import TokenBudget
+from ...types import Batch, Minibatch, Outputs
+from .forwards import RoleForwards
 from .metrics import Averages
 
 
 @dataclass
-class Batch:
-    """A scored rollout that is ready to be trained on.
+class Minibatches:
+    """How a batch is cut into minibatches.
 
     Attributes:
-        scored: the rollout and all quantities, [N, T].
-        columns: what the algorithm prepared, name to [N] or [N, T].
-        keep: [N] bool, rows to train on.
-        unit: [N] rows with the same number stay together.
-        idle: [N] bool, rows without gradient; no forward is spent on them.
+        batch: the rows.
+        units: [N] rows with the same number stay together.
+        no_gradient: [N] bool, rows on which no forward is spent.
+        asks_old_logps: whether the update's own forward tells `batch.old_logps` and `batch.entropy`, as this is the
+            only update on its rows.
         sampler_logps: [N, T] of the sampler, or None.
-        value_hidden: N tensors [T_i, H] of the frozen reward trunk, or None; only of a process's own rows.
-        owner: [N] the process that computes each row's gradient; None: this one.
-        silent: [N] bool, rows that are not kept and count as rows of loss 0; None: there are none.
-        seen: [N] bool, rows whose `scored.logps` and `scored.entropy` are filled.
     """
 
-    scored: Scored
-    columns: dict[str, Tensor]
-    keep: Tensor
-    unit: Tensor
-    idle: Tensor
-    sampler_logps: Tensor | None
-    value_hidden: list[Tensor] | None
-    owner: Tensor | None = None
-    silent: Tensor | None = None
-    seen: Tensor = field(init=False)
+    batch: Batch
+    units: Tensor
+    no_gradient: Tensor
+    asks_old_logps: bool = field(init=False)
+    sampler_logps: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
-        """Where the policy was not run before, the one update on these rows says what it was."""
-        self.seen = torch.full((len(self.scored),), self.scored.logps is not None)
-        if self.scored.logps is None:
-            self.scored.logps = torch.zeros(self.scored.mask.shape)
-            self.scored.entropy = torch.zeros(self.scored.mask.shape)
+        """NaN says of a row that the policy was not run on it."""
+        self.sampler_logps = self.batch.sampler_logps
+        self.asks_old_logps = self.batch.old_logps is None
+        if self.asks_old_logps:
+            self.batch.old_logps = torch.full(self.batch.mask.shape, math.nan)
+            self.batch.entropy = torch.full(self.batch.mask.shape, math.nan)
+
+    def cut(self, count: int, generator: torch.Generator) -> Iterator[list[int]]:
+        """Rows that count in a fresh permutation of their units, in `count` even parts; empty parts are left out."""
+        counted = (
+            self.batch.train if self.batch.zero_loss is None else self.batch.train | self.batch.zero_loss
+        )
+        units = torch.unique(self.units[counted])
+        order = units[torch.randperm(len(units), generator=generator)]
+        for part in order.tensor_split(count):
+            rows = [
+                i for u in part.tolist() for i in ((self.units == u) & counted).nonzero().flatten().tolist()
+            ]
+            if rows:
+                yield rows
+
+
+@dataclass
+class Progress:
+    """What is logged of the updates of one step.
+
+    Attributes:
+        averages: means over tokens, rows or updates.
+        smallest: ratio of a token.
+        largest: ratio of a token.
+        not_finite: rows whose part of the loss is not finite.
+    """
+
+    averages: Averages = field(default_factory=Averages)
+    smallest: float = math.inf
+    largest: float = -math.inf
+    not_finite: list[int] = field(default_factory=list)
+
+    def add(self, other: Progress) -> None:
+        """Take in those of another part of the updates."""
+        self.averages.take(other.averages)
+        self.smallest = min(self.smallest, other.smallest)
+        self.largest = max(self.largest, other.largest)
+
+    def metrics(self, ranks: Ranks) -> dict[str, float]:
+        """The metrics over all processes."""
+        self.averages.gather(ranks)
+        each = ranks.gather((self.smallest, self.largest))
+        smallest, largest = min(low for low, _ in each), max(high for _, high in each)
+        ratios = {"ratio/min": smallest, "ratio/max": largest} if smallest <= largest else {}
+        return {**self.averages.means(), **ratios}
 
 
 class Updater:
     """Takes optimizer steps on batches.
 
     Args:
-        module: the policy and value (`UpdateModule`).
-        base: that they stand on.
+        forwards: give policy and value, with gradients.
         algorithm: gives the loss.
-        accelerator: backward and clipping.
         ranks: the other processes.
-        optimizer: over the module's trainable parameters.
+        optimizer: over the trained parameters.
         parameters: those parameters.
-        max_grad_norm: clipping; 0 is off.
+        guard: says whether an update may be taken.
         budget: of tokens in one forward.
-        pad_id: what padding holds; any id, for masks come from lengths.
+        max_grad_norm: clipping; 0 is off.
         importance_cap: of the weight between trainer and sampler; None: there is none.
-        finite: says whether an update may be taken.
     """
 
     def __init__(
         self,
-        module: nn.Module,
-        base: SharedBase,
+        forwards: RoleForwards,
         algorithm: Algorithm,
-        accelerator: Any,
         ranks: Ranks,
         optimizer: torch.optim.Optimizer,
-        parameters: list[nn.Parameter],
+        parameters: Sequence[nn.Parameter],
         *,
+        guard: NonFiniteGuard,
+        budget: TokenBudget,
         max_grad_norm: float,
-        budget: Budget,
-        pad_id: int,
-        finite: Finite,
         importance_cap: float | None = None,
     ) -> None:
-        self.finite = finite
-        self._step_number = 0
-        self._bad: list[int] = []
-        self.importance_cap = importance_cap
-        self.module, self.base, self.algorithm, self.accelerator = module, base, algorithm, accelerator
-        self.ranks = ranks
-        self.optimizer, self.parameters = optimizer, parameters
-        self.max_grad_norm, self.budget, self.pad_id = max_grad_norm, budget, pad_id
+        self.forwards, self.algorithm, self.ranks = forwards, algorithm, ranks
+        self.optimizer, self.parameters = optimizer, list(parameters)
+        self.guard, self.budget = guard, budget
+        self.max_grad_norm, self.importance_cap = max_grad_norm, importance_cap
 
-    def __call__(self, batch: Batch, generator: torch.Generator, step: int) -> dict[str, float]:
-        """All epochs over one batch; returns the figures of the updates. `step` is for messages."""
-        self._step_number = step
-        averages = Averages()
-        extremes = [math.inf, -math.inf]
-        for _ in range(self.algorithm.epochs):
-            counted = batch.keep if batch.silent is None else batch.keep | batch.silent
-            for rows in minibatches(batch.unit, counted, self.algorithm.minibatches, generator):
-                self._step(batch, rows, averages, extremes)
-        averages.gather(self.ranks)
-        each = self.ranks.gather(extremes)
-        extremes = [min(low for low, _ in each), max(high for _, high in each)]
-        ratios = {"ratio/min": extremes[0], "ratio/max": extremes[1]} if extremes[0] <= extremes[1] else {}
-        return {**averages.means(), **ratios}
+    def run(self, batch: Batch, generator: torch.Generator, step: int) -> dict[str, float]:
+        """All epochs over one batch; returns the metrics of the updates.
 
-    def _step(self, batch: Batch, rows: list[int], averages: Averages, extremes: list[float]) -> None:
+        Where this is the only update on the rows, it fills `batch.old_logps` and `batch.entropy` of those that it
+        runs the policy on.
+
+        Args:
+            batch: with the columns that the algorithm has prepared.
+            generator: of the permutations.
+            step: for messages.
+        """
+        algorithm, progress = self.algorithm, Progress()
+        plan = Minibatches(batch, algorithm.minibatch_units(batch), algorithm.no_gradient(batch))
+        for _ in range(algorithm.epochs):
+            for rows in plan.cut(algorithm.minibatches, generator):
+                self._update(plan, rows, progress, step)
+        return progress.metrics(self.ranks)
+
+    def _update(self, plan: Minibatches, rows: list[int], progress: Progress, step: int) -> None:
         """One optimizer step on one minibatch, in micro-batches."""
-        kept = [row for row in rows if bool(batch.keep[row])]
-        totals = Totals(tokens=int(batch.scored.mask[kept].sum()), rows=len(rows))
-        owner = batch.owner
-        busy = [row for row in kept if not bool(batch.idle[row])]
-        mine = busy if owner is None else [row for row in busy if int(owner[row]) == self.ranks.rank]
-        lengths = batch.scored.rollout.lengths[mine].tolist()
-        units, groups = batch.unit[mine].tolist(), batch.scored.rollout.group[mine].tolist()
+        batch = plan.batch
+        trained = [row for row in rows if bool(batch.train[row])]
+        totals = int(batch.mask[trained].sum()), len(rows)
+        busy = [row for row in trained if not bool(plan.no_gradient[row])]
+        mine = [row for row in busy if int(batch.owner[row]) == self.ranks.rank]
+        lengths = batch.rollout.lengths[mine].tolist()
+        units, groups = plan.units[mine].tolist(), batch.rollout.group[mine].tolist()
 
-        def attempt(tokens: int) -> tuple[float, Averages, list[float]]:
-            self._bad = []
+        def attempt(tokens: int) -> tuple[float, Progress]:
             self.optimizer.zero_grad(set_to_none=True)
-            loss, figures, ratios = 0.0, Averages(), [math.inf, -math.inf]
+            loss, part = 0.0, Progress()
             for micro in length_batches(lengths, max_tokens=tokens, unit=units, group=groups):
-                loss += self.micro_step(batch, [mine[i] for i in micro], totals, figures, ratios)
-            return loss, figures, ratios
+                loss += self.micro_step(plan, [mine[i] for i in micro], totals, part)
+            return loss, part
 
         longest = max(lengths, default=1)
-        loss, figures, ratios = self.budget.within(attempt, longest, max(1, len(lengths)) * longest)
-        averages.take(figures)
-        extremes[0], extremes[1] = min(extremes[0], ratios[0]), max(extremes[1], ratios[1])
+        loss, part = self.budget.within(attempt, longest, max(1, len(lengths)) * longest)
+        progress.add(part)
         self.ranks.sum_gradients(self.parameters)
         loss = sum(self.ranks.gather(loss))
-        norm = float(
-            self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)
-            if self.parameters
-            else 0.0
-        )
-        named = lambda: (self._named(batch, self._bad), self._named(batch, busy))  # noqa: E731
-        taken = self.finite(self._step_number, loss, norm, named)
-        if taken:
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf))
+        named = lambda: (_named(batch, part.not_finite), _named(batch, busy))  # noqa: E731
+        allowed = self.guard.allows(step, loss, norm, named)
+        if allowed:
             self.optimizer.step()
-            averages.add_value("loss", loss)
-            averages.add_value("grad_norm", norm)
+            progress.averages.add_value("loss", loss)
+            progress.averages.add_value("grad_norm", norm)
         self.optimizer.zero_grad(set_to_none=True)
-        averages.add_value("updates/skipped", float(not taken))
-
-    def _named(self, batch: Batch, rows: Sequence[int]) -> list[str]:
-        """Rows in words: by their prompts."""
-        prompts = batch.scored.rollout.columns.get("prompt")
-        return [f"row {row}" if prompts is None else f"row {row} ({_short(prompts[row])})" for row in rows]
+        progress.averages.add_value("updates/skipped", float(not allowed))
 
     def micro_step(
-        self, batch: Batch, rows: list[int], totals: Totals, averages: Averages, extremes: list[float]
+        self, plan: Minibatches, rows: list[int], totals: tuple[int, int], progress: Progress
     ) -> float:
-        """Forward and backward of some rows; returns their part of the minibatch's loss."""
-        ids, minibatch, hidden = self._pad(batch, rows)
-        shared = shared_prompts(self.base, ids, minibatch.mask, batch.scored.rollout.lengths[rows])
-        logps, values, entropy = self.module(ids, minibatch.mask, hidden, shared)
-        if minibatch.logps is None:
-            self._note(batch, rows, logps, entropy)
-        self._weigh(batch, rows, minibatch, logps.detach())
-        terms, figures = self.algorithm.loss(Outputs(logps, values, entropy), minibatch)
-        real = terms if terms.dim() == 1 else torch.where(minibatch.mask, terms, 0.0).sum(-1)
-        self._bad += [row for row, finite in zip(rows, real.isfinite().tolist(), strict=False) if not finite]
+        """Forward and backward of some rows; returns their part of the minibatch's loss.
+
+        Args:
+            plan: with the batch.
+            rows: of the batch.
+            totals: tokens and rows of the whole minibatch.
+            progress: is added to.
+        """
+        ids, mask, minibatch, hidden = self._minibatch(plan, rows, totals)
+        entropy = "entropy" in self.algorithm.needs or plan.asks_old_logps
+        outputs = self.forwards.outputs(ids, mask, hidden, entropy=entropy)
+        now = outputs.logps.detach()
+        old = now if minibatch.old_logps is None else minibatch.old_logps
+        if plan.asks_old_logps:
+            _remember(plan.batch, rows, outputs)
+        self._weigh(plan, rows, minibatch, old)
+        terms, figures = self.algorithm.loss(outputs, minibatch)
+        each = terms if terms.dim() == 1 else torch.where(mask, terms, 0.0).sum(-1)
+        progress.not_finite += [rows[i] for i in (~each.isfinite()).nonzero().flatten().tolist()]
         if terms.dim() == 1:
-            loss = terms.sum() / totals.rows
+            loss = terms.sum() / minibatch.total_rows
         else:
-            loss = maths.weighted_sum(terms, self.algorithm.weights(minibatch.mask, totals))
-        self.accelerator.backward(loss)
-        for name, figure in figures.items():
-            averages.add(name, figure, minibatch.mask)
-        old = logps.detach() if minibatch.logps is None else minibatch.logps
-        log_ratio = torch.where(minibatch.mask, logps.detach() - old, 0.0)
+            loss = maths.weighted_sum(terms, self.algorithm.weights(minibatch))
+        loss.backward()
+        log_ratio = torch.where(mask, now - old, 0.0)
         ratio = log_ratio.exp()
-        averages.add("approx_kl", 0.5 * log_ratio.square(), minibatch.mask)
-        averages.add("ratio/mean", ratio, minibatch.mask)
-        real = ratio[minibatch.mask]
-        extremes[0], extremes[1] = (min(extremes[0], float(real.min())), max(extremes[1], float(real.max())))
+        for name, figure in figures.items():
+            progress.averages.add(name, figure, mask)
+        progress.averages.add("approx_kl", 0.5 * log_ratio.square(), mask)
+        progress.averages.add("ratio/mean", ratio, mask)
+        real = ratio[mask]
+        progress.smallest = min(progress.smallest, float(real.min()))
+        progress.largest = max(progress.largest, float(real.max()))
         return float(loss.detach())
 
-    def _note(self, batch: Batch, rows: list[int], logps: Tensor, entropy: Tensor | None) -> None:
-        """What the policy says before its only update on these rows is what it said at the rollout."""
-        scored, width = batch.scored, logps.shape[1]
-        assert scored.logps is not None and scored.entropy is not None and entropy is not None
-        scored.logps[rows, :width] = logps.detach().float().cpu()
-        scored.entropy[rows, :width] = entropy.detach().float().cpu()
-        batch.seen[rows] = True
-
-    def _weigh(self, batch: Batch, rows: list[int], minibatch: Minibatch, logps: Tensor) -> None:
+    def _weigh(self, plan: Minibatches, rows: list[int], minibatch: Minibatch, old: Tensor) -> None:
         """Truncated weights between trainer and sampler, as both were at the rollout."""
-        if self.importance_cap is None or batch.sampler_logps is None:
+        if self.importance_cap is None or plan.sampler_logps is None:
             return
-        old = logps if minibatch.logps is None else minibatch.logps
-        theirs = batch.sampler_logps[rows, : old.shape[1]].to(old.device)
+        theirs = plan.sampler_logps[rows, : old.shape[1]].to(old.device)
         weights = maths.truncated_importance(old, theirs, self.importance_cap)
         minibatch.importance = torch.where(minibatch.mask, weights, 0.0)
 
-    def _pad(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Minibatch, Tensor | None]:
-        """Rows on the device, cut to the longest of them."""
-        scored, device = batch.scored, self.accelerator.device
-        ids = pad_right([scored.rollout.input_ids[i] for i in rows], self.pad_id).to(device)
-        width = ids.shape[1]
+    def _minibatch(
+        self, plan: Minibatches, rows: list[int], totals: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Minibatch, Tensor | None]:
+        """Ids, actions, what the algorithm sees of rows, and their value trunk, on the device, cut to the longest."""
+        batch = plan.batch
+        ids, mask = self.forwards.padded(batch, rows)
+        device, width = ids.device, ids.shape[1]
 
-        def cut(values: Tensor | None) -> Tensor | None:
+        def cut(values: Tensor | None) -> Any:
             if values is None:
                 return None
             return (values[rows] if values.dim() == 1 else values[rows, :width]).to(device)
 
-        mask = cut(scored.mask)
-        assert mask is not None
         minibatch = Minibatch(
             mask=mask,
-            columns={name: column for name, c in batch.columns.items() if (column := cut(c)) is not None},
-            logps=cut(scored.logps) if bool(batch.seen[rows].all()) else None,
-            ref_logps=cut(scored.ref_logps),
-            old_values=cut(scored.values),
+            columns={name: cut(column) for name, column in batch.columns.items()},
+            total_tokens=totals[0],
+            total_rows=totals[1],
+            old_logps=None if plan.asks_old_logps else cut(batch.old_logps),
+            ref_logps=cut(batch.ref_logps),
+            old_values=cut(batch.values),
         )
         hidden = None
         if batch.value_hidden is not None:
             hidden = pad_sequence([batch.value_hidden[i] for i in rows], batch_first=True).to(device)
-        return ids, minibatch, hidden
+        return ids, mask, minibatch, hidden
+
+
+def _remember(batch: Batch, rows: list[int], outputs: Outputs) -> None:
+    """What the policy gives before its only update on these rows is what it gave at the rollout."""
+    assert batch.old_logps is not None and batch.entropy is not None and outputs.entropy is not None
+    width = outputs.logps.shape[1]
+    for whole, values in ((batch.old_logps, outputs.logps), (batch.entropy, outputs.entropy)):
+        whole[rows] = 0.0
+        whole[rows, :width] = values.detach().float().cpu()
+
+
+def _named(batch: Batch, rows: Sequence[int]) -> list[str]:
+    """Rows in words: by their prompts."""
+    prompts = batch.rollout.columns.get("prompt")
+    return [f"row {row}" if prompts is None else f"row {row} ({_short(prompts[row])})" for row in rows]
 
 
 def _short(prompt: Any) -> str:
     """The beginning of a prompt, in quotes."""
     text = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
-def minibatches(unit: Tensor, keep: Tensor, count: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Rows that count in a fresh permutation of their units, in `count` even parts; empty parts are left out."""
-    units = torch.unique(unit[keep])
-    order = units[torch.randperm(len(units), generator=generator)]
-    for part in order.tensor_split(count):
-        rows = [i for u in part.tolist() for i in ((unit == u) & keep).nonzero().flatten().tolist()]
-        if rows:
-            yield rows

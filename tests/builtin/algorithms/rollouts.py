@@ -1,8 +1,8 @@
-"""Scored rollouts of random numbers."""
+"""Batch rollouts of random numbers."""
 
 import torch
 
-from rlhf_peft.plugin import Minibatch, Rollout, SamplingParams, Scored
+from rlhf_peft.plugin import Batch, Minibatch, Rollout, SamplingParams
 
 PROMPT = 2
 
@@ -27,7 +27,7 @@ def scored(scores, group=None, lengths=None, seed=0, tag=None, finish=None, **qu
     made = {
         name: 0.3 * torch.randn(n, t, generator=generator) - 1.0 for name in ("logps", "ref_logps", "values")
     }
-    return Scored(rollout=rollout, mask=mask, scores=torch.tensor(scores), **{**made, **quantities})
+    return Batch(rollout=rollout, mask=mask, scores=torch.tensor(scores), **{**made, **quantities})
 
 
 def minibatch(data, columns, rows=None):

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from rlhf_peft.builtin.algorithms.ppo import Ppo, PpoOptions
-from rlhf_peft.plugin import Minibatch, Outputs, Rollout, Scored, Totals, maths
+from rlhf_peft.plugin import Batch, Minibatch, Outputs, Rollout, Totals, maths
 
 
 def scored(scores, n=3, t=6, **quantities):
@@ -24,7 +24,7 @@ def scored(scores, n=3, t=6, **quantities):
         columns={},
     )
     made = {name: torch.randn(n, t, generator=generator) for name in ("logps", "ref_logps", "values")}
-    return Scored(rollout=rollout, mask=mask, scores=torch.tensor(scores), **{**made, **quantities})
+    return Batch(rollout=rollout, mask=mask, scores=torch.tensor(scores), **{**made, **quantities})
 
 
 def ppo(**options):

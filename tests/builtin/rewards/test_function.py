@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 
 from rlhf_peft.builtin.rewards.function import FunctionOptions, FunctionReward
-from rlhf_peft.functions import function_reward
+from rlhf_peft.kit.functions import function_reward
 from rlhf_peft.plugin import RewardError
 
 from .doubles import batch, score

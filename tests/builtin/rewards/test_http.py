@@ -4,7 +4,7 @@ import time
 import pytest
 
 from rlhf_peft.builtin.rewards.http import HttpOptions, HttpReward
-from rlhf_peft.functions import SomeRowsFailed
+from rlhf_peft.kit.functions import SomeRowsFailed
 from rlhf_peft.plugin import RewardError, UsageError
 
 from .doubles import batch, chats, score

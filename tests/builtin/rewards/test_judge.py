@@ -3,7 +3,7 @@ import re
 import pytest
 
 from rlhf_peft.builtin.rewards.judge import Judge, JudgeOptions, as_text, grade_in, winner_in
-from rlhf_peft.functions import SomeRowsFailed
+from rlhf_peft.kit.functions import SomeRowsFailed
 from rlhf_peft.plugin import RewardError, UsageError
 
 from .doubles import batch, chats, score
@@ -34,7 +34,7 @@ def test_grades(serve, monkeypatch):
     out = score(
         reward, batch(completions=chats("{a}", "bbbbb"), prompts=[[{"role": "user", "content": "q{}"}]] * 2)
     )
-    assert out.row.tolist() == [3.0, 5.0] and reward.scope == "row"
+    assert out.row.tolist() == [3.0, 5.0]
     body = stub.bodies[0]
     assert (
         body["model"] == "m" and body["temperature"] == 0.5 and body["messages"][0]["content"] == "Be fair."
@@ -48,7 +48,7 @@ def test_comparisons_in_both_orders_within_a_group(serve):
     given = batch(completions=["a", "bb", "cc", "d", "ee", "alone"], group=[0, 0, 0, 1, 1, 2])
     row = score(reward, given).row
     assert row[:5].tolist() == [0.0, 0.75, 0.75, 0.0, 1.0] and row[5].isnan()
-    assert len(stub.bodies) == 2 * (3 + 1) and reward.scope == "group"
+    assert len(stub.bodies) == 2 * (3 + 1)
 
 
 def test_a_judge_that_always_prefers_the_first_says_nothing(serve):

@@ -4,6 +4,8 @@ from contextlib import contextmanager
 
 import torch
 
+from rlhf_peft.engine.decoding import RowDecoding
+from rlhf_peft.engine.fast import FastPaths
 from rlhf_peft.plugin import Request, SamplingParams
 
 PROMPTS = [
@@ -38,8 +40,16 @@ class ModelView:
     eos_ids = frozenset({2})
     vocab_size = 100
 
-    def __init__(self, model, max_length=64):
+    def __init__(self, model, max_length=64, fast=True):
         self.model, self.max_length = model, max_length
+        self.fast = FastPaths(fast)
+        self.rows = RowDecoding(self.device, self.pad_id, max_length, self.fast)
+
+    def can_decode(self, model):
+        return self.rows.supports(model)
+
+    def start_decoding(self, model, prompts, room):
+        return self.rows.start(model, prompts, room)
 
     def decode(self, ids):
         return "".join(f"<{i}>" for i in ids)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rlhf_peft.builtin.samplers.best_of_n import BestOfNOptions, BestOfNSampler, best, candidates, seed
-from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler
+from rlhf_peft.builtin.samplers.cached import CachedSampler
+from rlhf_peft.kit.sampling import LocalOptions
 from rlhf_peft.plugin import SamplerError
 from rlhf_peft.registry import Registry
 
@@ -32,7 +33,7 @@ def made(view, n=4, **of):
     return sampler
 
 
-@pytest.mark.parametrize("name", ["cached", "hf", "continuous"])
+@pytest.mark.parametrize("name", ["cached", "hf"])
 def test_it_keeps_the_best_of_each_request(tiny_base, view, name):
     some = requests(tiny_base.tokenizer, 6)
     context = Scoring(sum)
@@ -47,7 +48,7 @@ def test_it_keeps_the_best_of_each_request(tiny_base, view, name):
 
 def test_the_first_candidate_is_the_row_itself(tiny_base, view):
     some = requests(tiny_base.tokenizer, 6)
-    plain = CachedSampler(CachedOptions())
+    plain = CachedSampler(LocalOptions())
     plain.sync(view, 2)
     expected = completions(plain.sample(some))
     assert completions(made(view, n=1).sample(some, Scoring(len))) == expected
@@ -98,7 +99,7 @@ def test_scores_of_another_shape_are_refused(tiny_base, view):
 
 def test_it_promises_no_more_than_it_keeps():
     sampler = BestOfNSampler(BestOfNOptions())
-    assert sampler.provides == {"logps"} and sampler.params == CachedSampler(CachedOptions()).params
+    assert sampler.provides == {"logps"} and sampler.params == CachedSampler(LocalOptions()).params
 
 
 def test_the_inner_options_come_from_the_recipe():
@@ -114,7 +115,7 @@ def test_what_wraps_is_given_the_registrys_make():
 
     def make(kind, name, options):
         asked.append((kind, name, options))
-        return CachedSampler(CachedOptions(**options))
+        return CachedSampler(LocalOptions(**options))
 
     options = BestOfNOptions.model_validate({"of": {"name": "theirs", "max_new_tokens": 9}})
     assert BestOfNSampler(options, make=make).params.max_new_tokens == 9

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler
+from rlhf_peft.builtin.samplers.cached import CachedSampler
 from rlhf_peft.builtin.samplers.hf import HfOptions, HfSampler
+from rlhf_peft.kit.sampling import LocalOptions
 from rlhf_peft.plugin import Request, SamplerError, SamplingParams
 
 from .support import MIXED, ModelView, completions, requests
@@ -13,7 +14,7 @@ from .support import MIXED, ModelView, completions, requests
 
 @pytest.fixture
 def sampler(view):
-    made = CachedSampler(CachedOptions(max_new_tokens=24))
+    made = CachedSampler(LocalOptions(max_new_tokens=24))
     made.sync(view, 1)
     return made
 
@@ -39,7 +40,7 @@ def test_a_row_depends_on_its_seed_alone(tiny_base, sampler, truncations):
     together = completions(sampler.sample(asked))
     alone = [completions(sampler.sample([request]))[0] for request in asked]
     backwards = completions(sampler.sample(asked[::-1]))[::-1]
-    small = CachedSampler(CachedOptions(max_new_tokens=24, max_rows=3))
+    small = CachedSampler(LocalOptions(max_new_tokens=24, max_rows=3))
     small.sync(sampler._view, 1)
     assert together == alone == backwards == completions(small.sample(asked))
     assert len({tuple(c) for c in together}) > 4
@@ -50,7 +51,9 @@ def test_its_logps_are_the_trainers(tiny_base, sampler):
     for i, ids in enumerate(rollout.input_ids):
         mask = rollout.action_mask[i].unsqueeze(0)
         with torch.no_grad(), tiny_base.role("policy", train=False):
-            logps, _ = tiny_base.logps(tiny_base.hidden(ids.unsqueeze(0)), ids.unsqueeze(0), mask)
+            logps, _ = tiny_base.forwards.logps(
+                tiny_base.forwards.hidden(ids.unsqueeze(0)), ids.unsqueeze(0), mask
+            )
         assert torch.allclose(logps[0], rollout.sampler_logps[i], atol=1e-4)
 
 
@@ -104,7 +107,7 @@ def test_the_policy_is_as_it_was_after_sampling(tiny_base, sampler):
 def test_rows_that_have_ended_do_not_pass_the_last_position():
     config = AutoConfig.for_model("gpt2", vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=32)
     view = ModelView(AutoModelForCausalLM.from_config(config).eval(), max_length=32)
-    sampler = CachedSampler(CachedOptions())
+    sampler = CachedSampler(LocalOptions())
     sampler.sync(view, 1)
     asked = [Request(torch.arange(3, 3 + n), 0, n, SamplingParams(20)) for n in (30, 4, 5, 6, 7, 8)]
     together = completions(sampler.sample(asked))
@@ -120,7 +123,7 @@ def test_hf_writes_where_the_model_keeps_a_state(kind, caplog):
     config = AutoConfig.for_model(kind, vocab_size=300, hidden_size=32, num_hidden_layers=2, **options[kind])
     view = ModelView(AutoModelForCausalLM.from_config(config).eval())
     asked = [Request(torch.tensor(ids), 0, i, SamplingParams(4)) for i, ids in enumerate(([3, 4], [5, 6, 7]))]
-    cached, hf = CachedSampler(CachedOptions(max_rows=2)), HfSampler(HfOptions())
+    cached, hf = CachedSampler(LocalOptions(max_rows=2)), HfSampler(HfOptions())
     for sampler in (cached, hf):
         sampler.sync(view, 1)
     first, again = completions(cached.sample(asked)), completions(cached.sample(asked))
@@ -148,7 +151,7 @@ def test_hf_writes_where_the_cache_gives_other_logits(caplog):
     model = ForgetsItsCache(config).eval()
     for layer in model.base_model.layers:
         layer.extra = torch.nn.Identity()  # not the shape that the lean step knows
-    sampler = CachedSampler(CachedOptions())
+    sampler = CachedSampler(LocalOptions())
     sampler.sync(ModelView(model), 1)
     sampler.sample([Request(torch.tensor([3, 4]), 0, 1, SamplingParams(1))])
     assert "ForgetsItsCache keeps more than keys and values" in caplog.text
@@ -168,14 +171,14 @@ def test_truncated_logps_are_of_the_distribution_drawn_from(tiny_base, sampler):
 
 
 def test_on_policy_is_not_promised_where_tokens_are_cut_off():
-    assert "on_policy" in CachedSampler(CachedOptions(temperature=0.7)).provides
+    assert "on_policy" in CachedSampler(LocalOptions(temperature=0.7)).provides
     for truncation in MIXED[1:]:
-        assert CachedSampler(CachedOptions(**truncation)).provides == {"logps", "row_seeds"}
+        assert CachedSampler(LocalOptions(**truncation)).provides == {"logps", "row_seeds"}
 
 
 def test_sample_before_sync_is_refused():
     with pytest.raises(SamplerError, match="before sync"):
-        CachedSampler(CachedOptions()).sample([])
+        CachedSampler(LocalOptions()).sample([])
 
 
 def test_nothing_asked_nothing_written(sampler):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhf_peft.builtin.samplers.cached import CachedOptions, CachedSampler
+from rlhf_peft.builtin.samplers.cached import CachedSampler
 from rlhf_peft.builtin.samplers.hf import HfOptions, HfSampler, batches
-from rlhf_peft.builtin.samplers.rows import Row
+from rlhf_peft.kit.sampling import LocalOptions
+from rlhf_peft.kit.sampling.rows import Row
 from rlhf_peft.plugin import Request, SamplingParams
 
 from .support import MIXED, ModelView, completions, requests
@@ -106,10 +107,10 @@ def test_the_models_generation_config_is_set_aside_and_given_back(view):
 
 
 def test_it_writes_what_cached_writes(tiny_base):
-    from rlhf_peft.stages.view import BaseView
+    from rlhf_peft.session.policy_view import BaseView
 
     some = requests(tiny_base.tokenizer, 10, stop=["he", "a b"], truncations=MIXED)
-    theirs = CachedSampler(CachedOptions())
+    theirs = CachedSampler(LocalOptions())
     theirs.sync(BaseView(tiny_base), 1)
     one, other = theirs.sample(some), made(BaseView(tiny_base)).sample(some)
     assert completions(one) == completions(other) and one.finish == other.finish

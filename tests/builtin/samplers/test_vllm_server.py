@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_peft.builtin.samplers import http
 from rlhf_peft.builtin.samplers.vllm_server import VllmServerOptions, VllmServerSampler, finish
+from rlhf_peft.kit.http import client as http
 from rlhf_peft.plugin import Request, SamplerError, SamplingParams, UsageError
 
 from .stub import EOS, StubServer

@@ -2,17 +2,17 @@
 
 import torch
 
-from rlhf_peft.functions import FunctionOptions, FunctionReward
+from rlhf_peft.kit.functions import FunctionOptions, FunctionReward
 from rlhf_peft.plugin import Scores
 from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.registry import Entry
-from rlhf_peft.stages.rl.rewarding import Rewards
+from rlhf_peft.stages.rl.rewards.rewards import Rewards
 
 
 class Fixed:
     """An async reward that always gives the same."""
 
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
 
     def __init__(self, row, **more):
         self.row, self.more = row, more

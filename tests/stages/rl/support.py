@@ -49,7 +49,7 @@ def logged(ctx):
 class Coarse:
     """Scores that are all equal in every other group."""
 
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
     Options = Options
 
     def __init__(self, options): ...

@@ -51,7 +51,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_its_rows_are_named(make_con
     run(ctx)
     first, second = logged(ctx)
     assert (first["updates/skipped"], second["updates/skipped"]) == (0.5, 0.0)
-    assert math.isfinite(first["loss"]) and not ctx.base.is_zero("policy")
+    assert math.isfinite(first["loss"]) and not ctx.base.roles.is_zero("policy")
     assert "rl step 1: the update is not finite (loss nan" in caplog.text
     assert "It comes from row" in caplog.text and "It is skipped." in caplog.text
 
@@ -101,7 +101,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_the_rows_of_the_update_are
     make_context, monkeypatch, caplog
 ):
     ctx = spoiled(make_context, monkeypatch, (), max_steps=1)
-    parameter = ctx.base.parameters("policy")[1]
+    parameter = ctx.base.roles.parameters("policy")[1]
     calls = []
 
     def spoil(gradient):
@@ -118,7 +118,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_the_rows_of_the_update_are
     monkeypatch.setattr(Grpo, "loss", loss)
     run(ctx)
     assert "gradient norm nan). It was made of row" in caplog.text and "and 13 more." in caplog.text
-    assert logged(ctx)[0]["updates/skipped"] == 0.5 and not ctx.base.is_zero("policy")
+    assert logged(ctx)[0]["updates/skipped"] == 0.5 and not ctx.base.roles.is_zero("policy")
 
 
 def test_out_of_memory_a_rollout_is_sampled_in_parts(make_context, monkeypatch, caplog):

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from rlhf_peft.errors import RewardError
-from rlhf_peft.functions import FunctionReward, target_of
+from rlhf_peft.kit.functions import FunctionReward, target_of
 from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.registry import Registry
-from rlhf_peft.stages.rl.rewarding import Rewards
+from rlhf_peft.stages.rl.rewards.rewards import Rewards
 from tests.builtin.rewards.doubles import batch, chats
 
 from . import worker_functions as functions

@@ -10,7 +10,7 @@ from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
 from rlhf_peft import maths
-from rlhf_peft.stages.rl.rewards.total import add_up
+from rlhf_peft.stages.rl.rewards.aggregate import add_up
 from rlhf_peft.types import Scores
 from tests.builtin.rewards.doubles import batch
 

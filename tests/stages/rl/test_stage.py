@@ -13,7 +13,6 @@ from rlhf_peft.hookspecs import hookimpl
 from rlhf_peft.stages import reward_model
 from rlhf_peft.stages.rl.forwards import UpdateModule
 from rlhf_peft.stages.rl.metrics import undocumented
-from rlhf_peft.stages.rl.stage import Loop
 
 from .support import logged, outcome_of, run, same, stage, with_coarse
 
@@ -41,10 +40,10 @@ def test_ppo_with_a_learned_reward_on_every_value_trunk(make_context, reward_sta
     for name, parameter in ctx.base.model.named_parameters():
         if name in before and ".value." not in name:
             assert torch.equal(parameter, before[name]), f"{name} moved"
-    assert not ctx.base.is_zero("policy")
+    assert not ctx.base.roles.is_zero("policy")
     lines = [line for line in logged(ctx) if line["stage"] == "rl" and line["step"] > 0]
     assert len(lines) == 2 and out["before"]["eval/kl"] == pytest.approx(0.0, abs=1e-4)
-    algorithm = Loop(ctx.recipe.stages[-1], ctx).algorithm
+    algorithm = algorithm_of(ctx)
     names = [name for name in lines[-1] if name not in ("stage", "step", "time")]
     assert undocumented(names, algorithm.metrics) == []
     wanted = (
@@ -89,7 +88,7 @@ def test_a_wrong_reference_stops_the_run(make_context, monkeypatch):
         for name, parameter in ctx.base.model.named_parameters():
             if "lora_B" in name and ".policy." in name:
                 parameter.normal_(std=0.05)
-    monkeypatch.setattr(SharedBase, "fix_reference", lambda base: base.add_role("reference"))
+    monkeypatch.setattr(SharedBase, "fix_reference", lambda base: base.roles.add("reference"))
     with pytest.raises(GuardError, match="wrong model"):
         run(ctx)
 
@@ -148,9 +147,9 @@ def test_every_algorithm_trains_the_policy_and_explains_its_figures(make_context
     plain = {**stage(max_steps=2, prompts_per_step=4), "algorithm": {"name": name, **ALGORITHMS[name]}}
     ctx = make_context(plain)
     run(ctx)
-    assert not ctx.base.is_zero("policy")
+    assert not ctx.base.roles.is_zero("policy")
     lines = [line for line in logged(ctx) if line["step"] > 0]
-    algorithm = Loop(ctx.recipe.stages[-1], ctx).algorithm
+    algorithm = algorithm_of(ctx)
     names = [key for line in lines for key in line if key not in ("stage", "step", "time")]
     assert undocumented(names, algorithm.metrics) == []
     assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
@@ -169,7 +168,7 @@ def test_steps_with_equal_scores_log_the_sampler_all_the_same(make_context):
         assert 0 <= line["sampling/sampling_logp_difference/mean"] < 0.1
         assert line["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=0.1)
         assert line["entropy"] > 0
-    assert ctx.base.is_zero("policy")
+    assert ctx.base.roles.is_zero("policy")
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
@@ -234,7 +233,7 @@ def test_dynamic_sampling_asks_for_more_prompts(make_context):
 
     class Observer:
         @hookimpl
-        def rlhf_peft_rollout_end(self, run, stage, step, scored):
+        def rlhf_peft_rollout_end(self, run, stage, step, batch):
             told.append(scored)
 
     ctx.registry.add(Observer(), "observer", "tests", "1", "a test")
@@ -254,7 +253,7 @@ def test_rows_not_drawn_from_the_policy_are_refused_where_ratios_are_taken(make_
     dpo = {"name": "online_dpo", "num_generations": 3}
     ctx = make_context({**stage(max_steps=1, eval={}, sampler=cut, prompts_per_step=4), "algorithm": dpo})
     run(ctx)
-    assert not ctx.base.is_zero("policy")
+    assert not ctx.base.roles.is_zero("policy")
 
 
 def test_samples_are_written_with_their_scores(make_context):
@@ -275,7 +274,7 @@ def test_observers_hear_of_rollouts_steps_and_files(make_context):
 
     class Observer:
         @hookimpl
-        def rlhf_peft_rollout_end(self, run, stage, step, scored):
+        def rlhf_peft_rollout_end(self, run, stage, step, batch):
             heard.append(("rollout", step, len(scored)))
 
         @hookimpl

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-from rlhf_peft.engine import POLICY, Source
+from rlhf_peft.engine import POLICY, BaseSpec
 from rlhf_peft.hookspecs import hookimpl
 from rlhf_peft.plugin import Options, Scores
 from rlhf_peft.recipe.schema import RewardEntry
@@ -29,7 +29,7 @@ def points(ids):
 
 
 class Points:
-    roles, scope, timeout = (), "row", None
+    roles, timeout = (), None
     Options = Options
 
     def __init__(self, options): ...
@@ -49,7 +49,7 @@ class Recorder:
         register("points", Points)
 
     @hookimpl
-    def rlhf_peft_rollout_end(self, run, stage, step, scored):
+    def rlhf_peft_rollout_end(self, run, stage, step, batch):
         self.rollouts.append(scored.rollout)
 
 
@@ -69,7 +69,7 @@ def ours(make_context, tmp_path, algorithm):
     ctx.recipe.stages[0] = ctx.recipe.stages[0].model_copy(
         update={"rewards": [RewardEntry.model_validate({"name": "points"})]}
     )
-    ctx.base.save_role(POLICY, tmp_path / "before")
+    ctx.base.roles.save(POLICY, tmp_path / "before")
     run(ctx)
     names = {n: p.detach().clone() for n, p in ctx.base.model.named_parameters() if f".{POLICY}." in n}
     return {name.replace(f".{POLICY}.", ".default."): p for name, p in names.items()}, recorder.rollouts
@@ -116,7 +116,7 @@ def padded(rows, pad):
 
 def theirs(kind, config, tmp_path, rollouts, **options):
     """The adapter after TRL's trainer."""
-    location = Source("builtin:tiny").location
+    location = BaseSpec("builtin:tiny").location
     plain = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
     model = PeftModel.from_pretrained(plain, tmp_path / "before", is_trainable=True)
     epochs = options.get("num_iterations", 1)

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from rlhf_peft.builtin.algorithms.grpo import Grpo, GrpoOptions
 from rlhf_peft.builtin.algorithms.ppo import Ppo, PpoOptions
-from rlhf_peft.engine import LoraSpec, SharedBase, Source
-from rlhf_peft.stages.finite import Finite
-from rlhf_peft.stages.memory import Budget
-from rlhf_peft.stages.ranks import Ranks
+from rlhf_peft.engine import BaseSpec, LoraSpec, SharedBase
+from rlhf_peft.session.non_finite import NonFiniteGuard
+from rlhf_peft.session.ranks import Ranks
+from rlhf_peft.session.token_budget import TokenBudget
 from rlhf_peft.stages.rl.forwards import Scorer, UpdateModule
 from rlhf_peft.stages.rl.metrics import Averages
 from rlhf_peft.stages.rl.update import Batch, Updater, minibatches
-from rlhf_peft.types import Rollout, Scored, Totals
+from rlhf_peft.types import Batch, Rollout, Totals
 
 
 class OneProcess:
@@ -30,15 +30,15 @@ class OneProcess:
 def setting(request):
     """A base with a trained-looking policy, a reward model and a value on each trunk."""
     trunk = request.param
-    base = SharedBase(Source("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    base = SharedBase(BaseSpec("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
     noise(base, "policy", 1)
-    base.fix_reference()
-    base.add_role("reward-0", like="policy", head=True)
+    base.roles.freeze_reference()
+    base.roles.add("reward-0", like="policy", head=True)
     noise(base, "reward-0", 2)
     if trunk == "own":
-        base.add_role("value", like="reward-0", head=True)
+        base.roles.add("value", like="reward-0", head=True)
     else:
-        base.add_role("value", trunk="policy" if trunk == "policy" else "reward-0", head=True)
+        base.roles.add("value", trunk="policy" if trunk == "policy" else "reward-0", head=True)
     return base, trunk
 
 
@@ -59,10 +59,10 @@ def rollout(lengths=((5, 7), (3, 12), (8, 2), (4, 9), (6, 1)), seed=0):
 
 
 def ready(base, trunk, data, max_tokens=10_000):
-    scorer = Scorer(base, trunk, 1.0, Budget("rl", max_tokens))
+    scorer = Scorer(base, trunk, 1.0, TokenBudget("rl", max_tokens))
     quantities = scorer(data, heads=("reward-0",))
     mask = torch.nn.utils.rnn.pad_sequence(data.action_mask, batch_first=True)
-    scored = Scored(
+    scored = Batch(
         rollout=data,
         mask=mask,
         scores=quantities.heads["reward-0"],
@@ -89,9 +89,9 @@ def gradient(base, trunk, algorithm, batch, split, pad_id=0):
             None,
             parameters,
             max_grad_norm=0,
-            budget=Budget("rl", 10_000),
+            budget=TokenBudget("rl", 10_000),
             pad_id=pad_id,
-            finite=Finite("rl", 0),
+            finite=NonFiniteGuard("rl", 0),
         )
         rows = [i for part in split for i in part]
         totals = Totals(tokens=int(batch.scored.mask[rows].sum()), rows=len(rows))
@@ -146,15 +146,15 @@ def test_scores_do_not_depend_on_the_batch(setting):
 def test_policy_and_reference_agree_after_an_adapter_was_trained(setting):
     base, trunk = setting
     _, _, quantities = ready(base, trunk, rollout())
-    assert base.adapter_of("reference") == "reference"
+    assert base.roles.adapter_of("reference") == "reference"
     assert float((quantities.logps - quantities.ref_logps).abs().max()) < 1e-4
 
 
 def test_policy_and_reference_agree_from_the_raw_base():
-    base = SharedBase(Source("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
-    base.fix_reference()
-    quantities = Scorer(base, None, 1.0, Budget("rl", 10_000))(rollout())
-    assert base.adapter_of("reference") is None
+    base = SharedBase(BaseSpec("builtin:tiny", device="cpu"), LoraSpec(r=4), seed=3)
+    base.roles.freeze_reference()
+    quantities = Scorer(base, None, 1.0, TokenBudget("rl", 10_000))(rollout())
+    assert base.roles.adapter_of("reference") is None
     assert float((quantities.logps - quantities.ref_logps).abs().max()) < 1e-4
 
 
@@ -193,11 +193,9 @@ def update(base, loss_type, silent, minibatches=1):
     data = rollout()
     algorithm = Grpo(GrpoOptions(loss_type=loss_type, num_minibatches=minibatches))
     algorithm.max_new_tokens = 16
-    scorer = Scorer(base, None, 1.0, Budget("rl", 10_000))
+    scorer = Scorer(base, None, 1.0, TokenBudget("rl", 10_000))
     said, mask = scorer(data), torch.nn.utils.rnn.pad_sequence(data.action_mask, batch_first=True)
-    scored = Scored(
-        rollout=data, mask=mask, scores=torch.zeros(5), logps=said.logps, ref_logps=said.ref_logps
-    )
+    scored = Batch(rollout=data, mask=mask, scores=torch.zeros(5), logps=said.logps, ref_logps=said.ref_logps)
     keep = torch.tensor([True, True, False, True, True])
     batch = Batch(
         scored,
@@ -222,9 +220,9 @@ def update(base, loss_type, silent, minibatches=1):
             catcher,
             parameters,
             max_grad_norm=0,
-            budget=Budget("rl", 10_000),
+            budget=TokenBudget("rl", 10_000),
             pad_id=0,
-            finite=Finite("rl", 0),
+            finite=NonFiniteGuard("rl", 0),
         )
         updater(batch, torch.Generator().manual_seed(0), 1)
     return catcher.found

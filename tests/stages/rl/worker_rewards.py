@@ -13,7 +13,7 @@ class Plain:
     class Options(Options):
         factor: float = 1.0
 
-    roles, scope, timeout = (), "group", None
+    roles, timeout = (), None
 
     def __init__(self, options):
         self.options = options

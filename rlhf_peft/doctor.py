@@ -1,0 +1,328 @@
+"""What will and will not work on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from . import __version__, entry_points, foreign
+from .engine.compat import compute_alike_on_every_cpu
+from .runs.manifest import PACKAGES
+
+State = Literal["ok", "note", "wrong"]
+PLUGIN_LIMIT = foreign.IMPORT_LIMIT + 120
+"""Seconds that the import of the plugins may take."""
+SMALL_DISK = 10 * 2**30
+DISTRIBUTION = "rlhf-peft"
+TESTED = "constraints.txt"
+BUILT_FOR_TORCH = ("torchvision", "torchaudio", "xformers", "torchcodec")
+"""Packages whose compiled code fits one release of torch alone, which their metadata names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """Releases that do not go together, each within its bounds.
+
+    Attributes:
+        versions: distribution to its releases, as a specifier.
+        trouble: what happens.
+        remedy: what to do about it.
+    """
+
+    versions: Mapping[str, str]
+    trouble: str
+    remedy: str
+
+
+BAD_COMBINATIONS = (
+    Combination(
+        {"bitsandbytes": ">=0.49", "kernels": ">=0"},
+        "on a CPU with AVX512-BF16 bitsandbytes fetches compiled code from the hub when it is imported.",
+        "pip uninstall kernels, or set HF_HUB_OFFLINE=1.",
+    ),
+)
+"""Known to be bad; whoever finds another one adds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: was looked at.
+        state: ok, note (works, with a limit) or wrong.
+        found: what is there.
+        remedy: what to do about it.
+    """
+
+    what: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def checks(*, no_plugins: bool = False) -> Iterator[Finding]:
+    """Everything that is looked at, one after the other; what fails to be looked at is itself a finding."""
+    looks = (_python, _packages, _combinations, _device, _memory, _quantization, _disk, _hub)
+    for look in looks if no_plugins else (*looks, _plugins):
+        try:
+            yield from look()
+        except Exception as error:  # a broken installation may raise anything, and is what we are asked about
+            yield Finding(look.__name__.strip("_"), "wrong", f"{type(error).__name__}: {error}")
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding(
+        "rlhf-peft", "ok", f"{__version__} on Python {platform.python_version()}, {platform.platform()}"
+    )
+    if sys.prefix == sys.base_prefix:
+        yield Finding(
+            "environment", "note", "no virtual environment.", "python3 -m venv .venv keeps plugins apart."
+        )
+
+
+def _packages() -> Iterator[Finding]:
+    """Installed versions against the bounds of this package, and against the versions that were tested."""
+    try:
+        wanted = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or ()]
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            "packages", "note", "rlhf-peft is not installed, it runs from its source.", "pip install -e ."
+        )
+        return
+    newest, newer = tested(), []
+    for need in (need for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})):
+        there = _version(need.name)
+        if there is None:
+            yield Finding(need.name, "wrong", "is not installed.", f"pip install '{need}'")
+            continue
+        pin = newest.get(canonicalize_name(need.name))
+        if not need.specifier.contains(Version(there).base_version, prereleases=True):
+            above = pin is not None and Version(there) > pin
+            told = (
+                f"{there} was never tried: {need.specifier} is."
+                if above
+                else f"{there}, and {need.specifier} is needed."
+            )
+            yield Finding(need.name, "note" if above else "wrong", told, f"pip install '{need}'")
+        elif pin is not None and Version(there) > pin and Version(there).base_version != pin.base_version:
+            newer.append(f"{need.name} {there} ({pin})")
+        elif need.name in PACKAGES:
+            yield Finding(need.name, "ok", there)
+    if newer:
+        yield Finding(
+            "versions",
+            "note",
+            f"newer than the newest that were tested, which stand in brackets: {', '.join(newer)}.",
+            "Should something break, install those.",
+        )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def tested() -> dict[str, Version]:
+    """The versions of `constraints.txt`, by canonical name: the newest with which all tests were passed."""
+    inside = Path(__file__).parent / "assets" / TESTED
+    file = inside if inside.is_file() else Path(__file__).parents[1] / TESTED
+    if not file.is_file():
+        return {}
+    pins = (line.partition("==") for line in file.read_text(encoding="utf-8").splitlines() if "==" in line)
+    return {canonicalize_name(name): Version(version) for name, _, version in pins}
+
+
+def _combinations() -> Iterator[Finding]:
+    """Packages that are installed beside one another and do not go together."""
+    torch = _version("torch")
+    for name in BUILT_FOR_TORCH:
+        there = _version(name)
+        pins = [Requirement(text) for text in (importlib.metadata.requires(name) or ())] if there else []
+        for pin in pins:
+            if (
+                pin.name == "torch"
+                and torch
+                and not pin.specifier.contains(Version(torch).public, prereleases=True)
+            ):
+                yield Finding(
+                    name,
+                    "wrong",
+                    f"{there} is built for torch{pin.specifier}, and torch is {torch}: what imports it, transformers "
+                    "too, may fail.",
+                    f"pip uninstall {name}, or install the one for this torch.",
+                )
+    for combination in BAD_COMBINATIONS:
+        found = {name: _version(name) or "" for name in combination.versions}
+        bad = (SpecifierSet(combination.versions[name]) for name in found)
+        if all(version and some.contains(version) for version, some in zip(found.values(), bad, strict=True)):
+            told = " with ".join(f"{name} {version}" for name, version in found.items())
+            yield Finding("combination", "note", f"{told}: {combination.trouble}", combination.remedy)
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        if built:
+            yield Finding(
+                "GPU",
+                "note",
+                f"torch is built for CUDA {built}, and sees no GPU.",
+                "Look at nvidia-smi: driver?",
+            )
+        elif shutil.which("nvidia-smi"):
+            told = "there is an NVIDIA driver, and torch is built without CUDA."
+            yield Finding(
+                "GPU", "wrong", told, "Install torch for your driver: https://pytorch.org/get-started"
+            )
+        else:
+            yield Finding("GPU", "note", f"none; {os.cpu_count()} CPU cores. Small models train on them.")
+        return
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        half = (
+            "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16: fp16 or float32"
+        )
+        told = f"{card.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GB free, {half}"
+        yield Finding(f"GPU {index}", "ok" if free > total / 2 else "note", told)
+
+
+def _memory() -> Iterator[Finding]:
+    import psutil
+
+    found = psutil.virtual_memory()
+    yield Finding("memory", "ok", f"{found.available / 2**30:.1f} of {found.total / 2**30:.1f} GB free")
+
+
+def _quantization() -> Iterator[Finding]:
+    """Quantize and multiply for real: bitsandbytes imports where it cannot work, too."""
+    import torch
+    from bitsandbytes.nn import Linear4bit
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    layer = Linear4bit(128, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    exact = layer.weight.detach().clone()
+    compute_alike_on_every_cpu(layer)
+    layer = layer.to(device)
+    x = torch.randn(4, 128, device=device, requires_grad=True)
+    out = layer(x)
+    out.square().sum().backward()
+    expected = x.detach() @ exact.to(device).T
+    error = float((out.detach() - expected).norm() / expected.norm())
+    fine = error < 0.2 and x.grad is not None and bool(x.grad.isfinite().all())
+    told = f"NF4 forward and backward on {device.type}, error {error:.1%}"
+    yield Finding(
+        "bitsandbytes", "ok" if fine else "wrong", told, "" if fine else "Set model.quantization=none."
+    )
+
+
+def _disk() -> Iterator[Finding]:
+    for what, place in (("disk here", Path.cwd()), ("disk for models", _cache())):
+        there = next(p for p in (place, *place.parents) if p.exists())
+        free = shutil.disk_usage(there).free
+        told = f"{free / 2**30:.0f} GB free at {there}"
+        yield Finding(
+            what,
+            "ok" if free > SMALL_DISK else "note",
+            told,
+            "" if free > SMALL_DISK else "An 8B model is 16 GB.",
+        )
+    try:
+        with tempfile.TemporaryFile(dir=Path.cwd()):
+            pass
+    except OSError as error:
+        yield Finding("writing here", "wrong", str(error), "Change the folder, or set output_dir=...")
+
+
+def _cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _hub() -> Iterator[Finding]:
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: models come from folders and the cache only.")
+    else:
+        told = (
+            "a token is there" if get_token() else "no token; public models need none (else: hf auth login)"
+        )
+        yield Finding("hub", "ok", told)
+
+
+def _plugins() -> Iterator[Finding]:
+    """Plugins are imported in a process of their own: one of them may end it, or never come back."""
+    rows, _ = _listed({}, None)
+    if rows is None:
+        yield from _fatal()
+        return
+    for row in rows:
+        called = f"plugin {row['name']} ({row['distribution']} {row['version']})"
+        if row["status"] == "broken":
+            remedy = f"rlhf-peft plugins uninstall {row['distribution']}"
+            yield Finding("plugin", "wrong", f"{called} was left out: {row['reason']}", remedy)
+        for note in row["notes"]:
+            yield Finding("plugin", "note", f"{called} {note} as it was imported")
+    working = {row["distribution"] for row in rows if row["status"] == "ok"}
+    yield Finding("plugins", "ok", f"{len(working)} distributions bring something")
+
+
+def _fatal() -> Iterator[Finding]:
+    """The plugins that end the process that imports them, found by importing each alone."""
+    there = [point for point in entry_points.points(entry_points.PLUGINS) if not point.disabled]
+    for point in there:
+        others = {name for other in there if other is not point for name in (other.name, other.distribution)}
+        names = ",".join(sorted(others - {point.name, point.distribution}))
+        rows, ended = _listed({entry_points.DISABLE: names}, subprocess.DEVNULL)
+        if rows is None:
+            yield Finding(
+                "plugin",
+                "wrong",
+                f"plugin {point.name} ({point.distribution} {point.version}) {ended} as it was imported.",
+                f"rlhf-peft plugins uninstall {point.distribution}, or RLHF_PEFT_DISABLE_PLUGINS={point.distribution}",
+            )
+
+
+def _listed(variables: Mapping[str, str], stderr: int | None) -> tuple[list[dict[str, Any]] | None, str]:
+    """The rows of `plugins list`, as another process tells them; None, and how that ended, where it tells none."""
+    command = [sys.executable, "-m", "rlhf_peft", "plugins", "list", "--json"]
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            timeout=PLUGIN_LIMIT,
+            check=False,
+        )
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return None, f"has not come back within {PLUGIN_LIMIT:g} s"
+    except ValueError:
+        return None, f"ended the process with status {done.returncode}"
+    return rows, ""

@@ -1,0 +1,263 @@
+"""Decoding token by token: prompts are read once, and every row then takes one token a step.
+
+The plain way is transformers' own forward with a cache that is written in place. Letters: G distinct prompts, B rows,
+P tokens of the longest prompt, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..kit.sampling.rows import pad_left
+from .compat import arguments_of, cache_keyword, keeps_state
+from .fast import FastPaths
+from .fast.dense_weights import fits, merged
+from .fast.lean_decoder import FEW, LeanDecoder
+from .fast.small_products import quick_size
+from .kv_cache import GrowingCache
+
+if TYPE_CHECKING:
+    from .base import SharedBase
+
+COMPACT_BELOW = 0.75
+"""Rows that have ended are dropped when fewer than this share of the rows go on, or where fewer rows are quicker."""
+
+
+class Stepper(Protocol):
+    """One way to compute a step."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [B'], numbered among the present ones."""
+        ...
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits [B, V] after one more token a row: tokens [B], positions [B, 1]."""
+        ...
+
+
+@dataclass(slots=True)
+class ReadPrompts:
+    """Distinct prompts that the model has read.
+
+    Attributes:
+        logits: [G, V] after each prompt.
+        cache: keys and values [G, heads, P, d] of every layer.
+        mask: [G, P], 1 where a token is real; prompts are padded on the left.
+        which: [B] the prompt of each row.
+    """
+
+    logits: Tensor
+    cache: GrowingCache
+    mask: Tensor
+    which: Tensor
+
+
+class PlainStepper:
+    """transformers' own forward; each row has its own copy of its prompt's keys and values.
+
+    Args:
+        model: a causal language model.
+        read: the cache after the prompts were read.
+        mask: [G, P].
+        which: [B] the prompt of each row.
+        room: most tokens that a row may be given.
+    """
+
+    def __init__(self, model: Any, read: GrowingCache, mask: Tensor, which: Tensor, room: int) -> None:
+        self._model, self._cache = model, read
+        self._width, self._written = mask.shape[1], 0
+        read.select(which, room)
+        padded = not bool(mask.all())
+        self._mask = torch.nn.functional.pad(mask[which], (0, room), value=1) if padded else None
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows."""
+        self._cache.select(rows)
+        self._mask = None if self._mask is None else self._mask[rows]
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits [B, V] after one more token a row."""
+        self._written += 1
+        seen = None if self._mask is None else self._mask[:, : self._width + self._written]
+        return last_logits(self._model, tokens.unsqueeze(-1), seen, positions, self._cache)
+
+
+class RowDecoder:
+    """Rows that are being decoded; see `hookspecs.TokenDecoder`.
+
+    Args:
+        stepper: computes the steps.
+        logits: [B, V] after the prompts.
+        lengths: [B] tokens of each row's prompt.
+        max_length: the model's last position, plus one.
+    """
+
+    def __init__(self, stepper: Stepper, logits: Tensor, lengths: Tensor, max_length: int) -> None:
+        self.logits = logits
+        self._stepper, self._lengths, self._last = stepper, lengths, max_length - 1
+        self._taken = 0
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits [B, V] after one more token [B] of each row."""
+        # Rows that have ended go on for a while, but not past the model's last position.
+        positions = (self._lengths + self._taken).clamp(max=self._last).unsqueeze(-1)
+        self._taken += 1
+        self.logits = self._stepper.step(tokens, positions)
+        return self.logits
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [B'], numbered among the present ones."""
+        self._stepper.keep(rows)
+        self._lengths = self._lengths[rows]
+
+    def should_compact(self, going: int, rows: int) -> bool:
+        """Whether it pays to go on with `going` of `rows` rows alone, which costs a copy of their cache."""
+        device = self._lengths.device
+        quicker = device.type == "cpu" and quick_size(going, device) < quick_size(rows, device)
+        return quicker or going < COMPACT_BELOW * rows
+
+
+class Decoding:
+    """The base as a decoder.
+
+    Args:
+        base: whose roles decode.
+        fast: which fast paths are allowed.
+        merge: decode with dense merged weights; None: if they fit in memory.
+
+    Attributes:
+        rows: starts decoders of many rows.
+    """
+
+    def __init__(self, base: SharedBase, fast: FastPaths, merge: bool | None = None) -> None:
+        self._base, self._fast, self._merge = base, fast, merge
+        loaded = base.loaded
+        self.rows = RowDecoding(loaded.device, int(loaded.tokenizer.pad_token_id), base.max_length, fast)
+
+    @contextmanager
+    def decoder(self, role: str, merge: bool | None = None) -> Iterator[Any]:
+        """The causal LM in eval mode as this role, without gradients, for decoding.
+
+        Args:
+            role: whose adapter. With merged weights, no role of another adapter can be entered inside.
+            merge: dense merged weights; None: as the recipe's `model.merge_rollouts` says.
+        """
+        base, loaded = self._base, self._base.loaded
+        adapter = base.roles.adapter_of(role)
+        merge = self._merge if merge is None else merge
+        if merge is None:
+            merge = self._fast.allows("dense_weights") and fits(loaded.lm, loaded.dtype, loaded.device)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(base.role(role, train=False))
+            if merge:
+                stack.enter_context(merged(loaded.lm, adapter, loaded.dtype))
+                stack.enter_context(base.roles.active.pinned(adapter))
+            yield loaded.lm
+
+
+class RowDecoding:
+    """Starts decoders on one model, by the lean way where the model allows it.
+
+    Args:
+        device: of the model.
+        pad_id: what padding holds.
+        max_length: longest row in tokens.
+        fast: which fast paths are allowed.
+    """
+
+    def __init__(
+        self, device: torch.device, pad_id: int, max_length: int, fast: FastPaths | None = None
+    ) -> None:
+        self.device, self.pad_id, self.max_length = device, pad_id, max_length
+        self._fast = fast or FastPaths()
+        self._able: bool | None = None
+
+    def supports(self, model: Any) -> bool:
+        """Whether the model can be decoded with a cache of keys and values; tried where its shape does not tell."""
+        if self._able is None:
+            self._able = not keeps_state(model) and (
+                LeanDecoder.supports(model) or self._gives_its_logits(model)
+            )
+        return self._able
+
+    def start(self, model: Any, prompts: Sequence[Sequence[int]], room: int) -> RowDecoder:
+        """Read the prompts, and be ready to take tokens.
+
+        Args:
+            model: as `PolicyView.decoder` gives it.
+            prompts: B rows of token ids; equal ones are read once.
+            room: most tokens that a row may be given.
+        """
+        read = self._read(model, prompts)
+        given = (model, read.cache, read.mask, read.which, room)
+        # Both take over the cache, so that nothing else may use it from here on.
+        stepper = LeanDecoder(*given) if self._lean(model, read) else PlainStepper(*given)
+        lengths = read.mask.sum(-1)[read.which]
+        return RowDecoder(stepper, read.logits[read.which], lengths, self.max_length)
+
+    def _read(self, model: Any, prompts: Sequence[Sequence[int]]) -> ReadPrompts:
+        index: dict[tuple[int, ...], int] = {}
+        which = [index.setdefault(tuple(prompt), len(index)) for prompt in prompts]
+        ids, mask = (tensor.to(self.device) for tensor in pad_left(list(index), self.pad_id))
+        cache = GrowingCache(model.config.get_text_config().num_hidden_layers, ids.shape[1])
+        logits = last_logits(model, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+        return ReadPrompts(logits, cache, mask, torch.tensor(which, device=self.device))
+
+    def _lean(self, model: Any, read: ReadPrompts) -> bool:
+        """Whether the lean step may be used: the first time, one step of several rows is computed both ways."""
+        if not self._fast.allows("lean_decoder") or not LeanDecoder.supports(model):
+            return False
+        few = read.mask[:2]
+        which = torch.arange(len(few), device=few.device).repeat_interleave(1 + FEW)
+        tokens = torch.arange(len(which), device=few.device) % read.logits.shape[-1]
+        positions = few.sum(-1)[which].unsqueeze(-1).clamp(max=self.max_length - 1)
+
+        def step(way: type[LeanDecoder] | type[PlainStepper]) -> Tensor:
+            return way(model, read.cache.first(len(few)), few, which, 1).step(tokens, positions)
+
+        return self._fast.verified_once("lean_decoder", lambda: step(LeanDecoder), lambda: step(PlainStepper))
+
+    def _gives_its_logits(self, model: Any) -> bool:
+        """Whether a step after two prompts of unequal length gives the logits of the whole rows."""
+        rows = [[5, 6, 7, 8, 9, 10], [11, 12, 13, 14]]
+        try:
+            read = self._read(model, [row[:-1] for row in rows])
+            tokens = torch.tensor([row[-1] for row in rows], device=self.device)
+            step = PlainStepper(model, read.cache, read.mask, read.which, 1).step
+            ours = [read.logits, step(tokens, read.mask.sum(-1, keepdim=True))]
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, AttributeError, RuntimeError, LookupError, NotImplementedError):
+            return False  # The model has another idea of a cache.
+        whole = [
+            model(input_ids=torch.tensor([row], device=self.device), use_cache=False).logits[0]
+            for row in rows
+        ]
+        expected = [torch.stack([logits[at] for logits in whole]).float() for at in (-2, -1)]
+        near = 1e-3 if read.logits.dtype == torch.float32 else 1e-1
+        pairs = zip(ours, expected, strict=True)
+        return all(torch.allclose(a.float(), b, atol=near * float(b.abs().max())) for a, b in pairs)
+
+
+def last_logits(
+    model: Any, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: GrowingCache
+) -> Tensor:
+    """Logits [B, V] after the last token of ids [B, t]; no mask where nothing is padded."""
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in arguments_of(model.forward) else {}
+    out = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=True,
+        **{cache_keyword(model): cache},
+        **last_only,
+    )
+    logits: Tensor = out.logits[:, -1]
+    return logits

@@ -1,0 +1,143 @@
+"""The policy with its adapter merged into dense weights, for decoding.
+
+Decoding reads every weight for every token; 4-bit weights would be dequantized each time. Here each layer
+stands in for itself with one dense matrix W + scale * B A, built once, dropped at the end. The 4-bit weights
+are never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import bitsandbytes.functional as bnb
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..compat.dequantize import dequantized
+from ..compat.lora import BaseTunerLayer, matrices
+from .small_products import Dense
+
+HEADROOM = 1.5
+"""Free memory must be this many times the dense weights."""
+
+
+def dense_weight(layer: Any) -> Tensor:
+    """[out, in]: a layer's frozen weight, dequantized; the layer stays as it is."""
+    weight = layer.weight
+    kind = type(weight).__name__
+    if kind == "Params4bit":
+        return bnb.dequantize_4bit(weight.data, weight.quant_state)
+    if kind == "Int8Params":
+        # Not by PEFT's helper: on CPUs it puts a new parameter into the layer, which has lost its scales.
+        scales = weight.SCB if layer.state.SCB is None else layer.state.SCB
+        return bnb.int8_vectorwise_dequant(weight.data, scales)
+    dense = dequantized(layer)
+    return dense.T if isinstance(layer, Conv1D) else dense
+
+
+def _quantized(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith("bitsandbytes")
+
+
+def _replaceable(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """(parent, name, layer) of every layer that carries adapters or is quantized."""
+    found = []
+    inside: set[int] = set()
+    for parent in model.modules():
+        if id(parent) in inside:
+            continue
+        for name, child in parent.named_children():
+            if isinstance(child, BaseTunerLayer):
+                inside.update(id(module) for module in child.modules())
+                found.append((parent, name, child))
+            elif _quantized(child):
+                found.append((parent, name, child))
+    return found
+
+
+def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype) -> nn.Linear:
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    weight = dense_weight(base).float()
+    if lora := matrices(layer, adapter):
+        weight = torch.addmm(weight, lora.up.float(), lora.down.float(), alpha=lora.scale)
+    dense = _linear(weight)
+    dense.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    bias = getattr(base, "bias", None)
+    if bias is not None:
+        dense.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+    dense.training = False
+    return dense
+
+
+def _linear(weight: Tensor) -> Dense:
+    """A layer of this shape, without weights."""
+    with torch.device("meta"):
+        return Dense(weight.shape[1], weight.shape[0], bias=False)
+
+
+def _same(layer: nn.Linear) -> nn.Linear:
+    """The layer with the very same weights, for few rows."""
+    same = _linear(layer.weight)
+    same.weight, same.bias, same.training = layer.weight, layer.bias, False
+    return same
+
+
+@torch.no_grad()
+def dense_weights(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
+    """Path and float32 weight, the adapter merged in, of every layer that carries adapters or is quantized.
+
+    Each weight is laid out as the plain model has it, and built when it is asked for.
+
+    Args:
+        model: the causal language model.
+        adapter: whose update is added; None: the base alone.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    for _, _, layer in _replaceable(model):
+        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+        weight = _dense(layer, adapter, torch.float32).weight
+        yield paths[id(layer)], weight.T if isinstance(base, Conv1D) else weight
+
+
+def dense_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that the dense weights would take."""
+    total = 0
+    for _, _, layer in _replaceable(model):
+        base: Any = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+        rows, columns = (
+            base.weight.shape if isinstance(base, Conv1D) else (base.out_features, base.in_features)
+        )
+        total += int(rows) * int(columns) * dtype.itemsize
+    return total
+
+
+def fits(model: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the dense weights fit beside what is there, with headroom."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        free = psutil.virtual_memory().available
+    return dense_bytes(model, dtype) * HEADROOM < free
+
+
+@contextmanager
+def merged(model: nn.Module, adapter: str | None, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, forwards go through dense weights with `adapter` merged in (None: the base alone)."""
+    places = _replaceable(model)
+    causal: Any = model
+    head = causal.get_output_embeddings()
+    plain = [(model, name, child) for name, child in model.named_children() if child is head]
+    places += [place for place in plain if type(head) is nn.Linear and head.weight.device.type == "cpu"]
+    try:
+        with torch.no_grad():
+            for parent, name, layer in places:
+                setattr(parent, name, _same(layer) if layer is head else _dense(layer, adapter, dtype))
+        yield
+    finally:
+        for parent, name, layer in places:
+            setattr(parent, name, layer)

@@ -1,0 +1,236 @@
+"""A layer with a LoRA adapter as one step, forward and backward; and a gated MLP of three of them.
+
+y = x W^T + b + scale (x A^T) B^T.  PEFT adds the adapter's part in five steps, each with a tensor of the output's size,
+and copies the 4-bit layer's output first; here nothing of that size is made but the output, and the backward pass keeps
+the input and [n, r] numbers. Of down(silu(gate(x)) * up(x)) it keeps gate(x) and up(x), not what is made of them.
+
+Left out on purpose: half precision (PEFT has the adapter's part in float32 there), dropout, DoRA and other variants,
+several adapters at once, int8, GPT-2's transposed layers, and autocast; these go PEFT's own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import bitsandbytes.functional as bnb
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..compat.lora import LoraLayer, lone_adapter, matrices
+from .paths import FastPaths
+
+
+def install(model: nn.Module, fast: FastPaths) -> None:
+    """Let layers and MLPs take the short way whenever they can; a second time does nothing.
+
+    Args:
+        model: PEFT's model.
+        fast: which fast paths are allowed.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            if fast.allows("fused_lora"):
+                _install_layer(module, fast)
+        elif fast.allows("gated_mlp") and "forward" not in module.__dict__ and _is_mlp(module):
+            module.forward = FusedMlp(module, fast)
+
+
+def _install_layer(layer: Any, fast: FastPaths) -> None:
+    if "forward" in layer.__dict__ or not _is_linear(layer.get_base_layer()):
+        return
+    layer.forward = FusedLora(layer, fast)
+
+
+class FusedLora:
+    """A layer's forward."""
+
+    def __init__(self, layer: Any, fast: FastPaths) -> None:
+        self._layer, self._fast = layer, fast
+        self._plain: Callable[..., Tensor] = type(layer).forward
+        self._same: bool | None = None
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output for x [..., in]."""
+        parts = None if args or kwargs else self.parts(x)
+        if parts is not None and self._same is None:
+            self._same = self._is_same(x, parts)
+        if parts is None or not self._same:
+            return self._plain(self._layer, x, *args, **kwargs)
+        out: Tensor = _LoraLinear.apply(x, *parts.trained, parts)
+        return out
+
+    def _is_same(self, x: Tensor, parts: _Parts) -> bool:
+        """Whether the layer computes what its parts make one expect, tried on one row."""
+        row = x.detach().reshape(-1, x.shape[-1])[-1:]
+        return self._fast.verified_once(
+            "fused_lora",
+            lambda: parts.forward(row)[0],
+            lambda: self._plain(self._layer, row),
+            of=self._layer,
+        )
+
+    def parts(self, x: Tensor) -> _Parts | None:
+        """What the layer is made of, if it may go the short way for x."""
+        lora = matrices(self._layer, lone_adapter(self._layer))
+        if lora is None or x.dtype != lora.down.dtype:
+            return None
+        return _Parts(lora.down, lora.up, self._layer.get_base_layer(), lora.scale)
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear or type(layer).__name__ == "Linear4bit"
+
+
+def _weight(layer: Any, dtype: torch.dtype) -> Tensor:
+    """[out, in] dense, of this dtype."""
+    weight = layer.weight
+    if type(weight).__name__ == "Params4bit":
+        weight = bnb.dequantize_4bit(weight.data, weight.quant_state)
+    return weight.to(dtype)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """A linear layer with its adapter: A [r, in], B [out, r], the frozen layer and the scale."""
+
+    down: Tensor
+    up: Tensor
+    layer: Any
+    scale: float
+
+    @property
+    def trained(self) -> tuple[Tensor, Tensor]:
+        """A and B."""
+        return self.down, self.up
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs [n, out] for rows [n, in], and x A^T [n, r]."""
+        low = rows @ self.down.t()
+        out = nn.functional.linear(rows, _weight(self.layer, rows.dtype), self.layer.bias)
+        out.addmm_(low, self.up.t(), alpha=self.scale)
+        return out, low
+
+    def backward(
+        self, grad: Tensor, rows: Tensor, low: Tensor, needs: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients in the rows, A and B, those that are needed, from that of the outputs [n, out]."""
+        through = (grad @ self.up).mul_(self.scale)
+        to_down = through.t() @ rows if needs[1] else None
+        to_up = (grad.t() @ low).mul_(self.scale) if needs[2] else None
+        to_rows = None
+        if needs[0]:
+            to_rows = grad @ _weight(self.layer, grad.dtype)
+            to_rows.addmm_(through, self.down)
+        return to_rows, to_down, to_up
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, parts: _Parts) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        out, low = parts.forward(rows)
+        ctx.save_for_backward(rows, low, down, up)
+        ctx.layer, ctx.scale, ctx.shape = parts.layer, parts.scale, x.shape
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, low, down, up = ctx.saved_tensors
+        parts = _Parts(down, up, ctx.layer, ctx.scale)
+        to_x, to_down, to_up = parts.backward(
+            grad.reshape(-1, grad.shape[-1]), rows, low, ctx.needs_input_grad
+        )
+        return None if to_x is None else to_x.view(ctx.shape), to_down, to_up, None
+
+
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def _is_mlp(module: nn.Module) -> bool:
+    """Whether it has the parts of a gated MLP, and no other."""
+    names = {name for name, _ in module.named_children()}
+    if names != {*MLP, "act_fn"}:
+        return False
+    layers = [getattr(module, name) for name in MLP]
+    return all(_is_linear(x.get_base_layer() if isinstance(x, LoraLayer) else x) for x in layers)
+
+
+class FusedMlp:
+    """An MLP's forward, where a gradient is wanted: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, module: nn.Module, fast: FastPaths) -> None:
+        self._module, self._fast = module, fast
+        self._plain: Callable[..., Tensor] = type(module).forward
+        self._same: bool | None = None
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The MLP's output for x [..., H]."""
+        parts = None if args or kwargs or not torch.is_grad_enabled() else self._parts(x)
+        if parts is not None and self._same is None:
+            self._same = self._is_same(x.detach().reshape(-1, x.shape[-1])[-1:], parts)
+        if parts is None or not self._same:
+            return self._plain(self._module, x, *args, **kwargs)
+        return self._ours(x, parts)
+
+    def _ours(self, x: Tensor, parts: list[_Parts]) -> Tensor:
+        out: Tensor = _Mlp.apply(x, *(weight for part in parts for weight in part.trained), parts)
+        return out
+
+    def _parts(self, x: Tensor) -> list[_Parts] | None:
+        """Of gate, up and down, if all may go the short way."""
+        forwards = [getattr(self._module, name).__dict__.get("forward") for name in MLP]
+        each = [way.parts(x) if isinstance(way, FusedLora) else None for way in forwards]
+        return [part for part in each if part is not None] if None not in each else None
+
+    def _is_same(self, x: Tensor, parts: list[_Parts]) -> bool:
+        """Whether the module computes what its parts make one expect, tried on one row."""
+        return self._fast.verified_once(
+            "gated_mlp",
+            lambda: self._ours(x, parts),
+            lambda: self._plain(self._module, x),
+            of=self._module,
+        )
+
+
+class _Mlp(torch.autograd.Function):
+    """h = silu(g) * u with g = gate(x), u = up(x); y = down(h)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+        parts: list[_Parts] = given[-1]
+        gate, up, down = parts
+        rows = x.reshape(-1, x.shape[-1])
+        g, low_g = gate.forward(rows)
+        u, low_u = up.forward(rows)
+        out, low_d = down.forward(nn.functional.silu(g).mul_(u))
+        ctx.save_for_backward(rows, g, u, low_g, low_u, low_d, *given[:-1])
+        ctx.layers, ctx.scales = [part.layer for part in parts], [part.scale for part in parts]
+        ctx.shape = x.shape
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, g, u, low_g, low_u, low_d, *weights = ctx.saved_tensors
+        pairs = zip(weights[::2], weights[1::2], ctx.layers, ctx.scales, strict=True)
+        gate, up, down = (_Parts(*each) for each in pairs)
+        needs = ctx.needs_input_grad
+        share = torch.sigmoid(g)
+        active = g * share
+        to_h, *to_down = down.backward(
+            grad.reshape(-1, grad.shape[-1]), active * u, low_d, (True, *needs[5:7])
+        )
+        assert to_h is not None
+        # d silu(g) / dg = s (1 + g (1 - s)) = s + silu(g) (1 - s)
+        slope = share.add_(active * (1 - share))
+        to_g = slope.mul_(to_h).mul_(u)
+        from_gate, *to_gate = gate.backward(to_g, rows, low_g, (needs[0], *needs[1:3]))
+        from_up, *to_up = up.backward(active.mul_(to_h), rows, low_u, (needs[0], *needs[3:5]))
+        to_x = None
+        if from_gate is not None and from_up is not None:
+            to_x = from_gate.add_(from_up).view(ctx.shape)
+        return to_x, *to_gate, *to_up, *to_down, None

@@ -1,0 +1,1 @@
+"""What plugins are built from: policy gradients, drawing and rows, reward functions, HTTP clients."""

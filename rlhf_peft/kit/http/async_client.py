@@ -1,0 +1,141 @@
+"""An HTTP client for rewards: many requests at a time, patient with servers, silent about secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from ...errors import RewardError, UsageError
+from .exchange import exchange
+
+BACKOFF_LIMIT = 30.0
+LARGEST = 16 * 2**20
+"""Bytes of one answer; more is no answer."""
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+
+def plain_url(url: str) -> str:
+    """The URL itself.
+
+    Raises:
+        ValueError: it is no http URL, or it carries a user or password.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected a URL such as http://localhost:8000/score")
+    if parts.username or parts.password:
+        raise ValueError(
+            "a URL with a user or password would end up in the run folder; name an environment variable"
+        )
+    return url
+
+
+def environment_secret(variable: str, key: str) -> str:
+    """The value of an environment variable.
+
+    Args:
+        variable: its name.
+        key: the option that named it, for the message.
+
+    Raises:
+        UsageError: it is not set.
+    """
+    value = os.environ.get(variable, "")
+    if not value:
+        raise UsageError(
+            f"{key}: the environment variable {variable} is not set. Set it: export {variable}=..."
+        )
+    return value
+
+
+class AsyncJsonClient:
+    """Posts JSON to one URL; all calls must come from one event loop.
+
+    Args:
+        url: where to.
+        headers: sent with every request; their values never appear in a message.
+        timeout: seconds for one request.
+        retries: further attempts after a failed connection, a timeout, or a status such as 429 and 503.
+        backoff: seconds before the first of them, doubled each time; `Retry-After` counts before it.
+        concurrency: most requests at a time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        timeout: float,
+        retries: int,
+        backoff: float,
+        concurrency: int,
+    ) -> None:
+        self.url, self._headers = url, dict(headers)
+        self._timeout, self._retries, self._backoff = timeout, retries, backoff
+        self._slots = asyncio.Semaphore(concurrency)
+        self._client: Any = None
+        parts = urlsplit(url)
+        self._called = f"{parts.scheme}://{parts.netloc}{parts.path}"
+
+    async def post(self, body: Mapping[str, Any]) -> Any:
+        """The answer's JSON.
+
+        Raises:
+            RewardError: no answer, or none that can be used, after all attempts.
+        """
+        async with self._slots:
+            for attempt in range(self._retries + 1):
+                told, wait = await self._try(body)
+                if told is None:
+                    return wait
+                if wait is None or attempt == self._retries:
+                    break
+                await asyncio.sleep(min(max(wait, self._backoff * 2**attempt), BACKOFF_LIMIT))
+        tries = "" if attempt == 0 else f" ({attempt + 1} attempts)"
+        raise RewardError(f"{self._called} {told}{tries}")
+
+    async def _try(self, body: Mapping[str, Any]) -> tuple[str | None, Any]:
+        """(None, answer), or what went wrong and the seconds to wait for another attempt; None: it is of no use."""
+        import httpx
+
+        if self._client is None:
+            self._client = httpx.AsyncClient(headers=self._headers)
+        try:
+            answer = await exchange(self._client, "POST", self.url, body, seconds=self._timeout, most=LARGEST)
+        except httpx.TimeoutException:
+            return f"did not answer within {self._timeout:g} s", 0.0
+        except httpx.HTTPError as error:
+            return f"cannot be reached: {type(error).__name__}: {self._hide(str(error))}", 0.0
+        if answer.elsewhere is not None:
+            place = self._hide(answer.elsewhere)[:200]
+            return f"answered {answer.status}, and points to {place}. Set url to where the server is", None
+        if answer.status != httpx.codes.OK:
+            again = _retry_after(answer.headers) if answer.status in RETRIED else None
+            return f"answered {answer.status}: {self._hide(answer.text)[:200]}", again
+        try:
+            return None, answer.json()
+        except ValueError:
+            return f"answered something that is no JSON: {self._hide(answer.text)[:200]}", None
+
+    def _hide(self, text: str) -> str:
+        """A text without the headers' values, also where a server repeats them."""
+        for value in self._headers.values():
+            for part in {value, value.removeprefix("Bearer ")} - {""}:
+                text = text.replace(part, "***")
+        return text
+
+    async def close(self) -> None:
+        """Close the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    try:
+        return max(0.0, float(headers.get("retry-after", "0")))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,105 @@
+"""What samplers share that write with the run's own model: `LocalSampler`, and the loop `write_rows`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from ...errors import SamplerError
+from ...hookspecs import PolicyView, SampleContext, TokenDecoder
+from ...types import Request, Rollout, SamplingParams
+from .drawing import DrawOptions, draw
+from .options import LocalOptions
+from .rows import Row, by_length, rollout_of, start_rows, streams
+
+
+def provided(params: SamplingParams, *words: str) -> frozenset[str]:
+    """What a sampler provides: these words, and "on_policy" unless tokens of the policy can never be drawn."""
+    return frozenset(words) if params.truncated else frozenset({*words, "on_policy"})
+
+
+class LocalSampler:
+    """Draws completions from the policy, token by token.
+
+    A subclass that draws otherwise gives `write`; one that chooses among what was drawn extends `sample`.
+
+    Attributes:
+        name: for messages.
+        params: what a request asks for where the algorithm does not say otherwise.
+        provides: see `hookspecs.Sampler`.
+        max_rows: most rows that are decoded at once.
+    """
+
+    Options: ClassVar[type[LocalOptions]] = LocalOptions
+    name: ClassVar[str]
+
+    def __init__(self, options: LocalOptions) -> None:
+        self.max_rows = options.max_rows
+        self.params = options.params
+        self.provides = provided(options.params, "logps", "row_seeds")
+        self._view: PolicyView | None = None
+        self._version = 0
+
+    def sync(self, policy: PolicyView, version: int) -> None:
+        """Take the policy; its weights are read when sampling begins."""
+        self._view, self._version = policy, version
+
+    def close(self) -> None:
+        """Let the policy go."""
+        self._view = None
+
+    def sample(self, requests: Sequence[Request], context: SampleContext | None = None) -> Rollout:
+        """One completion for each request.
+
+        Raises:
+            SamplerError: no policy was given yet, a prompt leaves no room for a token, or the model cannot be used so.
+        """
+        if self._view is None:
+            raise SamplerError(f"sampler {self.name}: sample() before sync().")
+        rows = start_rows(requests, self._view.max_length, self.name)
+        if rows:
+            with self._view.decoder() as model:
+                self.write(model, self._view, rows)
+        return rollout_of(rows, self._version)
+
+    def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
+        """Write all rows to their end, in batches of at most `max_rows` rows whose prompts are of like length.
+
+        Args:
+            model: as `PolicyView.decoder` gives it.
+            view: the policy.
+            rows: are filled in place.
+        """
+        for batch in by_length(rows, self.max_rows):
+            prompts = [row.request.prompt_ids.tolist() for row in batch]
+            write_rows(view.start_decoding(model, prompts, max(row.room for row in batch)), view, batch)
+
+
+def write_rows(decoder: TokenDecoder, view: PolicyView, rows: Sequence[Row]) -> None:
+    """Draw tokens for all rows of a batch until each has ended.
+
+    Args:
+        decoder: of the rows' prompts, in the order of the rows.
+        view: the policy.
+        rows: are filled in place.
+    """
+    alive = list(rows)
+    uniforms = streams(alive, view.device)
+    options = DrawOptions.of([row.request.params for row in alive], view.device)
+    logits = decoder.logits
+    for t in range(len(uniforms)):
+        tokens, logps = draw(logits, uniforms[t], options)
+        for row, token, logp in zip(alive, tokens.tolist(), logps.tolist(), strict=True):
+            row.take(token, logp, view)
+        going = [i for i, row in enumerate(alive) if row.finish is None]
+        if not going:
+            return
+        if decoder.should_compact(len(going), len(alive)):
+            keep = torch.tensor(going, device=view.device)
+            decoder.keep(keep)
+            alive = [alive[i] for i in going]
+            tokens, uniforms = tokens[keep], uniforms[:, keep]
+            options = DrawOptions.of([row.request.params for row in alive], view.device)
+        logits = decoder.step(tokens)

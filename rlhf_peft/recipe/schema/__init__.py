@@ -1,0 +1,59 @@
+"""The recipe: every key, its type, its default and what it is for.
+
+Open sections (`algorithm`, `sampler`, each of `rewards`, a registered dataset) hold a `name` and that plugin's own
+options; the registry validates those. A recipe names registered things: no key imports code. A stage has the keys that
+it reads, so that a setting which would be ignored is an unknown key.
+"""
+
+from .fields import RUN_NAME, check_run_name, check_stage_name
+from .recipe import RESERVED, Recipe
+from .sections import (
+    Checkpoint,
+    Collapse,
+    DatasetSource,
+    Eval,
+    Lora,
+    Model,
+    OpenSection,
+    PolicyEval,
+    RewardEntry,
+    RlEval,
+    Section,
+)
+from .stages import (
+    PolicyStage,
+    PreferenceStage,
+    RewardModelStage,
+    RlStage,
+    RowStage,
+    SftStage,
+    Stage,
+    StageBase,
+)
+
+__all__ = [
+    "RESERVED",
+    "RUN_NAME",
+    "Checkpoint",
+    "Collapse",
+    "DatasetSource",
+    "Eval",
+    "Lora",
+    "Model",
+    "OpenSection",
+    "PolicyEval",
+    "PolicyStage",
+    "PreferenceStage",
+    "Recipe",
+    "RewardEntry",
+    "RewardModelStage",
+    "RlEval",
+    "RlStage",
+    "RowStage",
+    "Section",
+    "SftStage",
+    "Stage",
+    "StageBase",
+    "check_run_name",
+    "check_stage_name",
+]

@@ -1,0 +1,196 @@
+"""Tries a plugin alone, so that one which does not work leaves no trace."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pluggy
+from pydantic import BaseModel
+
+from .. import foreign
+from ..errors import PluginError
+from ..hookspecs import HOOK_API, PROJECT, REGISTERS, Factory, HookSpecs, Register, hookimpl
+from ..kit.functions.in_process import EVERYTHING, import_file, undisturbed
+from ..kit.functions.replaced import Replaced
+from ..recipe.schema import RESERVED
+from .records import Entry, Loaded
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def new_manager() -> pluggy.PluginManager:
+    """A pluggy manager with our hooks."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(HookSpecs)
+    return manager
+
+
+def builtins() -> list[Any]:
+    """The modules that come with the package."""
+    module = importlib.import_module("rlhf_peft.builtin")
+    return list(getattr(module, "PLUGINS", ()))
+
+
+@contextlib.contextmanager
+def held(loaded: Loaded) -> Iterator[None]:
+    """Hold a plugin's code in check while it is imported and registered; what ships needs no watching.
+
+    What it sets is put back, or noted in `loaded.notes` where that cannot be done.
+
+    Raises:
+        PluginError: it has replaced functions that training stands on; they were put back.
+    """
+    if loaded.origin == "built-in":
+        yield
+        return
+    before, running = Replaced(), len(foreign.threads)
+    replaced: list[str] = []
+    try:
+        with foreign.importing(str(loaded), loaded.remedy):
+            yield
+    finally:
+        replaced = before.put_back()
+    if replaced:
+        raise PluginError(
+            f"as it was imported it replaced {', '.join(replaced)}, on which every figure of a run stands; that was "
+            "undone. A plugin may only do so inside its hooks, and has to undo it there"
+        )
+    if variables := before.new_variables():
+        loaded.notes.append(f"has set the environment variables {', '.join(variables)}")
+    names = [thread.name for _, thread in foreign.threads[running:] if thread.is_alive()]
+    if names:
+        loaded.notes.append(f"has started the threads {', '.join(names)}")
+
+
+def import_safely(load: Callable[[], Any]) -> Any:
+    """Whatever an import raises, `sys.exit` too, as PluginError."""
+    return _safely(load, "its import failed")
+
+
+def _safely(call: Callable[[], Any], what: str) -> Any:
+    """Call a plugin's code at the door: only Ctrl-C gets through as it is, and stdout stays clean."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr), undisturbed(EVERYTHING):
+            return call()
+    except (PluginError, pluggy.PluginValidationError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise PluginError(f"{what}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def load_file(path: Path) -> Any:
+    """The module of a file, imported into this process under a name of its own.
+
+    Raises:
+        PluginError: its import failed.
+    """
+    return import_safely(lambda: import_file(path))
+
+
+def file_version(path: Path) -> str:
+    """A file has no version; its contents stand for one.
+
+    Raises:
+        PluginError: there is no such file.
+    """
+    if not path.is_file():
+        raise PluginError(f"{path}: no such file")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def function_plugin(name: str, function: Callable[..., Any], factory: Callable[..., Any]) -> Any:
+    """A plugin that offers one function as a reward.
+
+    Args:
+        name: of the reward.
+        function: what scores.
+        factory: called as `factory(options, function, name)`; has `Options`.
+    """
+
+    def make(options: Any) -> Any:
+        return factory(options, function, name)
+
+    make.Options = factory.Options  # type: ignore[attr-defined]
+
+    @hookimpl
+    def rlhf_peft_register_rewards(register: Register) -> None:
+        register(name, make)
+
+    return SimpleNamespace(rlhf_peft_register_rewards=rlhf_peft_register_rewards)
+
+
+def try_alone(loaded: Loaded) -> None:
+    """Check a plugin by itself and note down what it registers and listens to.
+
+    Raises:
+        PluginError: hooks of another version, unknown hooks, wrong signatures, bad registrations.
+    """
+    loaded.api = _api(loaded.module)
+    manager = new_manager()
+    try:
+        _safely(lambda: manager.register(loaded.module, name=loaded.name), "it cannot be registered")
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(f"a hook does not fit: {_one_line(error)}") from None
+    callers = manager.get_hookcallers(loaded.module) or []
+    if not callers:
+        raise PluginError("it has no hook: nothing in it is marked with @hookimpl")
+    _no_wrappers(callers)
+    loaded.hooks = sorted(caller.name for caller in callers if "_register_" not in caller.name)
+    for kind in REGISTERS:
+        call = partial(getattr(manager.hook, f"rlhf_peft_register_{kind}"), register=_collector(loaded, kind))
+        _safely(call, f"registering its {kind} failed")
+
+
+def _api(module: Any) -> int:
+    found = getattr(module, "HOOK_API", HOOK_API)
+    major = int(found) if isinstance(found, (int, float)) else None
+    if major != HOOK_API:
+        raise PluginError(f"it is written for HOOK_API {found}; this rlhf-peft has {HOOK_API}")
+    return HOOK_API
+
+
+def _no_wrappers(callers: list[Any]) -> None:
+    for caller in callers:
+        if any(impl.wrapper or impl.hookwrapper for impl in caller.get_hookimpls()):
+            raise PluginError(f"{caller.name} is a wrapper; hooks here are plain functions")
+
+
+def _collector(loaded: Loaded, kind: str) -> Register:
+    def register(name: str, factory: Factory) -> None:
+        _check_factory(kind, name, factory)
+        if any(entry.kind == kind and entry.name == name for entry in loaded.entries):
+            raise PluginError(f"it registers {kind} {name} twice")
+        loaded.entries.append(Entry(kind, name, factory, loaded.distribution, loaded.version))
+
+    return register
+
+
+def _check_factory(kind: str, name: str, factory: Any) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise PluginError(f"{name!r} cannot name one of the {kind}: letters, digits, '.', '_' and '-'")
+    if not callable(factory):
+        raise PluginError(f"{kind} {name}: the factory cannot be called")
+    options = getattr(factory, "Options", None)
+    if not (isinstance(options, type) and issubclass(options, BaseModel)):
+        raise PluginError(f"{kind} {name}: the factory needs `Options`, a subclass of plugin.Options")
+    if options.model_config.get("extra") != "forbid":
+        raise PluginError(f"{kind} {name}: its Options must forbid unknown keys; subclass plugin.Options")
+    hidden = sorted(RESERVED[kind] & {field.alias or key for key, field in options.model_fields.items()})
+    if hidden:
+        raise PluginError(
+            f"{kind} {name}: the recipe itself has the keys {', '.join(hidden)}; rename these options"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,56 @@
+"""The state of the RL loop, as a checkpoint holds it beside the trained roles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...hookspecs import Stateful
+
+if TYPE_CHECKING:
+    from .parts import Parts
+
+
+def state_dict(parts: Parts) -> dict[str, Any]:
+    """What the loop has changed so far, beside its roles: tensors and what JSON holds."""
+    evaluator, sampler = parts.evaluator, parts.sampler
+    return {
+        "step": parts.step,
+        "tokens": parts.tokens,
+        "skipped": parts.updater.guard.in_a_row,
+        "budgets": [budget.amount for budget in _budgets(parts)],
+        "optimizer": parts.updater.optimizer.state_dict(),
+        "scheduler": parts.scheduler.state_dict(),
+        "algorithm": parts.algorithm.state_dict(),
+        "rewards": parts.rewards.state_dict(),
+        "held_out_rewards": None if evaluator is None else evaluator.rewards.state_dict(),
+        "sampler": sampler.state_dict() if isinstance(sampler, Stateful) else None,
+        "prompts": parts.prompts.state_dict(),
+        "guards": parts.collapse.state_dict(),
+    }
+
+
+def restore(parts: Parts) -> int:
+    """Go on from a checkpoint, if there is one of this stage; returns the last step that was done."""
+    state = parts.ctx.saver.state(parts.stage)
+    if state is None:
+        return 0
+    parts.step, parts.tokens = state["step"], state["tokens"]
+    parts.updater.guard.in_a_row = state["skipped"]
+    for budget, amount in zip(_budgets(parts), state["budgets"], strict=True):
+        budget.amount = amount
+    parts.updater.optimizer.load_state_dict(state["optimizer"])
+    parts.scheduler.load_state_dict(state["scheduler"])
+    parts.algorithm.load_state_dict(state["algorithm"])
+    parts.rewards.load_state_dict(state["rewards"])
+    if parts.evaluator is not None and state["held_out_rewards"] is not None:
+        parts.evaluator.rewards.load_state_dict(state["held_out_rewards"])
+    if state["sampler"] is not None and isinstance(parts.sampler, Stateful):
+        parts.sampler.load_state_dict(state["sampler"])
+    parts.prompts.load_state_dict(state["prompts"])
+    parts.collapse.load_state_dict(state["guards"])
+    parts.ctx.saver.go_on(state)
+    return parts.step
+
+
+def _budgets(parts: Parts) -> list[Any]:
+    return [parts.forwards.budget, parts.updater.budget, parts.sampling_budget]

@@ -1,0 +1,1 @@
+"""A recipe run several times, with other values of its keys."""

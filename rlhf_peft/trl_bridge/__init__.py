@@ -1,0 +1,1 @@
+"""The trainers of TRL on the shared base model."""

@@ -1,0 +1,344 @@
+"""What the stages share that leave their training loop to TRL.
+
+The trainer is given the model on loan and rows it can train on; it prints nothing, sends nothing and writes
+nothing. Its figures go to the run through a callback. accelerate's global state is put back afterwards: a
+later stage has an Accelerator of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+
+from ..data.rows import quiet
+from ..engine import POLICY, SharedBase
+from ..errors import DataError, RlhfPeftError, UsageError
+from ..recipe.schema import PreferenceStage, SftStage
+from ..session.context import Context
+from ..session.fixed_prompts import FixedPrompts
+from ..session.non_finite import NonFiniteGuard
+from ..session.optimizers import warmup_steps
+from ..session.token_budget import free, reason, too_little
+from .compat import (
+    CHECKPOINTING,
+    TRAINER_STATE_NAME,
+    own_accelerate,
+    set_tokens_read,
+    tokens_read,
+    use_device,
+)
+from .rows import eval_batch, micro_batch, processes, rows_a_process
+
+log = logging.getLogger("rlhf_peft")
+TrlStage = SftStage | PreferenceStage
+
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
+SILENT = ("_runtime", "_per_second", "eval_num_tokens", "total_flos", "train_loss")
+"""Endings of figures that are not written down: times of parts, and sums of what is there already."""
+
+
+class Figures(TrainerCallback):
+    """Hands a trainer's figures to the run: one record an update, evaluations merged into it."""
+
+    def __init__(self, stage: TrlStage, ctx: Context, evaluate: bool, prompts: FixedPrompts) -> None:
+        self.trainer: Any = None
+        self.step, self.main = 0, True
+        self.stage = stage.name
+        self.guard = NonFiniteGuard(stage.name, stage.max_bad_steps)
+        self.prompts = prompts
+        self.ctx = ctx
+        self.evaluate = evaluate
+        self.steps: list[dict[str, float]] = []
+        self.eval: dict[str, float] = {}
+        self._waiting: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The number of updates is known."""
+        if state.is_world_process_zero:
+            self.ctx.reporter.stage(self.stage, int(state.max_steps))
+            self.prompts.answer(0)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Where the first update begins is remembered too: it may have to be done again."""
+        if state.global_step == 0 and not self.ctx.saver.replaying:
+            self.trainer.take_snapshot()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the last update there is always an evaluation."""
+        if self.evaluate and state.global_step >= state.max_steps:
+            control.should_evaluate = True
+        if state.is_world_process_zero and state.global_step < state.max_steps:
+            self.prompts.at(int(state.global_step))
+        control.should_save = True  # after figures and evaluation; see `QuietTrainer`
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **kwargs: Any) -> None:
+        """Figures of an update, or of an evaluation after it."""
+        figures = {
+            k: float(v) for k, v in logs.items() if isinstance(v, int | float) and not k.endswith(SILENT)
+        }
+        evaluated = any(key.startswith("eval_") for key in figures)
+        if evaluated:
+            self.eval = figures
+        elif "loss" not in figures:
+            return
+        else:
+            figures["updates/skipped"] = float(not self.guard.taken)
+            self.steps.append(figures)
+        self._waiting.update(figures)
+        if evaluated or not control.should_evaluate:
+            if state.is_world_process_zero:
+                self.ctx.log(self.stage, int(state.global_step), self._waiting)
+            self._waiting = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An update without gradients changes nothing: one that is not finite is left without."""
+        loss, bad, seen = self.trainer.update_read()
+        if self.ctx.base.dtype == torch.float16:
+            return  # its loss scaling finds its measure by such updates, and skips them itself
+        parameters = [p for p in self.ctx.base.roles.parameters(POLICY) if p.grad is not None]
+        if not parameters:
+            return
+        norm = float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm())
+        if not self.guard.allows(int(state.global_step) + 1, loss, norm, lambda: (bad, seen)):
+            for parameter in parameters:
+                parameter.grad = None
+
+
+def arguments(stage: TrlStage, ctx: Context, *, folder: str, micro: int, evaluated: int) -> dict[str, Any]:
+    """What every trainer is told, as keyword arguments of its configuration.
+
+    Args:
+        stage: part of the recipe.
+        ctx: the run.
+        folder: an empty folder that is thrown away.
+        micro: rows of one forward.
+        evaluated: held-out rows; 0: none.
+
+    Raises:
+        UsageError: the optimizer needs a GPU and there is none.
+    """
+    base = ctx.base
+    if stage.optimizer != "adamw" and base.device.type != "cuda":
+        raise UsageError(
+            f"optimizer: {stage.optimizer} needs a CUDA GPU. Use stages.{stage.name}.optimizer=adamw."
+        )
+    constant = "constant_with_warmup" if stage.warmup else "constant"
+    gpu = base.device.type != "cpu"
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": eval_batch(evaluated, micro) if evaluated else micro,
+        "gradient_accumulation_steps": rows_a_process(stage) // micro,
+        "num_train_epochs": stage.num_train_epochs,
+        "max_steps": stage.max_steps or -1,
+        "learning_rate": stage.learning_rate,
+        "lr_scheduler_type": constant if stage.lr_scheduler == "constant" else stage.lr_scheduler,
+        "warmup_steps": stage.warmup,
+        "max_grad_norm": stage.max_grad_norm,
+        "optim": OPTIMIZERS[stage.optimizer],
+        "weight_decay": stage.weight_decay,
+        "adam_beta1": stage.adam_beta1,
+        "adam_beta2": stage.adam_beta2,
+        "adam_epsilon": stage.adam_epsilon,
+        "seed": ctx.seed(stage.name, "train"),
+        "data_seed": ctx.seed(stage.name, "order"),
+        "max_length": base.max_length,
+        "bf16": gpu and base.dtype == torch.bfloat16,
+        "fp16": gpu and base.dtype == torch.float16,
+        "use_cpu": not gpu,
+        CHECKPOINTING: False,  # The base has its own, which knows about roles.
+        "eval_strategy": "steps" if evaluated and stage.eval.every else "no",
+        "eval_steps": stage.eval.every,
+        "eval_on_start": evaluated > 0,
+        "prediction_loss_only": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": gpu,
+        "ddp_find_unused_parameters": False,
+    }
+
+
+def settle(args: Any, stage: TrlStage, base: SharedBase) -> Any:
+    """The arguments, with the base's own device and our warmup.
+
+    A trainer would round a warmup up, and so do nothing in the first update of every short run.
+    """
+    args.get_warmup_steps = lambda total: warmup_steps(stage.warmup, total)
+    use_device(args, base.device)
+    return args
+
+
+def _connect(
+    trainer: Any, stage: TrlStage, ctx: Context, figures: Figures, folder: str, state: dict[str, Any] | None
+) -> str | None:
+    """Let a trainer remember where it is, and take up where it was; returns the folder that it resumes from."""
+    micro = trainer.args.per_device_train_batch_size
+
+    def state_dict() -> dict[str, Any]:
+        # Its history of figures grows with every update, and is in metrics.jsonl.
+        state = {**dataclasses.asdict(trainer.state), "log_history": []}
+        scaler = trainer.accelerator.scaler
+        return {
+            "trainer": json.loads(json.dumps(state)),
+            "tokens": tokens_read(trainer),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "steps": figures.steps[:1] + figures.steps[1:][-1:],
+            "eval": figures.eval,
+            "skipped": figures.guard.in_a_row,
+            "micro": micro,
+        }
+
+    def take_snapshot() -> None:
+        step, total = int(trainer.state.global_step), int(trainer.state.max_steps)
+        last = {**(figures.steps[-1] if figures.steps else {}), **figures.eval}
+        ctx.saver.reached(stage, step, total, [POLICY], state_dict, last)
+
+    trainer.take_snapshot = take_snapshot
+    if state is None:
+        return None
+
+    def restore_optimizer() -> None:
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.lr_scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None and trainer.accelerator.scaler is not None:
+            trainer.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def restore_rest() -> None:
+        # The evaluation that every training begins with was of the weights before.
+        figures.eval = dict(state["eval"])
+        ctx.saver.go_on(state)
+
+    trainer.restore_optimizer, trainer.restore_rest = restore_optimizer, restore_rest
+    set_tokens_read(trainer, state["tokens"])
+    figures.steps, figures.guard.in_a_row = list(state["steps"]), state["skipped"]
+    # It may have been trained with more rows in a forward till then.
+    stood = {**state["trainer"], "train_batch_size": micro}
+    (Path(folder) / TRAINER_STATE_NAME).write_text(json.dumps(stood), encoding="utf-8")
+    return folder
+
+
+def train(
+    stage: TrlStage,
+    ctx: Context,
+    held_out: Any,
+    build: Callable[[Any, str, Any, int], Any],
+    micro: int,
+    at_least: int = 1,
+) -> tuple[dict[str, float], Any]:
+    """Train the policy with a trainer of TRL's, and save it.
+
+    Where memory does not suffice, the update is done again with fewer rows in a forward.
+
+    Args:
+        stage: part of the recipe.
+        ctx: the run.
+        held_out: to evaluate on, or None.
+        build: makes the trainer from the lent model, a folder that is thrown away, a tokenizer to spoil, and the rows
+            of one forward.
+        micro: rows of one forward.
+        at_least: fewest rows of one forward.
+
+    Returns:
+        The figures of the end, and the held-out rows as the trainer has them.
+
+    Raises:
+        RlhfPeftError: out of memory with the fewest rows in a forward.
+    """
+    began, lines = time.monotonic(), ctx.run.lines()
+    prompts = FixedPrompts(stage, ctx)
+    state = ctx.saver.state(stage)
+    micro = micro if state is None else min(micro, state["micro"])
+    while True:
+        figures = Figures(stage, ctx, held_out is not None, prompts)
+        try:
+            evaluated = _attempt(stage, ctx, figures, build, micro, state)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if processes() > 1:  # the others wait for this one
+                raise
+            failed = reason(error)
+        # Outside of the handler the error, and with it what its frames hold, is gone.
+        fewer = micro_batch(rows_a_process(stage), 1, max(at_least, micro // 2), at_least)
+        if fewer >= micro:
+            raise RlhfPeftError(too_little(stage.name, f"{micro} rows in one forward", failed))
+        free()
+        micro = fewer
+        log.warning("%s: out of memory. From here on %d rows go into one forward.", stage.name, micro)
+        state = ctx.saver.again(stage, lines)
+    if figures.main:
+        prompts.answer(figures.step)
+        ctx.save_role(stage.name, figures.step, POLICY)
+    told = {
+        **_summary(figures.steps),
+        **figures.eval,
+        "steps": float(figures.step),
+        "seconds": time.monotonic() - began,
+    }
+    return told, evaluated
+
+
+def _attempt(
+    stage: TrlStage,
+    ctx: Context,
+    figures: Figures,
+    build: Callable[[Any, str, Any, int], Any],
+    micro: int,
+    state: dict[str, Any] | None,
+) -> Any:
+    """Train to the end, from the beginning or from a state; returns the held-out rows as the trainer has them."""
+    ctx.seed_everything(stage.name, "train")
+    with own_accelerate(), tempfile.TemporaryDirectory() as folder, ctx.base.lend(POLICY) as model, quiet():
+        trainer = build(model, folder, deepcopy(ctx.base.tokenizer), micro)
+        try:
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(figures)
+            trainer.know_rows()
+            figures.trainer = trainer
+            _check_rows(stage, trainer.train_dataset)
+            trainer.train(resume_from_checkpoint=_connect(trainer, stage, ctx, figures, folder, state))
+            figures.step, figures.main = int(trainer.state.global_step), trainer.is_world_process_zero()
+            return trainer.eval_dataset
+        finally:
+            figures.trainer = None
+            _release(trainer)
+
+
+def _check_rows(stage: TrlStage, rows: Any) -> None:
+    if len(rows) == 0:
+        raise DataError(
+            f"{stage.dataset.path or stage.dataset.name}: no row is left to train on after tokenization."
+        )
+
+
+def _summary(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    if not steps:
+        return {}
+    first, last = steps[0], steps[-1]
+    rest = {
+        key: value
+        for key, value in last.items()
+        if key not in ("loss", "epoch", "grad_norm", "learning_rate")
+    }
+    return {"loss_first": first["loss"], "loss_last": last["loss"], **rest}
+
+
+def _release(trainer: Any) -> None:
+    """Free the optimizer's memory now: trainer and model refer to each other."""
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
+    trainer.accelerator.free_memory()

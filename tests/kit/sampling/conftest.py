@@ -1,0 +1,1 @@
+from tests.builtin.conftest import tiny_base, view  # noqa: F401 (fixtures)
