@@ -192,9 +192,7 @@ def _look_at(rows: Any, found: Inspection, format: Format, encoder: Encoder | No
         assert outcome.value is not None
         values, parts = outcome.value
         said.note(outcome.number, [*notes_of(outcome.row), *sorted(outcome.notes)])
-        digest = hashlib.blake2b(
-            json.dumps(values, sort_keys=True, default=str).encode(), digest_size=16
-        ).digest()
+        digest = hashlib.blake2b(CANONICAL.encode(values).encode(), digest_size=16).digest()
         found.duplicates += digest in seen
         seen.add(digest)
         if not found.example:
@@ -224,6 +222,8 @@ def _measured(rows: Any, format: Format, encoder: Encoder | None) -> Iterator[Ou
             yield Outcome(number, row, (values, words))
 
 
+CANONICAL = json.JSONEncoder(sort_keys=True, default=str)
+"""Writes equal examples alike."""
 ALSO_READ = ("tools", "functions", "system", "chosen_prob", "margin")
 """Columns that stages read beside those of a format."""
 

@@ -14,7 +14,7 @@ from ..errors import DataError
 from . import cache
 from .progress import shown
 from .rows import ROW, BadRows
-from .table import ROW_LEFT_OUT, Kinds, Numbered, as_dataset, checked, table_errors
+from .table import ROW_LEFT_OUT, Kinds, Numbered, as_table, checked, table_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,8 +86,8 @@ def _written(
                 writer = None
             if writer is not None:
                 with table_errors(bad.source):
-                    made = as_dataset(columns, [number for number, _ in batch], features)
-                writer.write_table(made.data.table)
+                    made = as_table(columns, [number for number, _ in batch], features)
+                writer.write_table(made)
         if writer is not None:
             writer.close()
     return None if writer is not None else kinds
@@ -95,8 +95,7 @@ def _written(
 
 def _stream(sink: Any, features: Mapping[str, Any]) -> Any:
     """Writes Arrow tables of these columns."""
-    empty = as_dataset({name: [] for name in features}, [], features)
-    return pyarrow.ipc.new_stream(sink, empty.data.schema)
+    return pyarrow.ipc.new_stream(sink, as_table({name: [] for name in features}, [], features).schema)
 
 
 def _columns(

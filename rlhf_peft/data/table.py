@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import pyarrow
+
 from ..errors import DataError
 from .json_text import TOO_DEEP, is_deep
 from .rows import ROW, BadRow, BadRows
@@ -40,6 +42,8 @@ def make_dataset(rows: Numbered, source: str, bad: BadRows, note: str = "") -> D
     Raises:
         DataError: rows are bad, or hold values that JSON cannot.
     """
+    import datasets
+
     kept = list(checked(rows, bad))
     bad.finish(len(kept) + len(bad.found))
     names = list(dict.fromkeys(name for _, row in kept for name in row if name != ROW))
@@ -48,7 +52,7 @@ def make_dataset(rows: Numbered, source: str, bad: BadRows, note: str = "") -> D
         bad.remark(ROW_LEFT_OUT)
     with table_errors(source):
         features = {name: feature(values) for name, values in columns.items()}
-        dataset = as_dataset(columns, [number for number, _ in kept], features)
+        dataset = datasets.Dataset(as_table(columns, [number for number, _ in kept], features))
     dataset.info.description = note
     return dataset
 
@@ -66,14 +70,30 @@ def checked(rows: Numbered, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]
             yield number, row
 
 
-def as_dataset(columns: Mapping[str, list[Any]], numbers: list[int], features: Mapping[str, Any]) -> Dataset:
-    """Columns of Python values, and the numbers of their rows, as a dataset in memory."""
+def as_table(columns: Mapping[str, list[Any]], numbers: list[int], features: Mapping[str, Any]) -> Any:
+    """Columns of Python values, and the numbers of their rows, as an Arrow table that `datasets` reads.
+
+    Args:
+        columns: values by column.
+        numbers: of the rows.
+        features: how each column is kept.
+    """
     import datasets
 
-    return datasets.Dataset.from_dict(
-        {**columns, ROW: numbers},
-        features=datasets.Features({**features, ROW: datasets.Value("int64")}),
-    )
+    all_features = datasets.Features({**features, ROW: datasets.Value("int64")})
+    arrays = [array(values, features[name]) for name, values in columns.items()]
+    schema = all_features.arrow_schema
+    return pyarrow.Table.from_arrays([*arrays, pyarrow.array(numbers, pyarrow.int64())], schema=schema)
+
+
+def array(values: list[Any], feature: Any) -> Any:
+    """A column of Python values as `datasets` keeps it."""
+    import datasets
+
+    if isinstance(feature, datasets.Value):
+        return pyarrow.array(values, feature.pa_type)
+    features = datasets.Features({"column": feature})
+    return datasets.Dataset.from_dict({"column": values}, features=features).data["column"]
 
 
 @contextmanager
@@ -81,7 +101,7 @@ def table_errors(source: str) -> Iterator[None]:
     """DataError for what Arrow and `datasets` raise where a table cannot hold a value."""
     try:
         yield
-    except (RecursionError, ValueError, TypeError, OverflowError, pyarrow_error()) as error:
+    except (RecursionError, ValueError, TypeError, OverflowError, pyarrow.ArrowException) as error:
         raise DataError(
             f"{source}: the values are nested too deeply, or of a type that no table holds."
         ) from error
@@ -144,6 +164,8 @@ class Kinds:
 def check_text(value: Any) -> None:
     """BadRow where a text holds half of a surrogate pair, which no tokenizer reads; so inside of lists and objects."""
     if isinstance(value, str):
+        if value.isascii():
+            return
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -161,14 +183,6 @@ def check_text(value: Any) -> None:
             check_text(item)
 
 
-def pyarrow_error() -> type[Exception]:
-    """What Arrow raises."""
-    import pyarrow
-
-    error: type[Exception] = pyarrow.ArrowException
-    return error
-
-
 def table_dataset(table: Any, source: str) -> Dataset:
     """An Arrow table as a dataset; columns of a kind that `datasets` does not know are kept as JSON, or left out."""
     import datasets
@@ -177,11 +191,11 @@ def table_dataset(table: Any, source: str) -> Dataset:
     for name in table.column_names:
         try:
             made[name] = datasets.Dataset(table.select([name]))
-        except (ValueError, TypeError, KeyError, pyarrow_error()):
+        except (ValueError, TypeError, KeyError, pyarrow.ArrowException):
             try:
                 values = table[name].to_pylist(maps_as_pydicts="lossy")
                 json.dumps(values)
-            except (TypeError, ValueError, pyarrow_error()):
+            except (TypeError, ValueError, pyarrow.ArrowException):
                 log.warning(
                     "%s: column %s holds a kind of values that cannot be read; it is left out", source, name
                 )
