@@ -23,11 +23,11 @@ from . import library_messages
 from .atomic import FULL
 from .data import require
 from .data.progress import watched
-from .engine import POLICY, BaseSpec, SharedBase, cap
+from .engine import POLICY, SharedBase, cap
 from .engine.base_spec import hardware, resolve_device
 from .errors import CheckpointError, ModelError, RunFolderError, UsageError
 from .recipe import DatasetSource, Recipe, RlStage, check_settings, dump, load
-from .registry import Registry
+from .registry import Registry, base_spec
 from .resuming import begun, is_finished, refuse_changes
 from .runs import Check, Checkpoints, Elsewhere, RunFolder, other_versions, read_manifest, verify_files
 from .session.fingerprints import fingerprints
@@ -93,32 +93,35 @@ def load_recipe(
 
 
 def load_base(
-    recipe: Recipe, *, trust_remote_code: bool = False, allow_changed: Collection[str] = ()
+    recipe: Recipe,
+    *,
+    trust_remote_code: bool = False,
+    allow_changed: Collection[str] = (),
+    registry: Registry | None = None,
 ) -> SharedBase:
-    """The shared base that a recipe asks for; `allow_changed` names what may differ from that of loaded adapters.
+    """The shared base that a recipe asks for.
+
+    Args:
+        recipe: checked.
+        trust_remote_code: run code from the model's repository.
+        allow_changed: what may differ from the base of adapters that are loaded.
+        registry: makes the quantizer; None: with all installed plugins.
 
     Raises:
         ModelError: the model, its tokenizer or its quantization cannot be used here.
+        PluginError: the quantizer is unknown or could not be made.
     """
+    spec = base_spec(recipe, registry or Registry.load(), trust_remote_code=trust_remote_code)
+    cap(resolve_device(spec.device))
     model = recipe.model
-    source = BaseSpec(
-        path=model.path,
-        revision=model.revision,
-        quantization=model.quantization,
-        double_quantization=model.double_quantization,
-        compute_dtype=model.compute_dtype,
-        attn_implementation=model.attn_implementation,
-        device=recipe.device,
-        trust_remote_code=trust_remote_code,
-    )
-    cap(resolve_device(source.device))
     return SharedBase(
-        source,
+        spec,
         lora_spec(recipe.lora),
         seed=recipe.seed,
         max_length=model.max_length,
         gradient_checkpointing=model.gradient_checkpointing,
         merge_rollouts=model.merge_rollouts,
+        fast=model.fast,
         accepted=tuple(allow_changed),
     )
 
@@ -265,7 +268,10 @@ def run(
         for line in check_data(later, registry=registry, encode=False):
             log.debug("%s", line)
         check_samplers(recipe, registry=registry, done=found.info["stages"] if found is not None else ())
-        base = load_base(recipe, trust_remote_code=trust_remote_code, allow_changed=allow_changed)
+        base = load_base(
+            recipe, trust_remote_code=trust_remote_code, allow_changed=allow_changed, registry=registry
+        )
+        base.check_trainable()
         ranks.start(base.device)
         ctx = Context(recipe, base, registry, folder, reporter, result.stages, ranks)
         if ranks.main and found is None:
@@ -385,8 +391,15 @@ def _take_up(earlier: Path, ctx: Context) -> int:
     return len(done)
 
 
-def verify(run: Path, *, trust_remote_code: bool = False) -> Iterator[Check]:
+def verify(
+    run: Path, *, trust_remote_code: bool = False, registry: Registry | None = None
+) -> Iterator[Check]:
     """Check every hash of a run, and load every adapter and head on its base.
+
+    Args:
+        run: its folder.
+        trust_remote_code: run code from the model's repository.
+        registry: makes the quantizer; None: with all installed plugins.
 
     Raises:
         UsageError: it is no run folder, or its recipe or base cannot be read.
@@ -395,7 +408,7 @@ def verify(run: Path, *, trust_remote_code: bool = False) -> Iterator[Check]:
     if others := other_versions(read_manifest(run)):
         yield Check(f"versions: written with {others}")
     recipe = load(run / "recipe.yaml", (), plugins=None)
-    base = load_base(recipe, trust_remote_code=trust_remote_code)
+    base = load_base(recipe, trust_remote_code=trust_remote_code, registry=registry)
     for folder in sorted((run / "adapters").glob("*")):
         role = folder.name
         try:

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -21,13 +21,17 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from . import __version__, entry_points, foreign
-from .engine.compat import compute_alike_on_every_cpu
 from .runs.manifest import PACKAGES
+
+if TYPE_CHECKING:
+    from .engine import BaseSpec
 
 State = Literal["ok", "note", "wrong"]
 PLUGIN_LIMIT = foreign.IMPORT_LIMIT + 120
 """Seconds that the import of the plugins may take."""
 SMALL_DISK = 10 * 2**30
+WORST_ERROR = 0.2
+"""Relative error of a quantized layer's output from which on it is taken for broken."""
 DISTRIBUTION = "rlhf-peft"
 TESTED = "constraints.txt"
 BUILT_FOR_TORCH = ("torchvision", "torchaudio", "xformers", "torchcodec")
@@ -215,26 +219,32 @@ def _memory() -> Iterator[Finding]:
 
 
 def _quantization() -> Iterator[Finding]:
-    """Quantize and multiply for real: bitsandbytes imports where it cannot work, too."""
+    """Quantize a model and multiply for real: a package imports where it cannot work, too."""
     import torch
-    from bitsandbytes.nn import Linear4bit
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    layer = Linear4bit(128, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4")
-    exact = layer.weight.detach().clone()
-    compute_alike_on_every_cpu(layer)
-    layer = layer.to(device)
-    x = torch.randn(4, 128, device=device, requires_grad=True)
-    out = layer(x)
-    out.square().sum().backward()
-    expected = x.detach() @ exact.to(device).T
-    error = float((out.detach() - expected).norm() / expected.norm())
-    fine = error < 0.2 and x.grad is not None and bool(x.grad.isfinite().all())
-    told = f"NF4 forward and backward on {device.type}, error {error:.1%}"
-    yield Finding(
-        "bitsandbytes", "ok" if fine else "wrong", told, "" if fine else "Set model.quantization=none."
-    )
+    from .engine import BaseSpec
+    from .registry import Registry
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    spec = BaseSpec("builtin:tiny", compute_dtype="float32", device=device)
+    registry = Registry.load(no_plugins=True)
+    for name in registry.names("quantizers"):
+        quantizer = registry.make("quantizers", name)
+        if quantizer.bits is not None:
+            yield _quantizer(name, replace(spec, quantizer=quantizer))
+
+
+def _quantizer(name: str, spec: BaseSpec) -> Finding:
+    remedy = "Set model.quantization=none."
+    try:
+        from .engine.quantize import quantization_error
+
+        error = quantization_error(spec)
+    except Exception as problem:  # a broken installation may raise anything
+        return Finding(f"quantizer {name}", "wrong", f"{type(problem).__name__}: {problem}", remedy)
+    fine = error < WORST_ERROR
+    message = f"forward and backward on {spec.device}, error {error:.1%}"
+    return Finding(f"quantizer {name}", "ok" if fine else "wrong", message, "" if fine else remedy)
 
 
 def _disk() -> Iterator[Finding]:

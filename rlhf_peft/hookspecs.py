@@ -1,7 +1,7 @@
-"""Every hook, every protocol and every view that a plugin meets, on one page.
+"""Every hook, and every protocol and view that a plugin meets, on one page; that of quantizers is in `kit.quantizer`.
 
-A plugin registers choices (rewards, samplers, algorithms, datasets) by name, and may listen to a run. A recipe
-chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
+A plugin registers choices (rewards, samplers, algorithms, datasets, quantizers) by name, and may listen to a run. A
+recipe chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from .types import (
     Batch,
+    EnvironmentStep,
+    MemoryNeeds,
     Minibatch,
     Outputs,
     Request,
@@ -42,7 +44,8 @@ class Options(BaseModel):
 
 
 Factory = Callable[[Any], Any]
-"""Called with a validated instance of its own `Options`; returns the reward, sampler, algorithm or dataset.
+"""Called with a validated instance of its own `Options`; returns the reward, sampler, algorithm, dataset or
+quantizer.
 
 One with `wants_make = True` is also given `make(kind, name, options)`, to make what it wraps.
 """
@@ -188,6 +191,8 @@ class Reward(Protocol):
             and "base" or "reference" (log-probabilities in `batch.logps`).
         timeout: seconds for one batch, or None; the recipe's own counts before it.
 
+    A reward that gives figures in `Scores.metrics` names them, with their formulas, in a class attribute `metrics`.
+
     An `async def score` runs in the run's process, on one event loop, beside the forwards. A plain `def score`, and a
     function, sync or async, runs in a worker process, killed at the timeout: the factory must be importable by name,
     options and columns JSON; of the batch it lacks `heads`, `logps` and `rollout.sampler_logps`. With
@@ -244,6 +249,22 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
+        ...
+
+
+@runtime_checkable
+class DeclaresMemory(Protocol):
+    """What a factory may also be: one that says what its product needs of the device's memory.
+
+    One with `wants_make = True` is also given `memory(kind, name, options)`, to ask about what it wraps.
+    """
+
+    def memory(self, options: Any) -> MemoryNeeds:
+        """The needs of what the factory would make; nothing is made or loaded.
+
+        Args:
+            options: a validated instance of the factory's `Options`.
+        """
         ...
 
 
@@ -344,6 +365,45 @@ class Dataset(Protocol):
         ...
 
 
+@runtime_checkable
+class Environment(Protocol):
+    """One conversation with the model, over several turns; each conversation has an instance of its own.
+
+    A sampler knows one turn, an environment knows the conversation. Nothing that a model may write makes `step` raise:
+    a call of a tool that is not there is answered by a message that says so.
+
+    Attributes:
+        tools: JSON schemas of the tools that the model may call, as chat templates take them; None: there are none.
+        metrics: name to formula, for every figure that `step` gives.
+    """
+
+    tools: Sequence[Mapping[str, Any]] | None
+    metrics: ClassVar[Mapping[str, str]]
+
+    def start(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | None:
+        """Begin a conversation.
+
+        Args:
+            row: of the dataset, `prompt` among its columns.
+
+        Returns:
+            Messages that the model answers first; None: the row's prompt.
+        """
+        ...
+
+    def step(self, message: Mapping[str, Any]) -> EnvironmentStep:
+        """Answer the model's message.
+
+        Args:
+            message: `role`, `content` and, where the model has called tools, `tool_calls`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the conversation holds; it may be called twice."""
+        ...
+
+
 # --- hooks: choose one by name ---------------------------------------------------------------------------------------
 
 
@@ -365,6 +425,14 @@ class HookSpecs:
     @hookspec
     def rlhf_peft_register_datasets(self, register: Register) -> None:
         """Offer datasets: `register(name, factory)`; the factory makes a `Dataset`."""
+
+    @hookspec
+    def rlhf_peft_register_environments(self, register: Register) -> None:
+        """Offer environments: `register(name, factory)`; the factory makes an `Environment`, one a conversation."""
+
+    @hookspec
+    def rlhf_peft_register_quantizers(self, register: Register) -> None:
+        """Offer quantizers: `register(name, factory)`; the factory makes a `Quantizer` of `kit.quantizer`."""
 
     # --- told by broadcast ---
 
@@ -389,5 +457,5 @@ class HookSpecs:
         """A run ended: `done`, `failed` or `stopped`; the last figures."""
 
 
-REGISTERS = ("rewards", "samplers", "algorithms", "datasets")
+REGISTERS = ("rewards", "samplers", "algorithms", "datasets", "environments", "quantizers")
 """What plugins register; the hook of each is `rlhf_peft_register_<kind>`."""

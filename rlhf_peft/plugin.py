@@ -36,6 +36,7 @@ from .hookspecs import (
     HOOK_API,
     Algorithm,
     Dataset,
+    Environment,
     Options,
     PolicyView,
     Prompt,
@@ -51,6 +52,7 @@ from .hookspecs import (
 from .kit.functions import FunctionOptions, FunctionReward, SomeRowsFailed, Target, function_reward
 from .kit.http import AsyncJsonClient, HttpError, JsonClient, environment_secret, plain_url, server_root
 from .kit.policy_gradient import BASELINE, AlgorithmBase, AlgorithmOptions, PolicyGradient, PolicyOptions
+from .kit.quantizer import LoadCode, Quantizer, QuantizerBase, linear_sizes
 from .kit.sampling import (
     DrawOptions,
     LocalOptions,
@@ -69,7 +71,9 @@ from .kit.sampling import (
 )
 from .types import (
     Batch,
+    EnvironmentStep,
     Finish,
+    MemoryNeeds,
     Minibatch,
     Outputs,
     Request,
@@ -91,14 +95,18 @@ __all__ = [
     "DataError",
     "Dataset",
     "DrawOptions",
+    "Environment",
+    "EnvironmentStep",
     "Finish",
     "FunctionOptions",
     "FunctionReward",
     "GuardError",
     "HttpError",
     "JsonClient",
+    "LoadCode",
     "LocalOptions",
     "LocalSampler",
+    "MemoryNeeds",
     "Minibatch",
     "ModelError",
     "Options",
@@ -108,6 +116,8 @@ __all__ = [
     "PolicyOptions",
     "PolicyView",
     "Prompt",
+    "Quantizer",
+    "QuantizerBase",
     "Register",
     "Request",
     "RequestContext",
@@ -136,6 +146,7 @@ __all__ = [
     "function_reward",
     "hookimpl",
     "keeps_state",
+    "linear_sizes",
     "maths",
     "pad_left",
     "plain_url",

@@ -348,10 +348,10 @@ def test_nf4_on_a_device_that_cannot(bad: Run, monkeypatch: pytest.MonkeyPatch) 
     assert bad("device=gpu").startswith("error: device: gpu cannot be used here (")
     if not torch.backends.mps.is_available():
         assert bad("device=mps").startswith("error: device: mps cannot be used here (")
-    monkeypatch.setattr("rlhf_peft.engine.quantize.BACKENDS", ("cuda",))
+    monkeypatch.setattr("rlhf_peft.builtin.quantizers.four_bits.Nf4.devices", ("cuda",))
     said = bad()
     assert said == (
-        "error: model.quantization: nf4 needs bitsandbytes, which has no kernels for cpu. "
+        "error: model.quantization: nf4 double has no kernels for cpu, only for cuda. "
         "Use model.quantization=none.\n"
     )
     works("model.quantization=none")

@@ -70,7 +70,7 @@ def test_the_search_finds_what_it_looks_for():
     assert any(list(foreign_privates(TREES[path])) for path in MODULES if is_compat(path))
 
 
-FOREIGN_TYPES = ("CacheLayerMixin", "BaseTunerLayer", "dequantize_module_weight")
+FOREIGN_TYPES = ("CacheLayerMixin", "BaseTunerLayer")
 
 
 @pytest.mark.parametrize("name", FOREIGN_TYPES)

@@ -11,18 +11,11 @@ from typing import Any
 
 from ..errors import UsageError
 from ..runs import History, distinct
+from ..runs.headlines import HEADLINES
 from .curves import Axis, Band, Curve, band, curve
 
 FREE = ("name", "output_dir", "seed", "version")
 """Keys in which runs of one kind differ."""
-PREFERRED = (
-    "eval/reward",
-    "reward",
-    "eval/accuracy",
-    "eval_rewards/accuracies",
-    "rewards/accuracies",
-    "loss",
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ def compare(
         runs: at least one.
         by: dotted key of the recipe.
         axis: along which.
-        figure: of metrics.jsonl; default: the first of `PREFERRED` that all runs have.
+        figure: of metrics.jsonl; default: the first of `HEADLINES` that all runs have.
         stage: its name; default: the last one that all runs have.
 
     Raises:
@@ -128,7 +121,7 @@ def _figure(runs: Sequence[History], stage: str, wanted: str | None) -> str:
         if wanted not in shared:
             raise UsageError(f"--y {wanted}: not all runs have it in {stage}. {_near(wanted, shared)}")
         return wanted
-    for name in (*PREFERRED, *sorted(shared)):
+    for name in (*(h.name for h in HEADLINES), *sorted(shared)):
         if name in shared:
             return name
     raise UsageError(f"the runs share no figure in {stage}.")

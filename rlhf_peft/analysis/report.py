@@ -12,6 +12,7 @@ from typing import Any
 from .. import __version__
 from ..maths import reliability
 from ..runs import History, distinct
+from ..runs.headlines import ranked
 from . import figures
 from .answers import Answer, answers, score
 from .charts import CHARTS, PHASES
@@ -80,7 +81,7 @@ def summary(run: History) -> dict[str, Any]:
         "status": run.status,
         "seconds": run.seconds,
         "model": recipe["model"].get("path"),
-        "quantization": recipe["model"].get("quantization"),
+        "quantization": _quantization(recipe["model"].get("quantization")),
         "lora": recipe.get("lora", {}).get("r"),
         "seed": recipe.get("seed"),
         "hardware": _hardware(manifest.get("hardware")),
@@ -88,6 +89,14 @@ def summary(run: History) -> dict[str, Any]:
         "stages": [_stage_row(run, stage) for stage in recipe["stages"]],
         "recipe": (run.path / "recipe.yaml").read_text(encoding="utf-8", errors="replace"),
     }
+
+
+def _quantization(section: Any) -> str | None:
+    """The quantizer's name, and its options in brackets."""
+    if not isinstance(section, Mapping):
+        return section
+    options = ", ".join(f"{key}: {value}" for key, value in section.items() if key != "name")
+    return f"{section.get('name')} ({options})" if options else section.get("name")
 
 
 def _hardware(found: Any) -> str | None:
@@ -101,14 +110,13 @@ def _hardware(found: Any) -> str | None:
 def _stage_row(run: History, stage: Mapping[str, Any]) -> dict[str, Any]:
     name, data = str(stage["name"]), stage.get("dataset", {})
     last = run.last(name)
-    known = ("eval/reward", "reward", "kl", "eval/accuracy", "eval/loss", "eval_loss", "loss")
     how = stage.get("method") or (stage.get("algorithm") or {}).get("name") or ""
     return {
         "name": name,
         "kind": f"{stage['stage']} {how}".strip(),
         "data": data.get("path") or data.get("name"),
         "steps": max((int(line["step"]) for line in run.lines(name)), default=0),
-        "figures": {key: last[key] for key in known if key in last},
+        "figures": {name: last[name] for name in ranked(last)},
     }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import algorithms, rewards, samplers, tracking
+from . import algorithms, environments, quantizers, rewards, samplers, tracking
 from .tiny import plugin as tiny
 
-PLUGINS = (algorithms, rewards, samplers, tiny, tracking)
+PLUGINS = (algorithms, environments, quantizers, rewards, samplers, tiny, tracking)
 """Modules with hook implementations."""

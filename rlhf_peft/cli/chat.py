@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import Device, RunName, Trust, Verbose, find_run, log_to_stderr
+from .options import Device, RunName, Trust, Verbose, find_run, open_registry_of
 
 if TYPE_CHECKING:
     from ..trained import Opened
@@ -27,6 +27,7 @@ HELP = """/ref     the reference's answer beside the policy's, on or off
 
 
 def chat(
+    context: typer.Context,
     run: RunName = None,
     temperature: Annotated[float, typer.Option("--temp", min=0.0, help="0 takes the likeliest token.")] = 0.7,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the answers.")] = 0,
@@ -42,8 +43,9 @@ def chat(
     from ..trained import open_run
     from ..trained.chat import Talk
 
-    log_to_stderr(quiet=True)
-    opened = open_run(find_run(run), device=device, trust_remote_code=trust_remote_code)
+    folder = find_run(run)
+    registry = open_registry_of(context.obj, folder)
+    opened = open_run(folder, device=device, trust_remote_code=trust_remote_code, registry=registry)
     opened.need(reference=reference)
     told = system if system is not None else opened.recipe.stages[-1].dataset.system
     talk = Talk(temperature, seed, max_new_tokens, told, dict(opened.recipe.model.chat_template_kwargs))

@@ -93,7 +93,7 @@ def evaluate(
     check_names(registry, recipe, entries)
     writer = sampler_of(recipe, _named(sampler))
     sampler_ready(registry, *writer)
-    opened = open_run(path, device=device, trust_remote_code=trust_remote_code)
+    opened = open_run(path, device=device, trust_remote_code=trust_remote_code, registry=registry)
     # A function that the recipe names is only brought back; another one scores instead.
     stage = last_rl(opened.recipe)
     named = set() if stage is None else {entry.name for entry in [*stage.rewards, *stage.eval.rewards]}

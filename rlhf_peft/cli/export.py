@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .options import RunName, Trust, Verbose, find_run, log_to_stderr
+from .options import RunName, Trust, Verbose, find_run, open_registry_of
 
 TARGETS = ("peft", "merged", "vllm", "ollama")
 
 
 def export(
+    context: typer.Context,
     run: RunName = None,
     to: Annotated[str, typer.Option("--to", help="peft, merged, vllm or ollama.")] = "peft",
     role: Annotated[str, typer.Option("--role", help="policy, or a reward such as reward-0.")] = "policy",
@@ -42,8 +43,8 @@ def export(
         raise UsageError(f"--to {to}: expected {', '.join(TARGETS)}.")
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: expected {', '.join(DTYPES)}.")
-    log_to_stderr(quiet=True)
     folder = find_run(run)
+    registry = open_registry_of(context.obj, folder)
     words = [folder.resolve().name, *([] if role == "policy" else [role]), to]
     target = output or Path("exports") / "-".join(words)
     done = write(
@@ -55,6 +56,7 @@ def export(
         device=device,
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
+        registry=registry,
         say=lambda text: print(text, file=sys.stderr),
     )
     print(done.folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .options import Device, Trust, Verbose, dataset_source, find_run, open_registry
+from .options import Device, Trust, Verbose, add_plugins_of, dataset_source, find_run, open_registry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,8 +151,10 @@ def _pairs(
     from ..trained import open_run
     from ..trained.prompts import prompts_of
 
+    folder = find_run(run or compare)
     registry = open_registry(settings)
-    opened = open_run(find_run(run or compare), device=device, trust_remote_code=trust_remote_code)
+    add_plugins_of(registry, folder)
+    opened = open_run(folder, device=device, trust_remote_code=trust_remote_code, registry=registry)
     asked = prompts_of(
         opened,
         registry,

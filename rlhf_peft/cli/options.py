@@ -101,6 +101,13 @@ def open_registry(
     return registry
 
 
+def open_registry_of(settings: Settings, run: Path) -> Registry:
+    """Built-ins, installed plugins, and the plugin files that a run used, from their copies in its `code/` folder."""
+    registry = open_registry(settings, quiet=True)
+    add_plugins_of(registry, run)
+    return registry
+
+
 def find_run(name: str | None, output_dir: Path = Path("runs")) -> Path:
     """A run's folder: a name under runs/, a path, or, with nothing, the newest, which is then named.
 
@@ -135,6 +142,17 @@ def add_rewards(registry: Registry, rewards: Sequence[str] | None) -> list[str]:
     return names
 
 
+def add_plugins_of(registry: Registry, run: Path) -> None:
+    """Register the plugin files that a run used and that are not known, from the copies in its `code/` folder."""
+    from ..runs.folder import CODE
+
+    known = {plugin.name for plugin in registry.plugins}
+    for file in sorted((run / CODE).glob("*.py")):
+        if "hookimpl" in file.read_text(encoding="utf-8") and file.stem not in known:
+            log.warning("%s: its copy of the plugin %s is used", run, file.name)
+            registry.add_file(file)
+
+
 def add_code_of(registry: Registry, run: Path, recipe: Recipe) -> list[str]:
     """Register what a run's recipe names and is not known, from the copies in the run's `code/` folder.
 
@@ -150,13 +168,8 @@ def add_code_of(registry: Registry, run: Path, recipe: Recipe) -> list[str]:
     from ..recipe import RlStage
     from ..runs.folder import CODE
 
+    add_plugins_of(registry, run)
     files = sorted((run / CODE).glob("*.py"))
-    for file in files:
-        if "hookimpl" in file.read_text(encoding="utf-8") and file.stem not in {
-            p.name for p in registry.plugins
-        }:
-            log.warning("%s: its copy of the plugin %s is used", run, file.name)
-            registry.add_file(file)
     stages = [stage for stage in recipe.stages if isinstance(stage, RlStage)]
     names = dict.fromkeys(entry.name for stage in stages for entry in [*stage.rewards, *stage.eval.rewards])
     brought = []

@@ -112,7 +112,9 @@ def uninstall(name: Name, yes: Yes = False) -> None:
 def new(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package: rlhf-peft-brevity.")],
-    kind: Annotated[str, typer.Option("--kind", help="reward, sampler, algorithm or observer.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="reward, sampler, algorithm, environment, quantizer, observer.")
+    ],
     dest: Annotated[
         Path | None, typer.Option("--dest", help="The package's folder; default: the name, here.")
     ] = None,

@@ -12,21 +12,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..data.progress import watched
+from ..runs.headlines import live
 from .terminal import Visible, make_console
-
-FIGURES = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "eval/accuracy": "held-out accuracy",
-    "rewards/accuracies": "accuracy",
-    "reward": "reward",
-    "kl": "KL",
-    "entropy": "entropy",
-    "completions/mean_length": "length",
-    "eval/reward": "held-out reward",
-    "tokens_per_second/rollout": "tok/s",
-}
-"""The figures that matter, in this order, and what they are called."""
 
 LINES_PER_STAGE = 10
 ROWS_A_LINE = 200_000
@@ -35,7 +22,7 @@ ROWS_A_LINE = 200_000
 
 def describe(metrics: Mapping[str, float]) -> str:
     """The figures that matter, in one line."""
-    shown = [(name, metrics[key]) for key, name in FIGURES.items() if metrics.get(key) is not None]
+    shown = [(h.label, metrics[h.name]) for h in live() if metrics.get(h.name) is not None]
     each = [
         (key.split("/")[1], metrics[key])
         for key in metrics

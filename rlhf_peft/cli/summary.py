@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..runs.headlines import HEADLINES, headline
 from .terminal import make_console, visible
 
 if TYPE_CHECKING:
@@ -45,22 +46,16 @@ def rows(kind: str, name: str, outcome: dict[str, Any]) -> list[Row]:
     if kind == "reward_model" and metrics:
         return [
             (name, "held-out pairs ranked correctly", _share(metrics["eval/accuracy"], outcome["held_out"])),
-            (name, "held-out margin", f"{metrics['eval/margin']:.3f}"),
-            (name, "calibration error (ECE)", f"{metrics['eval/ece']:.3f}"),
+            (name, label("eval/margin"), f"{metrics['eval/margin']:.3f}"),
+            (name, label("eval/ece"), f"{metrics['eval/ece']:.3f}"),
             *seconds,
         ]
     if kind == "rl" and "before" in outcome:
         return [*_before_after(name, outcome), *seconds]
-    known = {
-        "loss": "loss",
-        "train_loss": "loss",
-        "eval_loss": "held-out loss",
-        "eval/loss": "held-out loss",
-        "rewards/accuracies": "accuracy",
-        "eval/rewards/accuracies": "held-out accuracy",
-    }
     shown = [
-        (name, label, f"{metrics[key]:.3f}") for key, label in known.items() if metrics.get(key) is not None
+        (name, h.label, f"{metrics[h.name]:.3f}")
+        for h in reversed(HEADLINES)
+        if h.on_card and metrics.get(h.name) is not None
     ]
     return [*shown, *seconds]
 
@@ -84,6 +79,12 @@ def _before_after(name: str, outcome: dict[str, Any]) -> list[Row]:
         out.append((name, label, f"{figures}{_change(known.get(f'eval/{key}'))}"))
     out.append((name, "distinct-2", f"{before['eval/distinct_2']:.3f} -> {after['eval/distinct_2']:.3f}"))
     return out
+
+
+def label(name: str) -> str:
+    """What people are shown for a metric."""
+    known = headline(name)
+    return known.label if known else name
 
 
 def _share(share: float, n: int) -> str:

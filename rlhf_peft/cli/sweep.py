@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RlhfPeftError
+from ..runs.headlines import headline
 from .terminal import make_console
 
 if TYPE_CHECKING:
@@ -86,6 +87,6 @@ def show(name: str, outcomes: Sequence[Outcome], file: Path, console: Any = None
 
 
 def _heading(key: str) -> str:
-    """A figure's name for people: `eval/rewards/length/mean` is what held-out answers scored."""
-    words = key.removesuffix("/mean").replace("eval/rewards/", "held-out ").replace("eval/", "held-out ")
-    return words.replace("eval_", "held-out ").replace("held-out kl", "KL").replace("rewards/", "")
+    """A metric's name for people; that of a single reward is what held-out answers scored by it."""
+    known = headline(key)
+    return known.label if known else f"held-out {key.removesuffix('/mean').removeprefix('eval/rewards/')}"

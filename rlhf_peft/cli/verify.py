@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from .options import RunName, Trust, Verbose, find_run
+from .options import RunName, Trust, Verbose, find_run, open_registry_of
 
 
 def verify(
+    context: typer.Context,
     run: RunName = None,
     trust_remote_code: Trust = False,
     verbose: Verbose = False,
@@ -16,7 +17,9 @@ def verify(
     from .. import api
 
     failed = 0
-    for check in api.verify(find_run(run), trust_remote_code=trust_remote_code):
+    folder = find_run(run)
+    registry = open_registry_of(context.obj, folder)
+    for check in api.verify(folder, trust_remote_code=trust_remote_code, registry=registry):
         failed += check.wrong is not None
         print(
             f"{'ok' if check.wrong is None else 'FAILED'}  {check.what}{f': {check.wrong}' if check.wrong else ''}"

@@ -15,7 +15,6 @@ from typing import Any
 
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
 from .compat.lora import BaseTunerLayer, adapter_parameters, carries
@@ -103,9 +102,22 @@ def parameters(model: nn.Module, adapter: str) -> list[nn.Parameter]:
 
 
 def add(
-    model: Any, name: str, config: LoraConfig, weights: Mapping[str, Tensor] | None = None, where: str = ""
+    model: Any,
+    name: str,
+    config: LoraConfig,
+    targets: Targets,
+    weights: Mapping[str, Tensor] | None = None,
+    where: str = "",
 ) -> None:
     """Put a new adapter on the model, without gradients, with these weights or fresh ones.
+
+    Args:
+        model: PEFT's model.
+        name: of the adapter.
+        config: its shape.
+        targets: the linear layers of the base.
+        weights: its tensors; None: fresh ones.
+        where: begins the message where something does not fit.
 
     Raises:
         ModelError: it names a layer that cannot have it, or the weights do not fit.
@@ -130,7 +142,7 @@ def add(
     for layer in layers(model):
         layer.train(training)
     try:
-        check_places(model, name)
+        check_places(model, name, targets)
         if weights is not None:
             fill(model, name, weights, where)
     except ModelError:
@@ -205,17 +217,19 @@ def check_able(config: LoraConfig, targets: Targets) -> None:
             )
 
 
-def check_places(model: Any, name: str) -> None:
+def check_places(model: Any, name: str, targets: Targets) -> None:
     """Raise ModelError if an adapter is on the shared head, or where it cannot be merged."""
     head = model.base_model.model.get_output_embeddings()
+    linear = {*targets.able, *targets.unable}
     for path, layer in model.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
-        base = layer.get_base_layer()
-        if carries(layer, name) and (layer is head or not isinstance(base, nn.Linear | Conv1D)):
-            what = "the output embedding" if layer is head else f"of type {type(base).__name__}"
+        place = path.removeprefix("base_model.model.")
+        if carries(layer, name) and (layer is head or place not in linear):
+            kind = type(layer.get_base_layer()).__name__
+            what = "the output embedding" if layer is head else f"of type {kind}"
             raise ModelError(
-                f"lora.target_modules: {path.removeprefix('base_model.model.')} is {what}; adapters go on "
+                f"lora.target_modules: {place} is {what}; adapters go on "
                 f"linear layers inside the model. Use lora.target_modules={ALL_LINEAR} or name other layers."
             )
 

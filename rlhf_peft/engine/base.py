@@ -71,7 +71,7 @@ class SharedBase:
             lora or LoraSpec(),
             seed=seed,
             accepted=accepted,
-            on_change=lambda model: install(model, paths),
+            on_change=lambda model: install(model, paths, self.loaded.quantizer),
         )
         self.forwards = Forwards(self.loaded, self.roles, paths, recomputes=gradient_checkpointing)
         self.decoding = Decoding(self, paths, merge_rollouts)
@@ -153,11 +153,24 @@ class SharedBase:
         """Train mode, in which only these roles' adapters and heads have gradients; gives their parameters.
 
         The backward pass must run inside. Dropout is as `lora.dropout` has it; see `without_dropout`.
+
+        Raises:
+            ModelError: no gradients go through the base's quantized layers.
         """
+        self.check_trainable()
         chosen = [p for role in dict.fromkeys(roles) for p in self.roles.parameters(role)]
         ids = {id(p) for p in chosen}
         with requires_grad(self.model, ids), requires_grad(self.roles.heads, ids), mode(self.model, True):
             yield chosen
+
+    def check_trainable(self) -> None:
+        """Raise ModelError if no gradients go through the base's quantized layers."""
+        quantizer = self.loaded.quantizer
+        if not quantizer.trainable:
+            raise ModelError(
+                f"model.quantization: no gradients go through the layers of {quantizer.label}, so that it can be "
+                "decoded with but not trained on. Use another, such as model.quantization=nf4."
+            )
 
     def without_dropout(self) -> AbstractContextManager[None]:
         """A context in which no layer drops anything."""
@@ -168,7 +181,11 @@ class SharedBase:
         """The PEFT model with this role active and its adapter alone trainable, for a trainer of another library.
 
         On exit everything but the values of its parameters is as it was.
+
+        Raises:
+            ModelError: no gradients go through the base's quantized layers.
         """
+        self.check_trainable()
         with restored_after(self.model), self.roles.active.restored():
             self.roles.active.to(self.roles.adapter_of(role))
             chosen = {id(p) for p in self.roles.parameters(role)}

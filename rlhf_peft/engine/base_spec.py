@@ -18,6 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils import logging as transformers_logging
 
 from ..errors import ModelError
+from ..kit.quantizer import UNQUANTIZED, Quantizer
 
 NOISE = ("dropout", "_pdrop", "dropout_prob", "_drop", "layerdrop", "jitter_noise")
 """Endings of the configuration keys that make a forward in train mode random."""
@@ -34,8 +35,8 @@ class BaseSpec:
     Attributes:
         path: hub id, folder, or `builtin:<name>` for a model shipped with this package.
         revision: branch, tag or commit on the hub.
-        quantization: nf4, fp4, int8 or none.
-        double_quantization: quantize the 4-bit scales too.
+        quantizer: how its weights are held; by default as they are stored.
+        readers: quantizers that are asked, in this order, whether they read a checkpoint that is stored quantized.
         compute_dtype: auto, float32, bfloat16 or float16.
         attn_implementation: auto, or a name of transformers.
         device: auto or a torch device.
@@ -44,8 +45,8 @@ class BaseSpec:
 
     path: str
     revision: str | None = None
-    quantization: str = "nf4"
-    double_quantization: bool = True
+    quantizer: Quantizer = UNQUANTIZED
+    readers: tuple[Quantizer, ...] = ()
     compute_dtype: str = "auto"
     attn_implementation: str = "auto"
     device: str = "auto"

@@ -152,12 +152,14 @@ class Decoding:
         adapter = base.roles.adapter_of(role)
         merge = self._merge if merge is None else merge
         if merge is None:
-            merge = self._fast.allows("dense_weights") and fits(loaded.lm, loaded.dtype, loaded.device)
+            merge = self._fast.allows("dense_weights") and fits(
+                loaded.lm, loaded.dtype, loaded.device, loaded.quantizer
+            )
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(base.role(role, train=False))
             if merge:
-                stack.enter_context(merged(loaded.lm, adapter, loaded.dtype))
+                stack.enter_context(merged(loaded.lm, adapter, loaded.dtype, loaded.quantizer))
                 stack.enter_context(base.roles.active.pinned(adapter))
             yield loaded.lm
 

@@ -28,10 +28,9 @@ def fingerprint(source: BaseSpec, tokenizer: Any) -> dict[str, str]:
 
     The same weights have the same digest whether they are named by hub id or by folder.
     """
-    doubled = " double" if source.quantization in ("nf4", "fp4") and source.double_quantization else ""
     return {
         "base": _weights(source),
-        "quantization": f"{source.quantization}{doubled}",
+        "quantization": source.quantizer.label,
         "chat_template": digest(tokenizer.chat_template),
     }
 

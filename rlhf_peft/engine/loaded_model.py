@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kit.quantizer import Quantizer
 from . import fingerprint as fingerprints
 from .base_spec import BaseSpec
 from .ends import end_ids
@@ -28,6 +29,7 @@ class LoadedModel:
         lm: the model of transformers.
         device: where it is.
         dtype: that it computes in.
+        quantizer: that knows its layers: the chosen one, or the one that reads what is stored quantized.
         tokenizer: of the model.
         lm_head: the language model's own head.
         eos_ids: tokens that end an answer.
@@ -37,6 +39,7 @@ class LoadedModel:
     lm: Any
     device: torch.device
     dtype: torch.dtype
+    quantizer: Quantizer
     tokenizer: Any = field(init=False)
     lm_head: LmHead = field(init=False)
     eos_ids: frozenset[int] = field(init=False)

@@ -7,17 +7,19 @@ devices each hold a copy (DDP).
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..errors import ModelError
+from ..kit.quantizer import UNQUANTIZED, Quantizer, linear_sizes
 from .base_spec import (
-    OTHER_SHAPES,
     BaseSpec,
     check_safetensors,
     load_config,
@@ -26,24 +28,12 @@ from .base_spec import (
     resolve_device,
     resolve_dtype,
 )
-from .compat import compute_alike_on_every_cpu
-from .targets import stacked_experts
+from .targets import linear_layers, stacked_experts
 
 log = logging.getLogger("rlhf_peft")
 
-BLOCK = 64
-"""Weights that share one 4-bit scale (bitsandbytes' default block size)."""
-
-KNOWN_METHOD = "bitsandbytes"
-"""How a checkpoint may be stored quantized."""
-
-BACKENDS = ("cpu", "cuda", "xpu")
-"""Kinds of device that bitsandbytes has kernels for."""
-
-
-def replaceable(module: nn.Module) -> bool:
-    """Whether bitsandbytes has a quantized layer for this one; it has none for subclasses of `Linear`."""
-    return type(module) is nn.Linear or isinstance(module, Conv1D)
+DEQUANTIZED = ("fp8", "mxfp4")
+"""Methods of stored checkpoints that transformers dequantizes as it loads, where it has no kernels for them."""
 
 
 def skeleton_of(source: BaseSpec, config: PretrainedConfig) -> PreTrainedModel:
@@ -55,116 +45,122 @@ def skeleton_of(source: BaseSpec, config: PretrainedConfig) -> PreTrainedModel:
         raise ModelError(not_loaded(source, error)) from error
 
 
-def refused_modules(skeleton: PreTrainedModel) -> dict[str, str]:
-    """Layers whose shapes bitsandbytes' 4-bit kernels for CPUs cannot take: module name to reason.
+def refusals(skeleton: PreTrainedModel, quantizer: Quantizer, device: torch.device) -> dict[str, str]:
+    """Linear layers that a quantizer leaves as they are on such a device: full name to reason."""
+    reasons = {name: quantizer.refuses(layer, device) for name, layer in linear_layers(skeleton).items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
-    They want rows of whole blocks; the kernels for GPUs take any shape.
+
+def stored_quantization(config: Any) -> dict[str, Any] | None:
+    """The `quantization_config` of a checkpoint that is stored quantized; None: it is not."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    return dict(stored if isinstance(stored, Mapping) else stored.to_dict())
+
+
+def method_of(stored: Mapping[str, Any]) -> str:
+    """What a checkpoint is stored quantized with, such as `gptq`."""
+    method = stored.get("quant_method")
+    return str(getattr(method, "value", method) or "an unnamed method")
+
+
+def quantizer_of(spec: BaseSpec, config: Any) -> Quantizer:
+    """The quantizer that holds a base: the chosen one, or the one that reads what is stored quantized already.
+
+    Raises:
+        ModelError: the checkpoint is stored quantized, and is to be quantized again or read by no quantizer.
     """
-    refused = {}
-    head = skeleton.get_output_embeddings()
-    for name, module in skeleton.named_modules():
-        if module is not head and replaceable(module):
-            inputs = module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1]
-            if inputs % BLOCK:
-                refused[name] = f"{inputs} inputs are not a whole number of blocks of {BLOCK}"
-    return refused
+    stored = stored_quantization(config)
+    if stored is None:
+        return spec.quantizer
+    method = method_of(stored)
+    reader = next((q for q in spec.readers if q.reads({**stored, "quant_method": method})), None)
+    if spec.quantizer.bits is not None:
+        remedy = ", or set model.quantization=none to use it as it is" if reader is not None else ""
+        raise ModelError(
+            f"model.path: {spec.path} is quantized already (with {method}); name its unquantized original{remedy}."
+        )
+    if reader is None and method not in DEQUANTIZED:
+        raise ModelError(_unread(spec, method))
+    return reader or spec.quantizer
 
 
-def _report(refused: dict[str, str]) -> None:
+def _unread(spec: BaseSpec, method: str) -> str:
+    return (
+        f"model.path: {spec.path} is stored quantized with {method}, which no quantizer here reads: its weights cannot "
+        "be merged with an adapter. Name its unquantized original, or install a plugin whose quantizer reads it: "
+        "rlhf-peft plugins list shows those that are installed."
+    )
+
+
+def _report(refused: Mapping[str, str]) -> None:
     kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in refused}))
     reasons = "; ".join(sorted(set(refused.values())))
     log.warning("%d layers stay unquantized (%s): %s", len(refused), kinds, reasons)
 
 
-def _skipped(source: BaseSpec, config: PretrainedConfig, device: torch.device) -> list[str] | None:
+def _skipped(spec: BaseSpec, config: PretrainedConfig, device: torch.device) -> list[str] | None:
     """Patterns of the modules not to quantize; None leaves it to transformers (the output embedding)."""
-    if device.type != "cpu":
-        return None
-    skeleton = skeleton_of(source, config)
-    refused = refused_modules(skeleton)
+    skeleton = skeleton_of(spec, config)
+    refused = refusals(skeleton, spec.quantizer, device)
     if not refused:
         return None
-    _report(refused)
+    if len(refused) < len(linear_layers(skeleton)):  # else an error says it
+        _report(refused)
     head = skeleton.get_output_embeddings()
     kept = [name for name, module in skeleton.named_modules() if module is head]
-    return [name.replace(".", r"\.") for name in [*sorted(refused), *kept]]
+    return [re.escape(name) for name in [*sorted(refused), *kept]]
 
 
-def stored_method(config: Any) -> str | None:
-    """What a checkpoint is stored quantized with, such as `bitsandbytes`; None: it is not."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return None
-    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-    return str(getattr(method, "value", method))
-
-
-def _check_stored(model: PreTrainedModel, source: BaseSpec) -> None:
-    """Raise ModelError if the weights are held in a form that cannot be merged with an adapter here."""
-    method = stored_method(model.config)
-    if method not in (None, KNOWN_METHOD):
+def _load_arguments(
+    spec: BaseSpec, config: PretrainedConfig, quantizer: Quantizer, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What `from_pretrained` is given so that it quantizes; nothing where weights stay as they are stored."""
+    if quantizer.devices is not None and device.type not in quantizer.devices:
+        none = spec.quantizer.bits is None
+        remedy = "Name its unquantized original." if none else "Use model.quantization=none."
         raise ModelError(
-            f"model.path: {source.path} is stored quantized with {method}, whose weights cannot be merged with an "
-            "adapter here. Name its unquantized original, or one that is stored with bitsandbytes."
+            f"model.quantization: {quantizer.label} has no kernels for {device.type}, only for "
+            f"{', '.join(quantizer.devices)}. {remedy}"
         )
-
-
-def _quantization_config(
-    source: BaseSpec, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
-) -> BitsAndBytesConfig | None:
-    if source.quantization == "none":
-        return None
-    if (stored := stored_method(config)) is not None:
-        use = ", or set model.quantization=none to use it as it is" if stored == KNOWN_METHOD else ""
+    if quantizer.bits is None or stored_quantization(config) is not None:
+        return {}
+    try:
+        return quantizer.load_arguments(dtype, _skipped(spec, config, device))
+    except ImportError as error:
         raise ModelError(
-            f"model.path: {source.path} is quantized already (with {stored}); name its unquantized original{use}."
-        )
-    if device.type not in BACKENDS:
-        raise ModelError(
-            f"model.quantization: {source.quantization} needs bitsandbytes, which has no kernels for "
-            f"{device.type}. Use model.quantization=none."
-        )
-    if source.quantization == "int8":
-        _hush_int8()
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=source.quantization,
-        bnb_4bit_use_double_quant=source.double_quantization,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_skipped(source, config, device),
-    )
+            f"model.quantization: {quantizer.label} cannot be used here ({error}). Install what it needs, or use "
+            "model.quantization=none."
+        ) from error
 
 
-def _not_a_cast(record: logging.LogRecord) -> bool:
-    return "inputs will be cast" not in str(record.msg)
-
-
-def _hush_int8() -> None:
-    """Drop what bitsandbytes logs: the dtype of its inputs at every single product."""
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_not_a_cast)
-
-
-def load_model(source: BaseSpec) -> tuple[PreTrainedModel, torch.device, torch.dtype]:
-    """The base model, frozen, in eval mode, on its device.
+def load_model(spec: BaseSpec) -> tuple[PreTrainedModel, torch.device, torch.dtype, Quantizer]:
+    """The base model, frozen, in eval mode, on its device; and the quantizer that knows its layers.
 
     Raises:
         ModelError: the path, the device or the quantization does not work here.
     """
-    device = resolve_device(source.device)
-    dtype = resolve_dtype(source.compute_dtype, device)
-    config = load_config(source)
-    quantization = _quantization_config(source, config, device, dtype)
-    model = _from_pretrained(source, config, device, dtype, quantization)
-    _check_stored(model, source)
+    device = resolve_device(spec.device)
+    dtype = resolve_dtype(spec.compute_dtype, device)
+    config = load_config(spec)
+    quantizer = quantizer_of(spec, config)
+    arguments = _load_arguments(spec, config, quantizer, device, dtype)
+    model = _from_pretrained(spec, config, device, dtype, arguments)
+    stored = stored_quantization(model.config)
+    if quantizer.bits is None and stored is not None:
+        raise ModelError(_unread(spec, method_of(stored)))
+    try:
+        quantizer.prepare(model)
+    except ValueError as error:
+        raise ModelError(not_loaded(spec, error)) from error
     model.requires_grad_(False)
     model.eval()
-    compute_alike_on_every_cpu(model)
-    if quantization is not None:
-        _check_quantized(model, source)
+    if quantizer.bits is not None and quantizer is spec.quantizer:
+        _check_quantized(model, spec)
         if device.type == "cpu":
             _let_go_of_file(model)
-    return model, device, dtype
+    return model, device, dtype, quantizer
 
 
 def _let_go_of_file(model: PreTrainedModel) -> None:
@@ -175,9 +171,13 @@ def _let_go_of_file(model: PreTrainedModel) -> None:
 
 
 def _from_pretrained(
-    source: BaseSpec, config: PretrainedConfig, device: torch.device, dtype: torch.dtype, quantization: Any
+    source: BaseSpec,
+    config: PretrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    arguments: Mapping[str, Any],
 ) -> PreTrainedModel:
-    kwargs: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
+    kwargs = dict(arguments)
     if source.attn_implementation != "auto":
         kwargs["attn_implementation"] = source.attn_implementation
     check_safetensors(source.location, source.revision)
@@ -210,20 +210,42 @@ def _from_pretrained(
     return model
 
 
-def _check_quantized(model: PreTrainedModel, source: BaseSpec) -> None:
-    """Raise ModelError if nothing was quantized, or weights of other shapes were; tell of stacked experts, which stay.
-
-    transformers before 5.23 takes any shape for a layer that it quantizes.
-    """
-    for name, module in model.named_modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None and tuple(state.shape) != (module.out_features, module.in_features):
-            raise ModelError(not_loaded(source, ValueError(f"{OTHER_SHAPES} for {name}")))
-    if not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
+def _check_quantized(model: PreTrainedModel, spec: BaseSpec) -> None:
+    """Raise ModelError if nothing was quantized; say which stacks of experts stay as they are."""
+    if not any(spec.quantizer.is_quantized(module) for module in model.modules()):
         raise ModelError(
-            f"model.quantization: no layer of {source.path} ({type(model).__name__}) can be held as "
-            f"{source.quantization} on this device. Use model.quantization=none."
+            f"model.quantization: no layer of {spec.path} ({type(model).__name__}) can be held as "
+            f"{spec.quantizer.label} on this device. Use model.quantization=none."
         )
     stacked = [p.numel() for p in stacked_experts(model).values()]
     if stacked:
         log.warning("%d stacks of expert weights stay unquantized (%d values)", len(stacked), sum(stacked))
+
+
+def quantization_error(spec: BaseSpec) -> float:
+    """How far a quantized layer's output is from the plain layer's, relatively, on random numbers.
+
+    The first quantized layer of the model is taken, and its backward pass is computed as well.
+
+    Args:
+        spec: of a small base, with its quantizer.
+
+    Raises:
+        ModelError: it cannot be loaded so.
+        ValueError: no gradient, or one that is not finite, came back through the layer.
+    """
+    plain, *_ = load_model(replace(spec, quantizer=UNQUANTIZED))
+    model, device, dtype, quantizer = load_model(spec)
+    name, layer = next(
+        (name, layer) for name, layer in model.named_modules() if quantizer.is_quantized(layer)
+    )
+    inputs = linear_sizes(plain.get_submodule(name))[0]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, inputs, generator=generator).to(device, dtype).requires_grad_()
+    out = layer(x)
+    out.square().sum().backward()
+    if x.grad is None or not bool(x.grad.isfinite().all()):
+        raise ValueError(f"no finite gradient comes back through {type(layer).__name__}")
+    with torch.no_grad():
+        expected = plain.get_submodule(name)(x)
+    return float((out.detach() - expected).norm() / expected.norm())

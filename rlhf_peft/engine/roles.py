@@ -68,7 +68,7 @@ class Roles:
         self._on_change = on_change
         self._adapter_of: dict[str, str | None] = {POLICY: POLICY}
         self.heads = nn.ModuleDict()
-        self.targets = targets_of(loaded.lm, loaded.sample_ids())
+        self.targets = targets_of(loaded.lm, loaded.sample_ids(), loaded.quantizer)
         self._conv1d = any(isinstance(module, Conv1D) for module in loaded.lm.modules())
         self.model = self._with_first_adapter()
         self.active = ActiveAdapter(self.model)
@@ -85,7 +85,7 @@ class Roles:
                 config.base_model_name_or_path = path
         except ValueError as error:
             raise ModelError(f"lora.target_modules: {error}") from error
-        adapters.check_places(model, POLICY)
+        adapters.check_places(model, POLICY, self.targets)
         model.requires_grad_(False)
         model.eval()
         return model
@@ -160,11 +160,11 @@ class Roles:
         """Give a role an adapter of its own; what was there is left alone if this one does not fit."""
         config, taken = self._fitted(shape, where), role in self.model.peft_config
         with self._changing(), self._seeded(role):
-            adapters.add(self.model, INCOMING if taken else role, config, weights, where)
+            adapters.add(self.model, INCOMING if taken else role, config, self.targets, weights, where)
             if taken:
                 incoming = adapters.snapshot(self.model, INCOMING)
                 adapters.remove(self.model, role)
-                adapters.add(self.model, role, config, incoming)
+                adapters.add(self.model, role, config, self.targets, incoming)
                 adapters.remove(self.model, INCOMING)
         self._adapter_of[role] = role
 

@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..kit.quantizer import UNQUANTIZED, Quantizer
 from .compat import adapter_refusal
 from .module_state import mode
 
@@ -80,25 +81,31 @@ def short_kinds(names: Iterable[str]) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
-def linear_layers(model: Any) -> dict[str, nn.Module]:
-    """Every linear layer but the output embedding, by its full name."""
+def is_linear(layer: nn.Module, quantizer: Quantizer = UNQUANTIZED) -> bool:
+    """Whether a module is a linear layer, plain or quantized."""
+    return isinstance(layer, nn.Linear | Conv1D) or quantizer.is_quantized(layer)
+
+
+def linear_layers(model: Any, quantizer: Quantizer = UNQUANTIZED) -> dict[str, nn.Module]:
+    """Every linear layer but the output embedding, by its full name; layers of `quantizer` are among them."""
     head = model.get_output_embeddings()
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if module is not head and is_linear(module, quantizer)
     }
 
 
-def targets_of(model: Any, ids: Tensor | None = None) -> Targets:
+def targets_of(model: Any, ids: Tensor | None = None, quantizer: Quantizer = UNQUANTIZED) -> Targets:
     """Look at a base before adapters are on it.
 
     Args:
         model: the causal language model.
         ids: [B, T] token ids of a small forward that shows which layers are called; None: none is computed, and
             layers that are never called are not found.
+        quantizer: of the base.
     """
-    layers = linear_layers(model)
+    layers = linear_layers(model, quantizer)
     refused = {short: adapter_refusal(model, short) for short in short_kinds(layers)}
     unable = {name: why for name in layers if (why := refused[name.rsplit(".", 1)[-1]]) is not None}
     if ids is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import maths
 from ..hookspecs import Options, Prompt, RequestContext
-from ..types import Batch, Minibatch, Outputs, Request, Selection
+from ..types import Batch, MemoryNeeds, Minibatch, Outputs, Request, Selection
 
 log = logging.getLogger("rlhf_peft")
 
@@ -109,6 +109,11 @@ class AlgorithmBase:
         self.options = options
         self.epochs: int = options.num_epochs
         self.minibatches: int = options.num_minibatches
+
+    @classmethod
+    def memory(cls, options: Any) -> MemoryNeeds:
+        """`num_generations` rows of each prompt."""
+        return MemoryNeeds(rows_per_prompt=options.num_generations)
 
     def requests(self, prompts: Sequence[Prompt], context: RequestContext) -> list[Request]:
         """`num_generations` completions of each prompt."""

@@ -12,7 +12,7 @@ import torch
 from ..data.calls import offered
 from ..engine import POLICY, REFERENCE
 from ..engine.artifacts import ADAPTER_FILE
-from ..registry import Registry
+from ..registry import DEFAULT_SAMPLER, Registry
 from ..session.policy_view import BaseView
 from ..session.sampling import prompts_at_once, sample
 from ..session.token_budget import TokenBudget
@@ -35,7 +35,7 @@ def _written(
     opened: Opened, registry: Registry, prompts: Sequence[Any], role: str, each: int, seed: int, most: int
 ) -> tuple[list[list[str]], list[list[dict[str, float]]]]:
     """Of each prompt, so many answers of a role, and what each reward head says of them."""
-    sampler = registry.make("samplers", "cached", {"max_new_tokens": most})
+    sampler = registry.make("samplers", DEFAULT_SAMPLER, {"max_new_tokens": most})
     view = BaseView(opened.base, role)
     sampler.sync(view, 0)
     requests = [

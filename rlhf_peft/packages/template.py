@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from .. import __version__
 from ..errors import UsageError
 
-KINDS = ("reward", "sampler", "algorithm", "observer")
+KINDS = ("reward", "sampler", "algorithm", "environment", "quantizer", "observer")
 
 _PREFIX = "rlhf-peft-"
 _NAME = re.compile(r"[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]")

@@ -120,7 +120,7 @@ def bench(
         # 2. The model, and the roles of earlier stages.
         _import_all(stage.stage)
         peaks = Peaks(torch.device("cpu") if _is_cpu(recipe) else torch.device("cuda"))
-        base = load_base(recipe, trust_remote_code=trust_remote_code)
+        base = load_base(recipe, trust_remote_code=trust_remote_code, registry=registry)
         peaks.lap("loading")
         run = RunFolder.create(Path(folder), recipe.name)
         ctx = Context(recipe, base, registry, run, seen)

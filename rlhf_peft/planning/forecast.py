@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,12 +13,15 @@ from ..engine import BaseSpec
 from ..engine.base_spec import resolve_device
 from ..errors import DataError, ModelError, UsageError
 from ..recipe import Recipe, RlStage, StageBase, load
-from ..registry import Registry
+from ..registry import Registry, base_spec, chosen_quantizer
 from .gpus import Budget, budget
 from .lengths import evaluated, longest
 from .plan import Plan, make_plan
 from .remedies import Remedy, candidates, remedies
 from .shape import read_shape
+
+FEW_BITS = 4
+"""So few bits of a weight cost quality."""
 
 
 @dataclass(slots=True)
@@ -39,9 +42,9 @@ def forecast(
     """
     first, again = _planned(recipe, registry, gpu, trust_remote_code)
     if first.verdict == "fits":
-        first.notes += _whole_precision(recipe, again)
+        first.notes += _whole_precision(recipe, registry, again)
         return Forecast(first, [])
-    tries = candidates(recipe, gpu=first.budget.device == "cuda")
+    tries = candidates(recipe, registry, gpu=first.budget.device == "cuda")
     return Forecast(first, remedies(first, tries, again))
 
 
@@ -50,11 +53,11 @@ def precision_notes(recipe: Recipe, registry: Registry) -> list[str]:
 
     It is known of models that are on this machine: nothing is downloaded.
     """
-    if not _few_bits(recipe) or not Path(BaseSpec(recipe.model.path).location).is_dir():
+    if not _few_bits(recipe, registry) or not Path(BaseSpec(recipe.model.path).location).is_dir():
         return []
     with suppress(ModelError, UsageError, DataError):
         first, again = _planned(recipe, registry, None, trust_remote_code=False)
-        return _whole_precision(recipe, again) if first.verdict == "fits" else []
+        return _whole_precision(recipe, registry, again) if first.verdict == "fits" else []
     return []
 
 
@@ -72,7 +75,7 @@ def _planned(
     counted: dict[tuple[str, int], int] = {}
 
     def plan(changed: Recipe) -> Plan:
-        source = _source(changed, room, trust_remote_code)
+        source = _source(changed, registry, room, trust_remote_code)
         shape = read_shape(source, torch.device(room.device) if gpu is None else torch.device("cuda"))
 
         def lengths(stage: StageBase, limit: int) -> tuple[int, str]:
@@ -94,13 +97,15 @@ def _planned(
     return plan(recipe), again
 
 
-def _few_bits(recipe: Recipe) -> bool:
-    return recipe.model.quantization in ("nf4", "fp4")
+def _few_bits(recipe: Recipe, registry: Registry) -> bool:
+    """Whether a weight has so few bits that it costs quality."""
+    bits = chosen_quantizer(recipe, registry).bits
+    return bits is not None and bits <= FEW_BITS
 
 
-def _whole_precision(recipe: Recipe, again: Again) -> list[str]:
+def _whole_precision(recipe: Recipe, registry: Registry, again: Again) -> list[str]:
     """A note where the model of a recipe that fits would fit without 4 bits too, which cost quality."""
-    if not _few_bits(recipe):
+    if not _few_bits(recipe, registry):
         return []
     whole = again(["model.quantization=none"])
     if whole.verdict != "fits":
@@ -111,16 +116,9 @@ def _whole_precision(recipe: Recipe, again: Again) -> list[str]:
     ]
 
 
-def _source(recipe: Recipe, room: Budget, trust_remote_code: bool) -> BaseSpec:
-    model = recipe.model
-    dtype = model.compute_dtype
+def _source(recipe: Recipe, registry: Registry, room: Budget, trust_remote_code: bool) -> BaseSpec:
+    dtype = recipe.model.compute_dtype
     if dtype == "auto":
         dtype = "bfloat16" if room.device == "cuda" and room.bf16 else "float32"
-    return BaseSpec(
-        path=model.path,
-        revision=model.revision,
-        quantization=model.quantization,
-        double_quantization=model.double_quantization,
-        compute_dtype=dtype,
-        trust_remote_code=trust_remote_code,
-    )
+    spec = base_spec(recipe, registry, trust_remote_code=trust_remote_code)
+    return replace(spec, compute_dtype=dtype)

@@ -16,7 +16,7 @@ from ..stages.rl.parts import needs_old_logps
 from ..trl_bridge.rows import micro_batch
 from . import sizes
 from .gpus import Budget
-from .shape import Shape, classifier_bytes
+from .shape import Shape
 
 LIBRARIES = 940 * 1024**2
 """On the CPU: what Python, torch and the other libraries take of the process, and what loading a model leaves behind.
@@ -113,7 +113,7 @@ class _Planner:
         self.lengths, self.evaluated = lengths, evaluated
         model = recipe.model
         self.length = min(model.max_length or shape.positions, shape.positions)
-        weights = sizes.weight_bytes(shape, model.quantization, double=model.double_quantization)
+        weights = sizes.weight_bytes(shape)
         self.result = Plan(shape.parameters, {"base": {"weights": weights}}, [], budget)
         self.layers = shape.targets(recipe.lora.target_modules)
         self.rank = recipe.lora.r
@@ -223,6 +223,7 @@ class _Planner:
     def _rl(self, stage: RlStage) -> None:
         algorithm: Algorithm = self.registry.make("algorithms", stage.algorithm.name, stage.algorithm.options)
         sampler: Sampler = self.registry.make("samplers", stage.sampler.name, stage.sampler.options)
+        needs = self.registry.memory("samplers", stage.sampler.name, stage.sampler.options)
         heads = self._rl_roles(stage, algorithm)
         new = sampler.params.max_new_tokens
         prompt = max(1, self._longest(stage, max(1, self.length - new)))
@@ -230,15 +231,17 @@ class _Planner:
         if algorithm.value is not None:
             trained["value"] = (algorithm.value == "own", True)
         gradients, state = self._training(trained, stage.optimizer)
-        others = {"optimizer": state, **self._classifiers(stage)}
-        group = int(getattr(algorithm.options, "num_generations", 1)) if hasattr(algorithm, "options") else 1
+        others = {"optimizer": state, **self._models(stage)}
+        group = self.registry.memory(
+            "algorithms", stage.algorithm.name, stage.algorithm.options
+        ).rows_per_prompt
         rows = stage.prompts_per_step * group
         kept = 0
         if algorithm.value == "reward" and self.shape.device == "cpu":
             kept = rows * (prompt + new) * self.shape.hidden * self.shape.itemsize
-        most = int(getattr(getattr(sampler, "options", None), "max_rows", rows))
         # A sampler that keeps the best of n writes n for each.
-        drawn = int(getattr(getattr(sampler, "options", None), "n", 1))
+        drawn = needs.rows_per_prompt
+        most = rows * drawn if needs.rows_at_once is None else needs.rows_at_once
         self._rollout(stage, "rollout", min(most, rows * drawn), group * drawn, prompt, new, others)
         prompts = self.evaluated(stage)
         if (asked := min(most, prompts * drawn)) > rows * drawn:
@@ -268,15 +271,10 @@ class _Planner:
             self._role("value", head=True, adapter=algorithm.value == "own")
         return len(heads) if wanted else 0
 
-    def _classifiers(self, stage: RlStage) -> dict[str, int]:
-        """Reward models of their own, on the same device."""
-        found = 0
-        for entry in stage.rewards:
-            if entry.name.rpartition(":")[2] == "classifier":
-                options = entry.options
-                held = options.get("dtype", "auto")
-                found += classifier_bytes(options["model"], options.get("revision"), held)
-        return {"classifiers": found}
+    def _models(self, stage: RlStage) -> dict[str, int]:
+        """Models that rewards have of their own, on the same device."""
+        needs = [self.registry.memory("rewards", entry.name, entry.options) for entry in stage.rewards]
+        return {"models of rewards": sum(need.model_bytes for need in needs)}
 
     def _rollout(
         self,
@@ -294,7 +292,8 @@ class _Planner:
         free = self.result.budget.usable - sum(self._static().values()) - others["optimizer"]
         merge = self.recipe.model.merge_rollouts
         merges = dense * HEADROOM < free if merge is None else merge
-        lean = shape.lean and (merges or not dense) and stage.sampler.name == "cached"
+        needs = self.registry.memory("samplers", stage.sampler.name, stage.sampler.options)
+        lean = shape.lean and (merges or not dense) and needs.shares_prompts
         cached = prompts * prompt + rows * new if lean else rows * (prompt + new)
         items = {
             "cache": sizes.cache_bytes(shape, cached),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..recipe import Recipe, RewardModelStage, RlStage, SftStage
+from ..recipe.schema import DEFAULT_QUANTIZER
+from ..registry import Registry
 from .plan import Plan
 
 
@@ -22,7 +24,7 @@ Again = Callable[[list[str]], Plan]
 """Plans the recipe again with overrides."""
 
 
-def candidates(recipe: Recipe, *, gpu: bool) -> list[str]:
+def candidates(recipe: Recipe, registry: Registry, *, gpu: bool) -> list[str]:
     """Overrides that may need less memory, those that cost least first."""
     model = recipe.model
     found = []
@@ -40,11 +42,11 @@ def candidates(recipe: Recipe, *, gpu: bool) -> list[str]:
         found.append("model.merge_rollouts=false")
     for stage in recipe.stages:
         if isinstance(stage, RlStage):
-            found += _of_rl(stage, learned=_has_reward_role(recipe, stage))
+            found += _of_rl(stage, registry, reward_role=_has_reward_role(recipe, stage))
         elif isinstance(stage, SftStage) and not stage.packing and model.max_length is None:
             found.append("model.max_length=1024")
-    if model.quantization != "nf4":
-        found.append("model.quantization=nf4")
+    if model.quantization.name != DEFAULT_QUANTIZER:
+        found.append(f"model.quantization={DEFAULT_QUANTIZER}")
     if recipe.lora.r > 8:
         found.append(f"lora.r={recipe.lora.r // 2}")
     return found
@@ -56,18 +58,18 @@ def _has_reward_role(recipe: Recipe, stage: RlStage) -> bool:
     return "reward" in stage.init or any(isinstance(other, RewardModelStage) for other in before)
 
 
-def _of_rl(stage: RlStage, *, learned: bool) -> list[str]:
-    where, options = f"stages.{stage.name}", stage.sampler.options
-    found = []
-    if learned and stage.algorithm.name == "ppo" and stage.algorithm.options.get("value", "own") == "own":
-        found.append(f"{where}.algorithm.value=reward")
-    if stage.sampler.name == "cached":
-        found.append(f"{where}.sampler.max_rows={max(8, int(options.get('max_rows', 256)) // 4)}")
+def _of_rl(stage: RlStage, registry: Registry, *, reward_role: bool) -> list[str]:
+    where, options = f"stages.{stage.name}", []
+    algorithm = registry.memory("algorithms", stage.algorithm.name, stage.algorithm.options)
+    # A value on the reward trunk stands on a reward model.
+    options += [
+        f"{where}.algorithm.{saving}" for saving in algorithm.savings if reward_role or "reward" not in saving
+    ]
+    sampler = registry.memory("samplers", stage.sampler.name, stage.sampler.options)
+    options += [f"{where}.sampler.{saving}" for saving in sampler.savings]
     if stage.prompts_per_step > 1:
-        found.append(f"{where}.prompts_per_step={max(1, stage.prompts_per_step // 2)}")
-    if int(options.get("max_new_tokens", 0)) > 64:
-        found.append(f"{where}.sampler.max_new_tokens={int(options['max_new_tokens']) // 2}")
-    return found
+        options.append(f"{where}.prompts_per_step={max(1, stage.prompts_per_step // 2)}")
+    return options
 
 
 def remedies(plan: Plan, options: list[str], again: Again) -> list[Remedy]:

@@ -7,29 +7,42 @@ activations are read from the configuration, under the names that most decoders 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from torch import nn
 
 from ..engine import BaseSpec
-from ..engine.base_spec import DTYPES, load_config, resolve_dtype
+from ..engine.base_spec import load_config, resolve_dtype
 from ..engine.fast.lean_decoder import LeanDecoder
-from ..engine.quantize import Conv1D, refused_modules, replaceable, skeleton_of
+from ..engine.quantize import quantizer_of, refusals, skeleton_of
 from ..engine.targets import ALL_LINEAR, linear_layers, targets_of
+from ..kit.quantizer import Quantizer, linear_sizes
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear layer: its name, its sizes, whether it is held in few bits, and whether it can carry an adapter."""
+    """A linear layer.
+
+    Attributes:
+        name: its full name.
+        inputs, outputs: its sizes.
+        quantized_bytes: that its weight takes quantized; 0: it is not quantized.
+        able: whether it can carry an adapter.
+    """
 
     name: str
     inputs: int
     outputs: int
-    quantized: bool
+    quantized_bytes: int = 0
     able: bool = True
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it is held in few bits."""
+        return self.quantized_bytes > 0
 
     @property
     def numel(self) -> int:
@@ -89,18 +102,20 @@ def read_shape(source: BaseSpec, device: torch.device) -> Shape:
     Raises:
         ModelError: there is no configuration, or it is no language model.
     """
-    model = skeleton_of(source, load_config(source))
+    config = load_config(source)
+    quantizer = quantizer_of(source, config)
+    model = skeleton_of(source, config)
     dtype = resolve_dtype(source.compute_dtype, device)
-    return of_model(model, dtype, device.type, quantized=source.quantization != "none")
+    return of_model(model, dtype, device.type, quantizer)
 
 
-def of_model(model: Any, dtype: torch.dtype, device: str, *, quantized: bool = True) -> Shape:
-    """The shape of a causal language model, on the meta device or any other."""
+def of_model(model: Any, dtype: torch.dtype, device: str, quantizer: Quantizer) -> Shape:
+    """The shape of a causal language model, on the meta device or any other, as a quantizer holds it."""
     able = set(targets_of(model).able)
-    refused = refused_modules(model) if device == "cpu" else {}
+    layers = linear_layers(model)
+    plain = layers if quantizer.bits is None else refusals(model, quantizer, torch.device(device))
     linear = tuple(
-        Linear(name, *_sizes(module), quantized and name not in refused and replaceable(module), name in able)
-        for name, module in linear_layers(model).items()
+        _linear(name, module, None if name in plain else quantizer, able) for name, module in layers.items()
     )
     parameters = sum(p.numel() for p in model.parameters())
     few = sum(layer.numel for layer in linear if layer.quantized)
@@ -114,9 +129,11 @@ def of_model(model: Any, dtype: torch.dtype, device: str, *, quantized: bool = T
     )
 
 
-def _sizes(module: Any) -> tuple[int, int]:
-    shape = tuple(module.weight.shape)
-    return shape if isinstance(module, Conv1D) else shape[::-1]
+def _linear(name: str, module: nn.Module, quantizer: Quantizer | None, able: Collection[str]) -> Linear:
+    inputs, outputs = linear_sizes(module)
+    return Linear(
+        name, inputs, outputs, 0 if quantizer is None else quantizer.bytes(inputs, outputs), name in able
+    )
 
 
 def _decoder(config: Any, linear: Sequence[Linear], model: Any) -> dict[str, Any]:
@@ -144,17 +161,3 @@ def _decoder(config: Any, linear: Sequence[Linear], model: Any) -> dict[str, Any
         "shares": full,
         "lean": LeanDecoder.supports(model),
     }
-
-
-def classifier_bytes(path: str, revision: str | None, dtype: str) -> int:
-    """Bytes of the weights of a sequence-classification model.
-
-    Raises:
-        ModelError: it has no configuration.
-    """
-    config = load_config(BaseSpec(path, revision))
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
-    stored = getattr(config, "dtype", None) or torch.float32
-    held = stored if dtype == "auto" else DTYPES[dtype]
-    return sum(p.numel() for p in model.parameters()) * held.itemsize

@@ -11,29 +11,14 @@ from collections.abc import Sequence
 from ..engine.forwards import CHUNK
 from .shape import Linear, Shape
 
-BLOCK, SUPERBLOCK = 64, 256
 TILE = (4096, 32_768)
 SMALL_TENSOR = 4096
 """Tensors with fewer values keep their optimizer state in 32 bits."""
 
 
-def weight_bytes(shape: Shape, quantization: str, *, double: bool = True) -> int:
-    """The base: few-bit layers with their scales, everything else in the compute dtype.
-
-    4 bits: n / 2 bytes, and for each block of 64 a float32 scale; with double quantization one byte a block and a
-    float32 for each 256 blocks. int8: n bytes and a float32 a row.
-    """
-    total = shape.plain * shape.itemsize
-    for layer in shape.linear:
-        if not layer.quantized:
-            continue
-        if quantization == "int8":
-            total += layer.numel + 4 * layer.outputs
-            continue
-        blocks = -(-layer.numel // BLOCK)
-        scales = blocks + 4 * -(-blocks // SUPERBLOCK) + 1024 if double else 4 * blocks
-        total += -(-layer.numel // 2) + scales + 64
-    return total
+def weight_bytes(shape: Shape) -> int:
+    """The base: quantized layers as their quantizer says, everything else in the compute dtype."""
+    return shape.plain * shape.itemsize + sum(layer.quantized_bytes for layer in shape.linear)
 
 
 def lora_values(layers: Sequence[Linear], r: int) -> int:

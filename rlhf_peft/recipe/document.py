@@ -10,7 +10,18 @@ from pydantic import BaseModel
 from . import shipped
 from .dump import Options
 from .messages import STAGES
-from .schema import Checkpoint, Collapse, DatasetSource, Lora, Model, Recipe, RewardEntry, RlEval, StageBase
+from .schema import (
+    Checkpoint,
+    Collapse,
+    DatasetSource,
+    Lora,
+    Model,
+    OpenSection,
+    Recipe,
+    RewardEntry,
+    RlEval,
+    StageBase,
+)
 
 _INTRODUCTION = """\
 # Recipes
@@ -65,6 +76,8 @@ _KINDS = {
     "samplers": "sampler",
     "rewards": "reward",
     "datasets": "registered dataset",
+    "environments": "environment",
+    "quantizers": "quantizer",
 }
 
 
@@ -140,6 +153,8 @@ def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True) if field.default_factory is None else None
     if field.default_factory is not None:
         value = field.default_factory()
+    if isinstance(value, OpenSection):
+        return f"`{value.name}`"
     if isinstance(value, BaseModel):
         return "its own"
     if value is None:

@@ -61,6 +61,7 @@ def json_schema(options: Options | None = None) -> dict[str, Any]:
         rl["rewards"]["items"] = rewards
         definitions["RlEval"]["properties"]["rewards"]["items"] = rewards
         _registered_datasets(definitions, options)
+        _registered_quantizers(definitions, options)
     return schema
 
 
@@ -87,6 +88,18 @@ def _section(
         "required": ["name", *own.get("required", [])],
         "additionalProperties": False,
     }
+
+
+def _registered_quantizers(definitions: dict[str, Any], options: Options) -> None:
+    """A name alone where its options need no value, or a section."""
+    known = options.get("quantizers", {})
+    if known:
+        base = definitions["Quantization"]["anyOf"][1]
+        alone = [
+            name for name, model in sorted(known.items()) if not model.model_json_schema().get("required")
+        ]
+        sections = [_section(definitions, name, model, base) for name, model in sorted(known.items())]
+        definitions["Quantization"] = {"anyOf": [{"enum": alone}, *sections]}
 
 
 def _registered_datasets(definitions: dict[str, Any], options: Options) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import PluginError, Problem, RecipeError
 from . import shipped
+from .former import move_former_keys
 from .messages import keys_of, rewrite, unknown_key
 from .overrides import apply_overrides
 from .paths import resolve_paths
@@ -62,6 +63,7 @@ def load(
     check = _Check(read, written, problems)
     check.version()
     _add_rewards(read.data, rewards)
+    move_former_keys(read.data)
     resolve_paths(read.data, read.folder, written)
     recipe = check.schema()
     resolved = check.plugins(plugins)
@@ -148,7 +150,8 @@ class _Check:
         try:
             model = plugins.options_model(place.kind, place.name)
         except PluginError as error:
-            self.add((*place.loc, "name"), str(error))
+            short = isinstance(at(self.data, place.loc), str)
+            self.add(place.loc if short else (*place.loc, "name"), str(error))
             return None
         try:
             return model.model_validate(place.options).model_dump(mode="json", by_alias=True)
@@ -203,7 +206,9 @@ def _add_rewards(data: dict[str, Any], rewards: Sequence[str]) -> None:
 def _with_defaults(data: dict[str, Any], resolved: Mapping[Loc, dict[str, Any]]) -> Recipe:
     filled = copy.deepcopy(data)
     for loc, options in resolved.items():
-        at(filled, loc).update(options)
+        section = at(filled, loc)
+        if isinstance(section, dict):  # else a name alone, which stays one
+            section.update(options)
     return Recipe.model_validate(filled)
 
 

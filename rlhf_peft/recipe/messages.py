@@ -20,7 +20,6 @@ STAGES: dict[str, type[BaseModel]] = {
     "preference": PreferenceStage,
     "rl": RlStage,
 }
-_ALGORITHMS = ("ppo", "grpo", "rloo", "remax", "reinforce", "online_dpo", "gspo", "cispo")
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -135,12 +134,11 @@ def stage_kind(value: Any, missing: bool) -> str:
     if isinstance(value, str):
         if value.lower() in ("dpo", "kto"):
             return f"{value} is a method. Write `stage: preference` and `method: {value.lower()}`."
-        if value.lower() in _ALGORITHMS:
-            return (
-                f"{value} is an algorithm. Write `stage: rl` and `algorithm:` with `name: {value.lower()}`."
-            )
         close = did_you_mean(value, STAGES)
-        return f"unknown kind {describe(value)}.{close or f' Known: {kinds}.'}"
+        algorithm = (
+            f" An RL algorithm is written as `stage: rl` and `algorithm:` with `name: {value.lower()}`."
+        )
+        return f"unknown kind {describe(value)}.{close or f' Known: {kinds}.{algorithm}'}"
     return f"expected one of {kinds}, found {describe(value)}"
 
 

@@ -110,6 +110,8 @@ def open_places(data: Mapping[str, Any], reserved: Mapping[str, frozenset[str]])
     """Every place where something registered is named."""
     for loc, kind in _open_locs(data):
         section = at(data, loc)
+        if kind == "quantizers" and isinstance(section, str):
+            section = {"name": section}
         if not isinstance(section, Mapping):
             continue
         name = section.get("name")
@@ -119,6 +121,7 @@ def open_places(data: Mapping[str, Any], reserved: Mapping[str, frozenset[str]])
 
 
 def _open_locs(data: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
+    yield ("model", "quantization"), "quantizers"
     for loc, stage in _items(data, ("stages",)):
         yield (*loc, "dataset"), "datasets"
         yield (*loc, "eval", "dataset"), "datasets"

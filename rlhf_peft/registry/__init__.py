@@ -5,8 +5,19 @@ of it is in order does it join; else `broken` has it with the reason and nothing
 enter by the same door. Plugins named on the command line must work; one that is merely installed may not.
 """
 
-from .core import Registry
+from .bases import base_spec, chosen_quantizer
+from .core import DEFAULT_SAMPLER, Registry
 from .isolation import import_safely, load_file
 from .records import Broken, Entry, Loaded
 
-__all__ = ["Broken", "Entry", "Loaded", "Registry", "import_safely", "load_file"]
+__all__ = [
+    "DEFAULT_SAMPLER",
+    "Broken",
+    "Entry",
+    "Loaded",
+    "Registry",
+    "base_spec",
+    "chosen_quantizer",
+    "import_safely",
+    "load_file",
+]

@@ -14,11 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from .. import __version__, entry_points
 from ..errors import PluginError, RlhfPeftError
-from ..hookspecs import REGISTERS
+from ..hookspecs import REGISTERS, DeclaresMemory
 from ..kit.functions import FileFunction
 from ..kit.functions.in_process import undisturbed
 from ..kit.functions.process import NotImported, look
 from ..recipe.messages import did_you_mean, rewrite
+from ..types import MemoryNeeds
 from .isolation import (
     builtins,
     file_version,
@@ -36,6 +37,10 @@ log = logging.getLogger("rlhf_peft.registry")
 
 CORE = "rlhf-peft"
 MAX_FAILURES = 3
+
+
+DEFAULT_SAMPLER = "cached"
+"""The sampler that writes where a recipe names none: fixed prompts, labelling, evaluation without an RL stage."""
 
 
 class Registry:
@@ -217,15 +222,7 @@ class Registry:
             PluginError: the name is unknown, the options are wrong, or it could not be made.
         """
         entry = self.entry(kind, name)
-        given = dict(options or {})
-        try:
-            checked = entry.options.model_validate(given)
-        except ValidationError as error:
-            problems = rewrite(error.errors(include_url=False), entry.options, given)
-            told = "; ".join(
-                f"{'.'.join(map(str, loc)) or 'options'}: {message}" for loc, message in problems
-            )
-            raise PluginError(f"{entry}: {told}") from None
+        checked = self._checked(entry, options)
         wraps = {"make": self.make} if getattr(entry.factory, "wants_make", False) else {}
         try:
             return entry.factory(checked, **wraps)
@@ -233,6 +230,22 @@ class Registry:
             raise
         except Exception as error:
             raise PluginError(f"{entry} could not be made: {type(error).__name__}: {error}") from error
+
+    def memory(self, kind: str, name: str, options: Mapping[str, Any] | None = None) -> MemoryNeeds:
+        """What something registered would need of the device's memory; nothing is made.
+
+        Raises:
+            PluginError: the name is unknown, or the options are wrong.
+        """
+        entry = self.entry(kind, name)
+        if not isinstance(entry.factory, DeclaresMemory):
+            return MemoryNeeds()
+        wraps = {"memory": self.memory} if getattr(entry.factory, "wants_make", False) else {}
+        return entry.factory.memory(self._checked(entry, options), **wraps)
+
+    def metrics(self, kind: str) -> dict[str, Mapping[str, str]]:
+        """Name to the figures that something registered of a kind logs: name of the figure to its formula."""
+        return {name: getattr(self.entry(kind, name).factory, "metrics", {}) for name in self.names(kind)}
 
     def check_requirement(self, requirement: str) -> str | None:
         """What is wrong with a requirement of a recipe, and what to type; None where it is met."""
@@ -261,6 +274,22 @@ class Registry:
             }
             for loaded in self.plugins
         ]
+
+    def _checked(self, entry: Entry, options: Mapping[str, Any] | None) -> BaseModel:
+        """The options of something registered.
+
+        Raises:
+            PluginError: they are wrong.
+        """
+        given = dict(options or {})
+        try:
+            return entry.options.model_validate(given)
+        except ValidationError as error:
+            problems = rewrite(error.errors(include_url=False), entry.options, given)
+            text = "; ".join(
+                f"{'.'.join(map(str, loc)) or 'options'}: {message}" for loc, message in problems
+            )
+            raise PluginError(f"{entry}: {text}") from None
 
     def _entries(self, kind: str) -> Iterator[Entry]:
         if kind not in REGISTERS:

@@ -18,7 +18,7 @@ MODEL_KEYS = ("model.max_length", "model.tokens_per_forward")
 """Keys of the model that go into the fingerprint of the recipe."""
 LOADED = {
     "base": ("model.path", "model.revision"),
-    "quantization": ("model.quantization", "model.double_quantization"),
+    "quantization": ("model.quantization",),
     "dtype": ("model.compute_dtype", "device"),
     "chat_template": ("model.chat_template_kwargs",),
 }

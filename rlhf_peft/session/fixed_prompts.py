@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..data import Prompt, encode_prompts, load_rows
 from ..hookspecs import Sampler
 from ..recipe.schema import PolicyStage
+from ..registry import DEFAULT_SAMPLER
 from ..types import Request
 from .context import Context
 from .policy_view import BaseView
@@ -21,7 +22,7 @@ class FixedPrompts:
     Args:
         stage: part of the recipe; without `eval.prompts` nothing is ever answered.
         ctx: the run.
-        sampler: writes the answers; default: `cached` as it is.
+        sampler: writes the answers; default: `DEFAULT_SAMPLER` with its defaults.
 
     Raises:
         DataError: the file is missing or empty, or a prompt does not fit the model.
@@ -32,7 +33,7 @@ class FixedPrompts:
         self.prompts: Sequence[Prompt] = []
         if stage.eval.prompts is None or not ctx.ranks.main:
             return
-        self.sampler = sampler or ctx.registry.make("samplers", "cached", {})
+        self.sampler = sampler or ctx.registry.make("samplers", DEFAULT_SAMPLER)
         rows = load_rows(path=stage.eval.prompts, columns={"prompt": "text"}, stage=stage.name)
         if ctx.base.tokenizer.chat_template:
             rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
@@ -46,8 +47,7 @@ class FixedPrompts:
 
     def at(self, step: int) -> None:
         """Answer them if `eval.every` says so."""
-        every = self.stage.eval.every
-        if every is not None and step % every == 0:
+        if self.stage.eval.due(step):
             self.answer(step)
 
     def answer(self, step: int) -> None:

@@ -8,9 +8,10 @@ from ..registry import Registry
 
 
 def tables(registry: Registry) -> dict[str, Mapping[str, str]]:
-    """Heading to figures: those of each stage, then those that algorithms add."""
+    """Heading to figures: those of each stage, then those that algorithms and rewards add."""
     from . import preference, reward_model, sft
     from .rl.metrics import METRICS as rl
+    from .rl.metrics import reward_metrics
 
     found: dict[str, Mapping[str, str]] = {
         "sft": sft.METRICS,
@@ -18,8 +19,11 @@ def tables(registry: Registry) -> dict[str, Mapping[str, str]]:
         "reward_model": reward_model.METRICS,
         "rl": rl,
     }
-    for name in registry.names("algorithms"):
-        found[f"rl, added by {name}"] = getattr(registry.entry("algorithms", name).factory, "metrics", {})
+    for name, metrics in registry.metrics("algorithms").items():
+        found[f"rl, added by {name}"] = metrics
+    for name, metrics in registry.metrics("rewards").items():
+        if metrics:
+            found[f"rl, added by the reward {name}"] = reward_metrics(name, metrics)
     return found
 
 

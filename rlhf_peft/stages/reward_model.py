@@ -96,7 +96,13 @@ def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[Sequence[Pair], Seque
     pairs = encode(rows, source)
     if len(pairs) < 2:
         raise DataError(f"{source}: {len(pairs)} usable pairs are too few for a reward model.")
-    return pairs, [] if kept is None else encode(kept, source, say=False)
+    if kept is None:
+        return pairs, []
+    held_out, size = encode(kept, source, say=False), stage.eval.size
+    if len(held_out) > size:
+        order = torch.randperm(len(held_out), generator=ctx.generator(stage.name, "eval")).tolist()
+        held_out = [held_out[i] for i in sorted(order[:size])]
+    return pairs, held_out
 
 
 def _begin(stage: RewardModelStage, ctx: Context, role: str) -> None:
@@ -237,8 +243,7 @@ class Trainer:
         self.ctx.saver.reached(self.stage, self.member * self.steps + step, total, so_far, state, figures)
 
     def _due(self, step: int) -> bool:
-        every = self.stage.eval.every
-        return bool(self.held_out) and (step == self.steps or (every is not None and step % every == 0))
+        return bool(self.held_out) and (step == self.steps or self.stage.eval.due(step))
 
     def _step(
         self, step: int, pairs: list[Pair], optimizer: torch.optim.Optimizer, parameters: list[Any]

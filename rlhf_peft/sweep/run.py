@@ -24,22 +24,9 @@ from ..errors import RlhfPeftError, RunFolderError, UsageError
 from ..recipe import Recipe, dump
 from ..runs import RunFolder, read_manifest, read_metrics
 from ..runs.folder import without_credentials
+from ..runs.headlines import ranked
 from ..runs.manifest import is_run
 from .grid import Cell, beginning, prefix, shared_stages
-
-SHOWN = (
-    "reward",
-    "eval/kl",
-    "eval/accuracy",
-    "eval/margin",
-    "eval/loss",
-    "eval_loss",
-    "eval/rewards/accuracies",
-    "rewards/accuracies",
-    "kl",
-    "loss",
-)
-"""The figures that matter, those that matter most first; the held-out mean of each reward comes before them."""
 
 
 @dataclass
@@ -219,9 +206,7 @@ def figures(folder: Path) -> dict[str, float]:
     for row in rows:
         if row["stage"] == rows[-1]["stage"]:
             last |= {key: value for key, value in row.items() if isinstance(value, (int, float))}
-    held_out = [key for key in last if key.startswith("eval/rewards/") and key.endswith("/mean")]
-    wanted = [*held_out, *SHOWN]
-    return {key: last[key] for key in wanted if key in last and last[key] == last[key]}
+    return {name: last[name] for name in ranked(last) if last[name] == last[name]}
 
 
 def sweep(

@@ -24,7 +24,9 @@ from .doubles import (
     make_reward_batch,
     make_rollout,
 )
+from .environments import check_environment
 from .plugins import Finding, check_plugin
+from .quantizers import check_quantizer
 from .rewards import check_reward
 from .rules import ConformanceError
 from .samplers import check_sampler
@@ -39,7 +41,9 @@ __all__ = [
     "Finding",
     "check_algorithm",
     "check_dataset",
+    "check_environment",
     "check_plugin",
+    "check_quantizer",
     "check_reward",
     "check_sampler",
     "make_batch",

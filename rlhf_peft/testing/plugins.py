@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from ..registry import Entry, Registry
 from .algorithms import check_algorithm
 from .datasets import check_dataset
+from .environments import check_environment
+from .quantizers import check_quantizer
 from .rewards import check_reward
 from .rules import ConformanceError
 from .samplers import check_sampler
@@ -20,6 +22,8 @@ CHECKS: dict[str, Callable[..., None]] = {
     "samplers": check_sampler,
     "algorithms": check_algorithm,
     "datasets": check_dataset,
+    "environments": check_environment,
+    "quantizers": check_quantizer,
 }
 
 
@@ -28,7 +32,7 @@ class Finding:
     """What the check of one registered thing gave.
 
     Attributes:
-        kind: rewards, samplers, algorithms or datasets; "hooks" for the module itself.
+        kind: a kind of `REGISTERS`; "hooks" for the module itself.
         name: as registered.
         problem: the rule that is broken, or None.
         skipped: why it could not be checked, or None.

@@ -15,7 +15,7 @@ from ..engine import POLICY, REFERENCE
 from ..errors import UsageError
 from ..kit.sampling.options import SamplingOptions
 from ..recipe import DatasetSource, Recipe, RewardEntry, RlStage
-from ..registry import Registry
+from ..registry import DEFAULT_SAMPLER, Registry
 from ..session.policy_view import BaseView
 from ..session.sampling import prompts_at_once, sample
 from ..session.token_budget import TokenBudget
@@ -124,10 +124,12 @@ def sampler_of(recipe: Recipe, asked: Mapping[str, Any] | None = None) -> tuple[
             stage has it, and so are all its options where that stage uses the same sampler.
 
     Returns:
-        The stage's own where none is asked for; `cached` where there is no RL stage either.
+        The stage's own where none is asked for; `DEFAULT_SAMPLER` where there is no RL stage either.
     """
     stage = last_rl(recipe)
-    name, options = ("cached", {}) if stage is None else (stage.sampler.name, dict(stage.sampler.options))
+    name, options = (
+        (DEFAULT_SAMPLER, {}) if stage is None else (stage.sampler.name, dict(stage.sampler.options))
+    )
     if asked is None:
         return name, options
     given = {key: value for key, value in asked.items() if key != "name"}

@@ -27,7 +27,9 @@ from ..engine.ends import end_ids
 from ..engine.fast.dense_weights import dense_weights
 from ..engine.fingerprint import FILE as BASE_FILE
 from ..errors import RunFolderError, UsageError
+from ..kit.quantizer import LoadCode, Quantizer
 from ..recipe import Recipe, load
+from ..registry import Registry, chosen_quantizer
 from ..runs import History
 from .exported import check_replaceable, write_record
 from .files import save_model, save_tokenizer
@@ -38,8 +40,6 @@ from .opened import ADAPTERS, Opened, open_run
 Target = Literal["peft", "merged", "vllm", "ollama"]
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM takes as --max-lora-rank."""
-NF4 = "pip install vllm-bnb-plugin  # vLLM 0.28 and later quantize to NF4 with it; before: pip install bitsandbytes"
-"""What must be there before vLLM quantizes as it loads."""
 PROBES = ("The", "Once upon a time", "Question: what is 2 + 2?\nAnswer:", "def main():\n")
 CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
@@ -75,6 +75,7 @@ def export(
     device: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
+    registry: Registry | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Exported:
     """Write a role of a run for another tool.
@@ -89,12 +90,15 @@ def export(
         device: to measure on.
         trust_remote_code: run code from the model's repository.
         overwrite: replace the folder where an earlier export wrote it.
+        registry: makes the quantizer; None: with all installed plugins.
         say: is told what happens.
 
     Raises:
         UsageError: the folder is not empty, or the role is not there, or cannot be exported so.
     """
     recipe = load(run / "recipe.yaml", (), plugins=None)
+    registry = registry or Registry.load()
+    quantizer = chosen_quantizer(recipe, registry)
     adapter = run / ADAPTERS / role
     if not (adapter / CONFIG_FILE).is_file():
         there = sorted(place.name for place in (run / ADAPTERS).glob("*") if (place / CONFIG_FILE).is_file())
@@ -111,16 +115,16 @@ def export(
     history = History.of(run)
     opened = None
     if target not in ("peft", "vllm"):
-        opened = open_run(run, device=device, trust_remote_code=trust_remote_code)
+        opened = open_run(run, device=device, trust_remote_code=trust_remote_code, registry=registry)
         say(f"merging {role} into the dequantized base, in {dtype} ...")
     with atomic.folder(folder, replace=overwrite) as aside:
         place = Place(aside, folder)
         if opened is None:
-            done = _adapter(recipe, history, adapter, place, role, target, trust_remote_code)
+            done = _adapter(recipe, quantizer, history, adapter, place, role, target, trust_remote_code)
         elif role == POLICY:
-            done = _merged(opened, history, place, DTYPES[dtype], target)
+            done = _merged(opened, quantizer, history, place, DTYPES[dtype], target)
         else:
-            done = _classifier(opened, history, role, place, DTYPES[dtype])
+            done = _classifier(opened, quantizer, history, role, place, DTYPES[dtype])
         write_record(
             aside,
             run=history.name,
@@ -156,7 +160,14 @@ class Place:
 
 
 def _adapter(
-    recipe: Recipe, history: History, adapter: Path, place: Place, role: str, target: Target, trust: bool
+    recipe: Recipe,
+    quantizer: Quantizer,
+    history: History,
+    adapter: Path,
+    place: Place,
+    role: str,
+    target: Target,
+    trust: bool,
 ) -> Exported:
     location, folder = _location(recipe), place.aside
     offset = None
@@ -172,15 +183,16 @@ def _adapter(
     config |= {**changes, "base_model_name_or_path": location}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     tokenizer = save_tokenizer(recipe, folder, trust, classifier=role != POLICY)
-    use = use_adapter(recipe, location, place.name, CAUSAL if role == POLICY else CLASSIFIER)
+    use = use_adapter(recipe, location, place.name, CAUSAL if role == POLICY else CLASSIFIER, quantizer)
     answers = generates(tokenizer, end_ids(tokenizer, generation_config(location))) if role == POLICY else ""
     (folder / "README.md").write_text(
-        card(recipe, history, role, use + answers, offset=offset), encoding="utf-8"
+        card(recipe, history, role, use + answers, quantizer, offset=offset), encoding="utf-8"
     )
     done = Exported(place.folder, use, offset=offset)
     if target == "vllm":
-        line = _serve(recipe, location, place, history.name, int(config.get("r", 8)))
-        done.commands = [*([NF4] if recipe.model.quantization == "nf4" else []), line]
+        code = quantizer.load_code(())
+        line = _serve(recipe, location, place, history.name, int(config.get("r", 8)), code)
+        done.commands = [*([code.vllm_needs] if code is not None and code.vllm_needs else []), line]
     return done
 
 
@@ -204,11 +216,11 @@ def _plain_head(head: ScalarHead) -> tuple[Tensor, float]:
     return weight, float((head.bias - head.shift) / head.scale)
 
 
-def _serve(recipe: Recipe, location: str, place: Place, name: str, rank: int) -> str:
-    """The line that serves an adapter with vLLM, which quantizes to NF4 as it loads."""
+def _serve(recipe: Recipe, location: str, place: Place, name: str, rank: int, code: LoadCode | None) -> str:
+    """The line that serves an adapter with vLLM, which quantizes as it loads where it can."""
     most = next((known for known in RANKS if rank <= known), rank)
     revision = f" --revision {shlex.quote(recipe.model.revision)}" if recipe.model.revision else ""
-    quantized = " --quantization bitsandbytes" if recipe.model.quantization == "nf4" else ""
+    quantized = f" {code.vllm}" if code is not None and code.vllm else ""
     template = "chat_template.jinja"
     there = (place.aside / template).is_file()
     chat = f" --chat-template {shlex.quote(f'{place.name}/{template}')}" if there else ""
@@ -226,7 +238,14 @@ def _location(recipe: Recipe) -> str:
 # --- whole weights ---
 
 
-def _merged(opened: Opened, history: History, place: Place, dtype: torch.dtype, target: Target) -> Exported:
+def _merged(
+    opened: Opened,
+    quantizer: Quantizer,
+    history: History,
+    place: Place,
+    dtype: torch.dtype,
+    target: Target,
+) -> Exported:
     from transformers import AutoModelForCausalLM
 
     base, ids, folder = opened.base, _probes(opened.base), place.aside
@@ -242,7 +261,14 @@ def _merged(opened: Opened, history: History, place: Place, dtype: torch.dtype, 
     save_model(model, folder)
     tokenizer = save_tokenizer(opened.recipe, folder, base.loaded.spec.trust_remote_code)
     name, use = history.name.lower(), use_merged(place.name, CAUSAL)
-    text = card(opened.recipe, history, POLICY, use + generates(tokenizer, base.eos_ids), merged=difference)
+    text = card(
+        opened.recipe,
+        history,
+        POLICY,
+        use + generates(tokenizer, base.eos_ids),
+        quantizer,
+        merged=difference,
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")
     commands = [f"vllm serve {shlex.quote(place.name)}"]
     if target == "ollama":
@@ -254,7 +280,9 @@ def _merged(opened: Opened, history: History, place: Place, dtype: torch.dtype, 
     return Exported(place.folder, use, commands, difference, scale)
 
 
-def _classifier(opened: Opened, history: History, role: str, place: Place, dtype: torch.dtype) -> Exported:
+def _classifier(
+    opened: Opened, quantizer: Quantizer, history: History, role: str, place: Place, dtype: torch.dtype
+) -> Exported:
     """A reward role as a sequence classifier of transformers; its head there has no bias: a constant is left."""
     from transformers import AutoModelForSequenceClassification
 
@@ -279,7 +307,7 @@ def _classifier(opened: Opened, history: History, role: str, place: Place, dtype
     difference = float((trained - written).abs().max())
     save_model(model, folder)
     use = use_merged(place.name, CLASSIFIER)
-    text = card(opened.recipe, history, role, use, merged=difference, offset=offset)
+    text = card(opened.recipe, history, role, use, quantizer, merged=difference, offset=offset)
     (folder / "README.md").write_text(text, encoding="utf-8")
     return Exported(place.folder, use, [], difference, float(trained.abs().max()), offset)
 
@@ -327,7 +355,7 @@ def _dequantized(base: SharedBase, kind: Any, config: Any, dtype: torch.dtype, *
 @torch.no_grad()
 def _fill(model: nn.Module, base: SharedBase, role: str) -> None:
     """Put in the weights of a role: merged in float32, rounded once."""
-    for path, weight in dense_weights(base.lm, base.roles.adapter_of(role)):
+    for path, weight in dense_weights(base.lm, base.roles.adapter_of(role), base.loaded.quantizer):
         place: Any = model.get_submodule(path)
         place.weight.copy_(weight)
 

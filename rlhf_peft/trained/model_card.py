@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,10 @@ from typing import Any
 import yaml
 
 from ..engine import POLICY
+from ..kit.quantizer import Quantizer
 from ..recipe import Recipe
 from ..runs import History
-
-SHOWN = re.compile(
-    r"loss|reward|kl|accuracy|eval_loss|eval/(reward|kl|accuracy|margin|ece|rewards/.*/mean)|(eval_)?rewards/accuracies"
-)
-"""Figures that a card tells."""
-
-
-FOUR_BITS = ("nf4", "fp4")
-"""Values of `model.quantization` whose layers are bitsandbytes' `Linear4bit`."""
-
-_ALIKE = (
-    "for module in base.modules():  # bitsandbytes: the same numbers on every CPU",
-    '    if hasattr(module, "support_avx512bf16_for_cpu"):',
-    "        module.support_avx512bf16_for_cpu = False",
-)
+from ..runs.headlines import on_card
 
 
 def is_here(path: str) -> bool:
@@ -39,6 +25,7 @@ def card(
     history: History,
     role: str,
     use: str,
+    quantizer: Quantizer,
     *,
     merged: float | None = None,
     offset: float | None = None,
@@ -50,6 +37,7 @@ def card(
         history: of the run.
         role: that is exported.
         use: Python that loads it.
+        quantizer: of the recipe.
         merged: largest difference to what was trained; None: it is an adapter.
         offset: what a classifier's scores lack; None: it is none.
     """
@@ -71,8 +59,7 @@ def card(
     figures = [
         f"| {stage} | {key} | {value:.4g} |"
         for stage in kinds
-        for key, value in sorted(history.last(stage).items())
-        if SHOWN.fullmatch(key)
+        for key, value in sorted(on_card(history.last(stage)).items())
     ]
     lines = [
         "---",
@@ -90,7 +77,7 @@ def card(
         use,
         "```",
         "",
-        *_notes(recipe, merged, offset),
+        *_notes(recipe, quantizer, merged, offset),
         "## Data",
         "",
         *(f"- {name}" for name in data),
@@ -116,22 +103,18 @@ def card(
     return "\n".join(lines)
 
 
-def _notes(recipe: Recipe, merged: float | None, offset: float | None) -> list[str]:
-    how = recipe.model.quantization
+def _notes(recipe: Recipe, quantizer: Quantizer, merged: float | None, offset: float | None) -> list[str]:
+    how, code = recipe.model.quantization.name, quantizer.load_code(())
     notes = []
     if merged is not None:
         notes.append(
             f"Merged into the base as it was trained on ({how}, dequantized). On short probes the largest difference "
             f"to what was trained is {merged:.3g}."
         )
-    elif how != "none":
+    elif quantizer.bits is not None:
         notes.append(f"Trained on the base in {how}; on another precision of it the answers differ a little.")
-    if merged is None and how in FOUR_BITS:
-        notes.append(
-            "On a CPU with AVX512-BF16 bitsandbytes computes 4-bit layers in bfloat16: logits come out some 0.05 off, "
-            'or it stops with "N must be divisible by block_n". The loop over `base.modules()` above switches that '
-            "off; on a GPU, and on other CPUs, it changes nothing."
-        )
+    if merged is None and code is not None and code.note:
+        notes.append(code.note)
     if offset is not None:
         where = "" if merged is None else " (`score_offset` in config.json)"
         notes.append(
@@ -184,37 +167,36 @@ def use_merged(folder: str, kind: str) -> str:
     )
 
 
-def use_adapter(recipe: Recipe, location: str, folder: str, kind: str) -> str:
-    """Python that puts an adapter onto its base, quantized as it was trained on."""
-    model = recipe.model
-    options: dict[str, Any] = {}
-    if model.quantization in FOUR_BITS:
-        options = {"load_in_4bit": True, "bnb_4bit_quant_type": model.quantization}
-        options["bnb_4bit_use_double_quant"] = model.double_quantization
-    elif model.quantization == "int8":
-        options = {"load_in_8bit": True}
+def use_adapter(recipe: Recipe, location: str, folder: str, kind: str, quantizer: Quantizer) -> str:
+    """Python that puts an adapter onto its base, quantized as it was trained on.
+
+    Args:
+        recipe: of the run.
+        location: hub id or folder of the base.
+        folder: of the adapter.
+        kind: transformers' class.
+        quantizer: of the recipe.
+    """
     classifier = kind != "AutoModelForCausalLM"
-    if options and classifier:
-        options["llm_int8_skip_modules"] = ["score"]
+    code = quantizer.load_code(["score"] if classifier else [])
     given = [f'"{location}"']
-    if model.revision:
-        given.append(f'revision="{model.revision}"')
-    if options:
-        given.append(
-            f"quantization_config=BitsAndBytesConfig({', '.join(f'{k}={v!r}' for k, v in options.items())})"
-        )
+    if recipe.model.revision:
+        given.append(f'revision="{recipe.model.revision}"')
+    if code is not None:
+        given.append(f"quantization_config={code.config}")
     if classifier:
         given.append("num_labels=1")
-    needs = [kind, "AutoTokenizer", *(["BitsAndBytesConfig"] if options else [])]
+    needs = {"peft": {"PeftModel"}, "transformers": {kind, "AutoTokenizer"}}
+    for module, names in ({} if code is None else code.imports).items():
+        needs.setdefault(module, set()).update(names)
     return "\n".join(
         [
-            "from peft import PeftModel",
-            f"from transformers import {', '.join(sorted(needs))}",
+            *(f"from {module} import {', '.join(sorted(needs[module]))}" for module in sorted(needs)),
             "",
             f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
             f"base = {kind}.from_pretrained({', '.join(given)})",
             *(["base.config.pad_token_id = tokenizer.pad_token_id"] if classifier else []),
-            *(_ALIKE if model.quantization in FOUR_BITS else []),
+            *(() if code is None else code.after),
             f'model = PeftModel.from_pretrained(base, "{folder}")',
         ]
     )

@@ -13,6 +13,7 @@ from ..engine.artifacts import HEAD_FILE
 from ..errors import ModelError, RunFolderError, UsageError
 from ..recipe import Recipe, RewardModelStage, RlStage, load
 from ..recipe.schema import StageBase
+from ..registry import Registry
 from ..runs import Checkpoints, read_manifest
 
 log = logging.getLogger("rlhf_peft")
@@ -59,6 +60,7 @@ def open_run(
     *,
     device: str | None = None,
     trust_remote_code: bool = False,
+    registry: Registry | None = None,
 ) -> Opened:
     """Load what a run has trained, as far as its finished stages go.
 
@@ -66,6 +68,7 @@ def open_run(
         path: the run's folder.
         device: instead of the recipe's.
         trust_remote_code: run code from the model's repository.
+        registry: makes the quantizer; None: with all installed plugins.
 
     Raises:
         RunFolderError: it is no run, or has trained nothing yet.
@@ -78,7 +81,7 @@ def open_run(
     folders = {folder.name: folder for folder in sorted((path / ADAPTERS).glob("*")) if folder.is_dir()}
     if not folders:
         raise RunFolderError(f"{path}: has no adapter yet. Let it train first: rlhf-peft run RECIPE --resume")
-    base = load_base(recipe, trust_remote_code=trust_remote_code)
+    base = load_base(recipe, trust_remote_code=trust_remote_code, registry=registry)
     problem: str | None = f"{path}: has trained no policy, so there is no reference."
     if POLICY in folders:
         problem = _load_reference(base, recipe, path, done)

@@ -143,7 +143,10 @@ def test_show_of_one_built_in_shows_that_alone(capsys):
         (["check", "ppo", "beta=1"], "expected NAME.KEY=VALUE"),
         (["install"], "nothing to install"),
         (["uninstall", "pytest"], "no plugin 'pytest' is installed"),
-        (["new", "x", "--kind", "dragon"], "--kind dragon: expected reward, sampler, algorithm, observer"),
+        (
+            ["new", "x", "--kind", "dragon"],
+            "--kind dragon: expected reward, sampler, algorithm, environment, quantizer, observer",
+        ),
         (["new", "-x-", "--kind", "reward"], "No such option"),
         (["new", "a b", "--kind", "reward"], "'a b' is no name of a package"),
         (["new", "json", "--kind", "reward"], "no module can be called json. Try rlhf-peft-json."),

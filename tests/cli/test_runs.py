@@ -80,11 +80,13 @@ def test_a_report_is_written_into_the_run(make_run, tmp_path, monkeypatch, capsy
 def test_the_doctor_looks_at_everything(capsys):
     assert execute(["doctor", "--json"]) == 0
     found = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
-    assert {"rlhf-peft", "memory", "bitsandbytes", "disk here", "hub", "plugins"} <= set(found)
+    assert {"rlhf-peft", "memory", "quantizer nf4", "quantizer int8", "disk here", "hub", "plugins"} <= set(
+        found
+    )
     assert "torch" in found or "torch " in found["versions"]["found"]  # newer than tested
-    assert found["bitsandbytes"]["state"] == "ok"
+    assert found["quantizer nf4"]["state"] == "ok"
     assert execute(["doctor"]) == 0
-    assert "NF4 forward and backward" in capsys.readouterr().out
+    assert "quantizer nf4: forward and backward" in capsys.readouterr().out
 
 
 def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):

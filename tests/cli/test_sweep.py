@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from rlhf_peft.sweep.run.grid import labels, make_cells, parse_axis
 
 from rlhf_peft import api, cli
 from rlhf_peft.errors import GuardError, UsageError
 from rlhf_peft.recipe import load
 from rlhf_peft.registry import Registry
 from rlhf_peft.runs import read_manifest, read_metrics
+from rlhf_peft.sweep.grid import labels, make_cells, parse_axis
 
 SMALL = """\
 version: 1

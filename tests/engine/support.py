@@ -11,6 +11,8 @@ from rlhf_peft.engine import BaseSpec, LoraSpec, SharedBase
 from rlhf_peft.engine import adapters as engine_adapters
 from rlhf_peft.engine.base_spec import quiet
 
+from ..quantizers import held_as
+
 VOCAB = 300
 PAD, EOS = 0, 2
 COMMON = {
@@ -103,7 +105,7 @@ def edit_json(path: Path, **changes) -> None:
 def load(folder: Path, quantization: str = "nf4", lora: LoraSpec | None = None, **options) -> SharedBase:
     source = {k: options.pop(k) for k in ("device", "compute_dtype", "attn_implementation") if k in options}
     return SharedBase(
-        BaseSpec(path=str(folder), quantization=quantization, **source),
+        BaseSpec(path=str(folder), **held_as(quantization), **source),
         lora or LoraSpec(r=4, alpha=8),
         **options,
     )

@@ -9,9 +9,9 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
+from rlhf_peft.builtin.quantizers.compat import compute_alike_on_every_cpu
 from rlhf_peft.engine import POLICY, VALUE, LoraSpec
 from rlhf_peft.engine.base_spec import quiet
-from rlhf_peft.engine.compat import compute_alike_on_every_cpu
 from rlhf_peft.errors import ModelError
 
 from .support import PAD, edit_json, everything, load, stir, tokens

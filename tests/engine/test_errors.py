@@ -7,14 +7,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from rlhf_peft.engine import BaseSpec, LoraSpec, SharedBase
-from rlhf_peft.engine.quantize import _check_stored
 from rlhf_peft.errors import ModelError
 
-from .support import config, edit_json, load, save_model, tokenizer
+from ..quantizers import held_as
+from .support import edit_json, load, save_model, tokenizer
 
 
 @pytest.fixture
@@ -85,7 +84,7 @@ def test_devices_that_are_not_here(folder_of, device):
 
 
 def test_devices_without_kernels(folder_of, monkeypatch):
-    monkeypatch.setattr("rlhf_peft.engine.quantize.BACKENDS", ("cuda",))
+    monkeypatch.setattr("rlhf_peft.builtin.quantizers.four_bits.Nf4.devices", ("cuda",))
     refused(folder_of("llama"), "model.quantization", "nf4", "no kernels for cpu", "model.quantization=none")
 
 
@@ -96,17 +95,41 @@ def test_models_that_are_quantized_already(spoiled):
     refused(spoiled, "model.path", "quantized already", "model.quantization=none")
 
 
-@pytest.mark.parametrize("method", ["gptq", "fp8"])
-def test_models_that_are_stored_in_a_form_that_cannot_be_merged(spoiled, method):
-    edit_json(spoiled / "config.json", quantization_config={"quant_method": method})
+@pytest.mark.parametrize("method", ["gptq", "awq", "hqq", "compressed-tensors", "nobodys"])
+def test_models_that_are_stored_in_a_form_that_no_quantizer_reads(spoiled, method):
+    """They are refused by name before a weight is read, whether the packages that load them are installed or not."""
+    edit_json(spoiled / "config.json", quantization_config={"quant_method": method, "bits": 4})
     with pytest.raises(
         ModelError, match=f"quantized already .with {method}.; name its unquantized original\\."
     ):
         load(spoiled)
-    model = AutoModelForCausalLM.from_config(config("llama"))
-    model.config.quantization_config = {"quant_method": method}
-    with pytest.raises(ModelError, match=f"{method}.* cannot be merged .* unquantized original"):
-        _check_stored(model, BaseSpec(str(spoiled)))
+    (spoiled / "model.safetensors").write_bytes(b"never read")
+    refused(
+        spoiled,
+        f"stored quantized with {method}, which no quantizer here reads",
+        "cannot be merged",
+        "unquantized original",
+        "install a plugin",
+        quantization="none",
+    )
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4"])
+def test_models_that_transformers_dequantizes_as_it_loads(spoiled, method):
+    edit_json(spoiled / "config.json", quantization_config={"quant_method": method})
+    assert load(spoiled, "none").loaded.quantizer.bits is None
+
+
+def test_models_that_say_of_plain_weights_that_they_are_quantized(spoiled):
+    edit_json(
+        spoiled / "config.json",
+        quantization_config={
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+        },
+    )
+    refused(spoiled, "model.path", "stored in 4 bits, but the weight of", quantization="none")
 
 
 def test_models_of_which_nothing_can_be_quantized(folder_of):
@@ -218,7 +241,7 @@ def test_loading_shows_no_progress_bars(folder_of, capsys):
 
 
 def test_the_shipped_model_loads():
-    base = SharedBase(BaseSpec(path="builtin:tiny"), LoraSpec(r=4))
+    base = SharedBase(BaseSpec(path="builtin:tiny", **held_as("nf4")), LoraSpec(r=4))
     assert base.tokenizer.eos_token_id in base.eos_ids
     assert all("Linear4bit" in type(layer).__name__ for layer in base.roles.active.layers)
     config = base.model.peft_config["policy"]

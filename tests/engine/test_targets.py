@@ -14,6 +14,7 @@ from rlhf_peft.engine.targets import targets_of
 from rlhf_peft.errors import ModelError
 from rlhf_peft.planning.shape import of_model
 
+from ..quantizers import held_as
 from .support import COMMON, config, load, stir, tokenizer, tokens
 
 
@@ -173,6 +174,6 @@ def test_an_expert_that_no_token_came_to_can_still_carry_one():
 def test_plans_count_adapters_where_they_are_put():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config("mamba"))
-    shape = of_model(model, torch.float32, "cpu")
+    shape = of_model(model, torch.float32, "cpu", held_as("nf4")["quantizer"])
     assert "out_proj" not in short(layer.name for layer in shape.targets("all-linear"))
     assert any(layer.name.endswith("out_proj") and layer.quantized for layer in shape.linear)

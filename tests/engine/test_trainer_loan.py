@@ -17,6 +17,8 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrai
 from rlhf_peft.engine import POLICY, REFERENCE, BaseSpec, LoraSpec, SharedBase
 from rlhf_peft.engine.trainer_loan import HIDDEN, configurations, restored_after
 
+from ..quantizers import held_as
+
 ASSETS = Path(__file__).parents[2] / "rlhf_peft" / "assets" / "tiny"
 SIZES: dict[str, Any] = {
     "vocab_size": 1280,
@@ -50,7 +52,7 @@ def one_thread() -> Iterator[None]:
 def make_base(
     folder: Path, *, checkpointing: bool = False, quantization: str = "nf4", config: Any = None
 ) -> SharedBase:
-    source = BaseSpec(tiny(folder, config or LlamaConfig(**SIZES)), quantization=quantization, device="cpu")
+    source = BaseSpec(tiny(folder, config or LlamaConfig(**SIZES)), **held_as(quantization), device="cpu")
     lora = LoraSpec(r=4, alpha=8.0, dropout=0.25)
     base = SharedBase(source, lora, seed=1, gradient_checkpointing=checkpointing)
     base.roles.add("reward-0", like=POLICY, head=True)

@@ -52,6 +52,19 @@ def test_an_evaluation_is_of_the_prompts_that_there_are(planned, size, asked):
     assert evaluation.items["logits"] == rollout.items["logits"] * asked // 4
 
 
+def test_a_sampler_that_keeps_the_best_of_n_writes_n_for_each(planned):
+    prompts = [{"prompt": f"Tell me about number {i}."} for i in range(32)]
+    best = {"name": "best_of_n", "n": 4, "of": RL["sampler"]}
+    once, four_times = (
+        planned({**RL, "algorithm": {"name": "rejection_sampling"}, "sampler": sampler}, prompts)
+        for sampler in (RL["sampler"], best)
+    )
+    logits = [
+        next(p for p in plan.phases if p.name == "rollout").items["logits"] for plan in (once, four_times)
+    ]
+    assert logits[1] == 4 * logits[0]
+
+
 def test_no_evaluation_is_planned_where_there_is_none(planned):
     plan = planned(dict(RL), [{"prompt": f"Tell me about number {i}."} for i in range(32)])
     assert [phase.name for phase in plan.phases] == ["rollout", "scoring", "update"]

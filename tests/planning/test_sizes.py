@@ -9,9 +9,11 @@ from rlhf_peft.planning import sizes
 from rlhf_peft.planning.gpus import GB, parse_gpu
 from rlhf_peft.planning.shape import of_model
 
+from ..quantizers import held_as
+
 
 @pytest.fixture(scope="module")
-def llama():
+def shape_of():
     """Two layers of hidden 64 and inner 128, four heads of 16 with two for keys, 100 tokens."""
     config = LlamaConfig(
         hidden_size=64,
@@ -23,7 +25,15 @@ def llama():
         tie_word_embeddings=True,
     )
     with torch.device("meta"):
-        return of_model(LlamaForCausalLM(config), torch.float32, "cpu")
+        model = LlamaForCausalLM(config)
+    return lambda name, **options: of_model(
+        model, torch.float32, "cpu", held_as(name, **options)["quantizer"]
+    )
+
+
+@pytest.fixture(scope="module")
+def llama(shape_of):
+    return shape_of("nf4")
 
 
 LINEAR = 64 * 64 * 2 + 64 * 32 * 2 + 64 * 128 * 3
@@ -31,29 +41,32 @@ LINEAR = 64 * 64 * 2 + 64 * 32 * 2 + 64 * 128 * 3
 
 
 def test_parameters_are_counted_once_where_they_are_tied(llama):
-    assert llama.roles.parameters == 2 * LINEAR + 100 * 64 + 5 * 64
+    assert llama.parameters == 2 * LINEAR + 100 * 64 + 5 * 64
     assert llama.plain == 100 * 64 + 5 * 64
-    assert (llama.gated, llama.forwards.shares, llama.head_size) == (True, True, 16) and llama.lean
+    assert (llama.gated, llama.shares, llama.head_size) == (True, True, 16) and llama.lean
 
 
-def test_weights_in_4_bits(llama):
+def test_weights_in_few_bits(shape_of):
     plain = 4 * (100 * 64 + 5 * 64)
     each = [64 * 64, 64 * 64, 64 * 32, 64 * 32, 64 * 128, 64 * 128, 64 * 128]
     single = 2 * sum(n // 2 + 4 * n // 64 + 64 for n in each)
     double = 2 * sum(n // 2 + n // 64 + 4 + 1024 + 64 for n in each)
-    assert sizes.weight_bytes(llama, "nf4", double=False) == plain + single
-    assert sizes.weight_bytes(llama, "nf4") == plain + double
+    assert sizes.weight_bytes(shape_of("nf4", double_quantization=False)) == plain + single
+    assert sizes.weight_bytes(shape_of("nf4")) == plain + double
+    assert sizes.weight_bytes(shape_of("none")) == plain + 4 * 2 * LINEAR
+    rows = 2 * (64 + 64 + 32 + 32 + 128 + 128 + 64)
+    assert sizes.weight_bytes(shape_of("int8")) == plain + 2 * LINEAR + 4 * rows
 
 
 def test_lora_goes_where_peft_puts_it(llama):
     whole = 2 * 8 * (2 * 128 + 2 * 96 + 3 * 192)
-    assert sizes.lora_values(llama.roles.targets("all-linear"), 8) == whole
-    assert sizes.lora_values(llama.roles.targets(["q_proj", "k_proj"]), 8) == 2 * 8 * (128 + 96)
-    assert len(llama.roles.targets(r".*\.0\.mlp\..*")) == 3
+    assert sizes.lora_values(llama.targets("all-linear"), 8) == whole
+    assert sizes.lora_values(llama.targets(["q_proj", "k_proj"]), 8) == 2 * 8 * (128 + 96)
+    assert len(llama.targets(r".*\.0\.mlp\..*")) == 3
 
 
 def test_optimizer_state(llama):
-    layers = llama.roles.targets(["q_proj"])
+    layers = llama.targets(["q_proj"])
     assert sizes.optimizer_bytes(layers, 8, 65, "adamw") == 8 * (2 * 2 * 8 * 64 + 65)
     assert sizes.optimizer_bytes(layers, 8, 0, "adamw_8bit") == 8 * 2 * 2 * 8 * 64
     assert sizes.optimizer_bytes(layers, 64, 0, "adamw_8bit") == 2 * 2 * (2 * 4096 + 8 * 16)

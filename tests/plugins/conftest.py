@@ -1,17 +1,28 @@
 """An environment to install plugins in: it sees the packages of the one that runs the tests and changes none."""
 
+import importlib.metadata
 import os
 import subprocess
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import rlhf_peft
 
 ROOT = Path(rlhf_peft.__file__).parent.parent
 PACKAGES = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+
+
+def needs_are_here(package: Path) -> bool:
+    """Whether what a package depends on is installed, so that it can be installed without a network."""
+    project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    here = {canonicalize_name(found.name) for found in importlib.metadata.distributions() if found.name}
+    return {canonicalize_name(Requirement(need).name) for need in project["dependencies"]} <= here
 
 
 class Environment:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from .conftest import PACKAGES, PLUGIN, reward_code, write_package
+from .conftest import PACKAGES, PLUGIN, needs_are_here, reward_code, write_package
 from .test_runs import RECIPE as SMALL
 
 HOOK = "from rlhf_peft.plugin import hookimpl\n@hookimpl\n"
@@ -180,15 +180,16 @@ def test_a_new_plugin_from_the_first_line_to_a_run(environment, tmp_path):
 @pytest.mark.slow
 def test_the_packages_of_this_repository(environment, tmp_path):
     """Each is installed from its folder, found, tested as installed, and uninstalled."""
-    assert len(PACKAGES) >= 4
-    copies = [shutil.copytree(path, tmp_path / "copies" / path.name) for path in PACKAGES]
+    packages = [path for path in PACKAGES if needs_are_here(path)]
+    assert len(packages) >= 4
+    copies = [shutil.copytree(path, tmp_path / "copies" / path.name) for path in packages]
     done = environment.program("plugins", "install", *copies, "--yes")
     assert done.returncode == 0, done.stderr
     rows = {
         row["distribution"]: row
         for row in json.loads(environment.out("-m", "rlhf_peft", "plugins", "list", "--json"))
     }
-    for path in PACKAGES:
+    for path in packages:
         row = rows[path.name]
         assert row["status"] == "ok" and row["version"] == "0.1.0"
         assert any(row["registers"].values()) or row["hooks"]
@@ -212,7 +213,7 @@ def test_the_packages_of_this_repository(environment, tmp_path):
     run = environment.program("run", "r.yaml", "-q", "--strict-plugins", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert len((tmp_path / "runs/small/csv/rl.csv").read_text().splitlines()) >= 3
-    for path in PACKAGES:
+    for path in packages:
         assert environment.program("plugins", "uninstall", path.name, "--yes").returncode == 0
     left = json.loads(environment.out("-m", "rlhf_peft", "plugins", "list", "--json"))
     assert {row["distribution"] for row in left} == {"rlhf-peft"}

@@ -31,7 +31,16 @@ class Toy(Options):
     part: str = Field("prompts", description="Which rows.")
 
 
+class Nf4(Options):
+    double_quantization: bool = Field(True, description="Quantize the scales too.")
+
+
+class Plain(Options):
+    pass
+
+
 OPTIONS = {
+    "quantizers": {"nf4": Nf4, "none": Plain},
     "algorithms": {"ppo": Ppo},
     "samplers": {"cached": Cached},
     "rewards": {"length": Length},

@@ -80,7 +80,7 @@ def test_the_example_of_the_command_lines_contract(tmp_path, monkeypatch, plugin
         (
             "path: Qwen",
             "quantization: nf5\n  path: Qwen",
-            "expected one of nf4, fp4, int8 or none, found 'nf5'",
+            "unknown quantizers 'nf5'. Known: nf4, none",
         ),
         ("learning_rate: 1e-6", "learning_rate: 0", "expected a number greater than 0, found 0"),
         ("learning_rate: 1e-6", "learning_rate: fast", "expected a number, found 'fast'"),
@@ -93,7 +93,7 @@ def test_the_example_of_the_command_lines_contract(tmp_path, monkeypatch, plugin
         ("learning_rate: 1e-6", "lora_r: 3", "TRL's name; here: lora.r."),
         ("learning_rate: 1e-6", "kl_coef: 0.1", "TRL's name; here: algorithm.beta."),
         ("learning_rate: 1e-6", "packing: true", "It belongs to a stage of kind sft."),
-        ("stage: rl", "stage: ppo", "ppo is an algorithm. Write `stage: rl`"),
+        ("stage: rl", "stage: ppo", "An RL algorithm is written as `stage: rl`"),
         ("stage: rl", "stage: dpo", "Write `stage: preference` and `method: dpo`."),
         ("stage: rl", "stage: rll", "unknown kind 'rll'. Did you mean rl?"),
         ("stage: rl", "stage: 3", "expected one of preference, reward_model, rl, sft, found 3"),

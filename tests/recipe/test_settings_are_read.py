@@ -43,7 +43,8 @@ STAGES = {
         "eval": {"dataset": {**PAIRS, "questions": "test", "size": 4}},
         **{key: value for key, value in SHORT.items() if key != "max_steps"},
     },
-    "ppo": {**RL, "algorithm": {"name": "ppo", "num_epochs": 1}},
+    # Six tokens are too few for any completion to end, which counts as a collapse.
+    "ppo": {**RL, "algorithm": {"name": "ppo", "num_epochs": 1}, "collapse": {"steps": 1}},
 }
 READERS = ("rlhf_peft.stages", "rlhf_peft.session", "rlhf_peft.trl_bridge")
 """The rooms that run a stage: what only the recipe's own room or the planner reads would be ignored by a run."""
@@ -57,8 +58,8 @@ def reads(monkeypatch):
 
     def record(self, name):
         if name in type(self).__pydantic_fields__:
-            callers = [sys._getframe(depth).f_globals.get("__name__", "") for depth in (1, 2)]
-            if any(caller.startswith(READERS) for caller in callers):  # a method of the section may stand between
+            frame = sys._getframe(1)  # a method of the section may stand between
+            if any(f.f_globals["__name__"].startswith(READERS) for f in (frame, frame.f_back)):
                 seen[type(self)].add(name)
         return plain(self, name)
 

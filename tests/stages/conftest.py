@@ -17,6 +17,8 @@ from rlhf_peft.registry import Registry
 from rlhf_peft.runs import RunFolder
 from rlhf_peft.session.context import Context
 
+from ..quantizers import held_as
+
 THINGS = ("fox", "bear", "duck", "frog", "owl", "hare")
 
 
@@ -82,10 +84,14 @@ def begin_again(base: SharedBase, policy: Mapping[str, torch.Tensor]) -> SharedB
 def shared_base(model: Any, lora: Any, seed: int) -> SharedBase:
     """A base on the shipped model; loaded once for each shape."""
     checkpointing = model.gradient_checkpointing
-    key = (model.quantization, checkpointing, model.max_length, repr(lora), seed)
+    key = (str(model.quantization), checkpointing, model.max_length, repr(lora), seed)
     if key not in _BASES:
         made = SharedBase(
-            BaseSpec(model.path, quantization=model.quantization, device="cpu"),
+            BaseSpec(
+                model.path,
+                **held_as(model.quantization.name, **model.quantization.options),
+                device="cpu",
+            ),
             LoraSpec(r=lora.r, alpha=lora.alpha, dropout=lora.dropout),
             seed=seed,
             max_length=model.max_length,

@@ -11,6 +11,7 @@ import torch
 from trl import DPOTrainer, KTOTrainer
 
 from rlhf_peft.engine import POLICY, REFERENCE, SharedBase
+from rlhf_peft.engine.roles import Roles
 from rlhf_peft.errors import DataError, GuardError, RecipeError
 from rlhf_peft.session.context import Context
 from rlhf_peft.stages import preference, sft
@@ -257,10 +258,10 @@ def test_a_wrong_reference_stops_the_run(
     """The raw base as the reference of a policy that has been trained."""
     ctx = make_context(teach(demonstrations), stage(pairs))
     sft.run(ctx.recipe.stages[0], ctx)
-    monkeypatch.setattr(SharedBase, "fix_reference", lambda base: base._adapter_of.update({REFERENCE: None}))
+    monkeypatch.setattr(Roles, "freeze_reference", lambda roles: roles._adapter_of.update({REFERENCE: None}))
     with pytest.raises(GuardError, match="differ by"):
         preference.run(ctx.recipe.stages[1], ctx)
-    ctx.base._adapter_of.pop(REFERENCE)
+    ctx.base.roles._adapter_of.pop(REFERENCE)
 
 
 def test_a_policy_that_says_no_number_stops_the_run(

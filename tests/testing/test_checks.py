@@ -110,7 +110,7 @@ REWARDS = {
     "memory": (dict(score=counting()), "gave other scores"),
     "group": (
         dict(score=giving(lambda b: Scores(row=lengths(b) - lengths(b).mean()))),
-        'Say scope = "group"',
+        "check it with compares_rows=True",
     ),
     "token": (dict(score=giving(lambda b: Scores(lengths(b), torch.zeros(4, 2)))), r"token scores \(4, 2\)"),
     "figure": (dict(score=giving(lambda b: Scores(lengths(b), metrics={"x": float("nan")}))), "figure 'x'"),
@@ -118,7 +118,6 @@ REWARDS = {
         dict(score=giving(lambda b: Scores(lengths(b), extra={"x": [1]}))),
         "extra 'x' is 4 JSON values",
     ),
-    "scope": (dict(scope="batch"), '"row" or "group", found \'batch\''),
     "roles": (dict(roles=["reward"]), "tuple of words"),
     "timeout": (dict(timeout=0), "seconds or None"),
     "plain with roles": (dict(roles=("reward",), score=plain), "use `async def`"),
@@ -133,6 +132,7 @@ def test_good_rewards_pass():
     drawn = giving(lambda b: Scores(row=torch.rand(len(b), generator=b.generator)))
     check_reward(with_(Letters, score=drawn))
     check_reward(with_(Letters, score=giving(lambda b: Scores(row=torch.full((len(b),), float("nan"))))))
+    check_reward(with_(Letters, score=REWARDS["group"][0]["score"]), compares_rows=True)
 
 
 @pytest.mark.parametrize("case", REWARDS)
@@ -237,20 +237,21 @@ def test_a_bad_sampler_is_told(case):
 class Plain(PolicyGradient):
     Options = PolicyOptions
 
-    def advantages(self, scored, scores, keep):
-        return torch.where(keep, scores - scores[keep].mean(), 0.0)
+    def advantages(self, batch, scores):
+        return torch.where(batch.train, scores - scores[batch.train].mean(), 0.0)
 
 
 def twice(self, prompts, context):
     return [replace(r, seed=1) for r in PolicyGradient.requests(self, prompts, context)]
 
 
-def own_normaliser(self, mask, totals):
+def own_normaliser(self, minibatch):
+    mask = minibatch.mask
     return maths.token_weights(mask, "token", int(mask.sum()), len(mask))
 
 
-def flat(self, mask, totals):
-    return torch.full(mask.shape, 1.0 / totals.tokens)
+def flat(self, minibatch):
+    return torch.full(minibatch.mask.shape, 1.0 / minibatch.total_tokens)
 
 
 def detached(self, outputs, minibatch):
@@ -267,25 +268,28 @@ def asking(self, options):
     self.needs |= {"old_logps"}
 
 
-def sloppy(self, scored, keep):
-    return {"advantages": scored.logps.mean(-1) * scored.scores}, {}
+def sloppy(self, batch):
+    return {"advantages": batch.old_logps.mean(-1) * batch.scores}, {}
 
 
 ALGORITHMS = {
     "seeds": (dict(requests=twice), "two requests have one seed"),
-    "no rows": (dict(select=lambda self, s, r: Selection(s.scores > 99)), "keeps no row"),
+    "no rows": (dict(select=lambda self, s, r: Selection(s.scores > 99)), "trains on no row"),
     "silent": (
         dict(select=lambda self, s, r: Selection(torch.ones(len(s), dtype=torch.bool))),
         "all abstained",
     ),
-    "shape": (dict(prepare=lambda self, s, k: ({"advantages": s.scores[:2]}, {})), r"expected \[N\] or"),
+    "shape": (dict(prepare=lambda self, s: ({"advantages": s.scores[:2]}, {})), r"expected \[N\] or"),
     "nan": (
-        dict(prepare=lambda self, s, k: ({"advantages": s.scores / 0 * 0}, {})),
+        dict(prepare=lambda self, s: ({"advantages": s.scores / 0 * 0}, {})),
         "advantages is not finite",
     ),
     "figures": (dict(metrics={}), "`metrics` has no formula"),
-    "idle": (dict(idle=lambda self, s, c: torch.ones(len(s), dtype=torch.bool)), "idle names a row"),
-    "unit": (dict(unit=lambda self, s, k: torch.zeros(len(s))), "N\\] int64"),
+    "no gradient": (
+        dict(no_gradient=lambda self, s: torch.ones(len(s), dtype=torch.bool)),
+        "no_gradient names a row",
+    ),
+    "unit": (dict(minibatch_units=lambda self, s: torch.zeros(len(s))), "N\\] int64"),
     "normaliser": (dict(weights=own_normaliser), "in two micro-batches"),
     "padding": (dict(weights=flat), "not 0 outside the mask"),
     "detached": (dict(loss=detached), "gradient is 0 for every token"),
@@ -392,7 +396,7 @@ def test_the_fake_policy_is_a_policy(tmp_path):
 
     policy, same_again, other = FakePolicy(), FakePolicy(), FakePolicy(seed=1)
     ids = torch.tensor([5, 6, 7, 8])
-    assert torch.equal(policy.logps(ids), same_again.forwards.logps(ids))
+    assert torch.equal(policy.logps(ids), same_again.logps(ids))
     assert not torch.equal(policy.logps(ids), other.logps(ids))
     assert policy.decode([0, 2, 3, 1]) == "ab"
     policy.save_adapter(tmp_path / "a")

@@ -12,7 +12,7 @@ from rlhf_peft.trained.ollama import added_start, modelfile, pieces_of
 
 @pytest.fixture(scope="module")
 def stack():
-    return SharedBase(BaseSpec("builtin:tiny", quantization="none", device="cpu"))
+    return SharedBase(BaseSpec("builtin:tiny", device="cpu"))
 
 
 def adding(tokenizer):
@@ -101,5 +101,5 @@ def test_a_first_token_is_left_out_only_where_the_tokenizer_itself_adds_it(stack
     [(512, 64, 512), (512, None, 512), (131072, 1024, 8192), (131072, None, 8192), (131072, 16000, 16000)],
 )
 def test_the_context_is_the_models_within_reason(stack, context, trained_length, told):
-    base = SimpleNamespace(eos_ids=stack.eos_ids, context_length=context)
+    base = SimpleNamespace(eos_ids=stack.eos_ids, loaded=SimpleNamespace(context_length=context))
     assert f"PARAMETER num_ctx {told}\n" in modelfile(stack.tokenizer, base, trained_length)

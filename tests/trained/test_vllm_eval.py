@@ -126,7 +126,7 @@ def test_nothing_is_left_where_a_run_fails_or_is_interrupted(server, tmp_path, m
     if ends is KeyboardInterrupt:
         given = recipe(tmp_path, server.url, max_steps=3)
         monkeypatch.setattr(
-            "rlhf_peft.stages.rl.stage.Guards.__call__", lambda *args: (_ for _ in ()).throw(ends())
+            "rlhf_peft.stages.rl.collapse.CollapseGuard.check", lambda *args: (_ for _ in ()).throw(ends())
         )
         monkeypatch.setattr(server, "draw", lambda payload: StubServer.draw(server, payload))
         with pytest.raises(KeyboardInterrupt):

@@ -22,8 +22,9 @@ def test_it_keeps_the_rules_of_algorithms(options):
 
 
 def advantages(algorithm, scores):
-    scored = make_batch(scores=scores)
-    columns, figures = algorithm.prepare(scored, ~scored.scores.isnan())
+    batch = make_batch(scores=scores)
+    batch.train = ~batch.scores.isnan()
+    columns, figures = algorithm.prepare(batch)
     return columns["advantages"].tolist(), figures["baseline"]
 
 
@@ -42,8 +43,7 @@ def test_the_gradient_is_the_score_functions():
     algorithm = Reinforce(ReinforceOptions())
     mask = torch.tensor([[False, True, True]])
     logps = torch.tensor([[0.0, -1.0, -2.0]], requires_grad=True)
-    terms, _ = algorithm.loss(
-        Outputs(logps), Minibatch(mask, {"advantages": torch.tensor([3.0])}, logps=logps.detach())
-    )
+    minibatch = Minibatch(mask, {"advantages": torch.tensor([3.0])}, 2, 1, old_logps=logps.detach())
+    terms, _ = algorithm.loss(Outputs(logps), minibatch)
     terms[mask].sum().backward()
     assert logps.grad.tolist() == [[0.0, -3.0, -3.0]]

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_peft.plugin import Batch, Minibatch, Outputs, PolicyGradient, PolicyOptions, maths
+from rlhf_peft.plugin import Batch, MemoryNeeds, Minibatch, Outputs, PolicyGradient, PolicyOptions, maths
 
 
 class PpoOptions(PolicyOptions):
@@ -53,6 +53,12 @@ class Ppo(PolicyGradient):
         "return/mean": "mean of R = A + V_old over tokens, A before whitening",
         "clip_ratio/value_mean": "share of tokens where |V - V_old| > cliprange_value",
     }
+
+    @classmethod
+    def memory(cls, options: PpoOptions) -> MemoryNeeds:
+        """A value head on the reward trunk needs neither an adapter nor a forward of its own in the update."""
+        cheaper = ("value=reward",) if options.value == "own" else ()
+        return MemoryNeeds(rows_per_prompt=options.num_generations, savings=cheaper)
 
     def __init__(self, options: PpoOptions) -> None:
         super().__init__(options)

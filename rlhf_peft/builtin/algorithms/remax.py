@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf_peft.plugin import (
     BASELINE,
     Batch,
+    MemoryNeeds,
     PolicyGradient,
     PolicyOptions,
     Prompt,
@@ -34,6 +35,11 @@ class Remax(PolicyGradient):
     """Returns less the score of the prompt's greedy completion."""
 
     Options = RemaxOptions
+
+    @classmethod
+    def memory(cls, options: RemaxOptions) -> MemoryNeeds:
+        """`num_generations` samples of each prompt, and a greedy row."""
+        return MemoryNeeds(rows_per_prompt=options.num_generations + 1)
 
     def requests(self, prompts: Sequence[Prompt], context: RequestContext) -> list[Request]:
         """`num_generations` samples of each prompt, and one greedy row to compare with."""

@@ -6,12 +6,21 @@ trained on the shared base (`learned`) needs far less memory.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from rlhf_peft.plugin import ModelError, Options, RewardBatch, RewardError, Scores, check_safetensors
+from rlhf_peft.plugin import (
+    MemoryNeeds,
+    ModelError,
+    Options,
+    RewardBatch,
+    RewardError,
+    Scores,
+    check_safetensors,
+)
 
 
 class ClassifierOptions(Options):
@@ -49,6 +58,9 @@ class Classifier:
     roles: tuple[str, ...] = ()
     timeout: float | None = None
     in_process = True
+    metrics: ClassVar[Mapping[str, str]] = {
+        "truncated": "share of rows cut at the start to the classifier's longest length"
+    }
 
     def __init__(self, options: ClassifierOptions) -> None:
         self.options = options
@@ -60,6 +72,25 @@ class Classifier:
                 f"reward classifier: {options.model} has {count} outputs ({_labels(self.model.config)}). Choose one: "
                 f"label=0 to label={count - 1}."
             )
+
+    @classmethod
+    def memory(cls, options: ClassifierOptions) -> MemoryNeeds:
+        """The weights of the model, by its configuration.
+
+        Raises:
+            ModelError: it has no configuration.
+        """
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        try:
+            config = AutoConfig.from_pretrained(options.model, revision=options.revision)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"reward classifier: {options.model} {_reason(error)}") from error
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+        stored = getattr(config, "dtype", None) or torch.float32
+        dtype = stored if options.dtype == "auto" else getattr(torch, options.dtype)
+        return MemoryNeeds(model_bytes=sum(p.numel() for p in model.parameters()) * dtype.itemsize)
 
     def _load(self) -> tuple[Any, Any]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -49,6 +50,10 @@ class LearnedReward:
     Options = LearnedOptions
     roles = ("reward",)
     timeout: float | None = None
+    metrics: ClassVar[Mapping[str, str]] = {
+        "<name>/mean": "mean over rows of the scores of one head of an ensemble",
+        "disagreement": "mean over rows of the standard deviation over the heads of an ensemble",
+    }
 
     def __init__(self, options: LearnedOptions) -> None:
         self.options = options

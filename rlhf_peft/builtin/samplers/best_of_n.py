@@ -21,9 +21,19 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from rlhf_peft.plugin import Options, PolicyView, Request, Rollout, SampleContext, Sampler, SamplerError
+from rlhf_peft.plugin import (
+    MemoryNeeds,
+    Options,
+    PolicyView,
+    Request,
+    Rollout,
+    SampleContext,
+    Sampler,
+    SamplerError,
+)
 
 Make = Callable[[str, str, Mapping[str, Any]], Any]
+Memory = Callable[[str, str, Mapping[str, Any]], MemoryNeeds]
 """`make(kind, name, options)`: something else that is registered."""
 
 
@@ -81,6 +91,11 @@ def make_builtin(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     return factory(factory.Options.model_validate(options))
 
 
+def no_needs(kind: str, name: str, options: Mapping[str, Any]) -> MemoryNeeds:
+    """What is known of a sampler where no registry knows it."""
+    return MemoryNeeds()
+
+
 class BestOfNSampler:
     """Keeps the best of n."""
 
@@ -93,6 +108,15 @@ class BestOfNSampler:
         self.params = self.inner.params
         # The choice may depend on batch-mates, as scores may.
         self.provides = frozenset(self.inner.provides) - {"on_policy", "row_seeds"}
+
+    @classmethod
+    def memory(cls, options: BestOfNOptions, memory: Memory = no_needs) -> MemoryNeeds:
+        """The inner sampler's needs, with n rows for each request."""
+        inner = memory("samplers", options.of.name, options.of.model_extra or {})
+        rows = inner.rows_per_prompt * options.n
+        return dataclasses.replace(
+            inner, rows_per_prompt=rows, savings=tuple(f"of.{saving}" for saving in inner.savings)
+        )
 
     def ready(self) -> None:
         """Ask the sampler that draws."""

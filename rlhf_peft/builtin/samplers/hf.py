@@ -41,6 +41,7 @@ class HfSampler(LocalSampler):
 
     Options = HfOptions
     name = "hf"
+    shares_prompts = False
 
     def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
         """Write all rows to their end, batch by batch."""

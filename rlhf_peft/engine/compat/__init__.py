@@ -132,15 +132,3 @@ def adapter_refusal(model: Any, name: str) -> str | None:
 
 
 STACKED_NAME = "PEFT takes this name for the model's stacked experts"
-
-
-def compute_alike_on_every_cpu(model: Any) -> None:
-    """Keep bitsandbytes' 4-bit layers off its bfloat16 kernel for CPUs with AVX512-BF16, as on every other CPU.
-
-    With `support_avx512bf16_for_cpu`, which `Linear4bit` sets where the processor can, a forward in eval mode repacks
-    the weights in place: gradients are wrong from then on, logits differ by some 0.05, and a layer whose outputs are
-    not whole blocks of the kernel stops with "N must be divisible by block_n". Since bitsandbytes 0.49.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False

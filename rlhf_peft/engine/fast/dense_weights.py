@@ -1,7 +1,7 @@
 """The policy with its adapter merged into dense weights, for decoding.
 
-Decoding reads every weight for every token; 4-bit weights would be dequantized each time. Here each layer
-stands in for itself with one dense matrix W + scale * B A, built once, dropped at the end. The 4-bit weights
+Decoding reads every weight for every token; quantized weights would be dequantized each time. Here each layer
+stands in for itself with one dense matrix W + scale * B A, built once, dropped at the end. The quantized weights
 are never touched.
 """
 
@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import bitsandbytes.functional as bnb
 import psutil
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..compat.dequantize import dequantized
+from ...kit.quantizer import Quantizer
 from ..compat.lora import BaseTunerLayer, matrices
 from .small_products import Dense
 
@@ -25,25 +24,15 @@ HEADROOM = 1.5
 """Free memory must be this many times the dense weights."""
 
 
-def dense_weight(layer: Any) -> Tensor:
+def dense_weight(layer: Any, quantizer: Quantizer) -> Tensor:
     """[out, in]: a layer's frozen weight, dequantized; the layer stays as it is."""
-    weight = layer.weight
-    kind = type(weight).__name__
-    if kind == "Params4bit":
-        return bnb.dequantize_4bit(weight.data, weight.quant_state)
-    if kind == "Int8Params":
-        # Not by PEFT's helper: on CPUs it puts a new parameter into the layer, which has lost its scales.
-        scales = weight.SCB if layer.state.SCB is None else layer.state.SCB
-        return bnb.int8_vectorwise_dequant(weight.data, scales)
-    dense = dequantized(layer)
-    return dense.T if isinstance(layer, Conv1D) else dense
+    if quantizer.is_quantized(layer):
+        return quantizer.dense_weight(layer).detach()
+    weight: Tensor = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
 
 
-def _quantized(layer: nn.Module) -> bool:
-    return type(layer).__module__.startswith("bitsandbytes")
-
-
-def _replaceable(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+def _replaceable(model: nn.Module, quantizer: Quantizer) -> list[tuple[nn.Module, str, nn.Module]]:
     """(parent, name, layer) of every layer that carries adapters or is quantized."""
     found = []
     inside: set[int] = set()
@@ -54,14 +43,14 @@ def _replaceable(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
             if isinstance(child, BaseTunerLayer):
                 inside.update(id(module) for module in child.modules())
                 found.append((parent, name, child))
-            elif _quantized(child):
+            elif quantizer.is_quantized(child):
                 found.append((parent, name, child))
     return found
 
 
-def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype) -> nn.Linear:
+def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype, quantizer: Quantizer) -> nn.Linear:
     base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-    weight = dense_weight(base).float()
+    weight = dense_weight(base, quantizer).float()
     if lora := matrices(layer, adapter):
         weight = torch.addmm(weight, lora.up.float(), lora.down.float(), alpha=lora.scale)
     dense = _linear(weight)
@@ -87,7 +76,9 @@ def _same(layer: nn.Linear) -> nn.Linear:
 
 
 @torch.no_grad()
-def dense_weights(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
+def dense_weights(
+    model: nn.Module, adapter: str | None, quantizer: Quantizer
+) -> Iterator[tuple[str, Tensor]]:
     """Path and float32 weight, the adapter merged in, of every layer that carries adapters or is quantized.
 
     Each weight is laid out as the plain model has it, and built when it is asked for.
@@ -95,18 +86,19 @@ def dense_weights(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, 
     Args:
         model: the causal language model.
         adapter: whose update is added; None: the base alone.
+        quantizer: of the base.
     """
     paths = {id(module): path for path, module in model.named_modules()}
-    for _, _, layer in _replaceable(model):
+    for _, _, layer in _replaceable(model, quantizer):
         base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-        weight = _dense(layer, adapter, torch.float32).weight
+        weight = _dense(layer, adapter, torch.float32, quantizer).weight
         yield paths[id(layer)], weight.T if isinstance(base, Conv1D) else weight
 
 
-def dense_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+def dense_bytes(model: nn.Module, dtype: torch.dtype, quantizer: Quantizer) -> int:
     """Bytes that the dense weights would take."""
     total = 0
-    for _, _, layer in _replaceable(model):
+    for _, _, layer in _replaceable(model, quantizer):
         base: Any = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
         rows, columns = (
             base.weight.shape if isinstance(base, Conv1D) else (base.out_features, base.in_features)
@@ -115,20 +107,20 @@ def dense_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     return total
 
 
-def fits(model: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+def fits(model: nn.Module, dtype: torch.dtype, device: torch.device, quantizer: Quantizer) -> bool:
     """Whether the dense weights fit beside what is there, with headroom."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         free = psutil.virtual_memory().available
-    return dense_bytes(model, dtype) * HEADROOM < free
+    return dense_bytes(model, dtype, quantizer) * HEADROOM < free
 
 
 @contextmanager
-def merged(model: nn.Module, adapter: str | None, dtype: torch.dtype) -> Iterator[None]:
+def merged(model: nn.Module, adapter: str | None, dtype: torch.dtype, quantizer: Quantizer) -> Iterator[None]:
     """Inside, forwards go through dense weights with `adapter` merged in (None: the base alone)."""
-    places = _replaceable(model)
+    places = _replaceable(model, quantizer)
     causal: Any = model
     head = causal.get_output_embeddings()
     plain = [(model, name, child) for name, child in model.named_children() if child is head]
@@ -136,7 +128,9 @@ def merged(model: nn.Module, adapter: str | None, dtype: torch.dtype) -> Iterato
     try:
         with torch.no_grad():
             for parent, name, layer in places:
-                setattr(parent, name, _same(layer) if layer is head else _dense(layer, adapter, dtype))
+                setattr(
+                    parent, name, _same(layer) if layer is head else _dense(layer, adapter, dtype, quantizer)
+                )
         yield
     finally:
         for parent, name, layer in places:

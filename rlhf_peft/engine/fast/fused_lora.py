@@ -1,11 +1,12 @@
 """A layer with a LoRA adapter as one step, forward and backward; and a gated MLP of three of them.
 
 y = x W^T + b + scale (x A^T) B^T.  PEFT adds the adapter's part in five steps, each with a tensor of the output's size,
-and copies the 4-bit layer's output first; here nothing of that size is made but the output, and the backward pass keeps
-the input and [n, r] numbers. Of down(silu(gate(x)) * up(x)) it keeps gate(x) and up(x), not what is made of them.
+and copies a quantized layer's output first; here nothing of that size is made but the output, and the backward pass
+keeps the input and [n, r] numbers. Of down(silu(gate(x)) * up(x)) it keeps gate(x) and up(x), not what is made of them.
 
 Left out on purpose: half precision (PEFT has the adapter's part in float32 there), dropout, DoRA and other variants,
-several adapters at once, int8, GPT-2's transposed layers, and autocast; these go PEFT's own way.
+several adapters at once, layers that round their inputs (int8), GPT-2's transposed layers, and autocast; these go
+PEFT's own way.
 """
 
 from __future__ import annotations
@@ -14,41 +15,44 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import bitsandbytes.functional as bnb
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ...kit.quantizer import Quantizer
 from ..compat.lora import LoraLayer, lone_adapter, matrices
+from .dense_weights import dense_weight
 from .paths import FastPaths
 
 
-def install(model: nn.Module, fast: FastPaths) -> None:
+def install(model: nn.Module, fast: FastPaths, quantizer: Quantizer) -> None:
     """Let layers and MLPs take the short way whenever they can; a second time does nothing.
 
     Args:
         model: PEFT's model.
         fast: which fast paths are allowed.
+        quantizer: of the base.
     """
     for module in model.modules():
         if isinstance(module, LoraLayer):
             if fast.allows("fused_lora"):
-                _install_layer(module, fast)
-        elif fast.allows("gated_mlp") and "forward" not in module.__dict__ and _is_mlp(module):
+                _install_layer(module, fast, quantizer)
+        elif fast.allows("gated_mlp") and "forward" not in module.__dict__ and _is_mlp(module, quantizer):
             module.forward = FusedMlp(module, fast)
 
 
-def _install_layer(layer: Any, fast: FastPaths) -> None:
-    if "forward" in layer.__dict__ or not _is_linear(layer.get_base_layer()):
+def _install_layer(layer: Any, fast: FastPaths, quantizer: Quantizer) -> None:
+    if "forward" in layer.__dict__ or not _is_linear(layer.get_base_layer(), quantizer):
         return
-    layer.forward = FusedLora(layer, fast)
+    layer.forward = FusedLora(layer, fast, quantizer)
 
 
 class FusedLora:
     """A layer's forward."""
 
-    def __init__(self, layer: Any, fast: FastPaths) -> None:
+    def __init__(self, layer: Any, fast: FastPaths, quantizer: Quantizer) -> None:
         self._layer, self._fast = layer, fast
+        self._frozen = _Frozen(layer.get_base_layer(), quantizer)
         self._plain: Callable[..., Tensor] = type(layer).forward
         self._same: bool | None = None
 
@@ -77,19 +81,30 @@ class FusedLora:
         lora = matrices(self._layer, lone_adapter(self._layer))
         if lora is None or x.dtype != lora.down.dtype:
             return None
-        return _Parts(lora.down, lora.up, self._layer.get_base_layer(), lora.scale)
+        return _Parts(lora.down, lora.up, self._frozen, lora.scale)
 
 
-def _is_linear(layer: nn.Module) -> bool:
-    return type(layer) is nn.Linear or type(layer).__name__ == "Linear4bit"
+def _is_linear(layer: nn.Module, quantizer: Quantizer) -> bool:
+    """Whether a layer computes x W^T + b with W its dense weight."""
+    return quantizer.weight_only if quantizer.is_quantized(layer) else type(layer) is nn.Linear
 
 
-def _weight(layer: Any, dtype: torch.dtype) -> Tensor:
-    """[out, in] dense, of this dtype."""
-    weight = layer.weight
-    if type(weight).__name__ == "Params4bit":
-        weight = bnb.dequantize_4bit(weight.data, weight.quant_state)
-    return weight.to(dtype)
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    """A layer of the base, which may be quantized."""
+
+    layer: Any
+    quantizer: Quantizer
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[out], if it has one."""
+        bias: Tensor | None = self.layer.bias
+        return bias
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """[out, in] dense, of this dtype."""
+        return dense_weight(self.layer, self.quantizer).to(dtype)
 
 
 @dataclass(slots=True)
@@ -98,7 +113,7 @@ class _Parts:
 
     down: Tensor
     up: Tensor
-    layer: Any
+    layer: _Frozen
     scale: float
 
     @property
@@ -109,7 +124,7 @@ class _Parts:
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [n, out] for rows [n, in], and x A^T [n, r]."""
         low = rows @ self.down.t()
-        out = nn.functional.linear(rows, _weight(self.layer, rows.dtype), self.layer.bias)
+        out = nn.functional.linear(rows, self.layer.weight(rows.dtype), self.layer.bias)
         out.addmm_(low, self.up.t(), alpha=self.scale)
         return out, low
 
@@ -122,7 +137,7 @@ class _Parts:
         to_up = (grad.t() @ low).mul_(self.scale) if needs[2] else None
         to_rows = None
         if needs[0]:
-            to_rows = grad @ _weight(self.layer, grad.dtype)
+            to_rows = grad @ self.layer.weight(grad.dtype)
             to_rows.addmm_(through, self.down)
         return to_rows, to_down, to_up
 
@@ -150,13 +165,14 @@ class _LoraLinear(torch.autograd.Function):
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def _is_mlp(module: nn.Module) -> bool:
+def _is_mlp(module: nn.Module, quantizer: Quantizer) -> bool:
     """Whether it has the parts of a gated MLP, and no other."""
     names = {name for name, _ in module.named_children()}
     if names != {*MLP, "act_fn"}:
         return False
     layers = [getattr(module, name) for name in MLP]
-    return all(_is_linear(x.get_base_layer() if isinstance(x, LoraLayer) else x) for x in layers)
+    bases = [x.get_base_layer() if isinstance(x, LoraLayer) else x for x in layers]
+    return all(_is_linear(base, quantizer) for base in bases)
 
 
 class FusedMlp:

@@ -9,9 +9,9 @@ import torch
 
 from ...errors import SamplerError
 from ...hookspecs import PolicyView, SampleContext, TokenDecoder
-from ...types import Request, Rollout, SamplingParams
+from ...types import MemoryNeeds, Request, Rollout, SamplingParams
 from .drawing import DrawOptions, draw
-from .options import LocalOptions
+from .options import LocalOptions, shorter
 from .rows import Row, by_length, rollout_of, start_rows, streams
 
 
@@ -30,10 +30,12 @@ class LocalSampler:
         params: what a request asks for where the algorithm does not say otherwise.
         provides: see `hookspecs.Sampler`.
         max_rows: most rows that are decoded at once.
+        shares_prompts: whether `write` holds a prompt once for all its rows.
     """
 
     Options: ClassVar[type[LocalOptions]] = LocalOptions
     name: ClassVar[str]
+    shares_prompts: ClassVar[bool] = True
 
     def __init__(self, options: LocalOptions) -> None:
         self.max_rows = options.max_rows
@@ -41,6 +43,16 @@ class LocalSampler:
         self.provides = provided(options.params, "logps", "row_seeds")
         self._view: PolicyView | None = None
         self._version = 0
+
+    @classmethod
+    def memory(cls, options: LocalOptions) -> MemoryNeeds:
+        """What decoding needs; fewer rows at once need less."""
+        fewer = (f"max_rows={max(8, options.max_rows // 4)}",) if options.max_rows > 8 else ()
+        return MemoryNeeds(
+            rows_at_once=options.max_rows,
+            shares_prompts=cls.shares_prompts,
+            savings=(*fewer, *shorter(options)),
+        )
 
     def sync(self, policy: PolicyView, version: int) -> None:
         """Take the policy; its weights are read when sampling begins."""

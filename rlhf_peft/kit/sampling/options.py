@@ -48,3 +48,9 @@ class LocalOptions(SamplingOptions):
     """How completions are drawn from the run's own model, and how many at once."""
 
     max_rows: int = Field(256, gt=0, le=2**20, description="Most rows decoded at once.")
+
+
+def shorter(options: SamplingOptions) -> tuple[str, ...]:
+    """The setting that halves a completion's length, where it is long enough to be halved."""
+    most = options.max_new_tokens
+    return (f"max_new_tokens={most // 2}",) if most > 64 else ()

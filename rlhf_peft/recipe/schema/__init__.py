@@ -1,11 +1,13 @@
 """The recipe: every key, its type, its default and what it is for.
 
-Open sections (`algorithm`, `sampler`, each of `rewards`, a registered dataset) hold a `name` and that plugin's own
-options; the registry validates those. A recipe names registered things: no key imports code. A stage has the keys that
-it reads, so that a setting which would be ignored is an unknown key.
+Open sections (`quantization`, `algorithm`, `sampler`, each of `rewards`, a registered dataset) hold a `name` and that
+plugin's own options; the registry validates those. A recipe names registered things: no key imports code. A stage has
+the keys that it reads, so that a setting which would be ignored is an unknown key.
 """
 
 from .fields import RUN_NAME, check_run_name, check_stage_name
+from .open_section import OpenSection
+from .quantization import DEFAULT_QUANTIZER, Quantization
 from .recipe import RESERVED, Recipe
 from .sections import (
     Checkpoint,
@@ -14,7 +16,6 @@ from .sections import (
     Eval,
     Lora,
     Model,
-    OpenSection,
     PolicyEval,
     RewardEntry,
     RlEval,
@@ -32,6 +33,7 @@ from .stages import (
 )
 
 __all__ = [
+    "DEFAULT_QUANTIZER",
     "RESERVED",
     "RUN_NAME",
     "Checkpoint",
@@ -44,6 +46,7 @@ __all__ = [
     "PolicyEval",
     "PolicyStage",
     "PreferenceStage",
+    "Quantization",
     "Recipe",
     "RewardEntry",
     "RewardModelStage",

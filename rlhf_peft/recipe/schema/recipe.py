@@ -8,7 +8,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from .fields import RunName, Seed, check_run_name
-from .sections import DatasetSource, Lora, Model, OpenSection, RewardEntry, Section
+from .open_section import OpenSection
+from .quantization import Quantization
+from .sections import DatasetSource, Lora, Model, RewardEntry, Section
 from .stages import RewardModelStage, Stage
 
 
@@ -63,5 +65,7 @@ RESERVED: dict[str, frozenset[str]] = {
     "samplers": frozenset(OpenSection.model_fields),
     "rewards": frozenset(RewardEntry.model_fields),
     "datasets": frozenset(DatasetSource.model_fields),
+    "environments": frozenset(OpenSection.model_fields),
+    "quantizers": frozenset(Quantization.model_fields),
 }
 """Kind to the keys that the recipe itself has in a plugin's section; options so named would be hidden."""

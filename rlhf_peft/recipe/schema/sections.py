@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .fields import Count, Number, Positive, Rank, Seconds, Share, Steps, TemplateArguments, Tokens
+from .open_section import OpenSection
+from .quantization import DEFAULT_QUANTIZER, Quantization
 
 
 class Section(BaseModel):
@@ -16,17 +18,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-class OpenSection(BaseModel):
-    """A registered thing by name, with that thing's own options beside it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-    name: str = Field(description="Registered name, or `distribution:name`.")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys that belong to the plugin."""
-        return dict(self.model_extra or {})
+FastPath = Literal["fused_lora", "gated_mlp", "shared_prefix", "dense_weights", "lean_decoder"]
+"""Names of the fast paths, as in `engine.fast`."""
 
 
 class Model(Section):
@@ -34,10 +27,11 @@ class Model(Section):
 
     path: str = Field(description="Hub id, folder, or `builtin:tiny`.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    quantization: Literal["nf4", "fp4", "int8", "none"] = Field(
-        "nf4", description="How the base's weights are held."
+    quantization: Quantization = Field(
+        default_factory=lambda: Quantization(name=DEFAULT_QUANTIZER),
+        description="How the base's weights are held: `nf4`, `fp4`, `int8`, `none` or a plugin's quantizer; its name, "
+        "or a section with `name` and its options.",
     )
-    double_quantization: bool = Field(True, description="Quantize the 4-bit scales too (QLoRA, section 3).")
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32."
     )
@@ -52,6 +46,11 @@ class Model(Section):
         description="Write completions with dense weights, the adapter merged in, instead of the quantized ones: "
         "several times faster, more memory; null: where they fit.",
     )
+    fast: bool | list[FastPath] = Field(
+        True,
+        description="Faster ways to compute the same, each compared with the plain way first; false: none of them; a "
+        "list: only these.",
+    )
     max_length: Tokens | None = Field(
         None, description="Longest row, prompt and completion, in tokens; null: what the model allows."
     )
@@ -61,6 +60,13 @@ class Model(Section):
     chat_template_kwargs: TemplateArguments = Field(
         default_factory=dict, description="Passed to the chat template, such as `enable_thinking: false`."
     )
+
+    @model_validator(mode="after")
+    def _merging_is_allowed(self) -> Model:
+        allowed = self.fast is True or (isinstance(self.fast, list) and "dense_weights" in self.fast)
+        if self.merge_rollouts and not allowed:
+            raise ValueError("merge_rollouts: true needs dense_weights among `fast`. Leave one of them out")
+        return self
 
 
 class Lora(Section):

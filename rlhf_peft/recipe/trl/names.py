@@ -64,8 +64,8 @@ OURS: dict[str, str] = {
     "load_in_4bit": "model.quantization",
     "load_in_8bit": "model.quantization",
     "bnb_4bit_quant_type": "model.quantization",
-    "use_bnb_nested_quant": "model.double_quantization",
-    "bnb_4bit_use_double_quant": "model.double_quantization",
+    "use_bnb_nested_quant": "model.quantization.double_quantization",
+    "bnb_4bit_use_double_quant": "model.quantization.double_quantization",
     "max_seq_length": "model.max_length",
     "max_prompt_length": "model.max_length",
     # adapters

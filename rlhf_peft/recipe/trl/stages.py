@@ -38,8 +38,6 @@ def model(read: Reader, online: bool) -> dict[str, Any]:
     if revision not in (None, "main"):
         section["revision"] = revision
     section["quantization"] = _quantization(read)
-    if section["quantization"] in ("nf4", "fp4"):
-        section["double_quantization"] = read("use_bnb_nested_quant")
     section["compute_dtype"] = _dtype(read)
     attention = read("attn_implementation")
     if str(attention) in _ATTENTION:
@@ -57,11 +55,11 @@ def model(read: Reader, online: bool) -> dict[str, Any]:
     return section
 
 
-def _quantization(read: Reader) -> str:
+def _quantization(read: Reader) -> str | dict[str, Any]:
     four, eight = read("load_in_4bit"), read("load_in_8bit")
     kind = read("bnb_4bit_quant_type")
     if four:
-        return str(kind)
+        return {"name": str(kind), "double_quantization": bool(read("use_bnb_nested_quant"))}
     if not eight:
         read.note("load_in_4bit", "off, as in TRL; quantization: nf4 takes a quarter of the memory")
     return "int8" if eight else "none"

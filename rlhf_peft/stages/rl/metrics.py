@@ -20,9 +20,6 @@ METRICS: dict[str, str] = {
     "rewards/<name>/std": "standard deviation of one reward over rows",
     "rewards/<name>/abstained": "share of rows that a reward abstained from; only where there is one",
     "rewards/<name>/failed": "1 where a reward failed in this batch and its entry says abstain",
-    "rewards/classifier/truncated": "share of rows cut at the start to the classifier's longest length",
-    "rewards/learned/<name>/mean": "mean over rows of the scores of one head of an ensemble",
-    "rewards/learned/disagreement": "mean over rows of the standard deviation over the heads of an ensemble",
     "kl": "mean over completions of sum over tokens of logp - ref_logp (k1), in nats: the objective's KL",
     "kl_k3": "mean over completions of sum over tokens of exp(-d) - 1 + d, d = logp - ref_logp (k3), in nats",
     "approx_kl": "mean over tokens and updates of 0.5 (logp - old_logp)^2 (k2): how far an update moves",
@@ -187,6 +184,16 @@ class Averages:
     def means(self) -> dict[str, float]:
         """The mean of each figure."""
         return {name: total / max(1.0, self._counts[name]) for name, total in self._sums.items()}
+
+
+def reward_metrics(name: str, metrics: Mapping[str, str]) -> dict[str, str]:
+    """What a reward logs, under the names that stand in metrics.jsonl.
+
+    Args:
+        name: of the reward.
+        metrics: name to formula, as the reward declares them.
+    """
+    return {f"rewards/{name}/{key}": formula for key, formula in metrics.items()}
 
 
 def undocumented(names: Iterable[str], *documented: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from trl import DPOTrainer, GRPOTrainer, RLOOTrainer
 
 from rlhf_peft.builtin.algorithms import Cispo, Grpo, Gspo, OnlineDpo, Rloo
-from rlhf_peft.plugin import Outputs, Totals, maths
+from rlhf_peft.plugin import Outputs, maths
 
 from .rollouts import PROMPT, Ask, minibatch, scored
 
@@ -69,8 +69,8 @@ def inputs(data, advantages):
         "completion_ids": torch.ones(mask.shape, dtype=torch.int64),
         "completion_mask": mask.long(),
         "advantages": advantages,
-        "old_per_token_logps": data.logps[:, PROMPT:],
-        "old_logps": (data.logps[:, PROMPT:] * mask).sum(1),
+        "old_per_token_logps": data.old_logps[:, PROMPT:],
+        "old_logps": (data.old_logps[:, PROMPT:] * mask).sum(1),
         "ref_per_token_logps": data.ref_logps[:, PROMPT:],
         "num_items_in_batch": mask.sum(),
     }
@@ -79,25 +79,24 @@ def inputs(data, advantages):
 def ours(algorithm, data, logps, splits=((0, 1, 2, 3, 4, 5),)):
     """Our loss over the rows, in any split, and its gradient."""
     algorithm.requests([], Ask())
-    keep = torch.ones(len(data), dtype=torch.bool)
-    columns, _ = algorithm.prepare(data, keep)
-    totals = Totals(tokens=int(data.mask.sum()), rows=len(data))
+    columns, _ = algorithm.prepare(data)
+    everything = list(range(len(data)))
     loss = torch.zeros(())
     for rows in splits:
         rows = list(rows)
-        batch = minibatch(data, columns, rows)
+        batch = minibatch(data, columns, rows, everything)
         terms, _ = algorithm.loss(Outputs(logps[rows]), batch)
         if terms.dim() == 1:
-            loss = loss + terms.sum() / totals.rows
+            loss = loss + terms.sum() / batch.total_rows
         else:
-            loss = loss + maths.weighted_sum(terms, algorithm.weights(batch.mask, totals))
+            loss = loss + maths.weighted_sum(terms, algorithm.weights(batch))
     return loss, torch.autograd.grad(loss, logps)[0], columns
 
 
 def moved(data, by=0.15):
     """Log-probabilities after some updates: some ratios are beyond the clip."""
     generator = torch.Generator().manual_seed(7)
-    return (data.logps + by * torch.randn(data.logps.shape, generator=generator)).requires_grad_()
+    return (data.old_logps + by * torch.randn(data.old_logps.shape, generator=generator)).requires_grad_()
 
 
 def same(mine, theirs, logps):
@@ -131,16 +130,16 @@ def test_truncated_completions_count_as_zeros_where_trl_counts_them(loss_type):
     algorithm = Grpo(Grpo.Options(loss_type=loss_type, mask_truncated_completions=True))
     algorithm.requests([], Ask())
     selection = algorithm.select(data, 0)
-    assert selection.silent.tolist() == [False, True, False, False, False, True]
-    assert torch.equal(selection.keep, ~selection.silent)
-    columns, _ = algorithm.prepare(data, selection.keep)
-    kept = selection.keep.nonzero().flatten().tolist()
-    totals = Totals(tokens=int(data.mask[kept].sum()), rows=int((selection.keep | selection.silent).sum()))
-    batch = minibatch(data, columns, kept)
+    assert selection.zero_loss.tolist() == [False, True, False, False, False, True]
+    assert torch.equal(selection.train, ~selection.zero_loss)
+    data.train, data.zero_loss = selection.train, selection.zero_loss
+    columns, _ = algorithm.prepare(data)
+    kept = selection.train.nonzero().flatten().tolist()
+    batch = minibatch(data, columns, kept, total_rows=int((selection.train | selection.zero_loss).sum()))
     terms, _ = algorithm.loss(Outputs(logps[kept]), batch)
-    loss = maths.weighted_sum(terms, algorithm.weights(batch.mask, totals))
+    loss = maths.weighted_sum(terms, algorithm.weights(batch))
     given = inputs(data, columns["advantages"])
-    given["completion_mask"] = given["completion_mask"] * selection.keep[:, None]
+    given["completion_mask"] = given["completion_mask"] * selection.train[:, None]
     given["num_items_in_batch"] = given["completion_mask"].sum()
     theirs = GRPOTrainer._compute_loss(trainer(data, logps, loss_type=loss_type), None, given)
     same((loss, torch.autograd.grad(loss, logps)[0], columns), theirs, logps)
@@ -153,8 +152,8 @@ def test_truncated_completions_of_groups_that_are_not_used_do_not_count():
     algorithm = Grpo(Grpo.Options(mask_truncated_completions=True, dynamic_sampling=True, max_rounds=1))
     algorithm._prompts = 2
     selection = algorithm.select(data, 0)
-    assert selection.silent.tolist() == [False] * 5 + [True]
-    assert selection.keep.tolist() == [False, False, False, True, True, False]
+    assert selection.zero_loss.tolist() == [False] * 5 + [True]
+    assert selection.train.tolist() == [False, False, False, True, True, False]
 
 
 def test_gspo_is_grpo_with_sequence_level_ratios():
@@ -183,7 +182,7 @@ def test_cispo():
 def test_group_advantages_as_trl_computes_them(scale):
     data = scored(SCORES, GROUP)
     algorithm = Grpo(Grpo.Options(scale_rewards=scale))
-    advantages = algorithm.prepare(data, torch.ones(6, dtype=torch.bool))[0]["advantages"]
+    advantages = algorithm.prepare(data)[0]["advantages"]
     rewards = torch.tensor(SCORES)
     groups = rewards.view(2, 3)
     std = {"group": groups.std(1, keepdim=True).expand(2, 3).reshape(-1), "batch": rewards.std()}.get(scale)
@@ -196,7 +195,7 @@ def test_rloo():
     data = scored(SCORES, GROUP)
     logps = moved(data, 0.1)
     mine = ours(Rloo(Rloo.Options(num_generations=3)), data, logps, ((0, 5), (1, 2, 3, 4)))
-    kl = ((data.logps - data.ref_logps) * data.mask).sum(1)
+    kl = ((data.old_logps - data.ref_logps) * data.mask).sum(1)
     rewards = (torch.tensor(SCORES) - 0.05 * kl).view(2, 3)
     expected = (rewards - (rewards.sum(1, keepdim=True) - rewards) / 2).reshape(-1)
     assert torch.allclose(mine[2]["advantages"], expected, atol=1e-6)
@@ -208,7 +207,7 @@ def test_online_ipo_is_of_sums_as_in_trls_online_trainer():
     """Its loss stands inside `training_step`: (logits - 1 / (2 beta))^2, of log-ratios summed over tokens."""
     data = scored(SCORES, GROUP)
     algorithm = OnlineDpo(OnlineDpo.Options(beta=0.3, loss_type="ipo", num_generations=3))
-    rows = algorithm.select(data, 0).keep.nonzero().flatten().tolist()
+    rows = algorithm.select(data, 0).train.nonzero().flatten().tolist()
     best, worst = [0, 3], [1, 5]
     assert sorted(best + worst) == rows
     data = data.rows(best + worst)
@@ -223,8 +222,8 @@ def test_online_dpo_has_the_loss_of_trls_dpo():
     loss_type = "sigmoid"
     data = scored(SCORES, GROUP)
     algorithm = OnlineDpo(OnlineDpo.Options(beta=0.3, loss_type=loss_type, num_generations=3))
-    keep = algorithm.select(data, 0).keep
-    assert keep.nonzero().flatten().tolist() == [0, 1, 3, 5]
+    train = algorithm.select(data, 0).train
+    assert train.nonzero().flatten().tolist() == [0, 1, 3, 5]
     order = [0, 3, 1, 5]  # best of each group, then the worst: TRL's order
     data = data.rows(order)
     data.rollout.group = torch.tensor([0, 1, 0, 1])

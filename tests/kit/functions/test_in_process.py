@@ -14,8 +14,7 @@ from rlhf_peft.kit.functions import FunctionReward
 from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.registry import Registry
 from rlhf_peft.stages.rl.rewards.rewards import Rewards
-from tests.builtin.rewards.doubles import batch
-from tests.stages.rl.reward_doubles import Base
+from tests.stages.rl.rewards.reward_doubles import Base, scored
 
 PLUGIN = (
     "from rlhf_peft.plugin import Options, hookimpl\n"
@@ -72,13 +71,13 @@ def test_a_reward_in_the_runs_process_leaves_it_as_it_was(tmp_path):
     before = state()
     call = "def f(completions, **_):\n" + indented(CHANGES) + "    return [1.0] * len(completions)\n"
     made = here(tmp_path, call)
-    assert made.score(batch()).scores.tolist() == [1.0] * 3
+    assert scored(made).scores.tolist() == [1.0] * 3
     assert state() == before
 
 
 def test_a_reward_in_the_runs_process_draws_new_numbers_in_each_call(tmp_path):
     made = here(tmp_path, "import torch\ndef f(completions, **_): return torch.rand(len(completions))\n")
-    assert made.score(batch()).scores.tolist() != made.score(batch()).scores.tolist()
+    assert scored(made).scores.tolist() != scored(made).scores.tolist()
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
@@ -88,7 +87,7 @@ def test_a_reward_cannot_end_the_run(tmp_path, kind, status):
     with pytest.raises(
         RewardError, match=rf"reward f .*called os\._exit\({status}\), which would end the run"
     ):
-        made.score(batch())
+        scored(made)
     made.close()
 
 
@@ -98,7 +97,7 @@ def test_an_async_reward_that_leaves_the_folder(tmp_path):
         tmp_path,
         "import os\nasync def f(completions, **_):\n    os.chdir('/')\n    return [1.0] * len(completions)\n",
     )
-    made.score(batch())
+    scored(made)
     made.close()
     assert os.getcwd() == before
 
@@ -108,7 +107,7 @@ def test_a_child_that_a_reward_forks_may_end(tmp_path):
         "import os\ndef f(completions, **_):\n    child = os.fork()\n    if child == 0: os._exit(7)\n"
         "    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] * len(completions)\n"
     )
-    assert here(tmp_path, text).score(batch()).scores.tolist() == [7.0] * 3
+    assert scored(here(tmp_path, text)).scores.tolist() == [7.0] * 3
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from rlhf_peft.kit.functions.target import Target
 from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.registry import Registry
 from rlhf_peft.stages.rl.rewards.rewards import Rewards
-from tests.builtin.rewards.doubles import batch
-from tests.stages.rl.reward_doubles import Base
+from tests.stages.rl.rewards.reward_doubles import Base, scored
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 
@@ -83,7 +82,7 @@ def test_a_module_and_a_file_beside_a_reward_are_found(offered, tmp_path, monkey
         "a link": "link.py",
     }[named]
     made = offered(text, name="proj/mine.py", path=path)
-    assert made.score(batch(completions=["a", "bcd"])).scores.tolist() == [2.0, 4.0]
+    assert scored(made, completions=["a", "bcd"]).scores.tolist() == [2.0, 4.0]
     assert "helpers" not in sys.modules
 
 
@@ -98,13 +97,13 @@ def test_two_files_have_their_own_modules_beside_them(tmp_path):
         )
         registry.add_reward_function(file, name, FunctionReward)
     made = Rewards(registry, [RewardEntry(name="a"), RewardEntry(name="b")], Base())
-    assert {n: v.tolist() for n, v in made.score(batch(n=1)).components.items()} == {"a": [1.0], "b": [2.0]}
+    assert {n: v.tolist() for n, v in scored(made, n=1).components.items()} == {"a": [1.0], "b": [2.0]}
     made.close()
 
 
 @pytest.mark.parametrize("name", ["my-rewards.py", "rewards.v2.py", "random.py", "json.py"])
 def test_a_file_may_be_called_anything(offered, name):
-    assert offered(LENGTHS, name=name).score(batch(completions=["ab"])).scores.tolist() == [2.0]
+    assert scored(offered(LENGTHS, name=name), completions=["ab"]).scores.tolist() == [2.0]
 
 
 # --- what a file does to its process ---
@@ -138,7 +137,7 @@ def test_what_a_file_does_to_its_process_does_no_harm(offered, what):
     drawn, arguments = torch.get_rng_state(), list(sys.argv)
     made = offered(HARMLESS[what] + CALLS.get(what, LENGTHS))
     for _ in range(2):
-        assert made.score(batch(completions=["a", "bcd"])).scores.tolist() == [1.0, 3.0]
+        assert scored(made, completions=["a", "bcd"]).scores.tolist() == [1.0, 3.0]
     after = (os.getcwd(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
     assert after == before and bool((torch.get_rng_state() == drawn).all()) and sys.argv == arguments
 
@@ -148,7 +147,7 @@ def test_an_async_function_of_a_file_runs_in_its_process_too(offered):
         "import asyncio, os\nasync def f(completions, log_metric, **_):\n"
         "    await asyncio.sleep(0)\n    log_metric('pid', os.getpid())\n    return [1.0] * len(completions)\n"
     )
-    out = made.score(batch())
+    out = scored(made)
     assert out.scores.tolist() == [1.0] * 3 and out.metrics["rewards/f/pid"] != os.getpid()
 
 
@@ -183,20 +182,20 @@ def test_an_import_that_works_once_is_told_when_it_fails(offered, tmp_path):
     made = offered(LENGTHS)
     (tmp_path / "mine.py").write_text("1 / 0\n")
     with pytest.raises(RewardError, match=r"reward f .*importing .*mine\.py raised ZeroDivisionError"):
-        made.score(batch())
+        scored(made)
 
 
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_call_that_ends_the_process_is_no_success(offered, status):
     made = offered(f"import os\ndef f(**_): os._exit({status})\n")
     with pytest.raises(RewardError, match=f"lost its worker process, which ended with status {status}"):
-        made.score(batch())
+        scored(made)
 
 
 def test_a_gigabyte_of_output_is_cut(offered, capfd):
     prints = "    for _ in range(64): print('x' * 2**20)\n"
     made = offered(f"def f(completions, **_):\n{prints}    return [1.0] * len(completions)\n")
-    assert made.score(batch()).scores.tolist() == [1.0] * 3
+    assert scored(made).scores.tolist() == [1.0] * 3
     made.close()
     err = capfd.readouterr().err
     assert "f printed more than 64 kB at once; the rest is left out." in err and len(err) < 2**17
@@ -210,7 +209,7 @@ def test_what_a_reward_starts_in_another_session_ends_with_it(offered, recwarn):
         "def f(completions, **_):\n    subprocess.Popen(COMMAND, start_new_session=True)\n"
         "    return [1.0] * len(completions)\n"
     )
-    made.score(batch())
+    scored(made)
     while not alive(mark):  # its command line comes a moment after it
         time.sleep(0.01)
     made.close()
@@ -241,7 +240,7 @@ def test_a_class_of_a_plugin_in_a_file_runs_beside_its_modules(tmp_path):
     registry = Registry()
     registry.add_file(file)
     made = Rewards(registry, [RewardEntry(name="mine")], Base())
-    out = made.score(batch())
+    out = scored(made)
     made.close()
     assert out.scores.tolist() == [2.5] * 3 and out.metrics["rewards/mine/pid"] != os.getpid()
     assert Path(file).exists()

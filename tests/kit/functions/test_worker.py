@@ -14,7 +14,7 @@ from rlhf_peft.kit.functions.reward import scores_of
 from rlhf_peft.kit.functions.worker import BadScores, numbers
 from rlhf_peft.types import Scores
 from tests.builtin.rewards.doubles import batch, score
-from tests.stages.rl.reward_doubles import rewards
+from tests.stages.rl.rewards.reward_doubles import rewards, scored
 
 TAKEN = [
     [1, 2.0, True],
@@ -93,7 +93,7 @@ def test_a_function_is_held_to_it_wherever_it_runs(in_process, function, named):
     reward = FunctionReward(FunctionOptions(), function, "f")
     made = rewards({"f": {"in_process": in_process}}, f=reward)
     with pytest.raises(RewardError, match=rf"reward f .*returned {named} at rl step 4\. Expected a list"):
-        made.score(batch())
+        scored(made)
     made.close()
     with pytest.raises(RewardError, match=f"reward f returned {named}"):
         score(reward, batch())

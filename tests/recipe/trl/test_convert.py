@@ -200,8 +200,7 @@ def test_dpo(made, registry):
         "target_modules": ["q_proj", "v_proj"],
         "use_rslora": False,
     }
-    assert found.data["model"]["quantization"] == "nf4"
-    assert found.data["model"]["double_quantization"] is True
+    assert found.data["model"]["quantization"] == {"name": "nf4", "double_quantization": True}
     assert found.data["model"]["gradient_checkpointing"] is False
     assert found.data["model"]["max_length"] == 1024
     assert (stage["stage"], stage["method"], stage["beta"], stage["label_smoothing"]) == (

@@ -42,6 +42,12 @@ def run(ctx):
     return rl.run(ctx.recipe.stages[-1], ctx)
 
 
+def algorithm_of(ctx):
+    """The algorithm of the last stage, made anew."""
+    section = ctx.recipe.stages[-1].algorithm
+    return ctx.registry.make("algorithms", section.name, section.options)
+
+
 def logged(ctx):
     return [json.loads(line) for line in (ctx.run.path / "metrics.jsonl").read_text().splitlines()]
 

@@ -37,49 +37,49 @@ COLLAPSED = [
 def test_a_collapse_is_warned_of_once_each_time_that_it_begins(caplog, figures, told):
     look = guards()
     for step in range(1, 6):
-        look(step, FINE if step < 2 else {**FINE, **figures})
+        look.check(step, FINE if step < 2 else {**FINE, **figures})
     assert [record.message for record in caplog.records if told in record.message] == [
         record.message for record in caplog.records
     ]
     assert len(caplog.records) == 1 and "3 steps up to 4: " in caplog.text
-    look(6, FINE)
+    look.check(6, FINE)
     for step in range(7, 10):
-        look(step, {**FINE, **figures})
+        look.check(step, {**FINE, **figures})
     assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(("figures", "told"), COLLAPSED)
 def test_a_collapse_stops_the_run_where_the_recipe_says_so(figures, told):
     look = guards(action="stop")
-    look(1, FINE)
-    look(2, {**FINE, **figures})
-    look(3, {**FINE, **figures})
+    look.check(1, FINE)
+    look.check(2, {**FINE, **figures})
+    look.check(3, {**FINE, **figures})
     with pytest.raises(GuardError, match=f"{told}.*collapse.action=warn") as caught:
-        look(4, {**FINE, **figures})
+        look.check(4, {**FINE, **figures})
     assert caught.value.exit_code == 3
 
 
 def test_what_was_seen_before_an_interruption_counts(caplog):
     first, second = guards(), guards()
-    first(1, FINE)
-    first(2, {**FINE, "entropy": 0.1})
-    first(3, {**FINE, "entropy": 0.1})
+    first.check(1, FINE)
+    first.check(2, {**FINE, "entropy": 0.1})
+    first.check(3, {**FINE, "entropy": 0.1})
     second.load_state_dict(first.state_dict())
-    second(4, {**FINE, "entropy": 0.1})
+    second.check(4, {**FINE, "entropy": 0.1})
     assert "entropy is 0.1" in caplog.text
 
 
 def test_one_score_is_not_the_same_score_for_all(caplog):
     look = guards()
     for step in range(1, 9):
-        look(step, {**FINE, "reward_std": 0.0, "rows": 1.0})
+        look.check(step, {**FINE, "reward_std": 0.0, "rows": 1.0})
     assert not caplog.records
 
 
 def test_nothing_is_said_where_shares_are_zero(caplog):
     look = guards(entropy=0.0, length=0.0)
     for step in range(1, 9):
-        look(step, {**FINE, "entropy": 0.0 if step > 1 else 2.0, "completions/mean_length": 1.0})
+        look.check(step, {**FINE, "entropy": 0.0 if step > 1 else 2.0, "completions/mean_length": 1.0})
     assert not caplog.records
 
 

@@ -9,8 +9,7 @@ from rlhf_peft.builtin.algorithms import Grpo
 from rlhf_peft.builtin.samplers import CachedSampler
 from rlhf_peft.errors import GuardError, RlhfPeftError
 from rlhf_peft.hookspecs import hookimpl
-from rlhf_peft.stages import rl
-from rlhf_peft.stages.rl.forwards import UpdateModule
+from rlhf_peft.stages.rl.forwards import RoleForwards
 
 from .support import logged, outcome_of, run, same, stage, with_coarse
 
@@ -87,9 +86,9 @@ def test_out_of_memory_the_step_is_taken_again_in_smaller_parts(make_context, mo
         return call
 
     if where == "update":
-        monkeypatch.setattr(UpdateModule, "forward", limited(UpdateModule.forward, 0))
+        monkeypatch.setattr(RoleForwards, "outputs", limited(RoleForwards.outputs, 0))
     else:
-        monkeypatch.setattr(rl.stage.Scorer, "_batch", limited(rl.stage.Scorer._batch, 1))
+        monkeypatch.setattr(RoleForwards, "_fill_rows", limited(RoleForwards._fill_rows, 1))
     found = outcome_of(with_coarse(make_context, algorithm=algorithm))
     same(found, plain)
     assert refused and "out of memory. From here on at most" in caplog.text

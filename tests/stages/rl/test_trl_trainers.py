@@ -50,7 +50,7 @@ class Recorder:
 
     @hookimpl
     def rlhf_peft_rollout_end(self, run, stage, step, batch):
-        self.rollouts.append(scored.rollout)
+        self.rollouts.append(batch.rollout)
 
 
 def ours(make_context, tmp_path, algorithm):

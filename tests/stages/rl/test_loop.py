@@ -2,19 +2,22 @@
 
 import json
 import math
+from contextlib import ExitStack
 
 import pytest
 import torch
 
 from rlhf_peft.builtin.algorithms import Grpo
-from rlhf_peft.engine import SharedBase
+from rlhf_peft.engine.forwards import Forwards
+from rlhf_peft.engine.roles import Roles
 from rlhf_peft.errors import GuardError, UsageError
 from rlhf_peft.hookspecs import hookimpl
 from rlhf_peft.stages import reward_model
-from rlhf_peft.stages.rl.forwards import UpdateModule
-from rlhf_peft.stages.rl.metrics import undocumented
+from rlhf_peft.stages.rl import loop, parts
+from rlhf_peft.stages.rl.forwards import RoleForwards
+from rlhf_peft.stages.rl.metrics import reward_metrics, undocumented
 
-from .support import logged, outcome_of, run, same, stage, with_coarse
+from .support import algorithm_of, logged, outcome_of, run, same, stage, with_coarse
 
 
 @pytest.fixture
@@ -45,7 +48,8 @@ def test_ppo_with_a_learned_reward_on_every_value_trunk(make_context, reward_sta
     assert len(lines) == 2 and out["before"]["eval/kl"] == pytest.approx(0.0, abs=1e-4)
     algorithm = algorithm_of(ctx)
     names = [name for name in lines[-1] if name not in ("stage", "step", "time")]
-    assert undocumented(names, algorithm.metrics) == []
+    learned = reward_metrics("learned", ctx.registry.metrics("rewards")["learned"])
+    assert undocumented(names, algorithm.metrics, learned) == []
     wanted = (
         "reward rewards/learned/mean rewards/learned/disagreement kl approx_kl entropy clip_ratio/region_mean "
         "value/loss value/explained_variance ratio/min ratio/mean ratio/max completions/mean_length "
@@ -88,7 +92,7 @@ def test_a_wrong_reference_stops_the_run(make_context, monkeypatch):
         for name, parameter in ctx.base.model.named_parameters():
             if "lora_B" in name and ".policy." in name:
                 parameter.normal_(std=0.05)
-    monkeypatch.setattr(SharedBase, "fix_reference", lambda base: base.roles.add("reference"))
+    monkeypatch.setattr(Roles, "freeze_reference", lambda roles: roles.add("reference"))
     with pytest.raises(GuardError, match="wrong model"):
         run(ctx)
 
@@ -99,11 +103,12 @@ def test_adamw_has_the_coefficients_of_the_recipe(make_context, given):
     if not given:
         del asked["adam_epsilon"]
     ctx = make_context(asked)
-    loop = Loop(ctx.recipe.stages[-1], ctx)
-    with ctx.base.training(loop.trained) as parameters:
-        loop.prepare(parameters)
+    with ExitStack() as stack:
+        parts.load_roles(ctx.recipe.stages[-1], ctx.base)
+        ctx.base.roles.freeze_reference()
+        optimizer = parts.build(ctx.recipe.stages[-1], ctx, stack).updater.optimizer
     usual = {"adam_epsilon": 1e-8, "adam_beta1": 0.9, "adam_beta2": 0.999, **given}
-    for group in loop.optimizer.param_groups:
+    for group in optimizer.param_groups:
         assert group["eps"] == usual["adam_epsilon"]
         assert group["betas"] == (usual["adam_beta1"], usual["adam_beta2"])
 
@@ -121,11 +126,10 @@ def test_a_value_on_the_reward_trunk_needs_a_reward_model(make_context):
 def test_an_algorithm_that_never_has_enough_is_stopped(make_context, monkeypatch):
     from rlhf_peft.builtin.algorithms.ppo import Ppo
     from rlhf_peft.errors import PluginError
-    from rlhf_peft.stages.rl import collect
     from rlhf_peft.types import Selection
 
-    monkeypatch.setattr(collect, "MOST_ROUNDS", 3)
-    monkeypatch.setattr(Ppo, "select", lambda self, scored, round: Selection(~scored.scores.isnan(), want=3))
+    monkeypatch.setattr(loop, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(Ppo, "select", lambda self, batch, round: Selection(~batch.scores.isnan(), 3))
     with pytest.raises(PluginError, match="3 more prompts after 3 rounds"):
         run(make_context(stage(max_steps=1)))
 
@@ -173,17 +177,11 @@ def test_steps_with_equal_scores_log_the_sampler_all_the_same(make_context):
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_an_update_that_says_the_old_log_probs_itself_is_the_same(make_context, monkeypatch, beta):
-    from rlhf_peft.stages.rl import collect
-    from rlhf_peft.stages.rl import stage as module
-
     algorithm = {"name": "grpo", "num_generations": 4, "beta": beta}
     quick = outcome_of(with_coarse(make_context, algorithm=algorithm, max_steps=1))
-    for place in (collect, module):
-        monkeypatch.setattr(place, "ahead", lambda algorithm: True)
-    # Without idle rows, the figures of the policy are over all rows in both.
-    monkeypatch.setattr(
-        Grpo, "idle", lambda self, scored, columns: torch.zeros(len(scored), dtype=torch.bool)
-    )
+    monkeypatch.setattr(parts, "needs_old_logps", lambda algorithm: True)
+    # With a forward for every row, the figures of the policy are over all rows in both.
+    monkeypatch.setattr(Grpo, "no_gradient", lambda self, batch: torch.zeros(len(batch), dtype=torch.bool))
     plain = outcome_of(with_coarse(make_context, algorithm=algorithm, max_steps=1))
     if beta:
         same(quick, plain)
@@ -193,25 +191,23 @@ def test_an_update_that_says_the_old_log_probs_itself_is_the_same(make_context, 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
 def test_prompts_that_are_read_once_change_nothing(make_context, monkeypatch, name):
-    from rlhf_peft.stages.rl import forwards, update
-
     algorithm = {"name": name, "num_generations": 4, "num_minibatches": 2, "beta": 0.04}
     quick = outcome_of(with_coarse(make_context, algorithm=algorithm))
-    for place in (forwards, update):
-        monkeypatch.setattr(place, "shared_prompts", lambda *args: None)
+    monkeypatch.setattr(Forwards, "share_prompts", lambda *args: None)
     same(quick, outcome_of(with_coarse(make_context, algorithm=algorithm)))
 
 
 def test_rows_without_gradient_are_left_out_of_the_update(make_context, monkeypatch):
     algorithm = {"name": "grpo", "num_generations": 4, "num_minibatches": 2}
     quick = outcome_of(with_coarse(make_context, algorithm=algorithm))
-    forwards = []
-    monkeypatch.setattr(
-        Grpo, "idle", lambda self, scored, columns: torch.zeros(len(scored), dtype=torch.bool)
-    )
-    monkeypatch.setattr(
-        UpdateModule, "__call__", lambda self, ids, *a: forwards.append(len(ids)) or self.forward(ids, *a)
-    )
+    forwards, outputs = [], RoleForwards.outputs
+
+    def counting(self, ids, *args, **options):
+        forwards.append(len(ids))
+        return outputs(self, ids, *args, **options)
+
+    monkeypatch.setattr(Grpo, "no_gradient", lambda self, batch: torch.zeros(len(batch), dtype=torch.bool))
+    monkeypatch.setattr(RoleForwards, "outputs", counting)
     plain = outcome_of(with_coarse(make_context, algorithm=algorithm))
     assert sum(forwards) == 2 * 16
     same((quick[0], []), (plain[0], []))
@@ -229,20 +225,20 @@ def test_greedy_baselines_enter_no_figure(make_context):
 def test_dynamic_sampling_asks_for_more_prompts(make_context):
     algorithm = {"name": "grpo", "num_generations": 2, "dynamic_sampling": True, "max_rounds": 3}
     ctx = with_coarse(make_context, algorithm=algorithm, max_steps=1)
-    told = []
+    batches = []
 
     class Observer:
         @hookimpl
         def rlhf_peft_rollout_end(self, run, stage, step, batch):
-            told.append(scored)
+            batches.append(batch)
 
     ctx.registry.add(Observer(), "observer", "tests", "1", "a test")
     run(ctx)
     (line,) = logged(ctx)
-    (scored,) = told
+    (batch,) = batches
     # Half of four, then of two, then of one (its group has number 0): three rounds, at most four groups that tell.
     assert line["sampling/rounds"] == 3.0
-    assert len(scored) == 2 * (4 + 2 + 1) and scored.rollout.group.unique().tolist() == list(range(7))
+    assert len(batch) == 2 * (4 + 2 + 1) and batch.rollout.group.unique().tolist() == list(range(7))
     assert line["rows"] == 6.0
 
 
@@ -275,7 +271,7 @@ def test_observers_hear_of_rollouts_steps_and_files(make_context):
     class Observer:
         @hookimpl
         def rlhf_peft_rollout_end(self, run, stage, step, batch):
-            heard.append(("rollout", step, len(scored)))
+            heard.append(("rollout", step, len(batch)))
 
         @hookimpl
         def rlhf_peft_step_end(self, run, stage, step, metrics):

@@ -14,11 +14,11 @@ from rlhf_peft.kit.functions import FunctionReward, target_of
 from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.registry import Registry
 from rlhf_peft.stages.rl.rewards.rewards import Rewards
-from tests.builtin.rewards.doubles import batch, chats
+from tests.builtin.rewards.doubles import chats
 
 from . import worker_functions as functions
 from . import worker_rewards
-from .reward_doubles import Base, function, rewards
+from .reward_doubles import Base, begin, function, rewards, scored
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 
@@ -52,7 +52,7 @@ def made():
 
 def test_a_function_runs_in_one_worker_that_lives_on(made, capfd):
     made = made({"f": {}}, f=function(functions.where))
-    first, second = (made.score(batch(columns={"answer": ["x", "y", "z"]})) for _ in range(2))
+    first, second = (scored(made, columns={"answer": ["x", "y", "z"]}) for _ in range(2))
     pid = first.metrics["rewards/f/pid"]
     assert pid != os.getpid() and pid == second.metrics["rewards/f/pid"]
     assert first.metrics["rewards/f/parent"] == os.getpid()
@@ -72,18 +72,18 @@ def test_a_function_that_hangs_is_killed_with_what_it_started(made, tmp_path):
     with pytest.raises(
         RewardError, match=r"took longer than 1 s at rl step 4. Its worker process was killed"
     ):
-        made.score(batch(columns={"note": [note] * 3}))
+        scored(made, columns={"note": [note] * 3})
     assert time.monotonic() - begun < 20
     worker, child = map(int, Path(note).read_text().split())
     assert gone(worker) and gone(child)
 
 
 def test_a_worker_that_dies_is_told_and_replaced(made, tmp_path):
-    given = batch(columns={"note": [str(tmp_path / "been")] * 3})
+    columns = {"note": [str(tmp_path / "been")] * 3}
     made = made({"f": {}}, f=function(functions.sometimes))
     with pytest.raises(RewardError, match="lost its worker process, which ended with status 3"):
-        made.score(given)
-    assert made.score(given).scores.tolist() == [1.0] * 3
+        scored(made, columns=columns)
+    assert scored(made, columns=columns).scores.tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -99,24 +99,24 @@ def test_failures_come_back_with_their_place(made, name, message):
     made = made({"f": {}}, f=function(getattr(functions, name)))
     for _ in range(2):
         with pytest.raises(RewardError, match=rf"reward f \(a-plugin 0\.3\.1\) {message}"):
-            made.score(batch())
+            scored(made)
 
 
 def test_rewards_run_while_the_model_computes(made):
     made = made({"f": {}, "g": {}}, f=function(functions.slow), g=function(functions.waits, "g"))
-    made.score(batch())  # the worker starts
+    scored(made)  # the worker starts
     begun = time.monotonic()
-    pending = made.begin(batch())
+    pending = begin(made)
     assert time.monotonic() - begun < 0.3
     time.sleep(0.7)
-    out = made.finish(pending, {}, {})
-    assert out.scores.tolist() == [3.0] * 3 and time.monotonic() - begun < 1.2
+    made.finish(pending)
+    assert pending.batch.scores.tolist() == [3.0] * 3 and time.monotonic() - begun < 1.2
 
 
 def test_cancelled_rewards_leave_no_process(made, tmp_path):
     note = str(tmp_path / "pids")
     made = made({"f": {}}, f=function(functions.hangs))
-    made.begin(batch(columns={"note": [note] * 3}))
+    begin(made, columns={"note": [note] * 3})
     while not (os.path.exists(note) and Path(note).read_text()):
         time.sleep(0.02)
     made.close()
@@ -125,7 +125,7 @@ def test_cancelled_rewards_leave_no_process(made, tmp_path):
 
 def test_forgotten_rewards_leave_no_process():
     forgotten = rewards({"f": {}}, f=function(functions.where))
-    pid = int(forgotten.score(batch()).metrics["rewards/f/pid"])
+    pid = int(scored(forgotten).metrics["rewards/f/pid"])
     del forgotten
     import gc
 
@@ -135,7 +135,7 @@ def test_forgotten_rewards_leave_no_process():
 
 def test_an_async_function_that_hangs_is_cancelled(made):
     with pytest.raises(RewardError, match=r"took longer than 0\.1 s"):
-        made({"f": {"timeout": 0.1}}, f=function(functions.waits_for_ever)).score(batch())
+        scored(made({"f": {"timeout": 0.1}}, f=function(functions.waits_for_ever)))
 
 
 def test_what_has_no_name_runs_here_with_a_note(made, caplog):
@@ -144,35 +144,36 @@ def test_what_has_no_name_runs_here_with_a_note(made, caplog):
     logging.getLogger("rlhf_peft").propagate = True
     with caplog.at_level("INFO", "rlhf_peft.rewards"):
         made = made({"f": {}}, f=function(functions.closure()))
-    assert made.score(batch()).metrics["rewards/f/pid"] == os.getpid()
+    assert scored(made).metrics["rewards/f/pid"] == os.getpid()
     assert "reward f (a-plugin 0.3.1) cannot be imported by name" in caplog.text
 
 
 def test_in_process_is_here_and_a_timeout_is_told_afterwards(made):
-    out = made({"f": {"in_process": True}}, f=function(functions.where)).score(batch())
+    out = scored(made({"f": {"in_process": True}}, f=function(functions.where)))
     assert out.metrics["rewards/f/pid"] == os.getpid()
     with pytest.raises(RewardError, match=r"took longer than 0\.1 s"):
         made_here = rewards({"f": {"in_process": True, "timeout": 0.1}}, f=function(functions.slow))
-        made_here.score(batch())
+        scored(made_here)
 
 
 def test_a_column_that_is_no_json_says_in_process(made):
-    given = batch(columns={"image": [torch.zeros(1)] * 3})
+    columns = {"image": [torch.zeros(1)] * 3}
     with pytest.raises(
         RewardError, match=r"column image .* holds a Tensor.*stages\.rl\.rewards\.f\.in_process=true"
     ):
-        made({"f": {}}, f=function(functions.where)).score(given)
-    assert rewards({"f": {"in_process": True}}, f=function(functions.where)).score(given).scores[0] == 1.0
+        scored(made({"f": {}}, f=function(functions.where)), columns=columns)
+    here = rewards({"f": {"in_process": True}}, f=function(functions.where))
+    assert scored(here, columns=columns).scores[0] == 1.0
 
 
 def test_a_plain_reward_is_rebuilt_in_a_worker(made):
     made = made({"p": {"factor": 2.0}}, p=worker_rewards.Plain)
-    out = made.score(batch(group=[0, 1, 3]))
+    out = scored(made, group=[0, 1, 3])
     assert out.scores.tolist() == [0.0, 2.0, 6.0]
     assert out.token_scores.tolist() == [[0.0, 1.0, 1.0]] * 3
     assert out.metrics["rewards/p/pid"] != os.getpid() and out.extra == {"p/text": ["c0", "c1", "c2"]}
-    here = rewards({"p": {"factor": 2.0, "in_process": True}}, p=worker_rewards.Plain).score(
-        batch(group=[0, 1, 3])
+    here = scored(
+        rewards({"p": {"factor": 2.0, "in_process": True}}, p=worker_rewards.Plain), group=[0, 1, 3]
     )
     assert here.metrics["rewards/p/drawn"] == pytest.approx(out.metrics["rewards/p/drawn"])
 
@@ -190,8 +191,8 @@ def test_a_function_of_a_file_runs_in_a_worker_without_torch(tmp_path):
     registry = Registry.load(no_plugins=True)
     registry.add_reward_function(file, "light", FunctionReward)
     made = Rewards(registry, [RewardEntry(name="light")], Base())
-    made.score(batch())
-    metrics = made.score(batch()).metrics
+    scored(made)
+    metrics = scored(made).metrics
     made.close()
     assert metrics == {"rewards/light/torch": 0.0, "rewards/light/calls": 2.0}
 
@@ -207,7 +208,7 @@ def test_a_function_of_a_file_runs_in_a_worker_without_torch(tmp_path):
 )
 def test_built_in_rewards_by_their_names(name, options, completions, columns, expected):
     made = Rewards(Registry.load(no_plugins=True), [RewardEntry(name=name, timeout=60, **options)], Base())
-    out = made.score(batch(completions=chats(*completions), columns=columns))
+    out = scored(made, completions=chats(*completions), columns=columns)
     made.close()
     assert out.scores.tolist() == expected
 
@@ -216,7 +217,7 @@ def test_a_pattern_that_never_ends_is_stopped():
     entry = RewardEntry(name="regex", pattern="(a+)+$", timeout=1.0)
     made = Rewards(Registry.load(no_plugins=True), [entry], Base())
     with pytest.raises(RewardError, match="took longer than 1 s"):
-        made.score(batch(completions=["a" * 60 + "b"]))
+        scored(made, completions=["a" * 60 + "b"])
     made.close()
 
 
@@ -235,8 +236,8 @@ def test_targets():
 
 def test_a_partial_of_an_importable_function_runs_in_a_worker(made):
     made = made({"f": {}}, f=function(functools.partial(functions.scaled, factor=2.0)))
-    assert made.score(batch()).scores.tolist() == [2.0] * 3
-    assert made._members[0].place == "worker"
+    assert scored(made).scores.tolist() == [2.0] * 3
+    assert made._bound[0].place == "worker"
 
 
 # --- trl.rewards ---
@@ -267,6 +268,8 @@ def test_trls_own_rewards_run_unchanged(made, number):
     if number >= 3:
         pytest.importorskip("math_verify")
     made = made({"f": {"timeout": 60}}, f=function(f))
-    given = batch(completions=completions_for_trl(), columns={"solution": ["\\frac{1}{3}"] * 3})
-    assert made.score(given).scores.tolist() == pytest.approx(expected)
-    assert made._members[0].place == place
+    columns = {"solution": ["\\frac{1}{3}"] * 3}
+    assert scored(made, completions=completions_for_trl(), columns=columns).scores.tolist() == pytest.approx(
+        expected
+    )
+    assert made._bound[0].place == place

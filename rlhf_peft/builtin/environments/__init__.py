@@ -1,0 +1,13 @@
+"""Environments: `calculator`, a small one to learn from."""
+
+from __future__ import annotations
+
+from rlhf_peft.plugin import Register, hookimpl
+
+from .calculator import Calculator
+
+
+@hookimpl
+def rlhf_peft_register_environments(register: Register) -> None:
+    """Offer the built-in environments."""
+    register("calculator", Calculator)

@@ -1,0 +1,20 @@
+"""Keys of earlier recipes, put where they stand now, so that the recipe of an earlier run is still read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def move_former_keys(data: dict[str, Any]) -> None:
+    """`model.double_quantization` is an option of the quantizer; its default, true, is what quantizers have too."""
+    model = data.get("model")
+    if not isinstance(model, dict) or "double_quantization" not in model:
+        return
+    value = model.pop("double_quantization")
+    if value is True:
+        return
+    section = model.get("quantization", "nf4")
+    if isinstance(section, str):
+        section = model["quantization"] = {"name": section}
+    if isinstance(section, dict):
+        section.setdefault("double_quantization", value)

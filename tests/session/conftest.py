@@ -1,0 +1,1 @@
+from tests.stages.conftest import demonstrations, make_context, one_thread  # noqa: F401 (fixtures)
