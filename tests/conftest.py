@@ -5,7 +5,10 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import atexit
 import logging
+import shutil
+import tempfile
 import warnings
 from contextlib import contextmanager
 
@@ -14,6 +17,12 @@ import torch
 from hypothesis import settings
 
 from tests.blame import is_own, raised_by_us, warner_frame
+
+# The user's own cache of rows is neither read nor written; all processes of the tests share one of their own.
+if not os.environ.get("RLHF_PEFT_TESTS_CACHE"):
+    os.environ["RLHF_PEFT_TESTS_CACHE"] = tempfile.mkdtemp(prefix="rlhf-peft-tests-cache-")
+    atexit.register(shutil.rmtree, os.environ["RLHF_PEFT_TESTS_CACHE"], ignore_errors=True)
+os.environ["RLHF_PEFT_CACHE"] = os.environ["RLHF_PEFT_TESTS_CACHE"]
 
 torch.set_num_threads(1)
 settings.register_profile("short", max_examples=25, deadline=None)

@@ -9,6 +9,7 @@ import typer
 from .. import __version__
 from . import (
     bench,
+    cache,
     chat,
     data,
     doctor,
@@ -79,6 +80,7 @@ app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
 app.command("data")(data.data)
 app.add_typer(runs.app, name="runs")
+app.add_typer(cache.app, name="cache")
 app.command("report")(report.report)
 app.command("eval")(eval.evaluate)
 app.command("chat")(chat.chat)

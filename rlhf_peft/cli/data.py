@@ -37,16 +37,18 @@ def data(
 ) -> None:
     """Format, rows, duplicates, lengths, length bias, and which method suits. Exit 1 where rows cannot be used."""
     from ..data.inspect import inspect, model_encoder
+    from .progress import rows_shown
 
     mapping = None if columns is None else _mapping(columns)
-    found = inspect(
-        source,
-        split=split,
-        name=name,
-        columns=mapping,
-        encoder=None if model is None else model_encoder(_location(model)),
-        model=model,
-    )
+    with rows_shown(as_json=as_json):
+        found = inspect(
+            source,
+            split=split,
+            name=name,
+            columns=mapping,
+            encoder=None if model is None else model_encoder(_location(model)),
+            model=model,
+        )
     if as_json:
         print(json.dumps(found.plain(), indent=2, ensure_ascii=False))
     else:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from ..data.progress import watched
 from ..runs.headlines import live
 from .terminal import Visible, make_console
 
 LINES_PER_STAGE = 10
+ROWS_A_LINE = 200_000
+"""Rows of a file of unknown length after which a line is written."""
 
 
 def describe(metrics: Mapping[str, float]) -> str:
@@ -56,6 +60,7 @@ class Plain:
     def __init__(self) -> None:
         self._total, self._begun, self._last = 1, time.monotonic(), 0
         self._before: int | None = None
+        self._pass, self._told, self._pass_begun = "", 0, 0.0
 
     def stage(self, name: str, total: int) -> None:
         """A stage of so many updates begins."""
@@ -76,6 +81,16 @@ class Plain:
         done, rest = step - self._before, self._total - step
         left = f", {clock(seconds / done * rest)} left" if done > 0 and rest > 0 else ""
         self.say(f"  {stage} {step}/{self._total}  {clock(seconds)}{left}  {describe(metrics)}  {memory()}")
+
+    def rows(self, what: str, done: int, total: int | None) -> None:
+        """A long pass over rows goes on; every tenth of it is told."""
+        if self._pass != what:
+            self._pass, self._told, self._pass_begun = what, 0, time.monotonic()
+        tenth = done // ROWS_A_LINE if total is None else done * LINES_PER_STAGE // max(1, total)
+        if tenth > self._told:
+            self._told = tenth
+            of = "" if total is None else f" of {total:,}"
+            self.say(f"  {what}: {done:,}{of}  {clock(time.monotonic() - self._pass_begun)}")
 
     def say(self, text: str) -> None:
         """One line of news."""
@@ -99,6 +114,7 @@ class Live:
             console=console,
         )
         self._task: TaskID | None = None
+        self._passes: dict[str, TaskID] = {}
         self._before = sys.stdout, sys.stderr
         self._progress.start()
         # rich has put streams of its own there, which draw what is printed above the bars.
@@ -114,6 +130,14 @@ class Live:
             if step > 1 and not self._progress.tasks[self._task].completed:
                 self._progress.reset(self._task, completed=step - 1)  # a stage that is resumed
             self._progress.update(self._task, completed=step, figures=f"{describe(metrics)}  {memory()}")
+
+    def rows(self, what: str, done: int, total: int | None) -> None:
+        """A long pass over rows goes on; its bar goes when it is done."""
+        if what not in self._passes:
+            self._passes[what] = self._progress.add_task(what, total=total, figures="")
+        self._progress.update(self._passes[what], completed=done)
+        if done == total:
+            self._progress.remove_task(self._passes.pop(what))
 
     def say(self, text: str) -> None:
         """One line of news, above the bars."""
@@ -133,7 +157,7 @@ class Quiet(Plain):
 
 
 class Lines:
-    """One JSON object a line on stderr, for programs: `event` is stage, step or note."""
+    """One JSON object a line on stderr, for programs: `event` is stage, step, rows or note."""
 
     def stage(self, name: str, total: int) -> None:
         """A stage of so many updates begins."""
@@ -144,6 +168,10 @@ class Lines:
         from ..runs import plain
 
         self._tell(event="step", stage=stage, step=step, metrics=plain(metrics))
+
+    def rows(self, what: str, done: int, total: int | None) -> None:
+        """A long pass over rows goes on."""
+        self._tell(event="rows", what=what, done=done, total=total)
 
     def say(self, text: str) -> None:
         """One line of news."""
@@ -163,3 +191,21 @@ def reporter(*, quiet: bool = False, as_json: bool = False) -> Plain | Live | Li
     if as_json:
         return Lines()
     return Live() if sys.stderr.isatty() else Plain()
+
+
+@contextmanager
+def rows_shown(*, as_json: bool = False) -> Iterator[None]:
+    """Show how far long passes over rows inside are; nothing is shown where none takes long."""
+    made: list[Plain | Live | Lines] = []
+
+    def watch(what: str, done: int, total: int | None) -> None:
+        if not made:
+            made.append(reporter(as_json=as_json))
+        made[0].rows(what, done, total)
+
+    try:
+        with watched(watch):
+            yield
+    finally:
+        for one in made:
+            one.close()

@@ -30,7 +30,10 @@ def validate(
     if data:
         from .. import api
         from ..planning.forecast import precision_notes
+        from .progress import rows_shown
 
-        for line in [*api.check_data(loaded, registry=registry), *precision_notes(loaded, registry)]:
+        with rows_shown():
+            lines = [*api.check_data(loaded, registry=registry), *precision_notes(loaded, registry)]
+        for line in lines:
             print(line, file=sys.stderr)
     print(dump(loaded), end="")

@@ -7,6 +7,9 @@ id, which may equal EOS.
 
 Rows come in the form of `examples.example`. Whatever a conversation says must stand in its text (see `complete`), and
 every token must have a row in the model's embedding; else the row raises `BadRow`.
+
+Each kind of row is encoded by steps (see `tokens`), which take part in a batch; the method of the same name without
+`_steps` encodes one row alone.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from ..engine.ends import end_ids
 from .conversation import Messages, with_system
 from .letters import Letters
 from .rows import TOO_LONG, BadRow
+from .tokens import Steps, Tokens, alone, tokenize
 from .written import Tools, Writer
 
 log = logging.getLogger("rlhf_peft")
@@ -73,42 +77,19 @@ class Encoder:
     # --- examples ---
 
     def prompt(self, row: Mapping[str, Any]) -> list[int]:
-        """Ids of an example's prompt, ready to be continued by an answer.
-
-        Without a prompt, what the tokenizer puts before every text (perhaps nothing).
-        """
-        prompt, tools = self._prompt(row), row.get("tools")
-        text = prompt if isinstance(prompt, str) else self._writer.prompt(prompt, tools)
-        ids = self._started(text) if isinstance(prompt, str) else self._tokens(text)
-        self.notes |= self._letters.changed(text, ids[len(self.start) :] if isinstance(prompt, str) else ids)
-        if not isinstance(prompt, str):
-            self.notes |= self._letters.special(prompt)
-        return self._known(ids)
+        """Ids of an example's prompt, ready to be continued by an answer; see `prompt_steps`."""
+        return alone(self.tokenizer, self.prompt_steps(row))
 
     def answers(self, row: Mapping[str, Any], *names: str) -> tuple[list[int], list[list[int]]]:
-        """Ids of an example's prompt, and of each of its answers with its end.
+        """Ids of an example's prompt, and of each of its answers with its end; see `answers_steps`."""
+        return alone(self.tokenizer, self.answers_steps(row, *names))
 
-        Args:
-            row: an example with a prompt, or none.
-            names: of the answers' columns.
-
-        Raises:
-            BadRow: prompt and answer are longer than `max_length`; see also the class.
-        """
-        prompt, tools = self._prompt(row), row.get("tools")
-        if isinstance(prompt, str):
-            ids = self._known(self._started(prompt))
-            answers = [self._continued(prompt, prompt + row[name], ids, self.start) for name in names]
-        else:
-            before = self._writer.prompt(prompt, tools)
-            ids = self._known(self._tokens(before))
-            texts = [self._writer.answered(before, prompt, row[name], tools) for name in names]
-            answers = [self._continued(before, text, ids) for text in texts]
-            self.notes |= self._letters.special(prompt, *(row[name] for name in names))
-        ended = [self._known(self._ended(answer)) for answer in answers]
-        if isinstance(prompt, str) and names != ("text",):
-            self.notes |= self._letters.ends(ended)
-        return ids, [self._fitted(ids, answer, name) for answer, name in zip(ended, names, strict=True)]
+    def demonstration(
+        self, row: Mapping[str, Any], *, completion_only: bool = False, assistant_only: bool = False
+    ) -> tuple[list[int], list[bool]]:
+        """Ids of a demonstration, and which of them are trained on; see `demonstration_steps`."""
+        steps = self.demonstration_steps(row, completion_only=completion_only, assistant_only=assistant_only)
+        return alone(self.tokenizer, steps)
 
     def pair(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """Ids of prompt and chosen, and of prompt and rejected answer; both begin with `prompt(row)`."""
@@ -119,9 +100,59 @@ class Encoder:
         """Ids of a demonstration: prompt and completion, a whole conversation, or a text, with its end."""
         return self.demonstration(row)[0]
 
-    def demonstration(
+    def prompt_steps(self, row: Mapping[str, Any]) -> Steps[list[int]]:
+        """Ids of an example's prompt, ready to be continued by an answer.
+
+        Without a prompt, what the tokenizer puts before every text (perhaps nothing).
+        """
+        prompt, tools = self._prompt(row), row.get("tools")
+        plain = isinstance(prompt, str)
+        text = prompt if isinstance(prompt, str) else self._writer.prompt(prompt, tools)
+        (tokens,) = yield [text]
+        ids = self._started(text, tokens.ids) if plain else tokens.ids
+        self.notes |= self._letters.changed(text, ids[len(self.start) :] if plain else ids)
+        if not isinstance(prompt, str):
+            self.notes |= self._letters.special(prompt)
+        return self._known(ids)
+
+    def answers_steps(self, row: Mapping[str, Any], *names: str) -> Steps[tuple[list[int], list[list[int]]]]:
+        """Ids of an example's prompt, and of each of its answers with its end.
+
+        Args:
+            row: an example with a prompt, or none.
+            names: of the answers' columns.
+
+        Raises:
+            BadRow: prompt and answer are longer than `max_length`; see also the class.
+        """
+        prompt, tools = self._prompt(row), row.get("tools")
+        refused: BadRow | None = None
+        if isinstance(prompt, str):
+            before, start = prompt, self.start
+            texts = [prompt + row[name] for name in names]
+        else:
+            before, start, texts = self._writer.prompt(prompt, tools), [], []
+            try:
+                texts = [self._writer.answered(before, prompt, row[name], tools) for name in names]
+            except BadRow as bad:  # what is wrong with the prompt's own tokens is said first
+                refused = bad
+        first, *whole = yield [before, *texts]
+        ids = self._known(self._started(before, first.ids) if isinstance(prompt, str) else first.ids)
+        if refused is not None:
+            raise refused
+        answers = []
+        for text, tokens in zip(texts, whole, strict=True):
+            answers.append((yield from self._continued(before, text, tokens, ids, start)))
+        if not isinstance(prompt, str):
+            self.notes |= self._letters.special(prompt, *(row[name] for name in names))
+        ended = [self._known(self._ended(answer)) for answer in answers]
+        if isinstance(prompt, str) and names != ("text",):
+            self.notes |= self._letters.ends(ended)
+        return ids, [self._fitted(ids, answer, name) for answer, name in zip(ended, names, strict=True)]
+
+    def demonstration_steps(
         self, row: Mapping[str, Any], *, completion_only: bool = False, assistant_only: bool = False
-    ) -> tuple[list[int], list[bool]]:
+    ) -> Steps[tuple[list[int], list[bool]]]:
         """Ids of a demonstration, and which of them are trained on.
 
         Args:
@@ -133,13 +164,12 @@ class Encoder:
             BadRow: the template neither marks the assistant's turns nor lets them be found.
         """
         if "messages" in row:
-            return self._conversation(
-                with_system(row["messages"], self.system), row.get("tools"), assistant_only
-            )
+            messages = with_system(row["messages"], self.system)
+            return (yield from self._conversation(messages, row.get("tools"), assistant_only))
         if "completion" in row:
-            prompt, (answer,) = self.answers(row, "completion")
+            prompt, (answer,) = yield from self.answers_steps(row, "completion")
             return [*prompt, *answer], [not completion_only] * len(prompt) + [True] * len(answer)
-        prompt, (answer,) = self.answers({"text": row["text"]}, "text")
+        prompt, (answer,) = yield from self.answers_steps({"text": row["text"]}, "text")
         return [*prompt, *answer], [True] * (len(prompt) + len(answer))
 
     def text(self, ids: Sequence[int]) -> str:
@@ -167,6 +197,8 @@ class Encoder:
 
     def take_notes(self) -> list[str]:
         """What was found since the last call, each once."""
+        if not self.notes and not self._writer.notes:
+            return []
         found = sorted(self.notes | self._writer.notes)
         self.notes.clear()
         self._writer.notes.clear()
@@ -180,16 +212,17 @@ class Encoder:
 
     def _conversation(
         self, messages: Messages, tools: Tools, assistant_only: bool
-    ) -> tuple[list[int], list[bool]]:
+    ) -> Steps[tuple[list[int], list[bool]]]:
         """Ids of a whole conversation, and which of them are trained on."""
         self.notes |= self._letters.special(messages)
         text, messages = self._writer.conversation(messages, tools)
-        ids, offsets = self._with_offsets(text)
+        (tokens,) = yield [text]
+        ids = tokens.ids
         self.notes |= self._letters.changed(text, ids)
         mask = [True] * len(ids)
         if assistant_only:
             spans = self._writer.assistant_spans(messages, tools, text)
-            mask = [any(first <= start < last for first, last in spans) for start, _ in offsets]
+            mask = [any(first <= start < last for first, last in spans) for start, _ in tokens.offsets]
         ended = self._known(self._ended(ids))
         mask = mask[: len(ended)] + [messages[-1]["role"] == "assistant" or not assistant_only] * (
             len(ended) - len(ids)
@@ -199,57 +232,55 @@ class Encoder:
 
     # --- tokens ---
 
-    def _tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of a text, and the letters that each of them stands for."""
-        if self.tokenizer.is_fast:
-            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            return list(found["input_ids"]), list(found["offset_mapping"])
-        ids = self._tokens(text)  # a tokenizer in Python knows no offsets; letters are counted instead
-        ends = [len(self.tokenizer.decode(ids[: place + 1])) for place in range(len(ids))]
-        return ids, list(zip([0, *ends], ends, strict=False))
-
-    def _continued(self, before: str, whole: str, ids: list[int], start: Sequence[int] = ()) -> list[int]:
+    def _continued(
+        self, before: str, whole: str, tokens: Tokens, ids: list[int], start: Sequence[int] = ()
+    ) -> Steps[list[int]]:
         """Ids of what follows the text `before` in `whole`.
 
         Args:
             before: the prompt's text.
             whole: the same text and the answer's.
+            tokens: of `whole`.
             ids: of `before`, perhaps after `start`.
             start: what stands before every text.
         """
         prompt = ids[len(start) :] if ids[: len(start)] == list(start) else ids
-        every, offsets = self._with_offsets(whole)
+        every = tokens.ids
         self.notes |= self._letters.changed(whole, every)
         size, cut = len(prompt), len(before)
-        if every[:size] == prompt and (size == len(every) or offsets[size][0] >= cut):
+        if every[:size] == prompt and (size == len(every) or tokens.start(size) >= cut):
             return every[size:]
+        offsets = tokens.offsets
         first = next((place for place, (begin, _) in enumerate(offsets) if begin >= cut), len(every))
         across = whole[cut : offsets[first][0] if first < len(every) else len(whole)]
-        return [*self._apart(across), *every[first:]] if across else every[first:]
+        if not across:
+            return every[first:]
+        apart = yield from self._apart(across)
+        return [*apart, *every[first:]]
 
-    def _apart(self, text: str) -> list[int]:
+    def _apart(self, text: str) -> Steps[list[int]]:
         """Ids of a text that continues another, without what a tokenizer puts at a beginning."""
         for lead in LEADS:
-            ids, offsets = self._with_offsets(lead + text)
+            (tokens,) = yield [lead + text]
+            offsets = tokens.offsets
             size = sum(end <= 1 for _, end in offsets)
-            if size < len(ids) and offsets[size][0] == 1:
-                return ids[size:]
-        return self._tokens(text)
+            if size < len(offsets) and offsets[size][0] == 1:
+                return tokens.ids[size:]
+        (tokens,) = yield [text]
+        return tokens.ids
 
     def _start(self) -> list[int]:
         """What the tokenizer puts before every text (BOS); what it puts after one is never wanted."""
-        bare = self._tokens("a")
+        (bare,) = (tokens.ids for tokens in tokenize(self.tokenizer, ["a"]))
         full = list(self.tokenizer("a", add_special_tokens=True)["input_ids"])
         for place in range(len(full) - len(bare) + 1):
             if full[place : place + len(bare)] == bare:
                 return full[:place]
         return []
 
-    def _started(self, text: str) -> list[int]:
-        ids = self._tokens(text) if text else []
+    def _started(self, text: str, ids: list[int]) -> list[int]:
+        """The ids of a text after what the tokenizer puts before every text; a text that is empty has none."""
+        ids = ids if text else []
         return ids if self.start and ids[: len(self.start)] == self.start else [*self.start, *ids]
 
     def _ended(self, ids: list[int]) -> list[int]:
@@ -263,8 +294,11 @@ class Encoder:
 
     def _last_end(self, ids: list[int]) -> int | None:
         """Where the end stands that only blanks follow; None where there is none."""
-        last = next((place for place in range(len(ids) - 1, -1, -1) if ids[place] in self.eos_ids), None)
-        return None if last is None or self.tokenizer.decode(ids[last + 1 :]).strip() else last
+        if self.eos_ids.isdisjoint(ids):
+            return None
+        last = next(place for place in range(len(ids) - 1, -1, -1) if ids[place] in self.eos_ids)
+        after = ids[last + 1 :]
+        return None if after and self.tokenizer.decode(after).strip() else last
 
     def _fitted(self, prompt: list[int], answer: list[int], name: str) -> list[int]:
         """The answer, cut at `max_length` where the recipe says so; else BadRow where it is too long."""
@@ -279,8 +313,8 @@ class Encoder:
 
     def _known(self, ids: list[int]) -> list[int]:
         """The ids; BadRow where the model's embedding lacks one of them."""
-        beyond = next((i for i in ids if self.vocab_size is not None and i >= self.vocab_size), None)
-        if beyond is not None:
+        if self.vocab_size is not None and max(ids, default=0) >= self.vocab_size:
+            beyond = next(i for i in ids if i >= self.vocab_size)
             raise BadRow(
                 f"it holds the token {self.tokenizer.convert_ids_to_tokens(beyond)!r} (id {beyond:,}), which the "
                 f"model's embedding of {self.vocab_size:,} rows does not have",

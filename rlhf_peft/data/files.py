@@ -10,26 +10,25 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .json_shapes import rows_in
 from .json_text import loads
+from .kept_rows import keep_rows
 from .rows import BadRow, BadRows
-from .table import make_dataset, table_dataset
+from .table import table_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-log = logging.getLogger("rlhf_peft")
-
 Row = tuple[int, dict[str, Any]]
 
 SEPARATORS = {",": '","', ";": '";"', "\t": "tab"}
+BOM = b"\xef\xbb\xbf"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 
@@ -47,28 +46,12 @@ def read_file(path: Path, source: str, bad: BadRows) -> Dataset:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return read_parquet(path, source)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read ({error.strerror or error}).") from error
-    note = ""
-    if suffix in (".jsonl", ".ndjson"):
-        rows = json_lines(data, source, bad)
-    elif suffix == ".json":
-        rows = json_file(data, source, bad)
-    elif suffix in (".csv", ".tsv"):
-        text = decode_table(data, source)
-        separator = "\t" if suffix == ".tsv" else sniff_separator(text)
-        note = f"separator {SEPARATORS[separator]}"
-        rows = csv_rows(text, separator, source, bad)
-    elif suffix == ".txt":
-        rows = text_lines(data, source, bad)
-    else:
+    if suffix not in READERS:
         raise DataError(
             f"{source}: a file ending in {suffix or 'nothing'} is not known. Expected one of "
             f"{', '.join(SUFFIXES)}."
         )
-    return make_dataset(rows, source, bad, note=note)
+    return keep_rows(path, source, bad, lambda: READERS[suffix](path, source, bad))
 
 
 def read_parquet(path: Path, source: str) -> Dataset:
@@ -85,25 +68,40 @@ def read_parquet(path: Path, source: str) -> Dataset:
         ) from error
 
 
-def json_lines(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
+def json_lines(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
     """One JSON object a line; the number of a row is its line."""
-    refuse_utf16(data, source)
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in lines_of(path, source):
         with bad.row(number):
             value = parse_json(utf8(line))
             if value is not None:
                 yield number, expect_object(value)
 
 
-def json_file(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
+def lines_of(path: Path, source: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers, without the mark of UTF-8 before the first.
+
+    Raises:
+        DataError: it is UTF-16.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                refuse_utf16(line, source)
+                line = line.removeprefix(BOM)
+            yield number, line.removesuffix(b"\n")
+
+
+def json_file(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
     """A JSON array of objects, one object a line as many `.json` files have it, or a table in another shape."""
+    data = path.read_bytes()
     refuse_utf16(data, source)
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    lines = data.strip().split(b"\n")
+    data = data.removeprefix(BOM)
+    lines = data.strip().split(b"\n", 2)[:2]
     if len(lines) > 1 and all(
-        line.strip().startswith(b"{") and line.strip().endswith(b"}") for line in lines[:2]
+        line.strip().startswith(b"{") and line.strip().endswith(b"}") for line in lines
     ):
-        yield from json_lines(data, source, bad)
+        del data
+        yield from json_lines(path, source, bad)
         return
     try:
         text = utf8(data)
@@ -111,7 +109,7 @@ def json_file(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
         raise DataError(f"{source}: {problem}. {problem.remedy}.") from problem
     rows, shape = rows_in(text, source)
     if shape:
-        log.warning("%s: read as %s: %d rows", source, shape, len(rows))
+        bad.remark(f"read as {shape}: {len(rows)} rows")
     for number, value in enumerate(rows, start=1):
         with bad.row(number):
             yield number, expect_object(value)
@@ -157,7 +155,7 @@ def refuse_utf16(data: bytes, source: str) -> None:
         raise DataError(f"{source}: the file is UTF-16. Save it as UTF-8.")
 
 
-def decode_table(data: bytes, source: str) -> str:
+def decode_table(data: bytes, source: str, bad: BadRows) -> str:
     """Text of a table: UTF-8 with or without a mark, UTF-16 with one, else Windows-1252."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
@@ -175,7 +173,7 @@ def decode_table(data: bytes, source: str) -> str:
                 f"{source}, line {line:,}: neither UTF-8 nor Windows-1252 "
                 f"(byte 0x{data[again.start]:02x}). Save the file as UTF-8."
             ) from error
-        log.warning("%s, line %d: not UTF-8; read as Windows-1252", source, line)
+        bad.remark("not UTF-8; read as Windows-1252", line)
         return text
 
 
@@ -198,8 +196,16 @@ def sniff_separator(text: str) -> str:
     return best
 
 
-def csv_rows(text: str, separator: str, source: str, bad: BadRows) -> Iterator[Row]:
+def csv_rows(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
     """Records under a header; every value is text, an empty field is empty text."""
+    text = decode_table(path.read_bytes(), source, bad)
+    separator = "\t" if path.suffix.lower() == ".tsv" else sniff_separator(text)
+    bad.description = f"separator {SEPARATORS[separator]}"
+    yield from csv_records(text, separator, source, bad)
+
+
+def csv_records(text: str, separator: str, source: str, bad: BadRows) -> Iterator[Row]:
+    """The records of a text under its header."""
     limit = csv.field_size_limit(sys.maxsize >> 32)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -235,14 +241,24 @@ def csv_header(record: list[str], source: str) -> list[str]:
     return names
 
 
-def text_lines(data: bytes, source: str, bad: BadRows) -> Iterator[Row]:
+def text_lines(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
     """Every line that is not blank, as column `text`."""
-    refuse_utf16(data, source)
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in lines_of(path, source):
         with bad.row(number):
             text = utf8(line).strip("\r")
             if text.strip():
                 yield number, {"text": text}
+
+
+READERS: dict[str, Callable[[Path, str, BadRows], Iterator[Row]]] = {
+    ".jsonl": json_lines,
+    ".ndjson": json_lines,
+    ".json": json_file,
+    ".csv": csv_rows,
+    ".tsv": csv_rows,
+    ".txt": text_lines,
+}
+"""How a file is read, by the ending of its name."""
 
 
 def brief(error: BaseException) -> str:

@@ -14,12 +14,16 @@ from typing import Any
 
 from ..engine.ends import end_ids
 from ..errors import DataError
+from . import cache
 from .advice import advice, checkable_column, mapping_hint
+from .batches import Outcome, in_batches
 from .encode import Encoder
 from .examples import example, notes_of
 from .formats import Format, detect
 from .load import Columns, load_rows
-from .rows import BadRow, BadRows, columns_of, numbered
+from .progress import shown
+from .rows import BATCH, BadRow, BadRows, columns_of, numbered
+from .tokens import Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,31 +167,63 @@ def inspect(
     if encoder is not None:
         found.unit, found.limit = "tokens", encoder.max_length
         encoder = encoder.without_limit()
-    seen: set[str] = set()
     said = BadRows(source, "skip")
-    for number, row in numbered(rows):
-        try:
-            values = example(row, found.format)
-            lengths, shown = _lengths(values, encoder)
-        except BadRow as problem:
-            before = found.bad.get(problem.kind)
-            count = 0 if before is None else before.count
-            first = Bad(1, number, str(problem)) if before is None else before
-            found.bad[problem.kind] = dataclasses.replace(first, count=count + 1)
-            continue
-        said.note(number, [*notes_of(row), *(encoder.take_notes() if encoder else [])])
-        digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
-        found.duplicates += digest in seen
-        seen.add(digest)
-        found.example = found.example or {"row": number, **shown}
-        _count(found, lengths)
+    _look_at(rows, found, found.format, encoder, said)
+    for number, bad in said.found:
+        before = found.bad.get(bad.kind, Bad(0, number, str(bad)))
+        found.bad[bad.kind] = dataclasses.replace(before, count=before.count + 1)
     found.notes += [
-        f"{len(numbers):,} rows {text} (first: row {numbers[0]:,})" for text, numbers in said.notes.items()
+        f"{note.count:,} rows {text} (first: row {note.first:,})" for text, note in said.notes.items()
     ]
     found.advice = advice(found, checkable_column(rows), columns)
     return found
 
 
+def _look_at(rows: Any, found: Inspection, format: Format, encoder: Encoder | None, said: BadRows) -> None:
+    """Count the rows that can be used, and note the others."""
+    seen: set[bytes] = set()
+    outcomes = _measured(rows, format, encoder)
+    for place, outcome in enumerate(shown(outcomes, f"{found.source}: looking at rows", len(rows))):
+        if place % BATCH == 0:
+            cache.release()
+        if outcome.bad is not None:
+            said.add(outcome.number, outcome.bad)
+            continue
+        assert outcome.value is not None
+        values, parts = outcome.value
+        said.note(outcome.number, [*notes_of(outcome.row), *sorted(outcome.notes)])
+        digest = hashlib.blake2b(CANONICAL.encode(values).encode(), digest_size=16).digest()
+        found.duplicates += digest in seen
+        seen.add(digest)
+        if not found.example:
+            found.example = {"row": outcome.number, **_shown(values, parts, encoder)}
+        _count(found, {name: len(part) for name, part in parts.items()})
+    cache.release()
+
+
+def _measured(rows: Any, format: Format, encoder: Encoder | None) -> Iterator[Outcome[Any]]:
+    """Each row as an example, and its parts: their tokens, or their words where no model is given."""
+    if encoder is not None:
+        model = encoder
+
+        def steps(row: Mapping[str, Any]) -> Steps[Any]:
+            values = example(row, format)
+            return values, (yield from _tokens(values, model))
+
+        yield from in_batches(numbered(rows), steps, model)
+        return
+    for number, row in numbered(rows):
+        try:
+            values = example(row, format)
+        except BadRow as bad:
+            yield Outcome(number, row, bad=bad)
+        else:
+            words = {name: _text_of(values[name]).split() for name in _parts(values)}
+            yield Outcome(number, row, (values, words))
+
+
+CANONICAL = json.JSONEncoder(sort_keys=True, default=str)
+"""Writes equal examples alike."""
 ALSO_READ = ("tools", "functions", "system", "chosen_prob", "margin")
 """Columns that stages read beside those of a format."""
 
@@ -209,22 +245,28 @@ def sum_of_longest(lengths: Mapping[str, int]) -> int:
     return lengths.get("prompt", 0) + max(answers, default=0)
 
 
-def _lengths(values: Mapping[str, Any], encoder: Encoder | None) -> tuple[dict[str, int], dict[str, str]]:
-    """The length of each part of an example, and the part as it is trained on (without a model: as it is)."""
-    names = [
-        name for name in ("prompt", "completion", "chosen", "rejected", "messages", "text") if name in values
-    ]
-    if encoder is None:
-        texts = {name: _text_of(values[name]) for name in names}
-        return {name: len(text.split()) for name, text in texts.items()}, texts
+def _parts(values: Mapping[str, Any]) -> list[str]:
+    """The names of an example's texts."""
+    return [n for n in ("prompt", "completion", "chosen", "rejected", "messages", "text") if n in values]
+
+
+def _tokens(values: Mapping[str, Any], encoder: Encoder) -> Steps[dict[str, list[int]]]:
+    """The tokens of each part of an example."""
+    names = _parts(values)
     if "prompt" not in values:
-        tokens = {names[0]: encoder.completion(values)}
-    else:
-        prompt, answers = encoder.answers(values, *names[1:])
-        tokens = {"prompt": prompt, **dict(zip(names[1:], answers, strict=True))}
-    return {n: len(ids) for n, ids in tokens.items()}, {
-        n: encoder.tokenizer.decode(i) for n, i in tokens.items()
-    }
+        ids, _ = yield from encoder.demonstration_steps(values)
+        return {names[0]: ids}
+    prompt, answers = yield from encoder.answers_steps(values, *names[1:])
+    return {"prompt": prompt, **dict(zip(names[1:], answers, strict=True))}
+
+
+def _shown(
+    values: Mapping[str, Any], parts: Mapping[str, list[Any]], encoder: Encoder | None
+) -> dict[str, str]:
+    """The parts of an example as they are trained on; without a model as they are."""
+    if encoder is None:
+        return {name: _text_of(values[name]) for name in parts}
+    return {name: encoder.tokenizer.decode(ids) for name, ids in parts.items()}
 
 
 def _text_of(value: Any) -> str:

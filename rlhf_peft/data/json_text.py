@@ -36,6 +36,10 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+DECODER = json.JSONDecoder(object_pairs_hook=once)
+"""As `json.loads` makes one for every text."""
+
+
 def loads(text: str) -> Any:
     """The value of a JSON text.
 
@@ -43,7 +47,7 @@ def loads(text: str) -> Any:
         ValueError: it is not JSON, a key stands twice in one object, or it is nested too deeply.
         RecursionError: it is nested so deeply that Python cannot read it.
     """
-    value = json.loads(text, object_pairs_hook=once)
+    value = DECODER.decode(text) if text[:1] == "{" else json.loads(text, object_pairs_hook=once)
     if text.count("[") + text.count("{") > DEEPEST and is_deep(value):
         raise TooDeep(TOO_DEEP)
     return value
@@ -53,6 +57,8 @@ def is_deep(value: Any) -> bool:
     """Whether lists and objects stand in one another more than `DEEPEST` times."""
     level = [value]
     for _ in range(DEEPEST + 1):
+        if not level:
+            return False
         level = [
             inner
             for outer in level

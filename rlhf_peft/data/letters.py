@@ -27,14 +27,15 @@ class Letters:
         special = [*tokenizer.all_special_tokens, *(token for token in added if token.special)]
         self._special = tuple(dict.fromkeys(map(str, special)))
         self._ends = tuple(token for token in tokenizer.convert_ids_to_tokens(sorted(eos_ids)) if token)
+        self._unknown, self._unknown_name = tokenizer.unk_token_id, tokenizer.unk_token
         self._faithful = self._kept(PROBE, tokenizer(PROBE, add_special_tokens=False)["input_ids"])
 
     def unknown(self, ids: Sequence[int]) -> set[str]:
         """A note where some ids are of the unknown token."""
-        unknown = self.tokenizer.unk_token_id
+        unknown = self._unknown
         if unknown is None or unknown in self.eos_ids or unknown not in ids:
             return set()
-        return {f"hold letters that the tokenizer does not know; they become {self.tokenizer.unk_token}"}
+        return {f"hold letters that the tokenizer does not know; they become {self._unknown_name}"}
 
     def changed(self, text: str, ids: Sequence[int]) -> set[str]:
         """A note where a text's ids stand for other letters than its own."""
@@ -57,7 +58,7 @@ class Letters:
 
     def ends(self, answers: Iterable[Sequence[int]]) -> set[str]:
         """A note where plain answers go on after an end."""
-        if any(i in self.eos_ids for answer in answers for i in answer[:-1]):
+        if not all(self.eos_ids.isdisjoint(answer[:-1]) for answer in answers):
             return {"hold an end of text inside an answer; in use, a completion stops there"}
         return set()
 

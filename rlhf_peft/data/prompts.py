@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -14,10 +13,12 @@ from torch import Tensor
 from ..errors import DataError
 from .calls import offered
 from .encode import Encoder
-from .examples import notes_of, prompt_of
+from .encoded import PLACE, Columns, encode_dataset, ids_and_row
+from .examples import example, prompt_of
 from .formats import detect
-from .rows import BadRows, OnBadRow, OnLongRow, numbered
-from .trl_rows import both_answers, encoded
+from .rows import ROW, BadRows, OnBadRow, OnLongRow, numbered
+from .tokens import Steps
+from .trl_rows import both_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,6 +60,112 @@ class Pair:
     index: int = 0
 
 
+class Prompts(Sequence[Prompt]):
+    """Prompts that are read from the disk when they are asked for.
+
+    Args:
+        encoded: a dataset of `prompt_ids`, the number of the row in its file and its `place` in `rows`.
+        rows: the dataset that they were encoded from.
+        system: message that was put before conversations without one.
+    """
+
+    def __init__(self, encoded: Dataset, rows: Dataset, system: str | None) -> None:
+        self._encoded, self._rows, self._system = encoded, rows, system
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
+        """One prompt, or a list of several."""
+        return _taken(self._read, len(self), place)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return _in_order(self._read, len(self))
+
+    def _read(self, places: Sequence[int]) -> list[Prompt]:
+        made = self._encoded[places]
+        rows = (row for _, row in numbered(self._rows.select(made[PLACE])))
+        return [
+            Prompt(
+                torch.tensor(ids, dtype=torch.int64),
+                {**row, "prompt": prompt_of(row, self._system)},
+                number - 1,
+            )
+            for ids, number, row in zip(made["prompt_ids"], made[ROW], rows, strict=True)
+        ]
+
+
+class Pairs(Sequence[Pair]):
+    """Preference pairs that are read from the disk when they are asked for.
+
+    Args:
+        encoded: a dataset of `prompt_ids`, `chosen_ids`, `rejected_ids`, `label`, `margin` and the number of the row in
+            its file.
+    """
+
+    def __init__(self, encoded: Dataset) -> None:
+        self._encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    @overload
+    def __getitem__(self, place: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Pair]: ...
+
+    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
+        """One pair, or a list of several."""
+        return _taken(self._read, len(self), place)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return _in_order(self._read, len(self))
+
+    def _read(self, places: Sequence[int]) -> list[Pair]:
+        made = self._encoded[places]
+        names = ("prompt_ids", "chosen_ids", "rejected_ids", "label", "margin", ROW)
+        return [
+            Pair(
+                torch.tensor(prompt + chosen, dtype=torch.int64),
+                torch.tensor(prompt + rejected, dtype=torch.int64),
+                label,
+                margin,
+                len(prompt),
+                number - 1,
+            )
+            for prompt, chosen, rejected, label, margin, number in zip(
+                *(made[name] for name in names), strict=True
+            )
+        ]
+
+
+READ = 256
+"""Prompts or pairs that are read at once where all are gone through."""
+
+
+def _taken(read: Any, size: int, place: int | slice) -> Any:
+    """What stands at a place of a sequence, or a list of what stands at several."""
+    if isinstance(place, slice):
+        return [item for part in _parts(range(size)[place]) for item in read(part)]
+    (item,) = read([range(size)[place]])
+    return item
+
+
+def _in_order(read: Any, size: int) -> Iterator[Any]:
+    return (item for part in _parts(range(size)) for item in read(part))
+
+
+def _parts(places: range) -> Iterator[list[int]]:
+    return (list(places[first : first + READ]) for first in range(0, len(places), READ))
+
+
 def encode_prompts(
     dataset: Dataset,
     encoder: Encoder,
@@ -68,7 +175,7 @@ def encode_prompts(
     on_long_row: OnLongRow | None = None,
     source: str = "dataset",
     stage: str | None = None,
-) -> list[Prompt]:
+) -> Prompts:
     """The prompts of a dataset, in its order.
 
     Args:
@@ -84,16 +191,17 @@ def encode_prompts(
         DataError: a row is bad, or none is left.
     """
     bad = BadRows(source, on_bad_row, stage, on_long_row=on_long_row)
-    prompts = []
-    for number, row in numbered(dataset):
-        with bad.row(number):
-            columns = {**row, "prompt": prompt_of(row, encoder.system)}
-            ids = encoder.prompt({"prompt": columns["prompt"], "tools": offered(row)})
-            encoder.check_length(ids, "the prompt", max_new_tokens)
-            prompts.append(Prompt(torch.tensor(ids, dtype=torch.int64), columns, number - 1))
-        bad.note(number, [*notes_of(row), *encoder.take_notes()])
-    bad.finish(len(dataset))
-    return prompts
+
+    def start(row: Mapping[str, Any]) -> Steps[list[Columns]]:
+        prompt = prompt_of(row, encoder.system)
+        ids = yield from encoder.prompt_steps({"prompt": prompt, "tools": offered(row)})
+        encoder.check_length(ids, "the prompt", max_new_tokens)
+        return [{"prompt_ids": ids}]
+
+    features = ids_and_row("prompt_ids", **{PLACE: "int64"})
+    settings = {"max_new_tokens": max_new_tokens}
+    made = encode_dataset(dataset, encoder, start, features, bad, what="prompts", settings=settings)
+    return Prompts(made, dataset, encoder.system)
 
 
 def encode_pairs(
@@ -104,7 +212,7 @@ def encode_pairs(
     on_long_row: OnLongRow | None = None,
     source: str = "dataset",
     stage: str | None = None,
-) -> list[Pair]:
+) -> Pairs:
     """The preference pairs of a dataset, in its order.
 
     Optional columns: `chosen_prob`, the probability that the chosen answer is the better one; `margin`, by how much.
@@ -124,22 +232,18 @@ def encode_pairs(
     if format is None or format.kind != "preference":
         raise DataError(f"{source}: preference pairs have the columns chosen and rejected.")
     bad = BadRows(source, on_bad_row, stage, on_long_row=on_long_row)
-    return [
-        dataclasses.replace(pair, index=number - 1)
-        for number, pair in encoded(dataset, format, encoder, as_pair, bad)
-    ]
 
+    def start(row: Mapping[str, Any]) -> Steps[list[Columns]]:
+        made = example(row, format, system=encoder.system)
+        prompt, chosen, rejected = yield from both_answers(made, encoder)
+        label, margin = made.get("chosen_prob", 1.0), made.get("margin", 0.0)
+        ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        return [{**ids, "label": label, "margin": margin}]
 
-def as_pair(row: Mapping[str, Any], encoder: Encoder) -> Iterator[Pair]:
-    """An example of a preference as a Pair, without its number; BadRow if it cannot be used."""
-    prompt, chosen, rejected = both_answers(row, encoder)
-    yield Pair(
-        torch.tensor([*prompt, *chosen], dtype=torch.int64),
-        torch.tensor([*prompt, *rejected], dtype=torch.int64),
-        row.get("chosen_prob", 1.0),
-        row.get("margin", 0.0),
-        len(prompt),
-    )
+    features = ids_and_row("prompt_ids", "chosen_ids", "rejected_ids", label="float64", margin="float64")
+    settings = {"format": [format.kind, format.columns, format.conversational]}
+    made = encode_dataset(dataset, encoder, start, features, bad, what="pairs", settings=settings)
+    return Pairs(made)
 
 
 class PromptStream:
@@ -154,7 +258,7 @@ class PromptStream:
     def __init__(self, prompts: Sequence[Prompt], seed: int, per_step: int = 1) -> None:
         if not prompts:
             raise DataError("there are no prompts to deal out.")
-        self.prompts = list(prompts)
+        self.prompts = prompts
         self.seed = seed
         self.per_step = per_step
         self.epoch = 0
@@ -163,15 +267,15 @@ class PromptStream:
 
     def next(self, n: int | None = None) -> list[Prompt]:
         """The next `n` prompts; an epoch that ends in the middle is followed by the next one."""
-        dealt = []
+        places = []
         for _ in range(self.per_step if n is None else n):
             if self.position == len(self._order):
                 self.epoch += 1
                 self.position = 0
                 self._order = self._permutation()
-            dealt.append(self.prompts[self._order[self.position]])
+            places.append(self._order[self.position])
             self.position += 1
-        return dealt
+        return [self.prompts[place] for place in places]
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream stands, as JSON values."""

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import DataError
@@ -23,6 +24,9 @@ ROW = "__row_number__"
 
 OnBadRow = Literal["error", "skip"]
 OnLongRow = Literal["error", "skip", "cut"]
+
+BATCH = 1000
+"""Rows that are read from a dataset at once."""
 
 TOO_LONG = "too long"
 """The kind of a bad row that has too many tokens."""
@@ -44,6 +48,19 @@ class BadRow(DataError):
         self.remedy = remedy
 
 
+@dataclass(slots=True)
+class Note:
+    """What rows have in common that is no error.
+
+    Attributes:
+        first: number of the first of them.
+        count: of them.
+    """
+
+    first: int
+    count: int = 0
+
+
 class BadRows:
     """Collects the bad rows of a dataset; `finish` raises about them or says how many were left out.
 
@@ -53,6 +70,12 @@ class BadRows:
         stage: name of the stage, for the override that a message prints.
         can_skip: whether "skip" would help, and may be proposed.
         on_long_row: the same for rows that are too long; None: as `on_bad_row`.
+
+    Attributes:
+        found: the bad rows, with their numbers.
+        notes: what is no error, in words, and in which rows it was found.
+        remarks: what was said of the whole dataset.
+        description: how a file was read, for messages (`separator ";"`).
     """
 
     def __init__(
@@ -70,7 +93,9 @@ class BadRows:
         self.on_long_row = on_long_row or on_bad_row
         self.stage = stage
         self.found: list[tuple[int, BadRow]] = []
-        self.notes: dict[str, list[int]] = {}
+        self.notes: dict[str, Note] = {}
+        self.remarks: list[list[Any]] = []
+        self.description = ""
 
     @contextmanager
     def row(self, number: int) -> Iterator[None]:
@@ -78,17 +103,55 @@ class BadRows:
         try:
             yield
         except BadRow as bad:
-            self.found.append((number, bad))
+            self.add(number, bad)
+
+    def add(self, number: int, bad: BadRow) -> None:
+        """Note that row `number` cannot be used."""
+        self.found.append((number, bad))
 
     def note(self, number: int, notes: Iterable[str]) -> None:
         """Note what was found in row `number` that is no error; `finish` says it once, with the count."""
         for text in notes:
-            self.notes.setdefault(text, []).append(number)
+            self.notes.setdefault(text, Note(number)).count += 1
+
+    def remark(self, text: str, line: int | None = None) -> None:
+        """Say at once, and only once, what is to be known of the whole dataset, or of a line of its file."""
+        if [text, line] not in self.remarks:
+            self.remarks.append([text, line])
+            log.warning("%s: %s", self.source if line is None else f"{self.source}, line {line}", text)
+
+    def reset(self) -> None:
+        """Forget the rows: they are read again."""
+        self.found, self.notes = [], {}
+
+    def plain(self) -> dict[str, Any]:
+        """What was noted, as JSON holds it."""
+        return {
+            "description": self.description,
+            "remarks": self.remarks,
+            "notes": {text: [note.first, note.count] for text, note in self.notes.items()},
+            "bad": [[number, str(bad), bad.kind, bad.remedy] for number, bad in self.found],
+        }
+
+    def take(self, noted: Mapping[str, Any]) -> None:
+        """Note what `plain` has returned, as if the rows were read again."""
+        self.description = noted["description"]
+        for text, line in noted["remarks"]:
+            self.remark(text, line)
+        self.notes = {text: Note(first, count) for text, (first, count) in noted["notes"].items()}
+        self.found = [(number, BadRow(*reason)) for number, *reason in noted["bad"]]
 
     def finish(self, total: int) -> None:
         """Raise DataError, or warn, if any of `total` rows was bad; warn of what was noted."""
-        for text, numbers in self.notes.items():
-            log.warning("%s: %s of %s rows %s (first: row %s)", *self._counted(numbers, total, text))
+        for text, note in self.notes.items():
+            log.warning(
+                "%s: %s of %s rows %s (first: row %s)",
+                self.source,
+                f"{note.count:,}",
+                f"{total:,}",
+                text,
+                f"{note.first:,}",
+            )
         if not self.found:
             return
         fatal = [item for item in self.found if self._policy(item[1]) == "error"]
@@ -112,9 +175,6 @@ class BadRows:
     def _policy(self, bad: BadRow) -> str:
         return self.on_long_row if bad.kind == TOO_LONG else self.on_bad_row
 
-    def _counted(self, numbers: list[int], total: int, text: str) -> tuple[str, ...]:
-        return self.source, f"{len(numbers):,}", f"{total:,}", text, f"{numbers[0]:,}"
-
     def _more(self, fatal: list[tuple[int, BadRow]]) -> str:
         if len(fatal) == 1:
             return ""
@@ -131,12 +191,6 @@ def override(stage: str | None, text: str) -> str:
     return f"stages.{stage}.dataset.{text}" if stage else f"dataset.{text}"
 
 
-def number_of(row: Mapping[str, Any], position: int) -> int:
-    """Number of a row in its file, or its place in the dataset, counted from 1."""
-    number = row.get(ROW)
-    return position + 1 if number is None else int(number)
-
-
 def columns_of(dataset: Dataset) -> list[str]:
     """The columns as the user knows them."""
     return [name for name in dataset.column_names if name != ROW]
@@ -148,10 +202,24 @@ def numbered(dataset: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
     Columns of structs (parquet, the hub) fill every struct with the keys of all others; those that are null are taken
     out again. Columns of JSON hold exactly what their rows held.
     """
-    features = dataset.features
-    for position, row in enumerate(dataset):
-        number = number_of(row, position)
-        yield number, {name: without_nulls(v, features[name]) for name, v in row.items() if name != ROW}
+    features = {name: feature for name, feature in dataset.features.items() if name != ROW}
+    position = 0
+    for batch in dataset.iter(BATCH):
+        numbers = batch.get(ROW)
+        columns = [
+            [without_nulls(value, feature) for value in batch[name]] if is_nested(feature) else batch[name]
+            for name, feature in features.items()
+        ]
+        size = len(next(iter(batch.values())))
+        for place, values in enumerate(zip(*columns, strict=True) if columns else [()] * size):
+            number = position + place + 1 if numbers is None or numbers[place] is None else numbers[place]
+            yield int(number), dict(zip(features, values, strict=True))
+        position += size
+
+
+def is_nested(feature: Any) -> bool:
+    """Whether a column may hold structs: plain values and JSON have none."""
+    return isinstance(feature, dict | list) or getattr(feature, "feature", None) is not None
 
 
 def without_nulls(value: Any, feature: Any) -> Any:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import pyarrow
 
 from ..errors import DataError
 from .json_text import TOO_DEEP, is_deep
@@ -21,11 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rlhf_peft")
 
+ROW_LEFT_OUT = f"the column {ROW} is left out; its name is used for the numbers of rows"
 
-def make_dataset(
-    rows: Iterable[tuple[int, dict[str, Any]]], source: str, bad: BadRows, note: str = ""
-) -> Dataset:
-    """The rows as a dataset with the column `ROW`.
+
+Numbered = Iterable[tuple[int, dict[str, Any]]]
+
+
+def make_dataset(rows: Numbered, source: str, bad: BadRows, note: str = "") -> Dataset:
+    """The rows as a dataset with the column `ROW`, in memory.
 
     Args:
         rows: number and values of each row.
@@ -38,55 +44,128 @@ def make_dataset(
     """
     import datasets
 
-    kept = []
-    for number, row in rows:
-        with bad.row(number):
-            if is_deep(row):
-                raise BadRow(TOO_DEEP, "nested too deeply")
-            check_text(row)
-            kept.append((number, row))
+    kept = list(checked(rows, bad))
     bad.finish(len(kept) + len(bad.found))
     names = list(dict.fromkeys(name for _, row in kept for name in row if name != ROW))
     columns = {name: [row.get(name) for _, row in kept] for name in names}
     if any(ROW in row for _, row in kept):
-        log.warning("%s: the column %s is left out; its name is used for the numbers of rows", source, ROW)
-    try:
+        bad.remark(ROW_LEFT_OUT)
+    with table_errors(source):
         features = {name: feature(values) for name, values in columns.items()}
-        dataset = datasets.Dataset.from_dict(
-            {**columns, ROW: [number for number, _ in kept]},
-            features=datasets.Features({**features, ROW: datasets.Value("int64")}),
-        )
-    except (RecursionError, ValueError, TypeError, OverflowError, pyarrow_error()) as error:
+        dataset = datasets.Dataset(as_table(columns, [number for number, _ in kept], features))
+    dataset.info.description = note
+    return dataset
+
+
+def checked(rows: Numbered, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows that a table can hold; the others are noted."""
+    for number, row in rows:
+        try:
+            if is_deep(row):
+                raise BadRow(TOO_DEEP, "nested too deeply")
+            check_text(row)
+        except BadRow as problem:
+            bad.add(number, problem)
+        else:
+            yield number, row
+
+
+def as_table(columns: Mapping[str, list[Any]], numbers: list[int], features: Mapping[str, Any]) -> Any:
+    """Columns of Python values, and the numbers of their rows, as an Arrow table that `datasets` reads.
+
+    Args:
+        columns: values by column.
+        numbers: of the rows.
+        features: how each column is kept.
+    """
+    import datasets
+
+    all_features = datasets.Features({**features, ROW: datasets.Value("int64")})
+    arrays = [array(values, features[name]) for name, values in columns.items()]
+    schema = all_features.arrow_schema
+    return pyarrow.Table.from_arrays([*arrays, pyarrow.array(numbers, pyarrow.int64())], schema=schema)
+
+
+def array(values: list[Any], feature: Any) -> Any:
+    """A column of Python values as `datasets` keeps it."""
+    import datasets
+
+    if isinstance(feature, datasets.Value):
+        return pyarrow.array(values, feature.pa_type)
+    features = datasets.Features({"column": feature})
+    return datasets.Dataset.from_dict({"column": values}, features=features).data["column"]
+
+
+@contextmanager
+def table_errors(source: str) -> Iterator[None]:
+    """DataError for what Arrow and `datasets` raise where a table cannot hold a value."""
+    try:
+        yield
+    except (RecursionError, ValueError, TypeError, OverflowError, pyarrow.ArrowException) as error:
         raise DataError(
             f"{source}: the values are nested too deeply, or of a type that no table holds."
         ) from error
-    dataset.info.description = note
-    return dataset
 
 
 def feature(values: list[Any]) -> Any:
     """How a column is kept: plain values of one type as they are, all else as JSON."""
     import datasets
 
-    kinds = {type(value) for value in values if value is not None}
-    plain = {str: "string", bool: "bool", int: "int64", float: "float64"}
-    if kinds == {int, float}:
-        kinds = {float} if all(abs(value) < 2**53 for value in values if value is not None) else {object}
-    if kinds == {int} and any(abs(value) >= 2**63 for value in values if value is not None):
-        kinds = {object}
-    kind = kinds.pop() if len(kinds) == 1 else str if not kinds else object
-    if kind in plain:
-        return datasets.Value(plain[kind])
+    kinds = Kinds()
+    kinds.see(values)
+    if kinds.is_plain:
+        return kinds.feature
     try:
         json.dumps(values)
     except (TypeError, ValueError):  # dates and the like, of a registered dataset
         return datasets.Dataset.from_dict({"column": values}).features["column"]
-    return datasets.Json()
+    return kinds.feature
+
+
+PLAIN: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "float64"}
+
+
+class Kinds:
+    """What kinds of values a column has been seen to hold."""
+
+    def __init__(self) -> None:
+        self._types: set[type] = set()
+        self._exact = {53: True, 63: True}
+
+    def see(self, values: Iterable[Any]) -> None:
+        """Take further values into account."""
+        types = set(map(type, values))
+        self._types |= types - {type(None)}
+        if int in types or float in types:
+            numbers = [value for value in values if type(value) in (int, float)]
+            for bits in self._exact:
+                self._exact[bits] &= all(abs(number) < 2**bits for number in numbers)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one of Arrow's plain types holds all values exactly."""
+        if self._types == {int, float}:
+            return self._exact[53]
+        if self._types == {int}:
+            return self._exact[63]
+        return len(self._types) < 2 and self._types <= set(PLAIN)
+
+    @property
+    def feature(self) -> Any:
+        """How the column is kept: as plain values, or as JSON."""
+        import datasets
+
+        if not self.is_plain:
+            return datasets.Json()
+        kind = float if float in self._types else next(iter(self._types), str)
+        return datasets.Value(PLAIN[kind])
 
 
 def check_text(value: Any) -> None:
     """BadRow where a text holds half of a surrogate pair, which no tokenizer reads; so inside of lists and objects."""
     if isinstance(value, str):
+        if value.isascii():
+            return
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -104,14 +183,6 @@ def check_text(value: Any) -> None:
             check_text(item)
 
 
-def pyarrow_error() -> type[Exception]:
-    """What Arrow raises."""
-    import pyarrow
-
-    error: type[Exception] = pyarrow.ArrowException
-    return error
-
-
 def table_dataset(table: Any, source: str) -> Dataset:
     """An Arrow table as a dataset; columns of a kind that `datasets` does not know are kept as JSON, or left out."""
     import datasets
@@ -120,11 +191,11 @@ def table_dataset(table: Any, source: str) -> Dataset:
     for name in table.column_names:
         try:
             made[name] = datasets.Dataset(table.select([name]))
-        except (ValueError, TypeError, KeyError, pyarrow_error()):
+        except (ValueError, TypeError, KeyError, pyarrow.ArrowException):
             try:
                 values = table[name].to_pylist(maps_as_pydicts="lossy")
                 json.dumps(values)
-            except (TypeError, ValueError, pyarrow_error()):
+            except (TypeError, ValueError, pyarrow.ArrowException):
                 log.warning(
                     "%s: column %s holds a kind of values that cannot be read; it is left out", source, name
                 )

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy
-
 from .encode import Encoder
-from .examples import example, notes_of
+from .encoded import Columns, encode_dataset, ids_and_row
+from .examples import example
 from .formats import Format
-from .rows import ROW, BadRow, BadRows, OnBadRow, OnLongRow, numbered, quiet
+from .rows import BadRow, BadRows, OnBadRow, OnLongRow
+from .tokens import Steps
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 IGNORED = -100
 """The label of a token that is not trained on."""
-
-Columns = dict[str, Any]
 
 
 def for_trl(
@@ -55,57 +54,27 @@ def for_trl(
         DataError: a row is bad, or none is left.
     """
     bad = BadRows(source, on_bad_row, stage, on_long_row=on_long_row)
+    settings: dict[str, Any] = {}
     if format.kind == "preference":
         columns = unpaired if unpair else preference
+        names = ("prompt_ids", "completion_ids") if unpair else ("prompt_ids", "chosen_ids", "rejected_ids")
     elif format.kind == "unpaired_preference":
-        columns = labelled
+        columns, names = labelled, ("prompt_ids", "completion_ids")
     else:
         only = format.kind == "prompt_completion" if completion_only is None else completion_only
+        settings = {"only": only, "assistant": assistant_only}
+        columns, names = partial(demonstration, **settings), ("input_ids", "labels")
+    features = ids_and_row(*names, **({"label": "bool"} if "completion_ids" in names else {}))
 
-        def columns(row: Mapping[str, Any], encoder: Encoder) -> Iterator[Columns]:
-            yield demonstration(row, encoder, only, assistant_only)
+    def start(row: Mapping[str, Any]) -> Steps[list[Columns]]:
+        made = example(row, format, system=encoder.system, words=True)
+        return (yield from columns(made, encoder))
 
-    rows = [
-        {**made, ROW: number} for number, made in encoded(dataset, format, encoder, columns, bad, words=True)
-    ]
-    import datasets
-
-    with quiet():
-        return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in rows[0]})
-
-
-def encoded(
-    dataset: Dataset,
-    format: Format,
-    encoder: Encoder,
-    columns: Callable[[Mapping[str, Any], Encoder], Iterator[Any]],
-    bad: BadRows,
-    *,
-    words: bool = False,
-) -> Iterator[tuple[int, Any]]:
-    """What is made of each row, with its number; bad rows are noted, and reported once all are read.
-
-    Args:
-        dataset: rows in `format`.
-        format: of the rows.
-        encoder: of the model.
-        columns: makes something of an example.
-        bad: takes bad rows, and what the encoder noted.
-        words: split plain answers without a prompt at a blank; see `example`.
-    """
-    made: list[tuple[int, Any]] = []
-    for number, row in numbered(dataset):
-        with bad.row(number):
-            made += [
-                (number, one)
-                for one in columns(example(row, format, system=encoder.system, words=words), encoder)
-            ]
-        bad.note(number, [*notes_of(row), *encoder.take_notes()])
-    bad.finish(len(dataset))
-    yield from made
+    settings |= {"unpair": unpair, "format": [format.kind, format.columns, format.conversational]}
+    return encode_dataset(dataset, encoder, start, features, bad, what="trl", settings=settings)
 
 
-def preference(row: Mapping[str, Any], encoder: Encoder) -> Iterator[Columns]:
+def preference(row: Mapping[str, Any], encoder: Encoder) -> Steps[list[Columns]]:
     """A pair, as DPO has it; it knows no probabilities, so the chosen answer must be the likelier one."""
     if row.get("chosen_prob", 1.0) < 0.5:
         raise BadRow(
@@ -113,39 +82,43 @@ def preference(row: Mapping[str, Any], encoder: Encoder) -> Iterator[Columns]:
             "whose chosen_prob is below 0.5",
             "Exchange the answers",
         )
-    prompt, chosen, rejected = both_answers(row, encoder)
-    yield {"prompt_ids": ids(prompt), "chosen_ids": ids(chosen), "rejected_ids": ids(rejected)}
+    prompt, chosen, rejected = yield from both_answers(row, encoder)
+    return [{"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}]
 
 
-def both_answers(row: Mapping[str, Any], encoder: Encoder) -> tuple[list[int], list[int], list[int]]:
+def both_answers(row: Mapping[str, Any], encoder: Encoder) -> Steps[tuple[list[int], list[int], list[int]]]:
     """Ids of a pair's prompt, chosen and rejected answer; BadRow where the answers have the same."""
-    prompt, (chosen, rejected) = encoder.answers(row, "chosen", "rejected")
+    prompt, (chosen, rejected) = yield from encoder.answers_steps(row, "chosen", "rejected")
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same tokens", "with chosen equal to rejected")
     return prompt, chosen, rejected
 
 
-def unpaired(row: Mapping[str, Any], encoder: Encoder) -> Iterator[Columns]:
+def unpaired(row: Mapping[str, Any], encoder: Encoder) -> Steps[list[Columns]]:
     """A pair as two rows with a label, as KTO has them."""
-    for pair in preference(row, encoder):
-        yield {"prompt_ids": pair["prompt_ids"], "completion_ids": pair["chosen_ids"], "label": True}
-        yield {"prompt_ids": pair["prompt_ids"], "completion_ids": pair["rejected_ids"], "label": False}
+    (pair,) = yield from preference(row, encoder)
+    return [
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair["chosen_ids"], "label": True},
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair["rejected_ids"], "label": False},
+    ]
 
 
-def labelled(row: Mapping[str, Any], encoder: Encoder) -> Iterator[Columns]:
+def labelled(row: Mapping[str, Any], encoder: Encoder) -> Steps[list[Columns]]:
     """An answer with its label, as KTO has it."""
-    prompt, (answer,) = encoder.answers(row, "completion")
-    yield {"prompt_ids": ids(prompt), "completion_ids": ids(answer), "label": row["label"]}
+    prompt, (answer,) = yield from encoder.answers_steps(row, "completion")
+    return [{"prompt_ids": prompt, "completion_ids": answer, "label": row["label"]}]
 
 
-def demonstration(row: Mapping[str, Any], encoder: Encoder, only: bool, assistant: bool) -> Columns:
+def demonstration(
+    row: Mapping[str, Any], encoder: Encoder, only: bool, assistant: bool
+) -> Steps[list[Columns]]:
     """A demonstration, as SFT has it."""
-    tokens, trained = encoder.demonstration(row, completion_only=only, assistant_only=assistant)
+    tokens, trained = yield from encoder.demonstration_steps(
+        row, completion_only=only, assistant_only=assistant
+    )
     if not any(trained):
         raise BadRow("no token of it is trained on", "of which no token is trained on")
-    return {"input_ids": ids(tokens), "labels": numpy.where(trained, ids(tokens), IGNORED)}
-
-
-def ids(tokens: list[int]) -> Any:
-    """Tokens in little memory."""
-    return numpy.asarray(tokens, numpy.int32)
+    labels = tokens
+    if not all(trained):
+        labels = [token if of else IGNORED for token, of in zip(tokens, trained, strict=True)]
+    return [{"input_ids": tokens, "labels": labels}]

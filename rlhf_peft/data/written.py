@@ -41,6 +41,7 @@ class Writer:
         self.ends = tuple(ends) if turn_end(tokenizer, template_kwargs) is not None else ()
         self.notes: set[str] = set()
         self._problems: dict[tuple[Any, ...], tuple[str | None, list[str]]] = {}
+        self._latest: tuple[Messages, Tools, str] | None = None
 
     def prompt(self, prompt: Messages, tools: Tools) -> str:
         """The text of a prompt, ready to be continued by an answer."""
@@ -115,10 +116,14 @@ class Writer:
 
     def _prompt_text(self, prompt: Messages, tools: Tools) -> str:
         """The text that the model continues; an unfinished turn of the assistant is left open."""
+        if self._latest is not None and self._latest[:2] == (prompt, tools):
+            return self._latest[2]  # a prompt is written again with each of its answers
         unfinished = bool(prompt) and is_unfinished(prompt[-1])
-        return self._render(
+        text = self._render(
             prompt, tools, add_generation_prompt=not unfinished, continue_final_message=unfinished
         )
+        self._latest = [dict(message) for message in prompt], tools, text
+        return text
 
     def _render(self, messages: Messages, tools: Tools, **how: Any) -> str:
         """The text that the chat template makes of a conversation; BadRow where it refuses it."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import library_messages
 from ..atomic import FULL
+from ..data.progress import watched
 from ..engine import POLICY
 from ..engine.base_spec import hardware
 from ..errors import CheckpointError, RunFolderError
@@ -49,6 +50,9 @@ class Silent:
         """Nothing."""
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def rows(self, what: str, done: int, total: int | None) -> None:
         """Nothing."""
 
     def say(self, text: str) -> None:
@@ -114,9 +118,10 @@ class Run:
         """
         began = time.perf_counter()
         try:
-            ctx = self.ctx = self._prepare()
-            for stage in self.recipe.stages[self._begin(ctx) :]:
-                self._run_stage(ctx, stage)
+            with watched(self.reporter.rows):
+                ctx = self.ctx = self._prepare()
+                for stage in self.recipe.stages[self._begin(ctx) :]:
+                    self._run_stage(ctx, stage)
             self.folder.make()
             self.status = "done"
         except BaseException as error:

@@ -89,6 +89,9 @@ class _Steps:
         self.begun = now
         self.inner.step(stage, step, metrics)
 
+    def rows(self, what: str, done: int, total: int | None) -> None:
+        self.inner.rows(what, done, total)
+
     def say(self, text: str) -> None:
         self.inner.say(text)
 

@@ -23,7 +23,11 @@ from .saver import Saver
 
 
 class Reporter(Protocol):
-    """Shows a run to a person; see `progress.py`."""
+    """Shows a run to a person; see `progress.py`.
+
+    It may also have a method `rows(what, done, total)`, which is told how far a long pass over rows is (`total` is None
+    where it is not known).
+    """
 
     def stage(self, name: str, total: int) -> None:
         """A stage of so many updates begins."""
@@ -31,6 +35,10 @@ class Reporter(Protocol):
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """An update is done."""
+        ...
+
+    def rows(self, what: str, done: int, total: int | None) -> None:
+        """A long pass over rows goes on; None: it is not known how many there are."""
         ...
 
     def say(self, text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..data import encode_prompts, load_rows
+from collections.abc import Sequence
+
+from ..data import Prompt, encode_prompts, load_rows
 from ..hookspecs import Sampler
 from ..recipe.schema import PolicyStage
 from ..registry import DEFAULT_SAMPLER
@@ -28,7 +30,7 @@ class FixedPrompts:
 
     def __init__(self, stage: PolicyStage, ctx: Context, sampler: Sampler | None = None) -> None:
         self.stage, self.ctx, self.budget = stage, ctx, prompts_at_once(stage.name)
-        self.prompts = []
+        self.prompts: Sequence[Prompt] = []
         if stage.eval.prompts is None or not ctx.ranks.main:
             return
         self.sampler = sampler or ctx.registry.make("samplers", DEFAULT_SAMPLER)

@@ -77,11 +77,11 @@ def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
     return {"metrics": metrics, "pairs": len(pairs), "held_out": len(held_out)}
 
 
-def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[list[Pair], list[Pair]]:
+def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[Sequence[Pair], Sequence[Pair]]:
     rows, kept = ctx.train_and_held_out(stage)
     encoder = ctx.encoder(stage.dataset)
 
-    def encode(dataset: Any, source: str, say: bool = True) -> list[Pair]:
+    def encode(dataset: Any, source: str, say: bool = True) -> Sequence[Pair]:
         require(dataset, "reward_model", source, stage=stage.name, say=say)
         return encode_pairs(
             dataset,

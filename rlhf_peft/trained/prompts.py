@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from typing import Any
 
 from ..data import Encoder, Prompt, encode_prompts, require
 from ..errors import UsageError
@@ -72,9 +71,10 @@ def prompts_of(
         eos_ids=opened.base.eos_ids,
         vocab_size=opened.base.vocab_size,
     )
-    found: list[Any] = encode_prompts(
+    prompts = encode_prompts(
         rows, encoder, max_new_tokens=max_new_tokens, on_bad_row=source.on_bad_row, source=name, stage=what
     )
+    order = list(range(len(prompts)))
     if shuffle is not None:
-        random.Random(shuffle).shuffle(found)
-    return found[:size]
+        random.Random(shuffle).shuffle(order)
+    return [prompts[place] for place in order[:size]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 
 from ..data import for_trl, require
@@ -62,14 +63,13 @@ def _prepare(
 
 def longest_row(rows: Any) -> int:
     """Tokens of the longest row that a forward reads, of rows as `for_trl` makes them."""
+    answers = ("input_ids", "chosen_ids", "rejected_ids", "completion_ids")
+    names = [name for name in ("prompt_ids", *answers) if name in rows.column_names]
     longest = 1
-    for row in rows:
-        answers = [
-            len(row[name])
-            for name in ("input_ids", "chosen_ids", "rejected_ids", "completion_ids")
-            if name in row
-        ]
-        longest = max(longest, max(answers) + len(row.get("prompt_ids", ())))
+    for table in rows.select_columns(names).with_format("arrow").iter(10_000):
+        lengths = {name: pc.list_value_length(table[name]) for name in names}
+        prompts = lengths.pop("prompt_ids", 0)
+        longest = max(longest, *(pc.max(pc.add(prompts, length)).as_py() for length in lengths.values()))
     return longest
 
 

@@ -250,9 +250,10 @@ def test_what_a_tokenizer_puts_after_a_text_does_not_end_a_prompt(stories):
         """A tokenizer that puts EOS after every text, as some configurations do."""
 
         def __call__(self, text, add_special_tokens=True, **more):
-            made = dict(stories(text, add_special_tokens=add_special_tokens, **more))
-            end = [stories.eos_token_id] if add_special_tokens else []
-            return {**made, "input_ids": [*made["input_ids"], *end]}
+            made = stories(text, add_special_tokens=add_special_tokens, **more)
+            if add_special_tokens:
+                made["input_ids"] = [*made["input_ids"], stories.eos_token_id]
+            return made
 
         def __getattr__(self, name):
             return getattr(stories, name)

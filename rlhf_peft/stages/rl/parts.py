@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -242,12 +242,14 @@ def _add_value_role(stage: RlStage, algorithm: Algorithm, base: SharedBase) -> l
     return [VALUE]
 
 
-def _prompts(stage: RlStage, ctx: Context, max_new_tokens: int) -> tuple[list[Prompt], list[Prompt] | None]:
+def _prompts(
+    stage: RlStage, ctx: Context, max_new_tokens: int
+) -> tuple[Sequence[Prompt], Sequence[Prompt] | None]:
     """Prompts to train on, and those that are held out; None: the recipe holds out none."""
     rows, held_out = ctx.train_and_held_out(stage)
     encoder = ctx.encoder(stage.dataset)
 
-    def encode(dataset: Any, source: str) -> list[Prompt]:
+    def encode(dataset: Any, source: str) -> Sequence[Prompt]:
         require(dataset, "rl", source, stage=stage.name)
         return encode_prompts(
             dataset,
@@ -269,7 +271,7 @@ def _prompts(stage: RlStage, ctx: Context, max_new_tokens: int) -> tuple[list[Pr
 def _evaluator(
     stage: RlStage,
     ctx: Context,
-    held_out: list[Prompt] | None,
+    held_out: Sequence[Prompt] | None,
     sampler: Sampler,
     forwards: RoleForwards,
     view: BaseView,

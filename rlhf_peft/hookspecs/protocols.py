@@ -1,22 +1,13 @@
-"""Every hook, and every protocol and view that a plugin meets, on one page; that of quantizers is in `kit.quantizer`.
-
-A plugin registers choices (rewards, samplers, algorithms, datasets, quantizers) by name, and may listen to a run. A
-recipe chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
-"""
+"""Protocols: what plugins bring. That of quantizers is in `kit.quantizer`."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-import pluggy
-import torch
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
-from .types import (
+from ..types import (
     Batch,
     EnvironmentStep,
     MemoryNeeds,
@@ -29,157 +20,7 @@ from .types import (
     Scores,
     Selection,
 )
-
-HOOK_API = 1
-PROJECT = "rlhf_peft"
-
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
-
-
-class Options(BaseModel):
-    """Base of every plugin's options: unknown keys are refused, every field is described."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-Factory = Callable[[Any], Any]
-"""Called with a validated instance of its own `Options`; returns the reward, sampler, algorithm, dataset or
-quantizer.
-
-One with `wants_make = True` is also given `make(kind, name, options)`, to make what it wraps.
-"""
-
-Register = Callable[[str, Factory], None]
-
-
-# --- views: what plugins are given -----------------------------------------------------------------------------------
-
-
-class TokenDecoder(Protocol):
-    """Rows that are being decoded, one token a step.
-
-    Attributes:
-        logits: [B, V] after what every row has so far; at the beginning, after its prompt.
-    """
-
-    logits: Tensor
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Give each row one more token, [B] int64; returns the logits [B, V] after it."""
-        ...
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone: [B'] int64, numbered among the present ones."""
-        ...
-
-    def should_compact(self, going: int, rows: int) -> bool:
-        """Whether it pays to `keep` those `going` rows, of the present `rows`, that have not ended."""
-        ...
-
-
-class PolicyView(Protocol):
-    """The policy as a sampler sees it.
-
-    Attributes:
-        device: of the model.
-        pad_id: what padding holds; it may equal an EOS.
-        eos_ids: tokens that end a completion.
-        max_length: longest row in tokens, prompt included.
-        vocab_size: tokens that there are.
-    """
-
-    device: torch.device
-    pad_id: int
-    eos_ids: frozenset[int]
-    max_length: int
-    vocab_size: int
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of some tokens, special tokens left out."""
-        ...
-
-    def decoder(self) -> AbstractContextManager[nn.Module]:
-        """The policy as a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask,
-        position_ids)` and for `generate`. It has dense merged weights where memory allows, and is the 4-bit base with
-        its adapter where not. Only valid inside the context.
-        """
-        ...
-
-    def can_decode(self, model: nn.Module) -> bool:
-        """Whether `start_decoding` works for the model: whether it keeps keys and values and nothing else.
-
-        Args:
-            model: as `decoder` gives it, inside its context.
-        """
-        ...
-
-    def start_decoding(self, model: nn.Module, prompts: Sequence[Sequence[int]], room: int) -> TokenDecoder:
-        """Read the prompts, and be ready to take tokens.
-
-        Args:
-            model: as `decoder` gives it, inside its context.
-            prompts: B rows of token ids; equal ones are read once.
-            room: most tokens that a row will be given.
-        """
-        ...
-
-    def save_adapter(self, folder: Path) -> None:
-        """Write the policy's adapter in PEFT's format, for samplers that run elsewhere."""
-        ...
-
-
-class RunView(Protocol):
-    """A run as an observer sees it."""
-
-    name: str
-    folder: Path
-    recipe: Mapping[str, Any]
-
-
-class Prompt(Protocol):
-    """One row of the prompt dataset, encoded."""
-
-    @property
-    def ids(self) -> Tensor:
-        """[P] int64, not padded."""
-        ...
-
-    @property
-    def columns(self) -> Mapping[str, Any]:
-        """The dataset's row, `prompt` among them."""
-        ...
-
-    @property
-    def index(self) -> int:
-        """Number of the row, counted from 0."""
-        ...
-
-
-class RequestContext(Protocol):
-    """What an algorithm needs to make requests."""
-
-    params: SamplingParams
-
-    @property
-    def round(self) -> int:
-        """0 for the first prompts of an iteration; more where `Algorithm.select` wanted more."""
-        ...
-
-    def seed(self, group: int, sample: int) -> int:
-        """The seed of the `sample`-th completion of the `group`-th prompt of this round."""
-        ...
-
-
-class SampleContext(Protocol):
-    """What a sampler may ask of the stage while it samples."""
-
-    def score(self, rollout: Rollout) -> Tensor:
-        """[N] float32, the weighted sum of the stage's rewards on these rows; NaN where all abstained."""
-        ...
-
-
-# --- protocols: what plugins bring -----------------------------------------------------------------------------------
+from .views import PolicyView, Prompt, RequestContext, SampleContext
 
 
 @runtime_checkable
@@ -402,60 +243,3 @@ class Environment(Protocol):
     def close(self) -> None:
         """Release what the conversation holds; it may be called twice."""
         ...
-
-
-# --- hooks: choose one by name ---------------------------------------------------------------------------------------
-
-
-class HookSpecs:
-    """The hooks; implement any of them as a module-level function marked with `hookimpl`."""
-
-    @hookspec
-    def rlhf_peft_register_rewards(self, register: Register) -> None:
-        """Offer rewards: `register(name, factory)`; the factory makes a `Reward`."""
-
-    @hookspec
-    def rlhf_peft_register_samplers(self, register: Register) -> None:
-        """Offer samplers: `register(name, factory)`; the factory makes a `Sampler`."""
-
-    @hookspec
-    def rlhf_peft_register_algorithms(self, register: Register) -> None:
-        """Offer RL algorithms: `register(name, factory)`; the factory makes an `Algorithm`."""
-
-    @hookspec
-    def rlhf_peft_register_datasets(self, register: Register) -> None:
-        """Offer datasets: `register(name, factory)`; the factory makes a `Dataset`."""
-
-    @hookspec
-    def rlhf_peft_register_environments(self, register: Register) -> None:
-        """Offer environments: `register(name, factory)`; the factory makes an `Environment`, one a conversation."""
-
-    @hookspec
-    def rlhf_peft_register_quantizers(self, register: Register) -> None:
-        """Offer quantizers: `register(name, factory)`; the factory makes a `Quantizer` of `kit.quantizer`."""
-
-    # --- told by broadcast ---
-
-    @hookspec
-    def rlhf_peft_run_start(self, run: RunView) -> None:
-        """A run begins, its data and model can be used; its folder exists."""
-
-    @hookspec
-    def rlhf_peft_rollout_end(self, run: RunView, stage: str, step: int, batch: Batch) -> None:
-        """A step's completions have their scores; the update follows."""
-
-    @hookspec
-    def rlhf_peft_step_end(self, run: RunView, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """An update of any stage is done; these figures were logged."""
-
-    @hookspec
-    def rlhf_peft_checkpoint_saved(self, run: RunView, stage: str, step: int, folder: Path) -> None:
-        """A stage's adapters or a checkpoint were written."""
-
-    @hookspec
-    def rlhf_peft_run_end(self, run: RunView, status: str, metrics: Mapping[str, float]) -> None:
-        """A run ended: `done`, `failed` or `stopped`; the last figures."""
-
-
-REGISTERS = ("rewards", "samplers", "algorithms", "datasets", "environments", "quantizers")
-"""What plugins register; the hook of each is `rlhf_peft_register_<kind>`."""

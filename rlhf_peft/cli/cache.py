@@ -1,0 +1,84 @@
+"""`rlhf-peft cache`: the rows that are kept on the disk, and away with them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..errors import UsageError
+from .options import Json, Yes, confirm
+
+if TYPE_CHECKING:
+    from ..data import cache
+
+app = typer.Typer(
+    help="List and clear the rows that are kept on the disk, so that they are read and encoded once."
+)
+
+
+@app.callback(invoke_without_command=True)
+def _group(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List what is kept, the least recently used first, and how much of the disk it takes."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from ..data import cache
+    from .terminal import make_console
+
+    folder, found = cache.root(), cache.entries()
+    total, most = sum(entry.size for entry in found), cache.limit()
+    if as_json:
+        entries = [{**_plain(entry), "bytes": entry.size, "rows": entry.rows} for entry in found]
+        place = None if folder is None else str(folder)
+        print(json.dumps({"folder": place, "bytes": total, "limit": most, "entries": entries}, indent=2))
+        return
+    if folder is None:
+        print(f"The cache is switched off by {cache.PLACE}.", file=sys.stderr)
+        return
+    if not found:
+        print(f"{folder} holds nothing.", file=sys.stderr)
+        return
+    table = Table("kept", "made of", "rows", "size", "last used", box=SIMPLE)
+    for entry in found:
+        told = _plain(entry)
+        table.add_row(told["kind"], told["about"], f"{entry.rows:,}", _size(entry.size), told["used"])
+    make_console().print(table)
+    print(f"{folder}: {_size(total)} of at most {_size(most)}; {cache.LIMIT} sets the limit in GB")
+
+
+@app.command()
+def clear(yes: Yes = False) -> None:
+    """Remove all that is kept; it is made again when it is needed."""
+    from ..data import cache
+
+    folder, found = cache.root(), cache.entries()
+    if folder is None:
+        raise UsageError(f"The cache is switched off by {cache.PLACE}, so it is not known where it is.")
+    print(f"{folder}: {len(found)} entries, {_size(sum(entry.size for entry in found))}")
+    if found:
+        confirm("Remove them?", yes)
+    cache.clear()
+
+
+def _plain(entry: cache.Entry) -> dict[str, str]:
+    kind = entry.path.name.rpartition("-")[0]
+    used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+    return {"path": str(entry.path), "kind": kind, "about": entry.about, "used": used}
+
+
+def _size(size: int) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size / 1e3:.0f} kB"

@@ -1,0 +1,104 @@
+"""Many rows encoded at once: one call of the tokenizer for all texts of a batch, in a thread beside this one.
+
+While the tokenizer works on one batch, the next one is read, checked and written by the chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from .encode import Encoder
+from .rows import BadRow
+from .tokens import Steps, Tokens, tokenize
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+
+ROWS = 256
+"""Rows of a batch."""
+
+
+@dataclass(slots=True)
+class Outcome(Generic[T]):
+    """What became of a row.
+
+    Attributes:
+        number: of the row in its file, counted from 1.
+        row: its values by column.
+        value: what it was encoded to; None where it is bad.
+        bad: why it cannot be used.
+        notes: what was found in it that is no error.
+    """
+
+    number: int
+    row: Row
+    value: T | None = None
+    bad: BadRow | None = None
+    notes: set[str] = field(default_factory=set)
+
+
+class _Job(Generic[T]):
+    """A row on its way: its steps, and the texts whose tokens they wait for."""
+
+    __slots__ = ("encoder", "outcome", "steps", "texts")
+
+    def __init__(self, outcome: Outcome[T], steps: Steps[T], encoder: Encoder) -> None:
+        self.outcome, self.steps, self.encoder = outcome, steps, encoder
+        self.texts: list[str] = []
+        self.go_on(None)
+
+    def go_on(self, tokens: list[Tokens] | None) -> None:
+        """Go to the next texts, or to the end."""
+        self.texts = []
+        try:
+            self.texts = next(self.steps) if tokens is None else self.steps.send(tokens)
+        except StopIteration as end:
+            self.outcome.value = end.value
+        except BadRow as bad:
+            self.outcome.bad = bad
+        self.outcome.notes.update(self.encoder.take_notes())
+
+
+def in_batches(
+    rows: Iterable[tuple[int, Row]], start: Callable[[Row], Steps[T]], encoder: Encoder
+) -> Iterator[Outcome[T]]:
+    """What becomes of each row, in their order.
+
+    Args:
+        rows: with their numbers.
+        start: the steps of a row; a `BadRow` that they raise ends that row alone.
+        encoder: whose steps these are.
+    """
+    rows = iter(rows)
+    tokenizer = encoder.tokenizer
+    with ThreadPoolExecutor(1, "tokenizer") as thread:
+        waiting: tuple[list[_Job[T]], Any] | None = None
+        while batch := list(islice(rows, ROWS)):
+            jobs = [_Job(Outcome[T](number, row), start(row), encoder) for number, row in batch]
+            texts = [text for job in jobs for text in job.texts]
+            tokens = thread.submit(tokenize, tokenizer, texts)
+            if waiting is not None:
+                yield from _finished(*waiting, tokenizer)
+            waiting = jobs, tokens
+        if waiting is not None:
+            yield from _finished(*waiting, tokenizer)
+
+
+def _finished(jobs: list[_Job[T]], first: Any, tokenizer: Any) -> Iterator[Outcome[T]]:
+    """The outcomes of a batch once the tokens of its first texts are there."""
+    open_jobs = [job for job in jobs if job.texts]
+    tokens = first.result()
+    while open_jobs:
+        place = 0
+        for job in open_jobs:
+            size = len(job.texts)
+            job.go_on(tokens[place : place + size])
+            place += size
+        open_jobs = [job for job in open_jobs if job.texts]
+        tokens = tokenize(tokenizer, [text for job in open_jobs for text in job.texts])
+    for job in jobs:
+        yield job.outcome

@@ -1,0 +1,139 @@
+"""Views: what plugins are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..types import (
+    Rollout,
+    SamplingParams,
+)
+
+
+class TokenDecoder(Protocol):
+    """Rows that are being decoded, one token a step.
+
+    Attributes:
+        logits: [B, V] after what every row has so far; at the beginning, after its prompt.
+    """
+
+    logits: Tensor
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Give each row one more token, [B] int64; returns the logits [B, V] after it."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone: [B'] int64, numbered among the present ones."""
+        ...
+
+    def should_compact(self, going: int, rows: int) -> bool:
+        """Whether it pays to `keep` those `going` rows, of the present `rows`, that have not ended."""
+        ...
+
+
+class PolicyView(Protocol):
+    """The policy as a sampler sees it.
+
+    Attributes:
+        device: of the model.
+        pad_id: what padding holds; it may equal an EOS.
+        eos_ids: tokens that end a completion.
+        max_length: longest row in tokens, prompt included.
+        vocab_size: tokens that there are.
+    """
+
+    device: torch.device
+    pad_id: int
+    eos_ids: frozenset[int]
+    max_length: int
+    vocab_size: int
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of some tokens, special tokens left out."""
+        ...
+
+    def decoder(self) -> AbstractContextManager[nn.Module]:
+        """The policy as a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask,
+        position_ids)` and for `generate`. It has dense merged weights where memory allows, and is the 4-bit base with
+        its adapter where not. Only valid inside the context.
+        """
+        ...
+
+    def can_decode(self, model: nn.Module) -> bool:
+        """Whether `start_decoding` works for the model: whether it keeps keys and values and nothing else.
+
+        Args:
+            model: as `decoder` gives it, inside its context.
+        """
+        ...
+
+    def start_decoding(self, model: nn.Module, prompts: Sequence[Sequence[int]], room: int) -> TokenDecoder:
+        """Read the prompts, and be ready to take tokens.
+
+        Args:
+            model: as `decoder` gives it, inside its context.
+            prompts: B rows of token ids; equal ones are read once.
+            room: most tokens that a row will be given.
+        """
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the policy's adapter in PEFT's format, for samplers that run elsewhere."""
+        ...
+
+
+class RunView(Protocol):
+    """A run as an observer sees it."""
+
+    name: str
+    folder: Path
+    recipe: Mapping[str, Any]
+
+
+class Prompt(Protocol):
+    """One row of the prompt dataset, encoded."""
+
+    @property
+    def ids(self) -> Tensor:
+        """[P] int64, not padded."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The dataset's row, `prompt` among them."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """Number of the row, counted from 0."""
+        ...
+
+
+class RequestContext(Protocol):
+    """What an algorithm needs to make requests."""
+
+    params: SamplingParams
+
+    @property
+    def round(self) -> int:
+        """0 for the first prompts of an iteration; more where `Algorithm.select` wanted more."""
+        ...
+
+    def seed(self, group: int, sample: int) -> int:
+        """The seed of the `sample`-th completion of the `group`-th prompt of this round."""
+        ...
+
+
+class SampleContext(Protocol):
+    """What a sampler may ask of the stage while it samples."""
+
+    def score(self, rollout: Rollout) -> Tensor:
+        """[N] float32, the weighted sum of the stage's rewards on these rows; NaN where all abstained."""
+        ...
