@@ -25,6 +25,8 @@ TORCH = "torch==2.13.0"
 """The torch that is tested every time; newer ones are tested without constraints."""
 IMAGE = ("torch==2.11.0", "transformers==5.17.0", "accelerate==1.15.0")
 LOWEST = ("--resolution", "lowest-direct")
+EXTRAS = ("dev", "math")
+"""The extras that the tests need. What builds the documentation is never installed beside the package's tests."""
 FILES = {
     "newest": ("constraints.txt", (TORCH,), ()),
     "lowest": ("constraints-lowest.txt", (), LOWEST),
@@ -39,7 +41,7 @@ def requirements() -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [
         *project["dependencies"],
-        *(line for extra in project["optional-dependencies"].values() for line in extra),
+        *(line for extra in EXTRAS for line in project["optional-dependencies"][extra]),
     ]
     parts = (re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?(.*)", line) for line in lines)
     return {canonical(part[1]): part[2] for part in parts if part}
@@ -71,7 +73,7 @@ def resolve(pins: tuple[str, ...], options: tuple[str, ...]) -> list[str]:
         "pip",
         "compile",
         "pyproject.toml",
-        "--all-extras",
+        *(f"--extra={extra}" for extra in EXTRAS),
         "--python-version",
         PYTHON,
         "--quiet",

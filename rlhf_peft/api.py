@@ -1,9 +1,11 @@
 """The Python API: what the command line does, in a few lines.
 
-import rlhf_peft
-recipe = rlhf_peft.load_recipe("quickstart", ["seed=3"])
-result = rlhf_peft.run(recipe)
-print(result.folder, result.stages["rl"]["after"])
+    import rlhf_peft
+    recipe = rlhf_peft.load_recipe("quickstart", ["seed=3"])
+    result = rlhf_peft.run(recipe)
+    print(result.folder, result.stages["rl"]["after"])
+
+Errors are those of `rlhf_peft.errors`.
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ class PolicyGradient(AlgorithmBase):
         return options.epsilon, options.epsilon if options.epsilon_high is None else options.epsilon_high
 
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = importance * L_policy [+ beta * KL] [- entropy_coef * H], per token."""
+        """L = importance * L_policy + beta * KL - entropy_coef * H, per token; a term whose factor is 0 is left out."""
         options = self.options
         old = outputs.logps.detach() if minibatch.old_logps is None else minibatch.old_logps
         advantages = minibatch.columns["advantages"]
