@@ -59,7 +59,7 @@ class _Job(Generic[T]):
         except StopIteration as end:
             self.outcome.value = end.value
         except BadRow as bad:
-            self.outcome.bad = bad
+            self.outcome.bad = bad.without_frames()
         self.outcome.notes.update(self.encoder.take_notes())
 
 

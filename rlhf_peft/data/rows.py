@@ -47,6 +47,10 @@ class BadRow(DataError):
         self.kind = kind or reason
         self.remedy = remedy
 
+    def without_frames(self) -> BadRow:
+        """The same without its traceback, which would keep everything alive that its row's batch was encoded to."""
+        return BadRow(str(self), self.kind, self.remedy)
+
 
 @dataclass(slots=True)
 class Note:
@@ -107,7 +111,7 @@ class BadRows:
 
     def add(self, number: int, bad: BadRow) -> None:
         """Note that row `number` cannot be used."""
-        self.found.append((number, bad))
+        self.found.append((number, bad.without_frames()))
 
     def note(self, number: int, notes: Iterable[str]) -> None:
         """Note what was found in row `number` that is no error; `finish` says it once, with the count."""

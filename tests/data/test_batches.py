@@ -179,6 +179,14 @@ def test_one_call_of_the_tokenizer_for_many_rows(qwen2, monkeypatch):
     assert [count for count in calls if count] == [300, 300]
 
 
+def test_a_bad_row_keeps_nothing_of_its_batch(qwen2):
+    """A traceback holds the frames, and they hold the tokens of all rows: hundreds of MB with a few bad rows."""
+    encoder = Encoder(qwen2, max_length=20)
+    outcomes = in_batches(enumerate(PLAIN), lambda row: STEPS["answers"](encoder, row), encoder)
+    bad = [outcome.bad for outcome in outcomes if outcome.bad is not None]
+    assert bad and all(b.__traceback__ is b.__context__ is b.__cause__ is None for b in bad)
+
+
 def test_what_is_no_bad_row_ends_it_all(stories):
     """A tokenizer without a chat template cannot encode any conversation."""
     encoder = Encoder(stories)
