@@ -49,7 +49,7 @@ def test_no_call_of_ours_is_deprecated(warned):
     cache_keyword(LlamaForCausalLM) != "cache", reason="this transformers has not renamed it yet"
 )
 def test_the_old_name_of_the_cache_is_found_with_its_line(monkeypatch):
-    monkeypatch.setattr("rlhf_peft.builtin.samplers.cached.cache_keyword", lambda model: "past_key_values")
+    monkeypatch.setattr("rlhf_peft.engine.decoding.cache_keyword", lambda model: "past_key_values")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config("llama")).eval().requires_grad_(False)
     sampler, collector = CachedSampler(LocalOptions(max_new_tokens=2)), Collector()
@@ -62,11 +62,11 @@ def test_the_old_name_of_the_cache_is_found_with_its_line(monkeypatch):
             collector.forget()
     (made,) = {made.file: made for made in collector.found.values()}.values()
     lines = (ROOT / made.file).read_text().splitlines()
-    assert made.file == "rlhf_peft/builtin/samplers/cached.py" and "cache_keyword(model)" in "".join(
+    assert made.file == "rlhf_peft/engine/decoding.py" and "cache_keyword(model)" in "".join(
         lines[made.line - 1 : made.line + 8]
     )
     assert (
-        f"cached.py:{made.line}: transformers warns: FutureWarning: `past_key_values` is deprecated"
+        f"decoding.py:{made.line}: transformers warns: FutureWarning: `past_key_values` is deprecated"
         in str(made)
     )
 
