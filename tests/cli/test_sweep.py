@@ -6,9 +6,9 @@ import pytest
 
 from rlhf_peft import api, cli
 from rlhf_peft.errors import GuardError, UsageError
-from rlhf_peft.recipe import load
+from rlhf_peft.recipe import dump, load
 from rlhf_peft.registry import Registry
-from rlhf_peft.runs import read_manifest, read_metrics
+from rlhf_peft.runs import RunFolder, read_manifest, read_metrics
 from rlhf_peft.sweep.grid import labels, make_cells, parse_axis
 
 SMALL = """\
@@ -72,8 +72,8 @@ def fake(here, monkeypatch):
 
         def __call__(self, recipe, *, overwrite, begun_by, **options):
             self.ran.append((recipe.name, None if begun_by is None else begun_by.name))
-            folder = api.RunFolder.plan(recipe.output_dir, recipe.name, overwrite=overwrite)
-            folder.write_recipe(api.dump(recipe))
+            folder = RunFolder.plan(recipe.output_dir, recipe.name, overwrite=overwrite)
+            folder.write_recipe(dump(recipe))
             if recipe.name in self.broken:
                 folder.finish("failed")
                 raise self.broken[recipe.name]
