@@ -239,7 +239,8 @@ def test_an_empty_dataset_and_an_empty_or_unknown_split(bad: Run) -> None:
 def test_a_prompt_longer_than_the_context(bad: Run, stage: dict[str, Any], expected: str) -> None:
     long = {"prompt": "fox " * 80, "completion": " b", "chosen": " b", "rejected": " c d e"}
     write("l.jsonl", [{**long, "prompt": f"fox {i}"} for i in range(4)] + [long])
-    recipe({"max_steps": 1, "batch_size": 4, **stage, "dataset": {"path": "l.jsonl"}})
+    rows = {} if stage is RL else {"batch_size": 4}
+    recipe({"max_steps": 1, **rows, **stage, "dataset": {"path": "l.jsonl"}})
     said = bad()
     assert f"l.jsonl, row 5: {expected}; the limit is model.max_length=64. Shorten it, set a larger" in said
     override = f"stages.{stage['stage']}.dataset.on_bad_row=skip"
