@@ -113,7 +113,7 @@ def make_model(name: str, folder: Path) -> Path:
 def recipe(folder: Path, model: Path, *stages: dict[str, Any], **changes: Any) -> Path:
     """A recipe for a few updates, as a file."""
     longest, rows = SIZES[model.name]
-    common = {"batch_size": rows, "max_steps": 1, "learning_rate": "1e-3"}
+    common = {"max_steps": 1, "learning_rate": "1e-3"}
     held = {"quantization": "none", "max_length": longest, "tokens_per_forward": 4 * longest}
     said = {
         "version": 1,
@@ -122,7 +122,10 @@ def recipe(folder: Path, model: Path, *stages: dict[str, Any], **changes: Any) -
         "device": "cpu",
         "model": {"path": str(model), **held, **changes},
         "lora": {"r": 2, "alpha": 4},
-        "stages": [{**common, **stage} for stage in stages],
+        "stages": [
+            {**common, **({} if stage["stage"] == "rl" else {"batch_size": rows}), **stage}
+            for stage in stages
+        ],
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
@@ -305,8 +308,8 @@ def test_conversations_of_gsm8k_begin_with_the_templates_prompt(
     rollouts: list[Any] = []
 
     @hookimpl
-    def rlhf_peft_rollout_end(run: Any, stage: str, step: int, scored: Any) -> None:
-        rollouts.append(scored.rollout)
+    def rlhf_peft_rollout_end(run: Any, stage: str, step: int, batch: Any) -> None:
+        rollouts.append(batch.rollout)
 
     registry.add(
         SimpleNamespace(rlhf_peft_rollout_end=rlhf_peft_rollout_end), "watcher", "tests", "1", "test"
