@@ -40,6 +40,7 @@ class Forwards:
     ) -> None:
         self._loaded, self._roles, self._fast = loaded, roles, fast
         self._recomputes = recomputes
+        self._can_share: bool | None = None
         self._lm, self._lm_head, self._heads = loaded.lm, loaded.lm_head, roles.heads
         self._check_head()
 
@@ -110,8 +111,13 @@ class Forwards:
     @property
     def shares(self) -> bool:
         """Whether prompts that rows share can be read once; tried the first time that it is asked."""
-        if self._recomputes or not attends_to_all(self._lm.config):
-            return False
+        if self._can_share is None:
+            self._can_share = (
+                not self._recomputes and attends_to_all(self._lm.config) and self._shared_is_same()
+            )
+        return self._can_share
+
+    def _shared_is_same(self) -> bool:
         ids = torch.arange(24, device=self._loaded.device).view(3, 8) % self._loaded.vocab_size
         ids[1, :5] = ids[0, :5]
         shared = share(ids, torch.tensor([5, 5, 3]), torch.tensor([8, 7, 8]), worth=2.0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_peft.engine import POLICY, LoraSpec
+from rlhf_peft.engine import POLICY, LoraSpec, forwards
 from rlhf_peft.engine.fast.shared_prefix import share
 
 from ..support import ARCHITECTURES, load, stir
@@ -111,3 +111,10 @@ def test_a_base_that_recomputes_does_not_share(folder_of):
     ids, starts, lengths = batch()
     assert not base.forwards.shares
     assert base.forwards.share_prompts(ids, actions(ids, starts, lengths)) is None
+
+
+def test_whether_prompts_can_be_shared_is_tried_once(folder_of, monkeypatch):
+    base, tried = load(folder_of("llama"), "none"), []
+    monkeypatch.setattr(forwards, "share", lambda *given, **how: tried.append(1) or share(*given, **how))
+    assert [base.forwards.shares for _ in range(3)] == [True] * 3
+    assert len(tried) == 1
