@@ -19,6 +19,7 @@ from .compat import arguments_of, cache_keyword, keeps_state
 from .fast import FastPaths
 from .fast.dense_weights import fits, merged
 from .fast.lean_decoder import FEW, LeanDecoder
+from .fast.paths import CANNOT
 from .fast.small_products import quick_size
 from .kv_cache import GrowingCache
 
@@ -236,7 +237,7 @@ class RowDecoding:
             ours = [read.logits, step(tokens, read.mask.sum(-1, keepdim=True))]
         except torch.OutOfMemoryError:
             raise
-        except (TypeError, ValueError, AttributeError, RuntimeError, LookupError, NotImplementedError):
+        except CANNOT:
             return False  # The model has another idea of a cache.
         whole = [
             model(input_ids=torch.tensor([row], device=self.device), use_cache=False).logits[0]

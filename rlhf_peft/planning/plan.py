@@ -14,6 +14,7 @@ from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, SftStag
 from ..registry import Registry
 from ..stages.rl.parts import needs_old_logps
 from ..trl_bridge.rows import micro_batch
+from ..types import MemoryNeeds
 from . import sizes
 from .gpus import Budget
 from .shape import Shape
@@ -242,11 +243,11 @@ class _Planner:
         # A sampler that keeps the best of n writes n for each.
         drawn = needs.rows_per_prompt
         most = rows * drawn if needs.rows_at_once is None else needs.rows_at_once
-        self._rollout(stage, "rollout", min(most, rows * drawn), group * drawn, prompt, new, others)
+        self._rollout(stage, "rollout", min(most, rows * drawn), group * drawn, prompt, new, needs, others)
         prompts = self.evaluated(stage)
         if (asked := min(most, prompts * drawn)) > rows * drawn:
             self.result.notes.append(f"{stage.name}: evaluation is planned for {prompts} prompts")
-            self._rollout(stage, "evaluation", asked, drawn, prompt, new, others)
+            self._rollout(stage, "evaluation", asked, drawn, prompt, new, needs, others)
         self._scoring(stage, algorithm, heads, group, prompt, new, {**others, "value states": kept})
         self._update(
             stage, algorithm, group, prompt, new, {**others, "gradients": gradients, "value states": kept}
@@ -284,6 +285,7 @@ class _Planner:
         group: int,
         prompt: int,
         new: int,
+        needs: MemoryNeeds,
         others: dict[str, int],
     ) -> None:
         shape = self.shape
@@ -292,7 +294,6 @@ class _Planner:
         free = self.result.budget.usable - sum(self._static().values()) - others["optimizer"]
         merge = self.recipe.model.merge_rollouts
         merges = dense * HEADROOM < free if merge is None else merge
-        needs = self.registry.memory("samplers", stage.sampler.name, stage.sampler.options)
         lean = shape.lean and (merges or not dense) and needs.shares_prompts
         cached = prompts * prompt + rows * new if lean else rows * (prompt + new)
         items = {

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 from ..data.rows import quiet
 from ..engine import POLICY, SharedBase
 from ..errors import DataError, RlhfPeftError, UsageError
-from ..recipe.schema import PreferenceStage, SftStage
+from ..recipe.schema import TrlStage
 from ..session.context import Context
 from ..session.fixed_prompts import FixedPrompts
 from ..session.non_finite import NonFiniteGuard
@@ -40,7 +40,6 @@ from .compat import (
 from .rows import eval_batch, micro_batch, processes, rows_a_process
 
 log = logging.getLogger("rlhf_peft")
-TrlStage = SftStage | PreferenceStage
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 SILENT = ("_runtime", "_per_second", "eval_num_tokens", "total_flos", "train_loss")

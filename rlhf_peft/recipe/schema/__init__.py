@@ -30,6 +30,7 @@ from .stages import (
     SftStage,
     Stage,
     StageBase,
+    TrlStage,
 )
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "SftStage",
     "Stage",
     "StageBase",
+    "TrlStage",
     "check_run_name",
     "check_stage_name",
 ]

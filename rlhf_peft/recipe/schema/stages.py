@@ -85,16 +85,21 @@ class RowStage(StageBase):
     batch_size: Count = Field(16, description="Rows (pairs) that one update sees.")
 
 
-class SftStage(RowStage):
-    """Supervised fine-tuning of the policy (TRL's SFTTrainer)."""
+class TrlStage(RowStage):
+    """A stage that leaves its training of the policy to TRL."""
 
-    stage: Literal["sft"]
     eval: PolicyEval = Field(
         default_factory=lambda: PolicyEval(), description="Evaluation while the stage trains."
     )
     init: dict[Literal["policy"], str] = Field(
         default_factory=dict, description="Role to earlier run, folder or hub id that it starts from."
     )
+
+
+class SftStage(TrlStage):
+    """Supervised fine-tuning of the policy (TRL's SFTTrainer)."""
+
+    stage: Literal["sft"]
     learning_rate: Rate = Field(2e-4, description="Peak learning rate.")
     packing: bool = Field(False, description="Pack several rows into one sequence.")
     completion_only_loss: bool | None = Field(
@@ -106,16 +111,10 @@ class SftStage(RowStage):
     )
 
 
-class PreferenceStage(RowStage):
+class PreferenceStage(TrlStage):
     """Preferences straight into the policy (TRL's DPOTrainer and KTOTrainer)."""
 
     stage: Literal["preference"]
-    eval: PolicyEval = Field(
-        default_factory=lambda: PolicyEval(), description="Evaluation while the stage trains."
-    )
-    init: dict[Literal["policy"], str] = Field(
-        default_factory=dict, description="Role to earlier run, folder or hub id that it starts from."
-    )
     learning_rate: Rate = Field(1e-5, description="Peak learning rate.")
     method: Literal["dpo", "kto"] = Field("dpo", description="DPO needs pairs; KTO needs rows with a label.")
     beta: Positive = Field(0.1, description="Strength of the pull to the reference.")
@@ -212,7 +211,7 @@ class RlStage(StageBase):
         return self
 
 
-PolicyStage = SftStage | PreferenceStage | RlStage
+PolicyStage = TrlStage | RlStage
 """The stages that train the policy."""
 
 Stage = Annotated[SftStage | PreferenceStage | RewardModelStage | RlStage, Field(discriminator="stage")]
