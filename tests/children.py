@@ -8,10 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+
+def fork() -> int:
+    """`os.fork` for children that use torch.
+
+    The first thread of a child that asks for torch's pool of threads makes it anew, and a second one that asks in the
+    meantime gets none ("Invalid thread pool!"). So the child makes it while it has one thread.
+    """
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(torch.get_num_threads())
+    return child
+
 
 def in_child(work: Callable[[], Any]) -> int:
     """Do it in a process of its own; its exit code, or minus the signal that ended it."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         code = 1
         try:

@@ -11,6 +11,7 @@ import torch
 
 from rlhf_peft.errors import CheckpointError
 
+from ..children import fork, in_child
 from .support import Dies, ended, pipeline, run, same
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -30,22 +31,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, whole, cap
     same(ended(tmp_path / "run"), whole[0])
 
 
-def in_child(work) -> int:
-    """Do it in a process of its own; its exit code, or minus the signal that ended it."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def killed_after(recipe, seconds: float) -> bool:
     """Go on with a run in a process that is killed after so many seconds; whether it ended before."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         code = 1
         try:
