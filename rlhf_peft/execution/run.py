@@ -21,7 +21,8 @@ from ..errors import CheckpointError, RunFolderError
 from ..recipe import Recipe, dump
 from ..registry import Registry
 from ..runs import Elsewhere, RunFolder, read_manifest
-from ..stages import Context, Ranks, Reporter, Saver, changed_keys, check_rows, fingerprints, runner
+from ..session.interrupts import Interrupts
+from ..stages import Checkpointer, Context, Ranks, Reporter, changed_keys, check_rows, fingerprints, runner
 from .prepare import check_data, check_samplers, load_base
 from .resume import Begun
 
@@ -93,6 +94,7 @@ class Run:
     status: str = "failed"
     last: dict[str, float] = field(default_factory=dict)
     ctx: Context | None = None
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     def __post_init__(self) -> None:
         """Until a stage has its first figures nothing is written, and a run that is to be replaced stays as it is."""
@@ -118,7 +120,7 @@ class Run:
         """
         began = time.perf_counter()
         try:
-            with watched(self.reporter.rows):
+            with watched(self.reporter.rows), self.interrupts.installed():
                 ctx = self.ctx = self._prepare()
                 for stage in self.recipe.stages[self._begin(ctx) :]:
                     self._run_stage(ctx, stage)
@@ -150,17 +152,19 @@ class Run:
         )
         base.check_trainable()
         self.ranks.start(base.device)
-        return Context(recipe, base, registry, self.folder, self.reporter, self.result.stages, self.ranks)
+        ctx = Context(recipe, base, registry, self.folder, self.reporter, self.result.stages, self.ranks)
+        ctx.checkpointer.interrupts = self.interrupts
+        return ctx
 
     def _begin(self, ctx: Context) -> int:
         """Make the base what it was where the run goes on; returns how many stages are done."""
         if self.ranks.main and self.begun is None:
             check_rows(ctx)
-        ctx.saver.fingerprints = fingerprints(self.recipe, self.registry, ctx.base, list(self.files))
-        ctx.saver.allowed = self.allow_changed
-        ctx.saver.changed = changed_keys(self.recipe.run_folder, self.recipe)
+        ctx.checkpointer.fingerprints = fingerprints(self.recipe, self.registry, ctx.base, list(self.files))
+        ctx.checkpointer.allowed = self.allow_changed
+        ctx.checkpointer.changed = changed_keys(self.recipe.run_folder, self.recipe)
         if self.begun is not None:
-            return len(ctx.saver.take_up(self.begun.checkpoint))
+            return len(ctx.checkpointer.resume_from(self.begun.checkpoint))
         return 0 if self.begun_by is None else _take_up(self.begun_by, ctx)
 
     def _run_stage(self, ctx: Context, stage: Any) -> None:
@@ -170,7 +174,7 @@ class Run:
         outcome["seconds"] = time.perf_counter() - began
         self.result.stages[stage.name] = outcome
         self.last = outcome.get("metrics", {})
-        ctx.saver.finished(stage)
+        ctx.checkpointer.stage_done(stage)
         self.folder.stage_done(stage.name)
 
     def _write_beginning(self, folder: RunFolder) -> None:
@@ -179,7 +183,7 @@ class Run:
         assert ctx is not None
         if begun is not None:
             begun.bring_back(folder)
-            ctx.saver.checkpoints.forget_after(begun.checkpoint.info["number"])
+            ctx.checkpointer.checkpoints.forget_after(begun.checkpoint.info["number"])
             folder.update_manifest(stages_done=begun.checkpoint.info["stages"])
         folder.write_recipe(dump(self.recipe))
         library_messages.write_to(folder.log)
@@ -196,7 +200,7 @@ class Run:
         self.status = "stopped" if stopped else "failed"
         library_messages.keep(f"{self.status}: {type(error).__name__}: {error}")
         if self.ctx is not None and self.folder.made:
-            _save(self.ctx.saver, error)
+            _save(self.ctx.checkpointer, error)
 
     def _close(self) -> None:
         """Write how the run ended, tell the observers, and release the folder."""
@@ -225,14 +229,14 @@ def _of_the_disk(error: BaseException | None) -> bool:
     return isinstance(error, CheckpointError) or (isinstance(error, OSError) and error.errno in FULL)
 
 
-def _save(saver: Saver, error: BaseException) -> None:
+def _save(checkpointer: Checkpointer, error: BaseException) -> None:
     """Write down where a run stood when it was interrupted, and say so."""
     try:
-        name = saver.save()
+        name = checkpointer.save()
     except (CheckpointError, RunFolderError) as failed:
         if not _of_the_disk(error) and str(failed) != str(error):
             error.add_note(str(failed))
-        name = saver.safe
+        name = checkpointer.newest_name
     if name is not None:
         after = "To go on" if isinstance(error, KeyboardInterrupt) else "After a fix"
         error.add_note(f"Checkpoint {name} is safe. {after}: the same command with --resume.")
@@ -261,6 +265,6 @@ def _take_up(earlier: Path, ctx: Context) -> int:
         if (earlier / name).is_file():
             shutil.copyfile(earlier / name, ctx.run.path / name)
     ctx.run.update_manifest(stages_done=done, begun=earlier.name)
-    ctx.saver.stages = list(done[:-1])
-    ctx.saver.finished(ctx.recipe.stages[len(done) - 1])
+    ctx.checkpointer.stages = list(done[:-1])
+    ctx.checkpointer.stage_done(ctx.recipe.stages[len(done) - 1])
     return len(done)

@@ -17,9 +17,9 @@ from ..engine import LoraSpec, SharedBase
 from ..recipe.schema import DatasetSource, Lora, Recipe, RowStage, StageBase
 from ..registry import Registry
 from ..runs import RunFolder
+from .checkpointing import Checkpointer
 from .fingerprints import rows_digest
 from .ranks import Ranks
-from .saver import Saver
 
 
 class Reporter(Protocol):
@@ -70,15 +70,15 @@ class Context:
     reporter: Reporter
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)
-    saver: Saver = field(init=False)
+    checkpointer: Checkpointer = field(init=False)
 
     def __post_init__(self) -> None:
-        """Where the run is, from its beginning."""
+        """Checkpoints are announced to the observers."""
 
-        def told(stage: str, step: int | str, folder: Path) -> None:
-            self.tell("rlhf_peft_checkpoint_saved", stage=stage, step=step, folder=folder)
+        def on_saved(stage: str, step: int | str, folder: Path) -> None:
+            self.notify("rlhf_peft_checkpoint_saved", stage=stage, step=step, folder=folder)
 
-        self.saver = Saver(self.run, self.base, told, self.results)
+        self.checkpointer = Checkpointer(self.run, self.base, on_saved, self.results)
 
     @property
     def view(self) -> View:
@@ -108,7 +108,7 @@ class Context:
         """The rows of a stage, and those held out for its evaluation (None where the recipe holds out none)."""
 
         def read(rows: Any) -> None:
-            self.saver.stands_on(f"dataset.{stage.name}", rows_digest(rows))
+            self.checkpointer.note_fingerprint(f"dataset.{stage.name}", rows_digest(rows))
 
         return split_rows(stage, self.registry, self.recipe.seed, read=read)
 
@@ -127,20 +127,20 @@ class Context:
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Write an update's figures down, show them, and tell the observers."""
-        if self.saver.replaying:
+        if self.checkpointer.replaying:
             return
         self.run.append_metrics(stage, step, metrics)
         self.reporter.step(stage, step, metrics)
-        self.tell("rlhf_peft_step_end", stage=stage, step=step, metrics=dict(metrics))
+        self.notify("rlhf_peft_step_end", stage=stage, step=step, metrics=dict(metrics))
 
-    def tell(self, hook: str, **said: Any) -> None:
+    def notify(self, hook: str, **arguments: Any) -> None:
         """Tell the observers, once for all processes."""
-        if self.ranks.main and not self.saver.replaying:
-            self.registry.broadcast(hook, run=self.view, **said)
+        if self.ranks.main and not self.checkpointer.replaying:
+            self.registry.broadcast(hook, run=self.view, **arguments)
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write completions down, with what they scored."""
-        if self.saver.replaying:
+        if self.checkpointer.replaying:
             return
         self.run.append_samples(rows)
 
@@ -151,7 +151,7 @@ class Context:
         folder = self.run.adapter_dir(role)
         self.base.roles.save(role, folder)
         self.run.wrote_adapter(role)
-        self.tell("rlhf_peft_checkpoint_saved", stage=stage, step=step, folder=folder)
+        self.notify("rlhf_peft_checkpoint_saved", stage=stage, step=step, folder=folder)
 
 
 def stream_seed(seed: int, *stream: str | int) -> int:

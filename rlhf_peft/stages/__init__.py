@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from ..session.checkpointing import Checkpointer
 from ..session.context import Context, Reporter, StageRunner, lora_spec, read_source, split_rows
 from ..session.fingerprints import fingerprints
 from ..session.ranks import Ranks
 from ..session.recipe_changes import changed_keys
-from ..session.saver import Saver
 from .preflight import check_rows, method_of, offline_encoder, usable_rows
 
 _KINDS = ("sft", "preference", "reward_model", "rl")
@@ -23,10 +23,10 @@ def runner(kind: str) -> StageRunner:
 
 
 __all__ = [
+    "Checkpointer",
     "Context",
     "Ranks",
     "Reporter",
-    "Saver",
     "StageRunner",
     "changed_keys",
     "check_rows",

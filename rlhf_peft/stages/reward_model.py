@@ -56,7 +56,7 @@ def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
     for extra in [role for role in ctx.base.roles.names if role.startswith("reward-") and role not in roles]:
         ctx.base.roles.remove(extra)
     # An ensemble that is taken up in the middle has some of its members already, and one in part.
-    state = ctx.saver.state(stage)
+    state = ctx.checkpointer.stage_state(stage)
     first = 0 if state is None else state["member"]
     for role in roles[:first]:
         _begin(stage, ctx, role)
@@ -201,46 +201,54 @@ class Trainer:
             scheduler = get_scheduler(
                 shape, optimizer, num_warmup_steps=warmup, num_training_steps=self.steps
             )
-            done = 0
+            self.ctx.checkpointer.watch(optimizer)
+            done, unlogged = 0, None
             if state is not None:
+                unlogged = state["unlogged"]
                 done, self.tokens, self.guard.in_a_row = state["step"], state["tokens"], state["skipped"]
                 self.updating.amount = state["budget"]
                 optimizer.load_state_dict(state["optimizer"])
                 scheduler.load_state_dict(state["scheduler"])
-                self.ctx.saver.go_on(state)
-            for step in range(done + 1, self.steps + 1):
-                rows = order[(step - 1) * stage.batch_size : step * stage.batch_size]
-                rate = scheduler.get_last_lr()[0]
-                figures = self._step(step, [self.pairs[i] for i in rows], optimizer, parameters)
-                advance(scheduler)
-                figures |= {"learning_rate": rate, "epoch": step * stage.batch_size / len(self.pairs)}
+                self.ctx.checkpointer.restore(state)
+            for step in range(done + (unlogged is None), self.steps + 1):
+                metrics = unlogged
+                if metrics is None:
+                    rows = order[(step - 1) * stage.batch_size : step * stage.batch_size]
+                    rate = scheduler.get_last_lr()[0]
+                    metrics = self._step(step, [self.pairs[i] for i in rows], optimizer, parameters)
+                    advance(scheduler)
+                    metrics |= {"learning_rate": rate, "epoch": step * stage.batch_size / len(self.pairs)}
+                unlogged = None
+                self._snapshot(step, optimizer, scheduler, metrics, logged=False)
                 if stage.ensemble > 1:
-                    figures["head"] = float(self.member)
+                    metrics["head"] = float(self.member)
                 if self._due(step):
-                    held = evaluate(base, self.role, self.held_out, self.scoring)
-                    figures |= {f"eval/{self.role}/{key}": value for key, value in held.items()}
-                self.ctx.log(stage.name, offset + step, figures)
-                self._remember(step, optimizer, scheduler, figures)
+                    evaluated = evaluate(base, self.role, self.held_out, self.scoring)
+                    metrics |= {f"eval/{self.role}/{key}": value for key, value in evaluated.items()}
+                self.ctx.log(stage.name, offset + step, metrics)
+                if step < self.steps:  # The normalisation of this member is to follow the last one.
+                    self._snapshot(step, optimizer, scheduler, metrics, logged=True)
 
-    def _remember(self, step: int, optimizer: Any, scheduler: Any, figures: Mapping[str, float]) -> None:
-        """Not the last update of a member, which its normalisation is to follow."""
-        if step == self.steps:
-            return
-
-        def state() -> dict[str, Any]:
-            return {
+    def _snapshot(
+        self, step: int, optimizer: Any, scheduler: Any, metrics: Mapping[str, float], *, logged: bool
+    ) -> None:
+        """Note that an update is done; if it is not `logged`, a run that goes on from here does so first."""
+        self.ctx.checkpointer.snapshot(
+            self.stage,
+            self.member * self.steps + step,
+            [f"reward-{number}" for number in range(self.member + 1)],
+            optimizer,
+            {
                 "member": self.member,
                 "step": step,
+                "unlogged": None if logged else dict(metrics),
                 "tokens": self.tokens,
                 "skipped": self.guard.in_a_row,
                 "budget": self.updating.amount,
-                "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
-            }
-
-        so_far = [f"reward-{number}" for number in range(self.member + 1)]
-        total = self.stage.ensemble * self.steps
-        self.ctx.saver.reached(self.stage, self.member * self.steps + step, total, so_far, state, figures)
+            },
+            metrics=metrics if logged else None,
+        )
 
     def _due(self, step: int) -> bool:
         return bool(self.held_out) and (step == self.steps or self.stage.eval.due(step))

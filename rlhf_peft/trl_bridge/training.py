@@ -69,7 +69,7 @@ class Figures(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Where the first update begins is remembered too: it may have to be done again."""
-        if state.global_step == 0 and not self.ctx.saver.replaying:
+        if state.global_step == 0 and not self.ctx.checkpointer.replaying:
             self.trainer.take_snapshot()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -193,7 +193,6 @@ def _connect(
         return {
             "trainer": json.loads(json.dumps(state)),
             "tokens": tokens_read(trainer),
-            "optimizer": trainer.optimizer.state_dict(),
             "scheduler": trainer.lr_scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "steps": figures.steps[:1] + figures.steps[1:][-1:],
@@ -203,9 +202,12 @@ def _connect(
         }
 
     def take_snapshot() -> None:
-        step, total = int(trainer.state.global_step), int(trainer.state.max_steps)
-        last = {**(figures.steps[-1] if figures.steps else {}), **figures.eval}
-        ctx.saver.reached(stage, step, total, [POLICY], state_dict, last)
+        step = int(trainer.state.global_step)
+        if step < int(trainer.state.max_steps):  # The end of the stage is to follow the last update.
+            last = {**(figures.steps[-1] if figures.steps else {}), **figures.eval}
+            ctx.checkpointer.snapshot(
+                stage, step, [POLICY], trainer.optimizer, state_dict(), metrics=last, repeatable=True
+            )
 
     trainer.take_snapshot = take_snapshot
     if state is None:
@@ -220,7 +222,7 @@ def _connect(
     def restore_rest() -> None:
         # The evaluation that every training begins with was of the weights before.
         figures.eval = dict(state["eval"])
-        ctx.saver.go_on(state)
+        ctx.checkpointer.restore(state)
 
     trainer.restore_optimizer, trainer.restore_rest = restore_optimizer, restore_rest
     set_tokens_read(trainer, state["tokens"])
@@ -260,7 +262,7 @@ def train(
     """
     began, lines = time.monotonic(), ctx.run.lines()
     prompts = FixedPrompts(stage, ctx)
-    state = ctx.saver.state(stage)
+    state = ctx.checkpointer.stage_state(stage)
     micro = micro if state is None else min(micro, state["micro"])
     while True:
         figures = Figures(stage, ctx, held_out is not None, prompts)
@@ -275,10 +277,10 @@ def train(
         fewer = micro_batch(rows_a_process(stage), 1, max(at_least, micro // 2), at_least)
         if fewer >= micro:
             raise RlhfPeftError(too_little(stage.name, f"{micro} rows in one forward", failed))
-        free()
         micro = fewer
         log.warning("%s: out of memory. From here on %d rows go into one forward.", stage.name, micro)
-        state = ctx.saver.again(stage, lines)
+        state = ctx.checkpointer.rewind(stage, lines)
+        free()
     if figures.main:
         prompts.answer(figures.step)
         ctx.save_role(stage.name, figures.step, POLICY)

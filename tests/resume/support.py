@@ -102,7 +102,7 @@ def run(recipe: Any, *, after: int | None = None, **options: Any) -> Any:
     return api.run(recipe, registry=registry, reporter=Interrupts(after), **options)
 
 
-def preferences(folder: Path, method: str) -> Any:
+def preferences(folder: Path, method: str, every: int | None = 1, dropout: float = 0.1) -> Any:
     """SFT, then DPO or KTO with the SFT policy as reference, gradient accumulation in both."""
     data = {"name": "tiny", "size": 24}
     held = {"every": 2, "dataset": {**data, "part": "preferences", "questions": "test", "size": 4}}
@@ -113,7 +113,7 @@ def preferences(folder: Path, method: str) -> Any:
             "output_dir": str(folder),
             "device": "cpu",
             "model": {"path": "builtin:tiny", "max_length": 64, "tokens_per_forward": 256},
-            "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+            "lora": {"r": 4, "alpha": 8, "dropout": dropout},
             "stages": [
                 {
                     "stage": "sft",
@@ -129,7 +129,7 @@ def preferences(folder: Path, method: str) -> Any:
                     "max_steps": 5,
                     "learning_rate": 1e-3,
                     "eval": held,
-                    "checkpoint": {"every": 1, "keep": 2},
+                    "checkpoint": {"every": every, "keep": 2},
                 },
             ],
         },

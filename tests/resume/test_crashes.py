@@ -21,13 +21,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, whole, cap
     recipe = pipeline(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(recipe, after=15)
-    newest = tmp_path / "run" / "checkpoints" / "rl-2"
+    newest = tmp_path / "run" / "checkpoints" / "rl-3"
     file = newest / "state.safetensors"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     run(recipe, resume=True)
-    assert "rl-2: state.safetensors is damaged" in caplog.text
+    assert "rl-3: state.safetensors is damaged" in caplog.text
     same(ended(tmp_path / "run"), whole[0])
 
 
@@ -114,10 +114,10 @@ def test_killed_inside_a_save(tmp_path, whole, touch):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, whole, monkeypatch):
-    from rlhf_peft.session import saver
+    from rlhf_peft.session import checkpointing
 
     recipe = pipeline(tmp_path)
-    original, left = saver.save_file, [9]
+    original, left = checkpointing.save_file, [9]
 
     def full(*arguments, **named):
         left[0] -= 1
@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, whole, monkeypatch):
             raise OSError(28, "No space left on device")
         return original(*arguments, **named)
 
-    monkeypatch.setattr(saver, "save_file", full)
+    monkeypatch.setattr(checkpointing, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left") as caught:
         run(recipe)
     said = " ".join([str(caught.value), *caught.value.__notes__])

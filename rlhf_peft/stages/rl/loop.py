@@ -38,11 +38,16 @@ def train(parts: Parts) -> dict[str, Any]:
     """All steps of the stage, with evaluations, samples, guards and checkpoints."""
     stage, ctx = parts.stage, parts.ctx
     ctx.reporter.stage(stage.name, parts.steps)
+    ctx.checkpointer.watch(parts.updater.optimizer)
     before = after = evaluate(parts, 0)
     parts.fixed_prompts.answer(0)
+    # An interrupted run may have done a step whose evaluation and log are still to come.
     metrics: dict[str, float] = {}
-    for step in range(state.restore(parts) + 1, parts.steps + 1):
-        metrics = train_step(parts, step)
+    unlogged = state.restore(parts)
+    for step in range(parts.step + (unlogged is None), parts.steps + 1):
+        metrics = train_step(parts, step) if unlogged is None else unlogged
+        unlogged = None
+        state.snapshot(parts, metrics, logged=False)
         if parts.evaluator is not None and (stage.eval.due(step) or step == parts.steps):
             after = evaluate(parts, step)
             metrics |= after.metrics if after else {}
@@ -50,7 +55,8 @@ def train(parts: Parts) -> dict[str, Any]:
         if step < parts.steps and stage.eval.due(step):
             parts.fixed_prompts.answer(step)
         parts.collapse.check(step, metrics)
-        ctx.saver.reached(stage, step, parts.steps, parts.roles, lambda: state.state_dict(parts), metrics)
+        if step < parts.steps:
+            state.snapshot(parts, metrics, logged=True)
     parts.fixed_prompts.answer(parts.steps)
     for role in parts.roles:
         if ctx.base.roles.adapter_of(role) == role:
@@ -88,7 +94,7 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
         selection = algorithm.select(batch, len(rounds) - 1)
         wanted = _wanted(parts, batch, selection.more_prompts, len(rounds), step)
     batch.train, batch.zero_loss = selection.train, selection.zero_loss
-    ctx.tell("rlhf_peft_rollout_end", stage=stage.name, step=step, batch=batch)
+    ctx.notify("rlhf_peft_rollout_end", stage=stage.name, step=step, batch=batch)
 
     # 6. Advantages: here a KL penalty in the reward is subtracted (`kl_placement: reward`).
     batch.columns, prepared = algorithm.prepare(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...hookspecs import Stateful
@@ -10,15 +11,32 @@ if TYPE_CHECKING:
     from .parts import Parts
 
 
+def snapshot(parts: Parts, metrics: Mapping[str, float], *, logged: bool) -> None:
+    """Note that a step is done.
+
+    Args:
+        parts: of the loop.
+        metrics: of the step.
+        logged: whether it has been evaluated and logged; if not, a run that goes on from here does so first.
+    """
+    parts.ctx.checkpointer.snapshot(
+        parts.stage,
+        parts.step,
+        parts.roles,
+        parts.updater.optimizer,
+        state_dict(parts) | {"unlogged": None if logged else dict(metrics)},
+        metrics=metrics if logged else None,
+    )
+
+
 def state_dict(parts: Parts) -> dict[str, Any]:
-    """What the loop has changed so far, beside its roles: tensors and what JSON holds."""
+    """What the loop has changed so far, beside its roles and the optimizer's state: tensors and what JSON holds."""
     evaluator, sampler = parts.evaluator, parts.sampler
     return {
         "step": parts.step,
         "tokens": parts.tokens,
         "skipped": parts.updater.guard.in_a_row,
         "budgets": [budget.amount for budget in _budgets(parts)],
-        "optimizer": parts.updater.optimizer.state_dict(),
         "scheduler": parts.scheduler.state_dict(),
         "algorithm": parts.algorithm.state_dict(),
         "rewards": parts.rewards.state_dict(),
@@ -29,11 +47,15 @@ def state_dict(parts: Parts) -> dict[str, Any]:
     }
 
 
-def restore(parts: Parts) -> int:
-    """Go on from a checkpoint, if there is one of this stage; returns the last step that was done."""
-    state = parts.ctx.saver.state(parts.stage)
+def restore(parts: Parts) -> dict[str, float] | None:
+    """Go on from a checkpoint, if there is one of this stage: `parts.step` is then the last step that was done.
+
+    Returns:
+        The metrics of that step if it is still to be evaluated and logged, else None.
+    """
+    state = parts.ctx.checkpointer.stage_state(parts.stage)
     if state is None:
-        return 0
+        return None
     parts.step, parts.tokens = state["step"], state["tokens"]
     parts.updater.guard.in_a_row = state["skipped"]
     for budget, amount in zip(_budgets(parts), state["budgets"], strict=True):
@@ -48,8 +70,9 @@ def restore(parts: Parts) -> int:
         parts.sampler.load_state_dict(state["sampler"])
     parts.prompts.load_state_dict(state["prompts"])
     parts.collapse.load_state_dict(state["guards"])
-    parts.ctx.saver.go_on(state)
-    return parts.step
+    parts.ctx.checkpointer.restore(state)
+    unlogged: dict[str, float] | None = state["unlogged"]
+    return unlogged
 
 
 def _budgets(parts: Parts) -> list[Any]:
