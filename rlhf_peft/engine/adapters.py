@@ -76,19 +76,19 @@ def fitted(config: LoraConfig, layers: Collection[str] | None, conv1d: bool, bas
 
 def unsupported(config: LoraConfig) -> str | None:
     """What a stored adapter does that roles cannot: fused layers and merging know plain LoRA alone."""
-    found = [
+    unsupported = [
         key
         for key in ("use_dora", "use_qalora", "lora_bias", "target_parameters")
         if getattr(config, key, None)
     ]
-    found += [
+    unsupported += [
         key for key in ("trainable_token_indices", "alora_invocation_tokens") if getattr(config, key, None)
     ]
     if getattr(config, "bias", "none") != "none":
-        found.append(f"bias={config.bias}")
+        unsupported.append(f"bias={config.bias}")
     if config.init_lora_weights not in PLAIN_INITS:
-        found.append(f"init_lora_weights={config.init_lora_weights}")
-    return ", ".join(found) or None
+        unsupported.append(f"init_lora_weights={config.init_lora_weights}")
+    return ", ".join(unsupported) or None
 
 
 def layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -205,10 +205,10 @@ def _check_patterns(config: LoraConfig, where: str) -> None:
 
 def check_able(config: LoraConfig, targets: Targets) -> None:
     """Raise ModelError if a target that a recipe names meets only layers that cannot carry an adapter."""
-    asked = config.target_modules or ()
-    for target in [asked] if isinstance(asked, str) else sorted(asked):
+    target_modules = config.target_modules or ()
+    for target in [target_modules] if isinstance(target_modules, str) else sorted(target_modules):
         alone = copy.deepcopy(config)
-        alone.target_modules = target if isinstance(asked, str) else {target}
+        alone.target_modules = target if isinstance(target_modules, str) else {target}
         able, unable = targets.chosen(alone)
         if unable and not able:
             raise ModelError(
@@ -236,10 +236,10 @@ def check_places(model: Any, name: str, targets: Targets) -> None:
 
 def state(model: Any, adapter: str) -> dict[str, Tensor]:
     """The adapter's tensors under PEFT's names."""
-    found: dict[str, Tensor] = get_peft_model_state_dict(
+    weights: dict[str, Tensor] = get_peft_model_state_dict(
         model, adapter_name=adapter, save_embedding_layers=False
     )
-    return found
+    return weights
 
 
 def snapshot(model: Any, adapter: str) -> dict[str, Tensor]:

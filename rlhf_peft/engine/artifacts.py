@@ -88,13 +88,13 @@ def snapshot(
         config.base_model_name_or_path = path
         for name in ("target_modules", "exclude_modules"):
             # PEFT holds sets, whose order is another in each process.
-            if isinstance(found := getattr(config, name), set):
-                setattr(config, name, sorted(found))
+            if isinstance(value := getattr(config, name), set):
+                setattr(config, name, sorted(value))
         weights = _copies(adapters.state(model, adapter))
     return RoleSnapshot(config, weights, None if head is None else _copies(head.state_dict()), base)
 
 
-def write(kept: RoleSnapshot, folder: Path) -> None:
+def write(snapshot: RoleSnapshot, folder: Path) -> None:
     """Write a role's folder; loads with `PeftModel.from_pretrained` where it has an adapter.
 
     All files are written aside first: on a full disk the folder stays as it was.
@@ -103,13 +103,13 @@ def write(kept: RoleSnapshot, folder: Path) -> None:
         OSError: it cannot be written, and names the folder.
     """
     with atomic.files(folder) as aside:
-        if kept.config is not None:
-            save_file(kept.weights, aside / ADAPTER_FILE, metadata={"format": "pt"})
-            kept.config.save_pretrained(str(aside))
-        if kept.head is not None:
-            save_file(kept.head, aside / HEAD_FILE, metadata={"format": "pt"})
-        fingerprints.write(aside, kept.base)
-    if kept.head is None:
+        if snapshot.config is not None:
+            save_file(snapshot.weights, aside / ADAPTER_FILE, metadata={"format": "pt"})
+            snapshot.config.save_pretrained(str(aside))
+        if snapshot.head is not None:
+            save_file(snapshot.head, aside / HEAD_FILE, metadata={"format": "pt"})
+        fingerprints.write(aside, snapshot.base)
+    if snapshot.head is None:
         (folder / HEAD_FILE).unlink(missing_ok=True)
 
 
@@ -188,9 +188,9 @@ def read(folder: Path) -> Stored:
 def _config(folder: Path) -> LoraConfig:
     path = folder / CONFIG_FILE
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(told, dict) and told.get("peft_type", LORA) == LORA:
-            _Written.model_validate(told)
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and config.get("peft_type", LORA) == LORA:
+            _Written.model_validate(config)
         with warnings.catch_warnings():
             # PEFT tells of keys that it ignores.
             warnings.simplefilter("ignore", UserWarning)

@@ -78,14 +78,14 @@ class SharedBase:
         if gradient_checkpointing:
             self._recompute_activations()
 
-    def _allowed_length(self, asked: int | None) -> int:
+    def _allowed_length(self, max_length: int | None) -> int:
         allowed = self.loaded.context_length
-        if asked is not None and asked > allowed:
+        if max_length is not None and max_length > allowed:
             raise ModelError(
-                f"model.max_length: {asked} is more than the {allowed} positions of {self.loaded.spec.path}. Use "
+                f"model.max_length: {max_length} is more than the {allowed} positions of {self.loaded.spec.path}. Use "
                 f"at most {allowed}."
             )
-        return asked or allowed
+        return max_length or allowed
 
     def _recompute_activations(self) -> None:
         try:

@@ -36,8 +36,8 @@ def turn_end(tokenizer: Any, template_kwargs: Mapping[str, Any]) -> int | None:
         text = render(tokenizer, talk, **template_kwargs)
     except TemplateRefused:  # rows will say so
         return None
-    _, found, rest = text.rpartition("zqsayqz")
-    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
+    _, mark, rest = text.rpartition("zqsayqz")
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if mark else []
     added = {*getattr(tokenizer, "added_tokens_decoder", {}), *tokenizer.all_special_ids}
     first = next((i for i in ids if tokenizer.decode([i]).strip()), None)
     return int(first) if first is not None and first in added else None

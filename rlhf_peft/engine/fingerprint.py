@@ -63,19 +63,19 @@ def refusal(folder: Path, mine: Mapping[str, str], accepted: Collection[str]) ->
     other = [name for name in mine if name in theirs and theirs[name] != mine[name] and name not in accepted]
     if not other:
         return None
-    told = ", ".join(
+    differences = ", ".join(
         f"another {NAMES[name]} ({short(theirs[name])}, here {short(mine[name])})" for name in other
     )
     names = ",".join([*sorted(accepted), *other])
     return (
-        f"{folder}: was trained on {told}. Use it on the base it was trained on, or accept the difference by name: "
-        f"--allow-changed {names}"
+        f"{folder}: was trained on {differences}. Use it on the base it was trained on, or accept the difference by "
+        f"name: --allow-changed {names}"
     )
 
 
-def write(folder: Path, found: Mapping[str, str]) -> None:
+def write(folder: Path, fingerprint: Mapping[str, str]) -> None:
     """Write a fingerprint beside what was trained on that base."""
-    (folder / FILE).write_text(json.dumps(dict(found), indent=2) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(dict(fingerprint), indent=2) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> dict[str, str]:
@@ -88,12 +88,12 @@ def read(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        fingerprint = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read ({error}).") from error
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    if not isinstance(fingerprint, dict) or not all(isinstance(value, str) for value in fingerprint.values()):
         raise ModelError(f"{path}: expected an object of texts: the fingerprint of a base.")
-    return found
+    return fingerprint
 
 
 def _weights(source: BaseSpec) -> str:
@@ -102,8 +102,8 @@ def _weights(source: BaseSpec) -> str:
         return digest([source.path, source.revision])
     files = [folder / name for name in _names(folder) if (folder / name).is_file()]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    told = {key: value for key, value in config.items() if key not in PASSING}
-    return digest([told, [(file.name, file.stat().st_size, sampled_hash(file)) for file in files]])
+    lasting = {key: value for key, value in config.items() if key not in PASSING}
+    return digest([lasting, [(file.name, file.stat().st_size, sampled_hash(file)) for file in files]])
 
 
 def _names(folder: Path) -> list[str]:
@@ -121,17 +121,17 @@ def _folder(source: BaseSpec) -> Path | None:
         return place
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source.path, "config.json", revision=source.revision)
-    return Path(found).parent if isinstance(found, str) else None
+    file = try_to_load_from_cache(source.path, "config.json", revision=source.revision)
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def sampled_hash(file: Path) -> str:
     """sha256 of a file, or of blocks at even distances where it is large."""
-    size, found = file.stat().st_size, hashlib.sha256()
+    size, content = file.stat().st_size, hashlib.sha256()
     with file.open("rb") as handle:
         if size <= BLOCK * BLOCKS:
             return hashlib.file_digest(handle, "sha256").hexdigest()
         for number in range(BLOCKS):
             handle.seek(number * (size - BLOCK) // (BLOCKS - 1))
-            found.update(handle.read(BLOCK))
-    return found.hexdigest()
+            content.update(handle.read(BLOCK))
+    return content.hexdigest()

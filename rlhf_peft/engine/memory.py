@@ -16,10 +16,10 @@ def _trim() -> Callable[[int], int] | None:
     if not sys.platform.startswith("linux"):
         return None
     try:
-        found: Callable[[int], int] = ctypes.CDLL("libc.so.6").malloc_trim
+        malloc_trim: Callable[[int], int] = ctypes.CDLL("libc.so.6").malloc_trim
     except (OSError, AttributeError):
         return None
-    return found
+    return malloc_trim
 
 
 def reserve_of(total: int) -> int:
@@ -35,8 +35,8 @@ def cap(device: torch.device) -> None:
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device)
-        share = (free + held - reserve_of(free)) / total
+        reserved = torch.cuda.memory_reserved(device)
+        share = (free + reserved - reserve_of(free)) / total
         before = torch.cuda.get_per_process_memory_fraction(device)
         torch.cuda.set_per_process_memory_fraction(min(share, before), device)
 

@@ -109,8 +109,8 @@ def _skipped(spec: BaseSpec, config: PretrainedConfig, device: torch.device) -> 
     if len(refused) < len(linear_layers(skeleton)):  # else an error says it
         _report(refused)
     head = skeleton.get_output_embeddings()
-    kept = [name for name, module in skeleton.named_modules() if module is head]
-    return [re.escape(name) for name in [*sorted(refused), *kept]]
+    output_head = [name for name, module in skeleton.named_modules() if module is head]
+    return [re.escape(name) for name in [*sorted(refused), *output_head]]
 
 
 def _load_arguments(
@@ -183,7 +183,7 @@ def _from_pretrained(
     check_safetensors(source.location, source.revision)
     try:
         with quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, loading_info = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 config=config,
                 revision=source.revision,
@@ -200,7 +200,7 @@ def _from_pretrained(
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(not_loaded(source, error)) from error
-    missing = sorted(found["missing_keys"])
+    missing = sorted(loading_info["missing_keys"])
     if missing:
         raise ModelError(
             f"model.path: the weights of {source.path} lack {len(missing)} tensors of "

@@ -170,13 +170,13 @@ class Roles:
 
     def _fitted(self, shape: LoraSpec | LoraConfig, where: str = "") -> LoraConfig:
         """A configuration for this base; one of a recipe goes on those of its layers that can carry an adapter."""
-        asked = isinstance(shape, LoraSpec)
+        from_recipe = isinstance(shape, LoraSpec)
         config = shape.config(self._loaded.spec.path) if isinstance(shape, LoraSpec) else shape
         adapters.check_targets(self._loaded.lm, config, self.targets, where)
         able, unable = self.targets.chosen(config)
-        if asked:
+        if from_recipe:
             adapters.check_able(config, self.targets)
-        narrowed = config.target_modules == ALL_LINEAR or (asked and unable)
+        narrowed = config.target_modules == ALL_LINEAR or (from_recipe and unable)
         return adapters.fitted(config, able if narrowed else None, self._conv1d, self._loaded.spec.path)
 
     def _stream(self, role: str) -> torch.Generator:

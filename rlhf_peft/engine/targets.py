@@ -129,14 +129,14 @@ def _called(model: Any, layers: Mapping[str, nn.Module], ids: Tensor, *, train: 
 
 def stacked_experts(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that hold the weights of several experts, by their full names."""
-    found = {}
+    parameters = {}
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch."):
             continue  # a convolution's weight has three dimensions too
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and min(parameter.shape) > 1:
-                found[f"{path}.{name}"] = parameter
-    return found
+                parameters[f"{path}.{name}"] = parameter
+    return parameters
 
 
 def _stacked(model: nn.Module) -> list[str]:

@@ -119,8 +119,8 @@ def _limited_memory(most: int) -> Iterator[None]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = used + most
-    lower = wanted if soft == resource.RLIM_INFINITY else min(soft, wanted)
+    limit = used + most
+    lower = limit if soft == resource.RLIM_INFINITY else min(soft, limit)
     resource.setrlimit(resource.RLIMIT_AS, (lower, hard))
     try:
         yield

@@ -53,15 +53,15 @@ def restored_after(model: nn.Module) -> Iterator[None]:
 
 def configurations(model: nn.Module) -> list[Any]:
     """Every configuration that the modules carry: of the model and its parts, of generation, of adapters."""
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     queue: list[Any] = list(model.modules())
     while queue:
         for value in vars(queue.pop()).values():
             for item in value.values() if isinstance(value, dict) else (value,):
-                if _is_config(item) and id(item) not in found:
-                    found[id(item)] = item
+                if _is_config(item) and id(item) not in configs:
+                    configs[id(item)] = item
                     queue.append(item)
-    return list(found.values())
+    return list(configs.values())
 
 
 def _is_config(value: Any) -> bool:

@@ -16,7 +16,7 @@ from ..recipe import Recipe
 from ..runs import Checkpoint, Checkpoints, RunFolder, is_run, other_versions, read_manifest
 from ..runs.manifest import ManifestLost, rebuilt, sha256
 from ..runs.restore import adapters_at, copies, lost_files, lost_lines, restore
-from ..session.recipe_changes import changed_keys, told
+from ..session.recipe_changes import changed_keys, show_changes
 
 log = logging.getLogger("rlhf_peft")
 CAME_BACK = "%s: %s had been damaged or removed, and came back from a checkpoint."
@@ -71,7 +71,7 @@ def refuse_changes(recipe: Recipe, code: Sequence[Path] = ()) -> None:
     keys = changed_keys(run, recipe)
     then = manifest.get("code", {}).values()
     files = [file.name for file in code if sha256(file) not in then]
-    told_keys = [told(keys)] if keys else []
+    told_keys = [show_changes(keys)] if keys else []
     differences = [*told_keys, *(f"{name} has another content" for name in files)]
     if differences:
         raise RunFolderError(

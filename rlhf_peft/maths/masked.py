@@ -38,8 +38,8 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     Returns:
         Scalar, or `x` without `dim`; 0 where nothing is real.
     """
-    kept = torch.where(mask, full_precision(x), 0.0)
-    return kept.sum() if dim is None else kept.sum(dim)
+    masked = torch.where(mask, full_precision(x), 0.0)
+    return masked.sum() if dim is None else masked.sum(dim)
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:

@@ -121,16 +121,16 @@ def reliability(
         raise ValueError(f"{len(margins)} margins and {len(labels)} labels")
     if bins < 1:
         raise ValueError(f"bins is {bins}; it must be at least 1")
-    found: dict[int, list[tuple[float, float]]] = {}
+    by_bin: dict[int, list[tuple[float, float]]] = {}
     for margin, label in zip(margins, labels, strict=True):
         sure = 1.0 / (1.0 + math.exp(-min(abs(margin), 700.0)))
         right = label if margin > 0 else 1.0 - label if margin < 0 else 0.5
-        found.setdefault(min(bins - 1, int((sure - 0.5) * 2 * bins)), []).append((sure, right))
+        by_bin.setdefault(min(bins - 1, int((sure - 0.5) * 2 * bins)), []).append((sure, right))
     return [
         (
             sum(sure for sure, _ in pairs) / len(pairs),
             sum(right for _, right in pairs) / len(pairs),
             len(pairs),
         )
-        for _, pairs in sorted(found.items())
+        for _, pairs in sorted(by_bin.items())
     ]

@@ -177,12 +177,12 @@ def split_rows(
         split: of the held-out rows, instead of the recipe's.
         read: is given the rows as they were read.
     """
-    name, held, split = stage.name, stage.eval.dataset, split or stage.eval.split
+    name, eval_source, split = stage.name, stage.eval.dataset, split or stage.eval.split
     rows = read_source(stage.dataset, registry, stage=name)
     read(rows)
     rows, held_out = hold_out(rows, stage.dataset.eval_fraction, stream_seed(seed, name, "hold-out"))
-    if held is not None or split is not None:
-        held_out = read_source(held or stage.dataset, registry, split, stage=name)
+    if eval_source is not None or split is not None:
+        held_out = read_source(eval_source or stage.dataset, registry, split, stage=name)
     return rows, held_out
 
 

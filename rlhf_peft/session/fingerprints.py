@@ -33,7 +33,7 @@ def fingerprints(
     written = recipe.model_dump(mode="json", exclude=set(FREE))
     stages = {stage.pop("name"): {**stage, "checkpoint": None} for stage in written.pop("stages")}
     model = written.pop("model")
-    found = {
+    digests = {
         "recipe": digest(
             {**written, "max_length": model["max_length"], "tokens": model["tokens_per_forward"]}
         ),
@@ -42,13 +42,13 @@ def fingerprints(
         "chat_template": digest([base.tokenizer.chat_template, model["chat_template_kwargs"]]),
         "plugins": digest(registry.versions()),
     }
-    found |= {file.name: sampled_hash(file) for file in code}
-    return found | {f"stages.{name}": digest(stage) for name, stage in stages.items()}
+    digests |= {file.name: sampled_hash(file) for file in code}
+    return digests | {f"stages.{name}": digest(stage) for name, stage in stages.items()}
 
 
 def rows_digest(rows: Any) -> str:
     """Of a dataset: of all its rows, or of so many at even distances where it has more."""
-    found = hashlib.sha256(f"{len(rows)}".encode())
+    content = hashlib.sha256(f"{len(rows)}".encode())
     for number in range(0, len(rows), -(-len(rows) // MOST_ROWS)):
-        found.update(digest(rows[number]).encode())
-    return found.hexdigest()
+        content.update(digest(rows[number]).encode())
+    return content.hexdigest()

@@ -50,15 +50,15 @@ class NonFiniteGuard:
         self.in_a_row += 1
         bad, seen = rows()
         named = f" It comes from {_few(bad)}." if bad else f" It was made of {_few(seen)}." if seen else ""
-        told = (
+        message = (
             f"{self.stage} step {step}: the update is not finite (loss {loss}, gradient norm {norm}).{named}"
         )
         if self.in_a_row > self.most:
             raise GuardError(
-                f"{told} {self.in_a_row} updates in a row were of no use. Lower learning_rate, look at those rows and "
-                "at their rewards in samples.jsonl, or allow more with max_bad_steps."
+                f"{message} {self.in_a_row} updates in a row were of no use. Lower learning_rate, look at those rows "
+                "and at their rewards in samples.jsonl, or allow more with max_bad_steps."
             )
-        log.warning("%s It is skipped.", told)
+        log.warning("%s It is skipped.", message)
         return False
 
 

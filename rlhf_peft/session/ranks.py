@@ -48,8 +48,8 @@ class Ranks:
             return [value]
         from accelerate.utils import gather_object
 
-        found: list[Any] = gather_object([value])
-        return found
+        values: list[Any] = gather_object([value])
+        return values
 
     def same(self, parameters: Iterable[Tensor]) -> None:
         """Give every process the main process's values of these, in place."""

@@ -45,8 +45,8 @@ def changed_keys(run: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     except (OSError, ValueError, AttributeError, yaml.YAMLError, RecursionError):
         return {}
     names = [name for name in [*now, *(then.keys() - now.keys())] if _matters(name)]
-    found = {name: (then.get(name), now.get(name)) for name in names}
-    return {name: values for name, values in found.items() if values[0] != values[1]}
+    pairs = {name: (then.get(name), now.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _with_defaults(written: Any) -> Any:
@@ -72,7 +72,7 @@ def describe(name: str, before: str | None, now: str | None, keys: Keys) -> str:
     """
     own = {key: values for key, values in keys.items() if _belongs(key, name)}
     if own:
-        return f"{name} changed ({told(own)})"
+        return f"{name} changed ({show_changes(own)})"
     if name.startswith("dataset."):
         return f"{name} changed (the rows that the stage {name.partition('.')[2]} reads are others)"
     if name in WORDS:
@@ -83,7 +83,7 @@ def describe(name: str, before: str | None, now: str | None, keys: Keys) -> str:
     return f"{name} changed ({before or 'none'} -> {now or 'none'})"
 
 
-def told(keys: Keys) -> str:
+def show_changes(keys: Keys) -> str:
     """Changed keys with their values, as `stages.rl.learning_rate: 0.001 -> 0.002`."""
     shown = [f"{key}: {_value(then)} -> {_value(now)}" for key, (then, now) in [*keys.items()][:MOST]]
     more = len(keys) - len(shown)

@@ -34,8 +34,8 @@ def sample(
     def attempt(many: int) -> Rollout:
         parts = []
         for first in range(0, len(prompts), many):
-            asked = [request for prompt in prompts[first : first + many] for request in prompt]
-            parts.append(sampler.sample(asked) if context is None else sampler.sample(asked, context))
+            batch = [request for prompt in prompts[first : first + many] for request in prompt]
+            parts.append(sampler.sample(batch) if context is None else sampler.sample(batch, context))
         return Rollout.cat(parts, groups="keep")
 
     return budget.within(attempt, 1, max(1, len(prompts)))

@@ -60,13 +60,13 @@ class TokenBudget:
                 raise RlhfPeftError(too_little(self.stage, f"{least:,} {self.what}", failed))
             free()
             self.amount = max(least, amount // 2)
-            told = "" if self.key is None else f" To begin so: {self.key}={self.amount}"
+            advice = "" if self.key is None else f" To begin so: {self.key}={self.amount}"
             log.warning(
                 "%s: out of memory. From here on at most %s %s.%s",
                 self.stage,
                 f"{self.amount:,}",
                 self.what,
-                told,
+                advice,
             )
 
 

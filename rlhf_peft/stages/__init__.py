@@ -18,8 +18,8 @@ def runner(kind: str) -> StageRunner:
     """The function that runs a kind of stage; imported when it is needed, for TRL is slow to import."""
     if kind not in _KINDS:
         raise KeyError(kind)
-    found: StageRunner = import_module(f".{kind}", __name__).run
-    return found
+    stage_runner: StageRunner = import_module(f".{kind}", __name__).run
+    return stage_runner
 
 
 __all__ = [

@@ -13,18 +13,18 @@ def tables(registry: Registry) -> dict[str, Mapping[str, str]]:
     from .rl.metrics import METRICS as rl
     from .rl.metrics import reward_metrics
 
-    found: dict[str, Mapping[str, str]] = {
+    sections: dict[str, Mapping[str, str]] = {
         "sft": sft.METRICS,
         "preference": preference.METRICS,
         "reward_model": reward_model.METRICS,
         "rl": rl,
     }
     for name, metrics in registry.metrics("algorithms").items():
-        found[f"rl, added by {name}"] = metrics
+        sections[f"rl, added by {name}"] = metrics
     for name, metrics in registry.metrics("rewards").items():
         if metrics:
-            found[f"rl, added by the reward {name}"] = reward_metrics(name, metrics)
-    return found
+            sections[f"rl, added by the reward {name}"] = reward_metrics(name, metrics)
+    return sections
 
 
 def document(registry: Registry) -> str:

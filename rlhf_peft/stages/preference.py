@@ -55,7 +55,7 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
     """Train the policy on preferences; its adapter goes into the run folder.
 
     Returns:
-        Figures of the end, by TRL's names: `rewards/accuracies`, `rewards/margins`, and after `eval_` the
+        Metrics of the end, by TRL's names: `rewards/accuracies`, `rewards/margins`, and after `eval_` the
         same over held-out rows.
 
     Raises:
@@ -99,12 +99,12 @@ def run(stage: PreferenceStage, ctx: Context) -> dict[str, float]:
             **({"rows": whole} if stage.method == "kto" else {}),
         )
 
-    figures, evaluated = train(stage, ctx, held_out, build, micro, fewest)
+    metrics, evaluated = train(stage, ctx, held_out, build, micro, fewest)
 
     # 4. KTO has no pairs, so the accuracy of its rewards is over all pairs of a good and a bad row.
     if stage.method == "kto" and held_out is not None:
-        figures["eval_rewards/accuracies"] = _order_accuracy(ctx, stage.name, evaluated)
-    return figures
+        metrics["eval_rewards/accuracies"] = _order_accuracy(ctx, stage.name, evaluated)
+    return metrics
 
 
 def _method(stage: PreferenceStage, common: dict[str, Any]) -> tuple[Any, Any]:

@@ -78,7 +78,7 @@ def run(stage: RewardModelStage, ctx: Context) -> dict[str, Any]:
 
 
 def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[Sequence[Pair], Sequence[Pair]]:
-    rows, kept = ctx.train_and_held_out(stage)
+    rows, eval_rows = ctx.train_and_held_out(stage)
     encoder = ctx.encoder(stage.dataset)
 
     def encode(dataset: Any, source: str, say: bool = True) -> Sequence[Pair]:
@@ -96,9 +96,9 @@ def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[Sequence[Pair], Seque
     pairs = encode(rows, source)
     if len(pairs) < 2:
         raise DataError(f"{source}: {len(pairs)} usable pairs are too few for a reward model.")
-    if kept is None:
+    if eval_rows is None:
         return pairs, []
-    held_out, size = encode(kept, source, say=False), stage.eval.size
+    held_out, size = encode(eval_rows, source, say=False), stage.eval.size
     if len(held_out) > size:
         order = torch.randperm(len(held_out), generator=ctx.generator(stage.name, "eval")).tolist()
         held_out = [held_out[i] for i in sorted(order[:size])]
@@ -296,12 +296,12 @@ class Trainer:
         return maths.bradley_terry(chosen, rejected, label=label, margin=margin, center=center)
 
 
-def _order(count: int, wanted: int, generator: torch.Generator) -> list[int]:
+def _order(count: int, total: int, generator: torch.Generator) -> list[int]:
     """Row numbers for all updates: a fresh permutation for each pass."""
     order: list[int] = []
-    while len(order) < wanted:
+    while len(order) < total:
         order += torch.randperm(count, generator=generator).tolist()
-    return order[:wanted]
+    return order[:total]
 
 
 def describe(chosen: Tensor, rejected: Tensor, pairs: Sequence[Pair]) -> dict[str, float]:

@@ -33,7 +33,7 @@ def run(stage: SftStage, ctx: Context) -> dict[str, float]:
     """Train the policy on demonstrations; its adapter goes into the run folder.
 
     Returns:
-        Figures of the end: `loss_first`, `loss_last`, `eval_loss` where rows are held out, `num_tokens`,
+        Metrics of the end: `loss_first`, `loss_last`, `eval_loss` where rows are held out, `num_tokens`,
         `steps`, `seconds`, and TRL's others.
 
     Raises:

@@ -21,13 +21,13 @@ class WholeKto(KtoWithOwnKl):
 
     Args:
         rows: of an update, on one process.
-        given: what TRL's trainer is given.
+        arguments: what TRL's trainer is given.
     """
 
-    def __init__(self, *, rows: int, **given: Any) -> None:
+    def __init__(self, *, rows: int, **arguments: Any) -> None:
         self._rows = rows
         self._whole: tuple[Tensor, Tensor] | None = None
-        super().__init__(**given)
+        super().__init__(**arguments)
 
     def pair_with_others(self, dataset: Any, args: Any, train: bool) -> Any:
         """Rows of token ids with the answers that they are paired with, among all rows of an update."""

@@ -32,9 +32,9 @@ def rows_for(stage: StageBase, ctx: Context, method: Method, **how: Any) -> tupl
     if held_out is None:
         return prepared, None
     source = stage.eval.dataset or stage.dataset
-    kept = _prepare(held_out, source, stage, ctx, method, say=stage.eval.dataset is not None, **how)
-    order = torch.randperm(len(kept), generator=ctx.generator(stage.name, "eval")).tolist()
-    return prepared, kept.select(order[: stage.eval.size])
+    held_out_rows = _prepare(held_out, source, stage, ctx, method, say=stage.eval.dataset is not None, **how)
+    order = torch.randperm(len(held_out_rows), generator=ctx.generator(stage.name, "eval")).tolist()
+    return prepared, held_out_rows.select(order[: stage.eval.size])
 
 
 def _prepare(
@@ -83,7 +83,7 @@ def micro_batch(rows: int, tokens_per_row: int, budget: int, at_least: int = 1) 
 def eval_batch(rows: int, most: int) -> int:
     """Rows of one forward in evaluation, such that the last batch is nearly as large as the others.
 
-    TRL averages its figures over batches, whatever their sizes.
+    TRL averages its metrics over batches, whatever their sizes.
     """
     few = range(min(most, rows), (min(most, rows) + 1) // 2 - 1, -1)
     return max(few, key=lambda size: (rows % size or size) / size)

@@ -1,7 +1,7 @@
 """What the stages share that leave their training loop to TRL.
 
 The trainer is given the model on loan and rows it can train on; it prints nothing, sends nothing and writes
-nothing. Its figures go to the run through a callback. accelerate's global state is put back afterwards: a
+nothing. Its metrics go to the run through a callback. accelerate's global state is put back afterwards: a
 later stage has an Accelerator of its own.
 """
 
@@ -43,11 +43,11 @@ log = logging.getLogger("rlhf_peft")
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 SILENT = ("_runtime", "_per_second", "eval_num_tokens", "total_flos", "train_loss")
-"""Endings of figures that are not written down: times of parts, and sums of what is there already."""
+"""Endings of metrics that are not written down: times of parts, and sums of what is there already."""
 
 
-class Figures(TrainerCallback):
-    """Hands a trainer's figures to the run: one record an update, evaluations merged into it."""
+class MetricsCallback(TrainerCallback):
+    """Hands a trainer's metrics to the run: one record an update, with the metrics of an evaluation after it."""
 
     def __init__(self, stage: TrlStage, ctx: Context, evaluate: bool, prompts: FixedPrompts) -> None:
         self.trainer: Any = None
@@ -78,22 +78,22 @@ class Figures(TrainerCallback):
             control.should_evaluate = True
         if state.is_world_process_zero and state.global_step < state.max_steps:
             self.prompts.at(int(state.global_step))
-        control.should_save = True  # after figures and evaluation; see `QuietTrainer`
+        control.should_save = True  # after the log and the evaluation; see `QuietTrainer`
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **kwargs: Any) -> None:
-        """Figures of an update, or of an evaluation after it."""
-        figures = {
+        """Metrics of an update, or of an evaluation after it."""
+        metrics = {
             k: float(v) for k, v in logs.items() if isinstance(v, int | float) and not k.endswith(SILENT)
         }
-        evaluated = any(key.startswith("eval_") for key in figures)
+        evaluated = any(key.startswith("eval_") for key in metrics)
         if evaluated:
-            self.eval = figures
-        elif "loss" not in figures:
+            self.eval = metrics
+        elif "loss" not in metrics:
             return
         else:
-            figures["updates/skipped"] = float(not self.guard.taken)
-            self.steps.append(figures)
-        self._waiting.update(figures)
+            metrics["updates/skipped"] = float(not self.guard.taken)
+            self.steps.append(metrics)
+        self._waiting.update(metrics)
         if evaluated or not control.should_evaluate:
             if state.is_world_process_zero:
                 self.ctx.log(self.stage, int(state.global_step), self._waiting)
@@ -181,13 +181,18 @@ def settle(args: Any, stage: TrlStage, base: SharedBase) -> Any:
 
 
 def _connect(
-    trainer: Any, stage: TrlStage, ctx: Context, figures: Figures, folder: str, state: dict[str, Any] | None
+    trainer: Any,
+    stage: TrlStage,
+    ctx: Context,
+    callback: MetricsCallback,
+    folder: str,
+    state: dict[str, Any] | None,
 ) -> str | None:
     """Let a trainer remember where it is, and take up where it was; returns the folder that it resumes from."""
     micro = trainer.args.per_device_train_batch_size
 
     def state_dict() -> dict[str, Any]:
-        # Its history of figures grows with every update, and is in metrics.jsonl.
+        # Its history of metrics grows with every update, and is in metrics.jsonl.
         state = {**dataclasses.asdict(trainer.state), "log_history": []}
         scaler = trainer.accelerator.scaler
         return {
@@ -195,16 +200,16 @@ def _connect(
             "tokens": tokens_read(trainer),
             "scheduler": trainer.lr_scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "steps": figures.steps[:1] + figures.steps[1:][-1:],
-            "eval": figures.eval,
-            "skipped": figures.guard.in_a_row,
+            "steps": callback.steps[:1] + callback.steps[1:][-1:],
+            "eval": callback.eval,
+            "skipped": callback.guard.in_a_row,
             "micro": micro,
         }
 
     def take_snapshot() -> None:
         step = int(trainer.state.global_step)
         if step < int(trainer.state.max_steps):  # The end of the stage is to follow the last update.
-            last = {**(figures.steps[-1] if figures.steps else {}), **figures.eval}
+            last = {**(callback.steps[-1] if callback.steps else {}), **callback.eval}
             ctx.checkpointer.snapshot(
                 stage, step, [POLICY], trainer.optimizer, state_dict(), metrics=last, repeatable=True
             )
@@ -221,15 +226,15 @@ def _connect(
 
     def restore_rest() -> None:
         # The evaluation that every training begins with was of the weights before.
-        figures.eval = dict(state["eval"])
+        callback.eval = dict(state["eval"])
         ctx.checkpointer.restore(state)
 
     trainer.restore_optimizer, trainer.restore_rest = restore_optimizer, restore_rest
     set_tokens_read(trainer, state["tokens"])
-    figures.steps, figures.guard.in_a_row = list(state["steps"]), state["skipped"]
+    callback.steps, callback.guard.in_a_row = list(state["steps"]), state["skipped"]
     # It may have been trained with more rows in a forward till then.
-    stood = {**state["trainer"], "train_batch_size": micro}
-    (Path(folder) / TRAINER_STATE_NAME).write_text(json.dumps(stood), encoding="utf-8")
+    trainer_state = {**state["trainer"], "train_batch_size": micro}
+    (Path(folder) / TRAINER_STATE_NAME).write_text(json.dumps(trainer_state), encoding="utf-8")
     return folder
 
 
@@ -255,7 +260,7 @@ def train(
         at_least: fewest rows of one forward.
 
     Returns:
-        The figures of the end, and the held-out rows as the trainer has them.
+        The metrics of the end, and the held-out rows as the trainer has them.
 
     Raises:
         RlhfPeftError: out of memory with the fewest rows in a forward.
@@ -265,9 +270,9 @@ def train(
     state = ctx.checkpointer.stage_state(stage)
     micro = micro if state is None else min(micro, state["micro"])
     while True:
-        figures = Figures(stage, ctx, held_out is not None, prompts)
+        callback = MetricsCallback(stage, ctx, held_out is not None, prompts)
         try:
-            evaluated = _attempt(stage, ctx, figures, build, micro, state)
+            evaluated = _attempt(stage, ctx, callback, build, micro, state)
             break
         except (RuntimeError, MemoryError) as error:
             if processes() > 1:  # the others wait for this one
@@ -281,22 +286,22 @@ def train(
         log.warning("%s: out of memory. From here on %d rows go into one forward.", stage.name, micro)
         state = ctx.checkpointer.rewind(stage, lines)
         free()
-    if figures.main:
-        prompts.answer(figures.step)
-        ctx.save_role(stage.name, figures.step, POLICY)
-    told = {
-        **_summary(figures.steps),
-        **figures.eval,
-        "steps": float(figures.step),
+    if callback.main:
+        prompts.answer(callback.step)
+        ctx.save_role(stage.name, callback.step, POLICY)
+    metrics = {
+        **_summary(callback.steps),
+        **callback.eval,
+        "steps": float(callback.step),
         "seconds": time.monotonic() - began,
     }
-    return told, evaluated
+    return metrics, evaluated
 
 
 def _attempt(
     stage: TrlStage,
     ctx: Context,
-    figures: Figures,
+    callback: MetricsCallback,
     build: Callable[[Any, str, Any, int], Any],
     micro: int,
     state: dict[str, Any] | None,
@@ -307,15 +312,15 @@ def _attempt(
         trainer = build(model, folder, deepcopy(ctx.base.tokenizer), micro)
         try:
             trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(figures)
+            trainer.add_callback(callback)
             trainer.know_rows()
-            figures.trainer = trainer
+            callback.trainer = trainer
             _check_rows(stage, trainer.train_dataset)
-            trainer.train(resume_from_checkpoint=_connect(trainer, stage, ctx, figures, folder, state))
-            figures.step, figures.main = int(trainer.state.global_step), trainer.is_world_process_zero()
+            trainer.train(resume_from_checkpoint=_connect(trainer, stage, ctx, callback, folder, state))
+            callback.step, callback.main = int(trainer.state.global_step), trainer.is_world_process_zero()
             return trainer.eval_dataset
         finally:
-            figures.trainer = None
+            callback.trainer = None
             _release(trainer)
 
 

@@ -37,7 +37,7 @@ class Batch:
         token_scores: [N, T] float32, weighted sum of per-token rewards, or None.
         components: reward name to its scores [N], as the reward gave them.
         extra: name to N values that rewards want to be shown beside the samples.
-        metrics: figures that the rewards logged.
+        metrics: what the rewards logged.
         train: [N] bool, rows that are trained on; all rows until the algorithm has selected.
         zero_loss: [N] bool, rows that are not trained on but count as rows whose loss is 0; None: there are none.
         columns: what the algorithm prepared: name to [N] or [N, T].

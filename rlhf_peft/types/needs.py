@@ -15,7 +15,7 @@ class EnvironmentStep:
         messages: JSON; what the model is to answer next, such as the results of the tools that it has called.
         done: the conversation is over.
         reward: of the answer; None: the environment judges nothing here.
-        metrics: figures to log, averaged over conversations.
+        metrics: numbers to log, averaged over conversations.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()

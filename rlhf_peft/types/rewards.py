@@ -66,7 +66,7 @@ class Scores:
     Attributes:
         row: [N] float32; NaN abstains.
         token: [N, T] float32 or None; added to the per-token reward.
-        metrics: figures to log, under `rewards/<name>/`.
+        metrics: numbers to log, under `rewards/<name>/`.
         extra: name to N values, shown beside the samples.
     """
 

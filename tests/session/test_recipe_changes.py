@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_peft.session.recipe_changes import describe, told
+from rlhf_peft.session.recipe_changes import describe, show_changes
 
 A, B = "a" * 64, "b" * 64
 
@@ -28,4 +28,4 @@ def test_a_change_is_named_in_words(name, before, now, keys, expected):
 
 
 def test_many_keys_are_not_all_named():
-    assert told({f"k{i}": (1, 2) for i in range(20)}).endswith("k7: 1 -> 2, and 12 more")
+    assert show_changes({f"k{i}": (1, 2) for i in range(20)}).endswith("k7: 1 -> 2, and 12 more")

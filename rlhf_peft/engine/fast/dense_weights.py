@@ -34,7 +34,7 @@ def dense_weight(layer: Any, quantizer: Quantizer) -> Tensor:
 
 def _replaceable(model: nn.Module, quantizer: Quantizer) -> list[tuple[nn.Module, str, nn.Module]]:
     """(parent, name, layer) of every layer that carries adapters or is quantized."""
-    found = []
+    places = []
     inside: set[int] = set()
     for parent in model.modules():
         if id(parent) in inside:
@@ -42,10 +42,10 @@ def _replaceable(model: nn.Module, quantizer: Quantizer) -> list[tuple[nn.Module
         for name, child in parent.named_children():
             if isinstance(child, BaseTunerLayer):
                 inside.update(id(module) for module in child.modules())
-                found.append((parent, name, child))
+                places.append((parent, name, child))
             elif quantizer.is_quantized(child):
-                found.append((parent, name, child))
-    return found
+                places.append((parent, name, child))
+    return places
 
 
 def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype, quantizer: Quantizer) -> nn.Linear:

@@ -153,7 +153,7 @@ class LeanDecoder:
         self._layers = [_Layer.of(layer) for layer in trunk.layers]
         self._norm, self._head = _Norm(trunk.norm), _Product(model.get_output_embeddings())
         self._read = [
-            (held.keys[:, :, : held.length], held.values[:, :, : held.length]) for held in read.layers
+            (layer.keys[:, :, : layer.length], layer.values[:, :, : layer.length]) for layer in read.layers
         ]
         self._own = [GrowingLayer(room) for _ in self._layers]
         hidden = torch.where(mask.bool(), 0.0, -torch.inf)
@@ -178,9 +178,9 @@ class LeanDecoder:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows; prompts that none of them follows are let go."""
-        for held in self._own:
-            if held.is_initialized:
-                held.select(rows)
+        for layer in self._own:
+            if layer.is_initialized:
+                layer.select(rows)
         if self._rows is not None:
             self._follow(self._rows.group[rows])
         elif self._hidden is not None:
@@ -189,8 +189,8 @@ class LeanDecoder:
     def _follow(self, which: Tensor) -> None:
         """Each row's prompt; prompts that none follows are let go, and few rows have their own copies from now on."""
         if len(which) <= FEW and which.device.type == "cpu":
-            for held, (keys, values) in zip(self._own, self._read, strict=True):
-                held.put_before(keys[which], values[which])
+            for layer, (keys, values) in zip(self._own, self._read, strict=True):
+                layer.put_before(keys[which], values[which])
             self._hidden = None if self._hidden is None else self._hidden[which]
             self._rows, self._read = None, []
             return

@@ -25,7 +25,7 @@ MANY = 8
 
 
 class CollapseGuard:
-    """Looks at the figures of every step.
+    """Looks at the metrics of every step.
 
     Args:
         stage: part of the recipe.
@@ -36,45 +36,45 @@ class CollapseGuard:
         self.first: dict[str, float] = {}
         self.in_a_row: dict[str, int] = dict.fromkeys(ADVICE, 0)
 
-    def check(self, step: int, figures: Mapping[str, float]) -> None:
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Warn of what goes wrong, once each time that it begins.
 
         Raises:
             GuardError: the KL is above the recipe's limit, or something has collapsed and the recipe says stop.
         """
-        self._check_kl(step, figures)
-        self._check_first(step, figures)
+        self._check_kl(step, metrics)
+        self._check_first(step, metrics)
         settings = self.stage.collapse
         for name in ("entropy", "completions/mean_length"):
-            if name in figures:
-                self.first.setdefault(name, figures[name])
-        found = {
-            "rewards": self._one_reward(figures),
-            "entropy": self._below("entropy", figures, settings.entropy),
-            "length": self._below("completions/mean_length", figures, settings.length),
-            "endless": self._endless(figures),
+            if name in metrics:
+                self.first.setdefault(name, metrics[name])
+        reasons = {
+            "rewards": self._one_reward(metrics),
+            "entropy": self._below("entropy", metrics, settings.entropy),
+            "length": self._below("completions/mean_length", metrics, settings.length),
+            "endless": self._endless(metrics),
         }
-        for name, told in found.items():
-            self.in_a_row[name] = self.in_a_row[name] + 1 if told else 0
+        for name, reason in reasons.items():
+            self.in_a_row[name] = self.in_a_row[name] + 1 if reason else 0
             if self.in_a_row[name] != settings.steps:
                 continue
-            message = f"{self.stage.name}, {settings.steps} steps up to {step}: {told}; {ADVICE[name]}."
+            message = f"{self.stage.name}, {settings.steps} steps up to {step}: {reason}; {ADVICE[name]}."
             if settings.action == "stop":
                 raise GuardError(f"{message} To go on all the same: collapse.action=warn")
             log.warning(message)
 
-    def _check_kl(self, step: int, figures: Mapping[str, float]) -> None:
+    def _check_kl(self, step: int, metrics: Mapping[str, float]) -> None:
         limit = self.stage.kl_limit
-        if limit is not None and figures.get("kl", 0.0) > limit:
+        if limit is not None and metrics.get("kl", 0.0) > limit:
             raise GuardError(
-                f"at {self.stage.name} step {step} the KL is {figures['kl']:.1f} nats a completion, above kl_limit "
+                f"at {self.stage.name} step {step} the KL is {metrics['kl']:.1f} nats a completion, above kl_limit "
                 f"{limit:g}. Raise algorithm.beta, or lower learning_rate."
             )
 
-    def _check_first(self, step: int, figures: Mapping[str, float]) -> None:
+    def _check_first(self, step: int, metrics: Mapping[str, float]) -> None:
         """A policy that was taught to end its answers, and ends none, may be waited for in vain."""
-        endless = None if self.first else self._endless(figures)
-        if endless is not None and figures.get("rows", MANY) >= MANY:
+        endless = None if self.first else self._endless(metrics)
+        if endless is not None and metrics.get("rows", MANY) >= MANY:
             log.warning(
                 "%s, step %d: %s. If the rows that the policy was trained on do end, then either max_new_tokens is too "
                 "small for them, or the model ends its turns with a token that neither its tokenizer nor its chat "
@@ -85,21 +85,21 @@ class CollapseGuard:
             )
 
     @staticmethod
-    def _one_reward(figures: Mapping[str, float]) -> str | None:
-        if figures.get("reward_std", 1.0) == 0.0 and figures.get("rows", 2.0) > 1:
-            return f"every completion had the score {figures['reward']:.4g}"
-        if figures.get("frac_reward_zero_std", 0.0) == 1.0:
+    def _one_reward(metrics: Mapping[str, float]) -> str | None:
+        if metrics.get("reward_std", 1.0) == 0.0 and metrics.get("rows", 2.0) > 1:
+            return f"every completion had the score {metrics['reward']:.4g}"
+        if metrics.get("frac_reward_zero_std", 0.0) == 1.0:
             return "in no group did two completions have different scores"
         return None
 
     @staticmethod
-    def _endless(figures: Mapping[str, float]) -> str | None:
-        if figures.get("completions/clipped_ratio", 0.0) < 1.0:
+    def _endless(metrics: Mapping[str, float]) -> str | None:
+        if metrics.get("completions/clipped_ratio", 0.0) < 1.0:
             return None
-        return f"every completion reached {figures['completions/max_length']:.0f} tokens without an end"
+        return f"every completion reached {metrics['completions/max_length']:.0f} tokens without an end"
 
-    def _below(self, name: str, figures: Mapping[str, float], share: float) -> str | None:
-        value, first = figures.get(name), self.first.get(name)
+    def _below(self, name: str, metrics: Mapping[str, float], share: float) -> str | None:
+        value, first = metrics.get(name), self.first.get(name)
         if value is None or first is None or not value < share * first:
             return None
         return f"{name} is {value:.3g}, and was {first:.3g} in the first step"

@@ -67,10 +67,10 @@ def train(parts: Parts) -> dict[str, Any]:
 def train_step(parts: Parts, step: int) -> dict[str, float]:
     """One step: sample, score, select, update; returns its metrics."""
     stage, ctx, algorithm, clock = parts.stage, parts.ctx, parts.algorithm, Clock(parts.on_phase)
-    parts.step, rounds, wanted = step, list[Batch](), parts.prompts_per_step
-    while wanted:
+    parts.step, rounds, missing_prompts = step, list[Batch](), parts.prompts_per_step
+    while missing_prompts:
         # 1. Requests: what the algorithm wants sampled for the next prompts (GRPO: G groups of several rows).
-        requests, rows = _requests(parts, step, len(rounds), wanted)
+        requests, rows = _requests(parts, step, len(rounds), missing_prompts)
 
         # 2. Rollout: the sampler answers them with the policy of this step.
         if not rounds:
@@ -92,7 +92,7 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
         # 5. Selection: which rows are trained on. Dynamic sampling goes back to 1 for more prompts.
         batch = Batch.cat(rounds)
         selection = algorithm.select(batch, len(rounds) - 1)
-        wanted = _wanted(parts, batch, selection.more_prompts, len(rounds), step)
+        missing_prompts = _missing_prompts(parts, batch, selection.more_prompts, len(rounds), step)
     batch.train, batch.zero_loss = selection.train, selection.zero_loss
     ctx.notify("rlhf_peft_rollout_end", stage=stage.name, step=step, batch=batch)
 
@@ -155,7 +155,7 @@ def _rollout(parts: Parts, requests: list[Request], rows: list[int], step: int, 
     return Batch.of(rollout, owner=ranks.rank, dataset_rows=dataset_rows)
 
 
-def _wanted(parts: Parts, batch: Batch, more: int, rounds: int, step: int) -> int:
+def _missing_prompts(parts: Parts, batch: Batch, more: int, rounds: int, step: int) -> int:
     """How many prompts a further round takes; 0: there is none.
 
     Raises:

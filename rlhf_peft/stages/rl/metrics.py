@@ -1,4 +1,4 @@
-"""Every figure that the RL stage writes, with its formula; algorithms and rewards add their own."""
+"""Every metric that the RL stage writes, with its formula; algorithms and rewards add their own."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def describe_scores(batch: Batch) -> dict[str, float]:
 
 
 def describe_rollout(rollout: Rollout) -> dict[str, float]:
-    """Figures of the completions."""
+    """Metrics of the completions."""
     lengths = rollout.completion_lengths.float()
     ended = torch.tensor([float(word != "length") for word in rollout.finish])
     eos = torch.tensor([float(word == "eos") for word in rollout.finish])
@@ -141,9 +141,9 @@ def _std(values: Tensor) -> float:
 
 
 class Averages:
-    """Sums of per-token figures over micro-batches, and their means over what is real.
+    """Sums of per-token metrics over micro-batches, and their means over what is real.
 
-    A figure [n, T] is averaged over tokens, one [n] over rows.
+    A metric [n, T] is averaged over tokens, one [n] over rows.
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class Averages:
         self._counts: dict[str, float] = {}
 
     def add(self, name: str, values: Tensor, mask: Tensor) -> None:
-        """Take in a figure of some rows."""
+        """Take in a metric of some rows."""
         values = values.detach()
         if values.dim() == 1:
             total, count = float(values.sum()), len(values)
@@ -161,12 +161,12 @@ class Averages:
         self._counts[name] = self._counts.get(name, 0.0) + count
 
     def add_value(self, name: str, value: float) -> None:
-        """Take in a figure that counts once."""
+        """Take in a metric that counts once."""
         self._sums[name] = self._sums.get(name, 0.0) + value
         self._counts[name] = self._counts.get(name, 0.0) + 1
 
     def take(self, other: Averages) -> None:
-        """Take in all of another's figures."""
+        """Take in all of another's metrics."""
         for mine, theirs in ((self._sums, other._sums), (self._counts, other._counts)):
             for name, value in theirs.items():
                 mine[name] = mine.get(name, 0.0) + value
@@ -182,7 +182,7 @@ class Averages:
                 mine[name] = sum(other.get(name, 0.0) for other in others)
 
     def means(self) -> dict[str, float]:
-        """The mean of each figure."""
+        """The mean of each metric."""
         return {name: total / max(1.0, self._counts[name]) for name, total in self._sums.items()}
 
 
@@ -197,7 +197,7 @@ def reward_metrics(name: str, metrics: Mapping[str, str]) -> dict[str, str]:
 
 
 def undocumented(names: Iterable[str], *documented: Mapping[str, str]) -> list[str]:
-    """Names of figures that no table explains.
+    """Names of metrics that no table explains.
 
     `<name>` in a table stands for one word; `eval/x` is x, measured on held-out rows.
     """

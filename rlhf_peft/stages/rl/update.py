@@ -197,7 +197,7 @@ class Updater:
         if plan.asks_old_logps:
             _remember(plan.batch, rows, outputs)
         self._weigh(plan, rows, minibatch, old)
-        terms, figures = self.algorithm.loss(outputs, minibatch)
+        terms, metrics = self.algorithm.loss(outputs, minibatch)
         each = terms if terms.dim() == 1 else torch.where(mask, terms, 0.0).sum(-1)
         progress.not_finite += [rows[i] for i in (~each.isfinite()).nonzero().flatten().tolist()]
         if terms.dim() == 1:
@@ -207,8 +207,8 @@ class Updater:
         loss.backward()
         log_ratio = torch.where(mask, now - old, 0.0)
         ratio = log_ratio.exp()
-        for name, figure in figures.items():
-            progress.averages.add(name, figure, mask)
+        for name, metric in metrics.items():
+            progress.averages.add(name, metric, mask)
         progress.averages.add("approx_kl", 0.5 * log_ratio.square(), mask)
         progress.averages.add("ratio/mean", ratio, mask)
         real = ratio[mask]

@@ -177,8 +177,8 @@ class BoundReward:
         row = scores.row
         if row.isinf().any():
             where = int(row.isinf().nonzero()[0])
-            told = f"gave an infinite score for row {where}. NaN abstains, anything else must be finite"
-            raise SomeRowsFailed(told, row=where)
+            message = f"gave an infinite score for row {where}. NaN abstains, anything else must be finite"
+            raise SomeRowsFailed(message, row=where)
         for name, values in scores.extra.items():
             if len(values) != count:
                 raise RewardError(f"gave {len(values)} values of extra {name} for {count} completions")
