@@ -275,11 +275,9 @@ class Roles:
         Args:
             folder: where to.
         """
-        zero = artifacts.snapshot(
-            self.model, self.adapter_of(POLICY), self._loaded.spec.path, self._loaded.fingerprint
-        )
+        zero = self._snapshot(POLICY, self.adapter_of(POLICY))
         weights = {name: torch.zeros_like(weight) for name, weight in zero.weights.items()}
-        artifacts.write(replace(zero, weights=weights), folder)
+        artifacts.write(replace(zero, weights=weights, head=None), folder)
 
     def snapshot(self, role: str) -> artifacts.RoleSnapshot:
         """A copy of what is a role's own: its adapter, unless it shares another role's, and its head."""

@@ -10,7 +10,6 @@ snapshot ends that, and a signal that arrives from then on waits for the next sn
 
 from __future__ import annotations
 
-import json
 import math
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,81 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ..engine import REFERENCE, SharedBase
-from ..engine.artifacts import HEAD_FILE, RoleSnapshot, read_role, write
+from ..engine.artifacts import HEAD_FILE, read_role
 from ..errors import RunFolderError
 from ..recipe.schema import StageBase
 from ..runs import Checkpoint, Checkpoints, RunFolder
 from .interrupts import Interrupts
 from .packing import pack, random_state, set_random_state, unpack
 from .recipe_changes import Keys, describe
+from .snapshots import Copied, Snapshot, read_state, write_state
 
 DONE = "done"
 DATASET = "dataset."
 """Begins the names of fingerprints that are known only when their stage begins."""
-STATE, TENSORS = "state.json", "state.safetensors"
-
-
-@dataclass(slots=True)
-class Copied:
-    """What a snapshot writes: copies on the CPU.
-
-    Attributes:
-        roles: adapters and heads of the roles that training changes.
-        state: everything else that training changes, as JSON.
-        tensors: the tensors that `state` names.
-    """
-
-    roles: dict[str, RoleSnapshot]
-    state: Any
-    tensors: dict[str, Tensor]
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """A run between two updates.
-
-    Attributes:
-        stage: its name.
-        step: number of the last update, or "done".
-        roles: names of the roles that training changes.
-        optimizer: over their parameters; None where the stage is done.
-        state: all else that training changes, as JSON.
-        tensors: the tensors that `state` names, copied.
-        lines: bytes of each file of lines, such as metrics.jsonl.
-        line_hashes: sha256 of each of these files.
-        artifacts: sha256 of each adapter file that is written by then.
-        stages: names of the stages that are done by then.
-        saved: whether it is written.
-    """
-
-    stage: str
-    step: int | str
-    roles: Sequence[str]
-    optimizer: torch.optim.Optimizer | None
-    state: Any
-    tensors: dict[str, Tensor]
-    lines: dict[str, int]
-    line_hashes: dict[str, str]
-    artifacts: dict[str, str]
-    stages: list[str]
-    saved: bool = False
-
-    @property
-    def name(self) -> str:
-        """Name of its checkpoint."""
-        return f"{self.stage}-{self.step}"
-
-    def copy(self, base: SharedBase) -> Copied:
-        """Copies of the state, of the optimizer's state and of the roles. They must not have changed meanwhile."""
-        state = unpack(self.state, self.tensors)
-        if self.optimizer is not None:
-            state["optimizer"] = self.optimizer.state_dict()
-        packed, tensors = pack(state)
-        return Copied({role: base.roles.snapshot(role) for role in self.roles}, packed, tensors)
 
 
 @dataclass
@@ -254,7 +192,7 @@ class Checkpointer:
             "fingerprints": dict(self.fingerprints),
         }
         contents = copied or snapshot.copy(self.base)
-        checkpoint = self.checkpoints.save(snapshot.name, info, lambda folder: _write(contents, folder))
+        checkpoint = self.checkpoints.save(snapshot.name, info, lambda folder: write_state(contents, folder))
         snapshot.saved = True
         self._newest, self._copy = checkpoint, None
         self.run.update_manifest(checkpoint=checkpoint.name)
@@ -387,24 +325,3 @@ class Checkpointer:
         self._rewound, self._resumed = False, None
         set_random_state(state["random"])
         self.replaying = False
-
-
-def _write(copied: Copied, folder: Path) -> None:
-    for role, stored in copied.roles.items():
-        write(stored, folder / "adapters" / role)
-    (folder / STATE).write_text(json.dumps(copied.state, allow_nan=False), encoding="utf-8")
-    save_file(copied.tensors, folder / TENSORS)
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """The state that a checkpoint holds.
-
-    Raises:
-        RunFolderError: it cannot be read.
-    """
-    try:
-        packed = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        state: dict[str, Any] = unpack(packed, load_file(folder / TENSORS))
-    except (OSError, ValueError, KeyError) as error:
-        raise RunFolderError(f"{folder}: its state cannot be read: {error}") from error
-    return state

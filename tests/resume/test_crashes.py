@@ -114,10 +114,10 @@ def test_killed_inside_a_save(tmp_path, whole, touch):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, whole, monkeypatch):
-    from rlhf_peft.session import checkpointing
+    from rlhf_peft.session import snapshots
 
     recipe = pipeline(tmp_path)
-    original, left = checkpointing.save_file, [9]
+    original, left = snapshots.save_file, [9]
 
     def full(*arguments, **named):
         left[0] -= 1
@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, whole, monkeypatch):
             raise OSError(28, "No space left on device")
         return original(*arguments, **named)
 
-    monkeypatch.setattr(checkpointing, "save_file", full)
+    monkeypatch.setattr(snapshots, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left") as caught:
         run(recipe)
     said = " ".join([str(caught.value), *caught.value.__notes__])

@@ -8,8 +8,8 @@ from itertools import count
 import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from rlhf_peft.session.checkpointing import Snapshot
 from rlhf_peft.session.interrupts import Interrupts
+from rlhf_peft.session.snapshots import Snapshot
 from rlhf_peft.stages.rl.evaluate import Evaluator
 
 from .support import ended, pipeline, preferences, run, same

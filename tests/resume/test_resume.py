@@ -307,7 +307,8 @@ def test_where_no_checkpoint_is_whole_nothing_is_replaced(tmp_path, whole):
 
 
 def test_a_figure_that_is_not_a_number_is_never_the_best(tmp_path, whole):
-    from rlhf_peft.session.checkpointing import Checkpointer, Snapshot
+    from rlhf_peft.session.checkpointing import Checkpointer
+    from rlhf_peft.session.snapshots import Snapshot
 
     checkpointer = Checkpointer(None, None, None, {})
     snapshot = lambda step: Snapshot("rl", step, [], None, {}, {}, {}, {}, {}, [])  # noqa: E731

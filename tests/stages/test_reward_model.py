@@ -10,7 +10,9 @@ from rlhf_peft.data import Pair
 from rlhf_peft.errors import DataError
 from rlhf_peft.session.token_budget import TokenBudget
 from rlhf_peft.stages import reward_model
-from rlhf_peft.stages.reward_model import Trainer, describe, evaluate, score
+from rlhf_peft.stages.reward_model.scoring import describe, evaluate, score
+from rlhf_peft.stages.reward_model.stage import _begin, _pairs
+from rlhf_peft.stages.reward_model.trainer import Trainer
 
 PAIRS = {"name": "tiny", "part": "preferences", "size": 96, "noise": 0.0}
 HELD = {"name": "tiny", "part": "preferences", "questions": "test", "size": 48, "noise": 0.0}
@@ -80,7 +82,7 @@ def test_chosen_answers_have_mean_zero_afterwards(make_context, how, spread):
     ctx = make_context(stage(normalize=how, max_steps=3))
     stage_ = ctx.recipe.stages[0]
     run(ctx)
-    pairs, _ = reward_model._pairs(stage_, ctx)
+    pairs, _ = _pairs(stage_, ctx)
     rewards = score(ctx.base, "reward-0", [p.chosen_ids for p in pairs], budget())
     assert float(rewards.mean()) == pytest.approx(0.0, abs=1e-3)
     if spread:
@@ -96,7 +98,7 @@ def test_a_second_round_keeps_the_scale_of_the_first(make_context, tmp_path, how
     second = make_context(
         stage(normalize=how, max_steps=3, dataset=other, init={"reward": str(tmp_path / "rm")})
     )
-    pairs, _ = reward_model._pairs(second.recipe.stages[0], second)
+    pairs, _ = _pairs(second.recipe.stages[0], second)
     answers = [pair.chosen_ids for pair in pairs]
     second.base.roles.load("reward-0", str(tmp_path / "rm"), head=True)
     before = score(second.base, "reward-0", answers, budget())
@@ -121,8 +123,8 @@ def test_an_ensemble_is_several_roles_that_differ(make_context):
 def test_the_update_does_not_depend_on_the_micro_batch(make_context):
     ctx = make_context(stage(max_steps=1))
     stage_ = ctx.recipe.stages[0]
-    pairs, _ = reward_model._pairs(stage_, ctx)
-    reward_model._begin(stage_, ctx, "reward-0")
+    pairs, _ = _pairs(stage_, ctx)
+    _begin(stage_, ctx, "reward-0")
     weight = ctx.base.roles.heads["reward-0"].weight
     with torch.no_grad():
         weight.copy_(torch.linspace(-1, 1, weight.numel()))
@@ -171,7 +173,7 @@ def test_a_soft_label_below_a_half_means_the_other_is_better():
 def test_evaluation_is_what_the_heads_say(make_context):
     ctx = make_context(stage(max_steps=1, normalize="none"))
     run(ctx)
-    pairs, _ = reward_model._pairs(ctx.recipe.stages[0], ctx)
+    pairs, _ = _pairs(ctx.recipe.stages[0], ctx)
     with torch.no_grad(), ctx.base.role("reward-0", train=False):
         one = ctx.base.forwards.rewards(
             ctx.base.forwards.hidden(pairs[0].chosen_ids[None]),

@@ -126,10 +126,8 @@ def build(stage: RlStage, ctx: Context, stack: ExitStack) -> Parts:
     check_sampler(stage, algorithm, sampler)
     rewards = _opened(Rewards(registry, stage.rewards, base, stage=stage.name), stack)
     roles = [POLICY, *_add_value_role(stage, algorithm, base)]
-    view, budget = BaseView(base), ctx.recipe.model.tokens_per_forward
-    forwards = RoleForwards(
-        base, algorithm.value, sampler.params.temperature, TokenBudget(stage.name, budget)
-    )
+    view, budget = BaseView(base), TokenBudget(stage.name, ctx.recipe.model.tokens_per_forward)
+    forwards = RoleForwards(base, algorithm.value, sampler.params.temperature, budget)
     prompts, held_out = _prompts(stage, ctx, sampler.params.max_new_tokens)
     evaluator = _evaluator(stage, ctx, held_out, sampler, forwards, view, stack)
     stream = PromptStream(prompts, ctx.seed(stage.name, "data"), min(stage.prompts_per_step, len(prompts)))
@@ -140,18 +138,7 @@ def build(stage: RlStage, ctx: Context, stack: ExitStack) -> Parts:
     parameters = stack.enter_context(base.training(roles))
     check_reference(base, [prompt.ids.tolist() for prompt in prompts[:8]])
     optimizer, scheduler = _optimizer(stage, base, roles, steps)
-    ctx.ranks.same(parameters)
-    updater = Updater(
-        forwards,
-        algorithm,
-        ctx.ranks,
-        optimizer,
-        parameters,
-        guard=NonFiniteGuard(stage.name, stage.max_bad_steps),
-        budget=TokenBudget(stage.name, budget),
-        max_grad_norm=stage.max_grad_norm,
-        importance_cap=stage.importance_cap,
-    )
+    updater = _updater(stage, ctx, forwards, algorithm, optimizer, parameters)
     return Parts(
         stage=stage,
         ctx=ctx,
@@ -170,6 +157,29 @@ def build(stage: RlStage, ctx: Context, stack: ExitStack) -> Parts:
         roles=roles,
         steps=steps,
         sampling_budget=prompts_at_once(stage.name),
+    )
+
+
+def _updater(
+    stage: RlStage,
+    ctx: Context,
+    forwards: RoleForwards,
+    algorithm: Algorithm,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+) -> Updater:
+    """Makes the updates; all processes begin with the same parameters."""
+    ctx.ranks.same(parameters)
+    return Updater(
+        forwards,
+        algorithm,
+        ctx.ranks,
+        optimizer,
+        parameters,
+        guard=NonFiniteGuard(stage.name, stage.max_bad_steps),
+        budget=TokenBudget(stage.name, ctx.recipe.model.tokens_per_forward),
+        max_grad_norm=stage.max_grad_norm,
+        importance_cap=stage.importance_cap,
     )
 
 
