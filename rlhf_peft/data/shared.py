@@ -1,7 +1,9 @@
-"""The prompt that answers share: what stands before them in their own conversations, or in their texts.
+"""Finds the prompt that two answers share: the messages before them in their conversations, or a common beginning of
+text.
 
-Plain text is split in two ways: at the last turn that both answers share (`Assistant:`, as in HH), always; at the last
-blank that both share (as TRL does), only where a prompt is needed.
+Plain text is always split at the last turn marker that both answers share (`Assistant:`, as in the HH dataset). At
+the
+last blank that both share, as TRL does, it is split only where a prompt is needed.
 """
 
 from __future__ import annotations
@@ -19,50 +21,57 @@ TURN = re.compile(r"\n\n(?:Assistant|### ?(?:Response|Assistant)):")
 def split_prompt(
     prompt: Messages | None, answers: Mapping[str, Messages]
 ) -> tuple[Messages, dict[str, Messages]]:
-    """Prompt and answers, where the answers may repeat the prompt, or hold it alone.
+    """Split conversations into prompt and answers.
 
-    Turns are compared by role, text and tool calls; ids and the like do not matter.
+    Answers may repeat the prompt before the answer; without a prompt column, the shared first messages are the
+    prompt.
+    Messages are compared by role, text and tool calls; ids and the like do not matter.
 
     Args:
         prompt: the column `prompt`, or None where the row has none.
         answers: conversations by the name of their column; without a prompt, two of them.
 
     Raises:
-        BadRow: what is left of an answer does not begin with a turn of the assistant, or the answers repeat
-            different prompts.
+        BadRow: what is left of an answer does not begin with a message of the assistant, or the answers repeat
+            different
+            prompts.
     """
     if prompt is None:
         size = shared_turns(*answers.values())
         first = next(iter(answers.values()))
         return first[:size], {name: answer[size:] for name, answer in answers.items()}
-    parts = {name: located(prompt, answer, name) for name, answer in answers.items()}
-    prompts = [own for own, _ in parts.values()]
-    if not all(alike(own, prompts[0]) for own in prompts):
+    parts = {name: split_answer(prompt, answer, name) for name, answer in answers.items()}
+    prompts = [repeated for repeated, _ in parts.values()]
+    if not all(same_messages(repeated, prompts[0]) for repeated in prompts):
         raise BadRow(f"{' and '.join(parts)} repeat different prompts", "with answers to different prompts")
     return prompts[0], {name: rest for name, (_, rest) in parts.items()}
 
 
 def shared_turns(first: Messages, second: Messages) -> int:
-    """How many turns two conversations begin with alike, such that an answer of the assistant is left of both."""
+    """Number of first messages that two conversations share, such that each goes on with a message of the assistant."""
     most = min(len(first), len(second)) - 1
-    size = next((place for place in range(most) if not alike([first[place]], [second[place]])), most)
+    size = next((place for place in range(most) if not same_messages([first[place]], [second[place]])), most)
     while size and not first[size]["role"] == second[size]["role"] == "assistant":
         size -= 1
     return size
 
 
-def located(prompt: Messages, answer: Messages, name: str) -> tuple[Messages, Messages]:
-    """The prompt, with the turns that an answer has before it, and what follows it in the answer."""
+def split_answer(prompt: Messages, answer: Messages, name: str) -> tuple[Messages, Messages]:
+    """The prompt, with the messages that an answer has before it, and the messages of the answer that follow it."""
     systems = [turns[0] for turns in (prompt, answer) if turns[0]["role"] == "system"]
-    asked = prompt[1:] if prompt[0]["role"] == "system" and answer[0]["role"] != "system" else prompt
-    for place in range(len(answer) - len(asked)):
-        end = place + len(asked)
-        if asked and answer[end]["role"] == "assistant" and alike(answer[place:end], asked):
-            own = answer[:end]
-            return ([prompt[0], *own] if asked is not prompt else own), answer[end:]
+    prompt_part = prompt[1:] if prompt[0]["role"] == "system" and answer[0]["role"] != "system" else prompt
+    for place in range(len(answer) - len(prompt_part)):
+        end = place + len(prompt_part)
+        if (
+            prompt_part
+            and answer[end]["role"] == "assistant"
+            and same_messages(answer[place:end], prompt_part)
+        ):
+            prompt_turns = answer[:end]
+            return ([prompt[0], *prompt_turns] if prompt_part is not prompt else prompt_turns), answer[end:]
     if answer[0]["role"] == "assistant":
         return prompt, answer
-    differ = len(systems) == 2 and not alike(systems[:1], systems[1:])
+    differ = len(systems) == 2 and not same_messages(systems[:1], systems[1:])
     why = (
         "its system message is not the prompt's" if differ else "its first turns are not those of the prompt"
     )
@@ -73,19 +82,19 @@ def located(prompt: Messages, answer: Messages, name: str) -> tuple[Messages, Me
     )
 
 
-def alike(ours: Messages, theirs: Messages) -> bool:
-    """Whether two stretches of a conversation say the same."""
-    return [said(message) for message in ours] == [said(message) for message in theirs]
+def same_messages(ours: Messages, theirs: Messages) -> bool:
+    """Whether two lists of messages are equal in role, text, tool calls and thoughts."""
+    return [compared_values(message) for message in ours] == [compared_values(message) for message in theirs]
 
 
-def said(message: Message) -> list[Any]:
-    """What a message says, without ids and the like."""
+def compared_values(message: Message) -> list[Any]:
+    """The values of a message by which two messages are compared; ids and the like are left out."""
     values = [message.get(key) for key in ("role", "content", "tool_calls", *THOUGHTS)]
     return [value.strip() if isinstance(value, str) else value for value in values]
 
 
 def shared_prompt(chosen: str, rejected: str, words: bool) -> int:
-    """How many leading characters of two plain texts are their prompt."""
+    """Number of leading characters of two plain texts that are their prompt."""
     shared, beyond = 0, min(len(chosen), len(rejected)) + 1
     while beyond - shared > 1:  # the answers agree up to `shared`, and no longer at `beyond`
         middle = (shared + beyond) // 2

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..data.calls import offered
+from ..data.calls import tools_in_row
 from ..engine import POLICY, REFERENCE
 from ..engine.artifacts import ADAPTER_FILE
 from ..registry import DEFAULT_SAMPLER, Registry
@@ -88,7 +88,7 @@ def sampled(
         if best is not None:
             value, i, j = best
             wrote = (POLICY, POLICY, value, source_of(opened))
-            tools = offered(prompt.columns)
+            tools = tools_in_row(prompt.columns)
             found.append(Pair(prompt.columns["prompt"], answers[i], answers[j], *wrote, tools=tools))
     return found
 
@@ -117,7 +117,7 @@ def blind(
             POLICY,
             REFERENCE,
             source=source_of(opened),
-            tools=offered(prompt.columns),
+            tools=tools_in_row(prompt.columns),
         )
         for prompt, mine, other in zip(prompts, ours, theirs, strict=True)
         if mine[0].strip() != other[0].strip()

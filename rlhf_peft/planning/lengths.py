@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Encoder, example, require
-from ..data.calls import offered
+from ..data.calls import tools_in_row
 from ..data.examples import prompt_of
 from ..data.formats import Method
 from ..data.inspect import model_encoder
@@ -85,7 +85,7 @@ def evaluated(stage: RlStage, recipe: Recipe, registry: Registry) -> int:
 
 
 def _prompt(row: dict[str, Any], encoder: Encoder) -> list[int]:
-    return encoder.prompt({"prompt": prompt_of(row), "tools": offered(row)})
+    return encoder.prompt({"prompt": prompt_of(row), "tools": tools_in_row(row)})
 
 
 def _most_tokens(rows: Any, tokens: Callable[[dict[str, Any]], list[list[int]]]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_peft import atomic
-from rlhf_peft.data import cache, encode_prompts, encoded, for_trl, identity, kept_rows, load_rows, require
+from rlhf_peft.data import cache, cached_rows, encode_prompts, encoded, for_trl, identity, load_rows, require
 from rlhf_peft.data.encode import Encoder
 from rlhf_peft.errors import DataError, UsageError
 
@@ -34,16 +34,16 @@ def place(tmp_path, monkeypatch):
 def made(monkeypatch):
     """How often rows were written, by kind."""
     counts = {"rows": 0, "encoded": 0}
-    kept = cache.kept
+    load_or_make = cache.load_or_make
 
     def counting(kind, key, write, about="", **more):
         def count(open_sink):
             counts[kind] += 1
             return write(open_sink)
 
-        return kept(kind, key, count, about, **more)
+        return load_or_make(kind, key, count, about, **more)
 
-    monkeypatch.setattr(cache, "kept", counting)
+    monkeypatch.setattr(cache, "load_or_make", counting)
     return counts
 
 
@@ -131,13 +131,13 @@ def test_other_values_are_other_rows(jsonl, qwen2, made):
     assert made == {"rows": 3, "encoded": 3}
 
 
-@pytest.mark.parametrize("module", [encoded, kept_rows])
+@pytest.mark.parametrize("module", [encoded, cached_rows])
 def test_another_version_of_our_code_makes_other_rows(jsonl, qwen2, made, monkeypatch, module):
     path = jsonl(PAIR)
     encode(path, qwen2)
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
     encode(path, qwen2)
-    assert made == {"rows": 1 + (module is kept_rows), "encoded": 1 + (module is encoded)}
+    assert made == {"rows": 1 + (module is cached_rows), "encoded": 1 + (module is encoded)}
 
 
 def test_another_version_of_a_library_makes_other_rows(jsonl, qwen2, made, monkeypatch):
@@ -313,15 +313,15 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from rlhf_peft.data import cache, table
-import rlhf_peft.data.kept_rows as kept_rows
-checked = kept_rows.checked
+import rlhf_peft.data.cached_rows as cached_rows
+checked = cached_rows.checked
 def slowly(rows, bad):
     for number, row in enumerate(checked(rows, bad)):
         yield row
         if number == 1500:
             Path(sys.argv[2]).write_text("")
             time.sleep(float(sys.argv[3]))
-kept_rows.checked = slowly
+cached_rows.checked = slowly
 from rlhf_peft.data import load_rows
 print(len(load_rows(path=sys.argv[1])))
 """
@@ -360,16 +360,16 @@ def test_two_processes_at_once(jsonl, tmp_path, place, made):
 
 def test_a_file_that_changes_while_it_is_read(jsonl, made, monkeypatch):
     path = jsonl({"text": "a"})
-    checked = kept_rows.checked
+    checked = cached_rows.checked
 
     def while_it_grows(rows, bad):
         yield from checked(rows, bad)
         with path.open("a") as file:
             file.write('{"text": "b"}\n')
 
-    monkeypatch.setattr(kept_rows, "checked", while_it_grows)
+    monkeypatch.setattr(cached_rows, "checked", while_it_grows)
     load_rows(path=path)
-    monkeypatch.setattr(kept_rows, "checked", checked)
+    monkeypatch.setattr(cached_rows, "checked", checked)
     assert len(load_rows(path=path)) == len(path.read_text().splitlines()) and len(cache.entries()) == 1
 
 
