@@ -1,9 +1,8 @@
-"""A cache of rows on the disk, named by a digest of everything that the rows depend on, and mapped into memory for
-use.
+"""A cache of rows on the disk, from which they are mapped into memory for use.
 
 An entry is a folder with the rows (an Arrow stream) and a JSON file about them. Because its name is a digest of
-everything that the rows depend on, an entry is never changed. It is written to a temporary folder and renamed, so
-it exists completely or not at all. If the cache is switched off or cannot be written, rows stay in memory.
+everything that the rows depend on, an entry is never changed. It is written to a temporary folder and renamed, so it
+exists completely or not at all. If the cache is switched off or cannot be written, rows stay in memory.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ SHAPES = 4096
 
 
 class Writer:
-    """Writes conversations with the chat template; raises `BadRow` if the template does not write all of a
-    conversation.
+    """Writes conversations with the chat template; raises `BadRow` if the template does not write all of one.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -97,9 +96,7 @@ class Writer:
         return whole[start:]
 
     def assistant_spans(self, messages: Messages, tools: Tools, text: str) -> list[tuple[int, int]]:
-        """Where the assistant's messages are in a rendered conversation, each with its end: [start, end) in
-        characters.
-        """
+        """Spans of the assistant's messages in a rendered conversation, with their ends: [start, end) in characters."""
         spans = []
         for place, message in enumerate(messages):
             if message["role"] != "assistant":

@@ -68,9 +68,7 @@ def as_yaml(mapping: Mapping[str, str | Sequence[str]]) -> str:
 
 
 def guess_columns(names: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
-    """For each of our columns, the most similar column of the file; each is used once, and weak similarities not at
-    all.
-    """
+    """For each of our columns, the most similar column of the file; each is used once, weak similarities are not."""
     pairs = [(our_name, -place, theirs) for our_name in ours for place, theirs in enumerate(names)]
     scores = sorted(
         ((likeness(theirs, our_name), place, our_name, theirs) for our_name, place, theirs in pairs),

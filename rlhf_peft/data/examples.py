@@ -133,8 +133,10 @@ def prompt_and_answers(
 
 
 def with_row_system(messages: Messages, row: Mapping[str, Any], system: str | None) -> Messages:
-    """A conversation with the system message of the column `system`, or else `system`, unless it already begins with
-    one.
+    """A conversation with a system message: its own, else that of the column `system`, else the argument `system`.
+
+    Raises:
+        BadRow: the column holds another system message than the conversation, or no text.
     """
     row_system = row.get("system")
     if is_blank(row_system):

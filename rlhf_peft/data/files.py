@@ -178,9 +178,7 @@ def decode_table(data: bytes, source: str, bad: BadRows) -> str:
 
 
 def sniff_separator(text: str) -> str:
-    """The separator that gives the first records the most columns, with equal counts in most of them; `,` if none
-    does.
-    """
+    """The separator that gives the first records the most columns, alike in most of them; `,` if none does."""
     best, most = ",", 1
     for separator in SEPARATORS:
         widths = []

@@ -77,9 +77,7 @@ def where(text: str, place: int) -> tuple[int, int]:
 
 
 def table(value: dict[str, Any], source: str) -> tuple[list[Any], str]:
-    """Return the rows of an object that is a table or holds one; an object that is neither is returned as the only
-    row.
-    """
+    """The rows of an object that is a table or holds one; any other object is the only row."""
     if (
         {"columns", "data"} <= set(value)
         and isinstance(value["columns"], list)

@@ -119,8 +119,6 @@ def is_conversation_json(value: Any) -> bool:
 
 
 def decode_conversation(value: Any, name: str) -> Any:
-    """Parse a conversation that is stored as JSON text, and put a single message into a list; return other values
-    unchanged.
-    """
+    """Parse a conversation stored as JSON text; a single message becomes a list; other values are unchanged."""
     value = parse_column(value, name) if is_conversation_json(value) else value
     return [value] if is_turn(value) else value

@@ -155,8 +155,7 @@ def _tool(tool: Mapping[str, Any], new: Any) -> dict[str, Any]:
 
 
 def misplaced(text: str, marked: Marked) -> str | None:
-    """Describe the first text that a template wrote more than once, not at all, or in another place; None if all is
-    well.
+    """Describe the first text that a template wrote twice, not at all, or in another place; None if all is well.
 
     Args:
         text: output of the template for the marked conversation.

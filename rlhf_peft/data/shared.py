@@ -1,9 +1,8 @@
-"""Finds the prompt that two answers share: the messages before them in their conversations, or a common beginning of
-text.
+"""Finds the prompt that two answers share.
 
-Plain text is always split at the last turn marker that both answers share (`Assistant:`, as in the HH dataset). At
-the
-last blank that both share, as TRL does, it is split only where a prompt is needed.
+It is made of the messages before the answers in their conversations, or of the common beginning of their texts. Plain
+text is always split at the last turn marker that both answers share (`Assistant:`, as in the HH dataset). At the last
+blank that both share, as TRL does, it is split only where a prompt is needed.
 """
 
 from __future__ import annotations
