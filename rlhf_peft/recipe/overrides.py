@@ -1,4 +1,4 @@
-"""`K=V` on the command line: dotted keys, list items by name, values read as YAML."""
+"""Applies `K=V` from the command line: dotted keys, list items by name, values parsed as YAML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> tuple[lis
     """Write each `K=V` into the data.
 
     Returns:
-        The places that were written, and what was wrong with the overrides that could not be.
+        The locations that were written, and the problems of the overrides that could not be applied.
     """
     written: list[Loc] = []
     problems: list[Problem] = []
@@ -34,10 +34,11 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> tuple[lis
 
 
 class _Refused(Exception):
-    pass
+    """An override cannot be applied; the message says why."""
 
 
 def _write(data: dict[str, Any], parts: Sequence[str], value: Any) -> Loc:
+    """Write a value at a dotted key, and make missing sections; returns its location."""
     node: Any = data
     loc: Loc = ()
     done = 0
@@ -54,7 +55,7 @@ def _write(data: dict[str, Any], parts: Sequence[str], value: Any) -> Loc:
 
 
 def _step(node: Any, parts: Sequence[str], before: str) -> tuple[str | int, int]:
-    """Where to go from here, and how many parts of the key that takes (names may hold dots)."""
+    """The next key or index, and how many parts of the dotted key it takes (names may contain dots)."""
     if isinstance(node, dict):
         return parts[0], 1
     if not isinstance(node, list):
@@ -73,13 +74,13 @@ def _step(node: Any, parts: Sequence[str], before: str) -> tuple[str | int, int]
 
 
 def _find(items: Sequence[Any], name: str, before: str) -> int | None:
-    """Position of the one item of that name, or of that stage kind where no item has the name."""
+    """Index of the only item with that name, or with that stage kind if no item has the name."""
     named = [index for index, item in enumerate(items) if label(item) == name]
     kinds = [i for i, item in enumerate(items) if isinstance(item, dict) and item.get("stage") == name]
-    found = named or kinds
-    if len(found) > 1:
-        raise _Refused(f"{len(found)} items of {before} are called {name}; give each its own `name`")
-    return found[0] if found else None
+    matches = named or kinds
+    if len(matches) > 1:
+        raise _Refused(f"{len(matches)} items of {before} are called {name}; give each its own `name`")
+    return matches[0] if matches else None
 
 
 def _names(items: Sequence[Any]) -> str:
