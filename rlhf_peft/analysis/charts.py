@@ -1,4 +1,4 @@
-"""Which figures of metrics.jsonl a report shows for each kind of stage, and what to look for in them."""
+"""The metrics of metrics.jsonl that a report shows for each kind of stage, with advice on reading them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ PHASES = ("rollout", "scoring", "update")
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure over the steps of a stage.
+    """A plot of metrics over the steps of a stage.
 
     Attributes:
-        title: above it.
-        figures: of metrics.jsonl to their names; one that ends in `*` stands for all that begin so.
-        note: below it.
-        share: the figures are between 0 and 1.
-        least: curves that make it worth showing.
+        title: title above the plot.
+        metrics: names in metrics.jsonl and their labels; a name with `*` stands for all names that match it.
+        note: explanation below the plot.
+        share: whether the values are between 0 and 1.
+        min_curves: number of curves from which on the plot is shown.
     """
 
     title: str
-    figures: Mapping[str, str]
+    metrics: Mapping[str, str]
     note: str
     share: bool = False
-    least: int = 1
+    min_curves: int = 1
 
 
 CHARTS: dict[str, tuple[Chart, ...]] = {
@@ -82,13 +82,13 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             "Each reward",
             {"rewards/*/mean": ""},
             "Unweighted. One that falls while the sum rises is being traded away.",
-            least=2,
+            min_curves=2,
         ),
         Chart(
             "Each reward, held out",
             {"eval/rewards/*/mean": ""},
             "On prompts that were never trained on.",
-            least=2,
+            min_curves=2,
         ),
         Chart(
             "KL to the reference",
