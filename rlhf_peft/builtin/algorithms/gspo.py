@@ -14,8 +14,8 @@ from .grpo import Group, GroupOptions
 
 
 class GspoOptions(GroupOptions):
-    """Options of `gspo`. Clip widths are those of the paper, section 5.1: ratios of sequences change less than of
-    tokens.
+    """Options of `gspo`; clip widths are those of the paper, section 5.1: sequence ratios change less than token
+    ratios.
     """
 
     epsilon: float = Field(

@@ -15,11 +15,7 @@ from rlhf_peft.plugin import Batch, PolicyGradient, PolicyOptions, maths
 
 
 class ReinforcePlusPlusOptions(PolicyOptions):
-    """Options of `reinforce_plus_plus`.
-
-    The defaults are the plain form. The form with `baseline: group` needs `num_generations`, and has the KL (k2) in
-    the loss.
-    """
+    """Options of `reinforce_plus_plus`; for `baseline: group` set `num_generations`, and the KL in the loss (k2)."""
 
     beta: float = Field(0.01, ge=0, le=1e6, description="KL coefficient; 0: no reference is needed.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator of the KL.")
