@@ -70,7 +70,7 @@ def advice(
     lines: list[str] = []
 
     def rows(stage: str, mapping: Columns) -> list[str]:
-        dataset: dict[str, Any] = {**inspection.place, "eval_fraction": HELD_OUT}
+        dataset: dict[str, Any] = {**inspection.location, "eval_fraction": HELD_OUT}
         dataset |= {"columns": dict(mapping)} if mapping else {}
         dataset |= {"on_bad_row": "skip"} if inspection.bad else {}
         # The recipe's own split and held-out rows are another dataset's.

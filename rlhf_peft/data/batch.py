@@ -26,8 +26,8 @@ def pad_right(rows: Sequence[Tensor], value: float) -> Tensor:
     if not rows:
         raise ValueError("no rows to pad")
     out = rows[0].new_full((len(rows), max(len(row) for row in rows)), value)
-    for place, row in enumerate(rows):
-        out[place, : len(row)] = row
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
     return out
 
 
@@ -45,8 +45,8 @@ def pad_left(rows: Sequence[Tensor], value: float) -> Tensor:
         raise ValueError("no rows to pad")
     longest = max(len(row) for row in rows)
     out = rows[0].new_full((len(rows), longest), value)
-    for place, row in enumerate(rows):
-        out[place, longest - len(row) :] = row
+    for index, row in enumerate(rows):
+        out[index, longest - len(row) :] = row
     return out
 
 
@@ -59,10 +59,10 @@ def mask_from_lengths(lengths: Tensor | Sequence[int], T: int, *, left: bool = F
         left: whether rows are padded on the left.
     """
     lengths = torch.as_tensor(lengths)
-    places = torch.arange(T, device=lengths.device)
+    positions = torch.arange(T, device=lengths.device)
     if left:
-        return places >= T - lengths[:, None]
-    return places < lengths[:, None]
+        return positions >= T - lengths[:, None]
+    return positions < lengths[:, None]
 
 
 def length_batches(

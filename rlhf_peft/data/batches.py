@@ -93,11 +93,11 @@ def _finished(jobs: list[_Job[T]], first: Any, tokenizer: Any) -> Iterator[Outco
     open_jobs = [job for job in jobs if job.texts]
     tokens = first.result()
     while open_jobs:
-        place = 0
+        start = 0
         for job in open_jobs:
             size = len(job.texts)
-            job.go_on(tokens[place : place + size])
-            place += size
+            job.go_on(tokens[start : start + size])
+            start += size
         open_jobs = [job for job in open_jobs if job.texts]
         tokens = tokenize(tokenizer, [text for job in open_jobs for text in job.texts])
     for job in jobs:

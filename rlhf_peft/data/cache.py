@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rlhf_peft")
 
-PLACE = "RLHF_PEFT_CACHE"
+FOLDER_VARIABLE = "RLHF_PEFT_CACHE"
 """Environment variable: the folder of the cache, or `off`."""
-LIMIT = "RLHF_PEFT_CACHE_GB"
+LIMIT_VARIABLE = "RLHF_PEFT_CACHE_GB"
 """Environment variable: most GB that the cache may take; the entries used least recently are removed first."""
 DEFAULT_GB = 20.0
 OFF = ("off", "0", "no", "none", "false")
@@ -69,7 +69,7 @@ class Entry:
 
 def root() -> Path | None:
     """The folder of the cache, which may not exist yet; None where it is switched off."""
-    setting = os.environ.get(PLACE, "").strip()
+    setting = os.environ.get(FOLDER_VARIABLE, "").strip()
     if setting.lower() in OFF:
         return None
     if setting:
@@ -84,11 +84,13 @@ def limit() -> int:
     Raises:
         UsageError: the environment variable holds no number.
     """
-    setting = os.environ.get(LIMIT, "").strip()
+    setting = os.environ.get(LIMIT_VARIABLE, "").strip()
     try:
         return int(float(setting or DEFAULT_GB) * 1e9)
     except (ValueError, OverflowError) as error:
-        raise UsageError(f"{LIMIT}={setting}: expected a number of GB, such as {DEFAULT_GB:g}.") from error
+        raise UsageError(
+            f"{LIMIT_VARIABLE}={setting}: expected a number of GB, such as {DEFAULT_GB:g}."
+        ) from error
 
 
 def key_of(*parts: Any) -> str | None:
@@ -148,26 +150,31 @@ def load_or_make(
 
 
 def _make(
-    place: Path, write: Write, about: str, unchanged: Callable[[], bool]
+    entry_folder: Path, write: Write, about: str, unchanged: Callable[[], bool]
 ) -> tuple[Dataset, Notes] | None:
     """Make an entry; None if it cannot be written, which is logged."""
     try:
-        if place.is_dir():
-            _remove(place)  # it could not be opened
-        with atomic.folder(place) as aside:
-            notes = write(lambda: pyarrow.OSFile(str(aside / ROWS), "wb"))
+        if entry_folder.is_dir():
+            _remove(entry_folder)  # it could not be opened
+        with atomic.folder(entry_folder) as temporary_folder:
+            notes = write(lambda: pyarrow.OSFile(str(temporary_folder / ROWS), "wb"))
             if not unchanged():
                 raise OSError(f"{about} was written to while it was read")
-            rows = pyarrow.ipc.open_stream(_map_file(aside / ROWS)).read_all().num_rows
-            info = {"about": about, "rows": rows, "bytes": (aside / ROWS).stat().st_size, "noted": notes}
-            (aside / ABOUT).write_text(json.dumps(info), encoding="utf-8")
+            rows = pyarrow.ipc.open_stream(_map_file(temporary_folder / ROWS)).read_all().num_rows
+            info = {
+                "about": about,
+                "rows": rows,
+                "bytes": (temporary_folder / ROWS).stat().st_size,
+                "noted": notes,
+            }
+            (temporary_folder / ABOUT).write_text(json.dumps(info), encoding="utf-8")
     except OSError as error:
-        entry = _open(place)  # another process may have been faster
+        entry = _open(entry_folder)  # another process may have been faster
         if entry is None:
-            _warn(place.parent, error)
+            _warn(entry_folder.parent, error)
         return entry
-    entry = _open(place)
-    _trim(place)
+    entry = _open(entry_folder)
+    _trim(entry_folder)
     return entry
 
 
@@ -184,18 +191,18 @@ def _warn(folder: Path, error: OSError) -> None:
         )
 
 
-def _open(place: Path) -> tuple[Dataset, Notes] | None:
+def _open(entry_folder: Path) -> tuple[Dataset, Notes] | None:
     """Open a complete entry and mark it as used now; None if there is none."""
     try:
-        info = json.loads((place / ABOUT).read_text(encoding="utf-8"))
-        if (place / ROWS).stat().st_size != info["bytes"]:
+        info = json.loads((entry_folder / ABOUT).read_text(encoding="utf-8"))
+        if (entry_folder / ROWS).stat().st_size != info["bytes"]:
             return None
-        rows = _dataset(_map_file(place / ROWS), place.name)
+        rows = _dataset(_map_file(entry_folder / ROWS), entry_folder.name)
         notes = info["noted"]
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
         return None
     with contextlib.suppress(OSError):
-        os.utime(place / ABOUT)
+        os.utime(entry_folder / ABOUT)
     return rows, notes
 
 
@@ -252,12 +259,12 @@ def entries() -> list[Entry]:
     folder, result = root(), []
     if folder is None or not folder.is_dir():
         return []
-    for place in folder.iterdir():
+    for entry_folder in folder.iterdir():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            info = json.loads((place / ABOUT).read_text(encoding="utf-8"))
-            size = sum(file.stat().st_size for file in place.iterdir())
-            used = (place / ABOUT).stat().st_mtime
-            result.append(Entry(place, str(info["about"]), int(info["rows"]), size, used))
+            info = json.loads((entry_folder / ABOUT).read_text(encoding="utf-8"))
+            size = sum(file.stat().st_size for file in entry_folder.iterdir())
+            used = (entry_folder / ABOUT).stat().st_mtime
+            result.append(Entry(entry_folder, str(info["about"]), int(info["rows"]), size, used))
     return sorted(result, key=lambda entry: entry.used)
 
 
@@ -283,8 +290,8 @@ def _trim(newest: Path) -> None:
         excess -= entry.size
 
 
-def _remove(place: Path) -> None:
+def _remove(entry_folder: Path) -> None:
     """Remove an entry. Its JSON file goes first, so that no other process opens an entry that is half removed."""
     with contextlib.suppress(OSError):
-        (place / ABOUT).unlink(missing_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
+        (entry_folder / ABOUT).unlink(missing_ok=True)
+    shutil.rmtree(entry_folder, ignore_errors=True)

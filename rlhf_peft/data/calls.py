@@ -121,10 +121,10 @@ def tools_of(value: Any, name: str = "tools") -> list[dict[str, Any]] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise BadRow(f"{name} is {kind(value)}, expected a list of JSON schemas", wrong)
-    for place, tool in enumerate(value, start=1):
+    for number, tool in enumerate(value, start=1):
         function = schema(tool)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise BadRow(f"tool {place} of {name} has no function name", wrong)
+            raise BadRow(f"tool {number} of {name} has no function name", wrong)
     return value
 
 

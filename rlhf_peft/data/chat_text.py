@@ -98,11 +98,11 @@ class Writer:
     def assistant_spans(self, messages: Messages, tools: Tools, text: str) -> list[tuple[int, int]]:
         """Spans of the assistant's messages in a rendered conversation, with their ends: [start, end) in characters."""
         spans = []
-        for place, message in enumerate(messages):
+        for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._prompt_text(messages[:place], tools) if place else ""
-            turn = self._render(messages[: place + 1], tools).rstrip()
+            before = self._prompt_text(messages[:index], tools) if index else ""
+            turn = self._render(messages[: index + 1], tools).rstrip()
             if not text.startswith(before) or not text.startswith(turn):
                 raise BadRow(
                     "assistant_only_loss: the chat template writes earlier turns differently than later ones, so "
@@ -147,13 +147,13 @@ class Writer:
         """
         first: BadRow | None = None
         marked = mark(messages, tools)
-        for place, form in enumerate(FORMS):
-            version = form(messages)
-            if place and version == messages:
+        for index, convert in enumerate(FORMS):
+            version = convert(messages)
+            if index and version == messages:
                 continue
             try:
                 text = compose(version, tools)
-                self._check_shape(compose, place, marked)
+                self._check_shape(compose, index, marked)
                 self._check_text(text, messages, tools)
                 return text, version
             except BadRow as bad:  # an error about missing text is more useful than a refused variant
@@ -258,7 +258,7 @@ FORMS: tuple[Callable[[Messages], Messages], ...] = (
 def agreeing(first: str, second: str) -> int:
     """Length of the common beginning of two texts."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def rewritten() -> BadRow:

@@ -69,9 +69,9 @@ def as_yaml(mapping: Mapping[str, str | Sequence[str]]) -> str:
 
 def guess_columns(names: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
     """For each of our columns, the most similar column of the file; each is used once, weak similarities are not."""
-    pairs = [(our_name, -place, theirs) for our_name in ours for place, theirs in enumerate(names)]
+    pairs = [(our_name, -index, theirs) for our_name in ours for index, theirs in enumerate(names)]
     scores = sorted(
-        ((likeness(theirs, our_name), place, our_name, theirs) for our_name, place, theirs in pairs),
+        ((likeness(theirs, our_name), index, our_name, theirs) for our_name, index, theirs in pairs),
         reverse=True,
     )
     guess: dict[str, str] = {}
@@ -86,11 +86,11 @@ def likeness(theirs: str, ours: str) -> float:
     name = "".join(letter for letter in theirs.lower() if letter.isalnum())
     words = re.findall("[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", theirs).lower())
     best = 0.0
-    for place, other in enumerate(OTHER_NAMES[ours]):
+    for index, other in enumerate(OTHER_NAMES[ours]):
         ratio = difflib.SequenceMatcher(None, name, other).ratio()
         if name == other:
             ratio = 1.0
         elif other in words or (len(other) > 3 and other in name):
             ratio = 0.9
-        best = max(best, ratio - 0.01 * place)
+        best = max(best, ratio - 0.01 * index)
     return best

@@ -68,7 +68,9 @@ def messages_of(value: Any, name: str) -> Messages:
     """
     if not isinstance(value, list) or not value:
         raise BadRow(f"{name} is {describe(value)}, expected messages with role and content", wrong(name))
-    return [message_of(message, f"message {place} of {name}", name) for place, message in enumerate(value, 1)]
+    return [
+        message_of(message, f"message {number} of {name}", name) for number, message in enumerate(value, 1)
+    ]
 
 
 def message_of(message: Any, where: str, name: str) -> Message:

@@ -252,7 +252,7 @@ class Encoder:
         if whole_ids[:size] == prompt and (size == len(whole_ids) or tokens.start(size) >= cut):
             return whole_ids[size:]
         offsets = tokens.offsets
-        first = next((place for place, (begin, _) in enumerate(offsets) if begin >= cut), len(whole_ids))
+        first = next((index for index, (begin, _) in enumerate(offsets) if begin >= cut), len(whole_ids))
         crossing = whole[cut : offsets[first][0] if first < len(whole_ids) else len(whole)]
         if not crossing:
             return whole_ids[first:]
@@ -274,9 +274,9 @@ class Encoder:
         """Ids that the tokenizer puts before every text (BOS); those that it puts after a text are not used."""
         (bare,) = (tokens.ids for tokens in tokenize(self.tokenizer, ["a"]))
         full = list(self.tokenizer("a", add_special_tokens=True)["input_ids"])
-        for place in range(len(full) - len(bare) + 1):
-            if full[place : place + len(bare)] == bare:
-                return full[:place]
+        for index in range(len(full) - len(bare) + 1):
+            if full[index : index + len(bare)] == bare:
+                return full[:index]
         return []
 
     def _started(self, text: str, ids: list[int]) -> list[int]:
@@ -297,7 +297,7 @@ class Encoder:
         """Index of the end token that only blanks follow; None where there is none."""
         if self.eos_ids.isdisjoint(ids):
             return None
-        last = next(place for place in range(len(ids) - 1, -1, -1) if ids[place] in self.eos_ids)
+        last = next(index for index in range(len(ids) - 1, -1, -1) if ids[index] in self.eos_ids)
         after = ids[last + 1 :]
         return None if after and self.tokenizer.decode(after).strip() else last
 

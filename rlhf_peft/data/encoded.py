@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Columns = dict[str, Any]
 
-PLACE = "place"
+SOURCE_INDEX = "place"
 """Optional column with the index of a row in the dataset that it was encoded from, counted from 0."""
 
 VERSION = 1
@@ -73,13 +73,14 @@ def encode_dataset(
         with open_sink() as sink, cache.batch_writer(sink, features) as put:
             encoded_rows: list[Columns] = []
             outcomes = in_batches(numbered(dataset), start, encoder)
-            place = -1
+            source_index = -1
             for outcome in with_progress(outcomes, description, len(dataset)):
                 if outcome.bad is not None:
                     bad.add(outcome.number, outcome.bad)
-                place += 1
+                source_index += 1
                 encoded_rows += [
-                    {**values, ROW: outcome.number, PLACE: place} for values in outcome.value or ()
+                    {**values, ROW: outcome.number, SOURCE_INDEX: source_index}
+                    for values in outcome.value or ()
                 ]
                 bad.note(outcome.number, [*notes_of(outcome.row), *sorted(outcome.notes)])
                 if len(encoded_rows) >= cache.BATCH:
@@ -91,14 +92,8 @@ def encode_dataset(
 
     description = f"{bad.stage or bad.source}: encoding rows"
     policy = [bad.on_bad_row, bad.on_long_row]
-    key = cache.key_of(
-        what,
-        VERSION,
-        policy,
-        settings,
-        lambda: encoder_identity(encoder),
-        lambda: rows_identity(dataset),
-    )
+    identities = (lambda: encoder_identity(encoder), lambda: rows_identity(dataset))
+    key = cache.key_of(what, VERSION, policy, settings, *identities)
     rows, notes = cache.load_or_make("encoded", key, write, f"{bad.source}, {what}")
     cache.release()
     bad.take(notes)

@@ -122,8 +122,10 @@ def parse_json(text: str) -> Any:
     try:
         return loads(text)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise BadRow(f"malformed JSON at {place}: {error.msg}", "not JSON") from error
+        position = (
+            f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        )
+        raise BadRow(f"malformed JSON at {position}: {error.msg}", "not JSON") from error
     except (ValueError, RecursionError) as error:
         raise BadRow(f"malformed JSON: {brief(error)}", "not JSON") from error
 
@@ -234,10 +236,10 @@ def csv_records(text: str, separator: str, source: str, bad: BadRows) -> Iterato
 
 def csv_header(record: list[str], source: str) -> list[str]:
     """The column names; a column without a name (an index, for example) gets one."""
-    names = [name.strip() or f"column_{place}" for place, name in enumerate(record, start=1)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{source}: the header names {', '.join(twice)} twice. Rename one of them.")
+    names = [name.strip() or f"column_{number}" for number, name in enumerate(record, start=1)]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise DataError(f"{source}: the header names {', '.join(duplicates)} twice. Rename one of them.")
     return names
 
 

@@ -87,13 +87,13 @@ class Inspection:
     example: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def place(self) -> dict[str, str]:
+    def location(self) -> dict[str, str]:
         """The dataset's location, as a recipe's `dataset` section writes it."""
         exists = Path(self.source).exists()
-        place = {"path": str(Path(self.source).absolute()) if exists else self.source}
+        location = {"path": str(Path(self.source).absolute()) if exists else self.source}
         if self.name is not None:
-            place["name"] = self.name
-        return place if self.split == "train" else {**place, "split": self.split}
+            location["name"] = self.name
+        return location if self.split == "train" else {**location, "split": self.split}
 
     @property
     def usable(self) -> int:
@@ -128,9 +128,15 @@ class Inspection:
 def _summary(values: list[int]) -> dict[str, float]:
     """Minimum, median, mean, 95th percentile and maximum of some lengths."""
     ordered = sorted(values)
-    at = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
+    quantile = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
     mean = sum(ordered) / len(ordered)
-    return {"min": ordered[0], "median": at(0.5), "mean": mean, "95 %": at(0.95), "max": ordered[-1]}
+    return {
+        "min": ordered[0],
+        "median": quantile(0.5),
+        "mean": mean,
+        "95 %": quantile(0.95),
+        "max": ordered[-1],
+    }
 
 
 def inspect(
@@ -187,12 +193,12 @@ def _look_at(
     rows: Any, inspection: Inspection, format: Format, encoder: Encoder | None, bad_rows: BadRows
 ) -> None:
     """Count the rows that can be used, and record the others in `bad_rows`."""
-    seen: set[bytes] = set()
+    seen_digests: set[bytes] = set()
     outcomes = _measured(rows, format, encoder)
-    for place, outcome in enumerate(
+    for index, outcome in enumerate(
         with_progress(outcomes, f"{inspection.source}: looking at rows", len(rows))
     ):
-        if place % BATCH == 0:
+        if index % BATCH == 0:
             cache.release()
         if outcome.bad is not None:
             bad_rows.add(outcome.number, outcome.bad)
@@ -201,8 +207,8 @@ def _look_at(
         values, parts = outcome.value
         bad_rows.note(outcome.number, [*notes_of(outcome.row), *sorted(outcome.notes)])
         digest = hashlib.blake2b(CANONICAL.encode(values).encode(), digest_size=16).digest()
-        inspection.duplicates += digest in seen
-        seen.add(digest)
+        inspection.duplicates += digest in seen_digests
+        seen_digests.add(digest)
         if not inspection.example:
             inspection.example = {"row": outcome.number, **_shown(values, parts, encoder)}
         _count(inspection, {name: len(part) for name, part in parts.items()})

@@ -48,13 +48,13 @@ def rows_in(text: str, source: str) -> tuple[list[Any], str]:
 
 def documents(text: str, source: str) -> Iterator[Any]:
     """Yield the JSON values that stand one after the other in a text, separated by blanks or commas."""
-    decoder, place = json.JSONDecoder(object_pairs_hook=reject_duplicate_keys), 0
-    while place < len(text):
-        if text[place] in SPACE:
-            place += 1
+    decoder, position = json.JSONDecoder(object_pairs_hook=reject_duplicate_keys), 0
+    while position < len(text):
+        if text[position] in SPACE:
+            position += 1
             continue
         try:
-            value, place = decoder.raw_decode(text, place)
+            value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             line, column = where(text, error.pos)
             comma = text[: error.pos].rstrip(SPACE).endswith(",") and text[error.pos :].lstrip(SPACE)[:1] in (
@@ -71,9 +71,9 @@ def documents(text: str, source: str) -> Iterator[Any]:
         yield value
 
 
-def where(text: str, place: int) -> tuple[int, int]:
+def where(text: str, position: int) -> tuple[int, int]:
     """Return line and column of a character position, both counted from 1."""
-    return text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
+    return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
 
 
 def table(value: dict[str, Any], source: str) -> tuple[list[Any], str]:

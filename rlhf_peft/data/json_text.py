@@ -32,8 +32,10 @@ def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DuplicateKey(f"the key {twice[:60]!r} stands twice in one object; rename or remove one of them")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise DuplicateKey(
+            f"the key {duplicate[:60]!r} stands twice in one object; rename or remove one of them"
+        )
     return result
 
 

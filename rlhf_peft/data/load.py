@@ -85,15 +85,15 @@ def loader_rows(loader: Any, source: str) -> Iterator[tuple[int, dict[str, Any]]
 
 def read_path(path: str, name: str | None, source: str, bad: BadRows) -> dict[str, Dataset]:
     """Read every split at a path; returns them by name."""
-    place = Path(path).expanduser()
-    if place.is_file():
-        parts = read_file(place, source, bad)
-        return {"train": parts if place.suffix.lower() != ".parquet" else without_numbers(parts)}
-    if place.is_dir():
-        return read_folder(place, name, source, bad)
+    local_path = Path(path).expanduser()
+    if local_path.is_file():
+        parts = read_file(local_path, source, bad)
+        return {"train": parts if local_path.suffix.lower() != ".parquet" else without_numbers(parts)}
+    if local_path.is_dir():
+        return read_folder(local_path, name, source, bad)
     if looks_local(path):
-        raise DataError(missing(place, source, bad.stage))
-    return read_hub(path, name, place)
+        raise DataError(missing(local_path, source, bad.stage))
+    return read_hub(path, name, local_path)
 
 
 def looks_local(path: str) -> bool:
@@ -101,34 +101,34 @@ def looks_local(path: str) -> bool:
     return not HUB_ID.fullmatch(path) or path.startswith(".") or path.lower().endswith(SUFFIXES)
 
 
-def missing(place: Path, source: str, stage: str | None = None) -> str:
+def missing(local_path: Path, source: str, stage: str | None = None) -> str:
     """Message for a file that does not exist, with the most similar name beside it."""
-    text = f"{source}: no such file or folder (looked at {place.absolute()})"
-    folder = place.parent
+    text = f"{source}: no such file or folder (looked at {local_path.absolute()})"
+    folder = local_path.parent
     if not folder.is_dir():
         text = f"{text}; the folder {folder.absolute()} does not exist either"
         return f"{text}. Say where it is: {override(stage, 'path=...')}"
-    near = difflib.get_close_matches(place.name, sorted(item.name for item in folder.iterdir()), n=1)
+    near = difflib.get_close_matches(local_path.name, sorted(item.name for item in folder.iterdir()), n=1)
     if near:
         return f"{text}. Did you mean {folder / near[0]}?"
     return f"{text}. Say where it is: {override(stage, 'path=...')}"
 
 
-def read_folder(place: Path, name: str | None, source: str, bad: BadRows) -> dict[str, Dataset]:
+def read_folder(folder: Path, name: str | None, source: str, bad: BadRows) -> dict[str, Dataset]:
     """Read a folder of data files, or one that `save_to_disk` wrote."""
     import datasets
 
     try:
-        if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
-            return as_parts(datasets.load_from_disk(str(place)))
-        return as_parts(datasets.load_dataset(str(place), name))
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            return as_parts(datasets.load_from_disk(str(folder)))
+        return as_parts(datasets.load_dataset(str(folder), name))
     except Exception as error:  # whatever a loader of many formats may raise
-        for file in sorted(item for item in place.rglob("*") if item.suffix.lower() in SUFFIXES):
+        for file in sorted(item for item in folder.rglob("*") if item.suffix.lower() in SUFFIXES):
             read_file(file, str(file), BadRows(str(file), can_skip=False))
         raise DataError(f"{source}: the folder cannot be read as a dataset ({brief(error)}).") from error
 
 
-def read_hub(path: str, name: str | None, place: Path) -> dict[str, Dataset]:
+def read_hub(path: str, name: str | None, local_path: Path) -> dict[str, Dataset]:
     """Read a dataset of the hub; the DataError says what to type instead."""
     import datasets
 
@@ -138,8 +138,8 @@ def read_hub(path: str, name: str | None, place: Path) -> dict[str, Dataset]:
         offline = isinstance(error, ConnectionError | TimeoutError)
         why = "the Hugging Face hub cannot be reached" if offline else "the hub gave no dataset"
         raise DataError(
-            f"{path}: no such file or folder (looked at {place.absolute()}), and as a hub id: {why} "
-            f"({brief(error)}). Check the name, or give a local copy: path=./data/{place.name}.jsonl "
+            f"{path}: no such file or folder (looked at {local_path.absolute()}), and as a hub id: {why} "
+            f"({brief(error)}). Check the name, or give a local copy: path=./data/{local_path.name}.jsonl "
             "(jsonl, json, csv, parquet, or a folder of them)."
         ) from error
 

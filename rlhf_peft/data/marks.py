@@ -122,20 +122,20 @@ def _tool(tool: Mapping[str, Any], new: Any) -> dict[str, Any]:
             return [schema(item) for item in value]
         if not isinstance(value, Mapping):
             return value
-        made: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         for key, item in value.items():
             if inside:
                 names[key] = names.get(key) or new("a parameter of a tool", -1, "tool")
-                made[names[key]] = schema(item)
+                result[names[key]] = schema(item)
             elif key == "description" and isinstance(item, str) and item.strip():
-                made[key] = new("a description of a tool", -1, "value")
+                result[key] = new("a description of a tool", -1, "value")
             elif key == "enum" and isinstance(item, list):
-                made[key] = [
+                result[key] = [
                     new("an allowed value of a tool", -1, "tool") if isinstance(i, str) else i for i in item
                 ]
             else:
-                made[key] = schema(item, inside=key in ("properties", "$defs"))
-        return made
+                result[key] = schema(item, inside=key in ("properties", "$defs"))
+        return result
 
     def renamed(value: Any) -> Any:
         if isinstance(value, list):
@@ -143,10 +143,12 @@ def _tool(tool: Mapping[str, Any], new: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             return value
         required = value.get("required")
-        made = {key: renamed(item) for key, item in value.items()}
+        result = {key: renamed(item) for key, item in value.items()}
         if isinstance(required, list):
-            made["required"] = [names.get(name, name) if isinstance(name, str) else name for name in required]
-        return made
+            result["required"] = [
+                names.get(name, name) if isinstance(name, str) else name for name in required
+            ]
+        return result
 
     function = dict(tool.get("function", tool))
     function = renamed(schema({**function, "name": None}))

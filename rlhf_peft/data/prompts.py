@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import DataError
 from .calls import tools_in_row
 from .encode import Encoder
-from .encoded import PLACE, Columns, encode_dataset, ids_and_row
+from .encoded import SOURCE_INDEX, Columns, encode_dataset, ids_and_row
 from .examples import example, prompt_of
 from .formats import detect
 from .rows import ROW, BadRows, OnBadRow, OnLongRow, numbered
@@ -76,21 +76,21 @@ class Prompts(Sequence[Prompt]):
         return len(self._encoded)
 
     @overload
-    def __getitem__(self, place: int) -> Prompt: ...
+    def __getitem__(self, index: int) -> Prompt: ...
 
     @overload
-    def __getitem__(self, place: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
 
-    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
         """One prompt, or a list of several."""
-        return _taken(self._read, len(self), place)
+        return _get(self._read, len(self), index)
 
     def __iter__(self) -> Iterator[Prompt]:
-        return _in_order(self._read, len(self))
+        return _iterate(self._read, len(self))
 
-    def _read(self, places: Sequence[int]) -> list[Prompt]:
-        batch = self._encoded[places]
-        rows = (row for _, row in numbered(self._rows.select(batch[PLACE])))
+    def _read(self, indices: Sequence[int]) -> list[Prompt]:
+        batch = self._encoded[indices]
+        rows = (row for _, row in numbered(self._rows.select(batch[SOURCE_INDEX])))
         return [
             Prompt(
                 torch.tensor(ids, dtype=torch.int64),
@@ -116,20 +116,20 @@ class Pairs(Sequence[Pair]):
         return len(self._encoded)
 
     @overload
-    def __getitem__(self, place: int) -> Pair: ...
+    def __getitem__(self, index: int) -> Pair: ...
 
     @overload
-    def __getitem__(self, place: slice) -> list[Pair]: ...
+    def __getitem__(self, index: slice) -> list[Pair]: ...
 
-    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
+    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
         """One pair, or a list of several."""
-        return _taken(self._read, len(self), place)
+        return _get(self._read, len(self), index)
 
     def __iter__(self) -> Iterator[Pair]:
-        return _in_order(self._read, len(self))
+        return _iterate(self._read, len(self))
 
-    def _read(self, places: Sequence[int]) -> list[Pair]:
-        batch = self._encoded[places]
+    def _read(self, indices: Sequence[int]) -> list[Pair]:
+        batch = self._encoded[indices]
         names = ("prompt_ids", "chosen_ids", "rejected_ids", "label", "margin", ROW)
         return [
             Pair(
@@ -150,22 +150,22 @@ READ = 256
 """Number of prompts or pairs that are read at once during iteration."""
 
 
-def _taken(read: Any, size: int, place: int | slice) -> Any:
+def _get(read: Any, size: int, index: int | slice) -> Any:
     """One item of a sequence, or a list of items for a slice."""
-    if isinstance(place, slice):
-        return [item for part in _parts(range(size)[place]) for item in read(part)]
-    (item,) = read([range(size)[place]])
+    if isinstance(index, slice):
+        return [item for part in _chunks(range(size)[index]) for item in read(part)]
+    (item,) = read([range(size)[index]])
     return item
 
 
-def _in_order(read: Any, size: int) -> Iterator[Any]:
+def _iterate(read: Any, size: int) -> Iterator[Any]:
     """Iterate over all items, in chunks of `READ`."""
-    return (item for part in _parts(range(size)) for item in read(part))
+    return (item for part in _chunks(range(size)) for item in read(part))
 
 
-def _parts(places: range) -> Iterator[list[int]]:
+def _chunks(indices: range) -> Iterator[list[int]]:
     """Cut a range of indices into chunks of `READ`."""
-    return (list(places[first : first + READ]) for first in range(0, len(places), READ))
+    return (list(indices[first : first + READ]) for first in range(0, len(indices), READ))
 
 
 def encode_prompts(
@@ -200,7 +200,7 @@ def encode_prompts(
         encoder.check_length(ids, "the prompt", max_new_tokens)
         return [{"prompt_ids": ids}]
 
-    features = ids_and_row("prompt_ids", **{PLACE: "int64"})
+    features = ids_and_row("prompt_ids", **{SOURCE_INDEX: "int64"})
     settings = {"max_new_tokens": max_new_tokens}
     encoded = encode_dataset(dataset, encoder, start, features, bad, what="prompts", settings=settings)
     return Prompts(encoded, dataset, encoder.system)
@@ -270,15 +270,15 @@ class PromptStream:
 
     def next(self, n: int | None = None) -> list[Prompt]:
         """Return the next `n` prompts; where an epoch ends, the next one begins."""
-        places = []
+        indices = []
         for _ in range(self.per_step if n is None else n):
             if self.position == len(self._order):
                 self.epoch += 1
                 self.position = 0
                 self._order = self._permutation()
-            places.append(self._order[self.position])
+            indices.append(self._order[self.position])
             self.position += 1
-        return [self.prompts[place] for place in places]
+        return [self.prompts[index] for index in indices]
 
     def state_dict(self) -> dict[str, int]:
         """The position of the stream, as JSON values."""

@@ -206,7 +206,7 @@ def numbered(dataset: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
     removed again. Columns of JSON hold exactly what their rows held.
     """
     features = {name: feature for name, feature in dataset.features.items() if name != ROW}
-    position = 0
+    batch_start = 0
     for batch in dataset.iter(BATCH):
         numbers = batch.get(ROW)
         columns = [
@@ -214,10 +214,10 @@ def numbered(dataset: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
             for name, feature in features.items()
         ]
         size = len(next(iter(batch.values())))
-        for place, values in enumerate(zip(*columns, strict=True) if columns else [()] * size):
-            number = position + place + 1 if numbers is None or numbers[place] is None else numbers[place]
+        for index, values in enumerate(zip(*columns, strict=True) if columns else [()] * size):
+            number = batch_start + index + 1 if numbers is None or numbers[index] is None else numbers[index]
             yield int(number), dict(zip(features, values, strict=True))
-        position += size
+        batch_start += size
 
 
 def is_nested(feature: Any) -> bool:

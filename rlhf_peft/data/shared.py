@@ -48,8 +48,10 @@ def split_prompt(
 
 def shared_turns(first: Messages, second: Messages) -> int:
     """Number of first messages that two conversations share, such that each goes on with a message of the assistant."""
-    most = min(len(first), len(second)) - 1
-    size = next((place for place in range(most) if not same_messages([first[place]], [second[place]])), most)
+    longest = min(len(first), len(second)) - 1
+    size = next(
+        (index for index in range(longest) if not same_messages([first[index]], [second[index]])), longest
+    )
     while size and not first[size]["role"] == second[size]["role"] == "assistant":
         size -= 1
     return size
@@ -59,12 +61,12 @@ def split_answer(prompt: Messages, answer: Messages, name: str) -> tuple[Message
     """The prompt, with the messages that an answer has before it, and the messages of the answer that follow it."""
     systems = [turns[0] for turns in (prompt, answer) if turns[0]["role"] == "system"]
     prompt_part = prompt[1:] if prompt[0]["role"] == "system" and answer[0]["role"] != "system" else prompt
-    for place in range(len(answer) - len(prompt_part)):
-        end = place + len(prompt_part)
+    for start in range(len(answer) - len(prompt_part)):
+        end = start + len(prompt_part)
         if (
             prompt_part
             and answer[end]["role"] == "assistant"
-            and same_messages(answer[place:end], prompt_part)
+            and same_messages(answer[start:end], prompt_part)
         ):
             prompt_turns = answer[:end]
             return ([prompt[0], *prompt_turns] if prompt_part is not prompt else prompt_turns), answer[end:]
@@ -106,5 +108,5 @@ def shared_prompt(chosen: str, rejected: str, words: bool) -> int:
         return turns[-1]
     if not words:
         return 0
-    blank = max((place for place in range(shared) if chosen[place].isspace()), default=0)
+    blank = max((index for index in range(shared) if chosen[index].isspace()), default=0)
     return blank if chosen[blank : blank + 1] == " " else blank + (blank > 0)

@@ -138,7 +138,7 @@ class Store:
                 [
                     (
                         _digest(p),
-                        json.dumps(_asked(p), ensure_ascii=False),
+                        json.dumps(_stored_prompt(p), ensure_ascii=False),
                         p.a,
                         p.b,
                         p.from_a,
@@ -237,19 +237,24 @@ def _listed(numbers: Sequence[int]) -> str:
 def _digest(pair: Pair) -> str:
     """A digest of a pair that does not depend on the order of its completions."""
     text = json.dumps(
-        [_asked(pair), pair.source, sorted([[pair.a, pair.from_a], [pair.b, pair.from_b]])], sort_keys=True
+        [_stored_prompt(pair), pair.source, sorted([[pair.a, pair.from_a], [pair.b, pair.from_b]])],
+        sort_keys=True,
     )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _asked(pair: Pair) -> Any:
+def _stored_prompt(pair: Pair) -> Any:
     """The prompt as it is stored: together with its tools, if it has any."""
     return pair.prompt if pair.tools is None else {"prompt": pair.prompt, "tools": pair.tools}
 
 
 def _pair(row: sqlite3.Row) -> Pair:
-    asked = json.loads(row["prompt"])
-    prompt, tools = (asked["prompt"], asked["tools"]) if isinstance(asked, dict) else (asked, None)
+    stored_prompt = json.loads(row["prompt"])
+    prompt, tools = (
+        (stored_prompt["prompt"], stored_prompt["tools"])
+        if isinstance(stored_prompt, dict)
+        else (stored_prompt, None)
+    )
     return Pair(
         prompt,
         row["a"],

@@ -12,7 +12,7 @@ from .dump import to_yaml
 from .load import load, open_source
 from .overrides import apply_overrides
 from .paths import resolve_paths
-from .places import at
+from .places import value_at
 from .source import Loc, RecipeText, parse
 
 
@@ -49,12 +49,12 @@ def _header(source: str, overrides: list[str]) -> str:
 def _spliced(source: RecipeText, changed: Iterable[Loc]) -> str | None:
     """The text with the changed values replaced in place, or None if that does not give the same recipe."""
     text = source.text
-    places = set(changed)
-    if not places <= source.spans.keys():
+    changed_locs = set(changed)
+    if not changed_locs <= source.spans.keys():
         return None
-    for loc in sorted(places, key=lambda loc: source.spans[loc], reverse=True):
+    for loc in sorted(changed_locs, key=lambda loc: source.spans[loc], reverse=True):
         start, end = source.spans[loc]
-        text = text[:start] + _scalar(at(source.data, loc)) + text[end:]
+        text = text[:start] + _scalar(value_at(source.data, loc)) + text[end:]
     try:
         same = parse(text, source.label).data == source.data
     except RecipeError:

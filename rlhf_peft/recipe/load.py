@@ -17,7 +17,7 @@ from . import shipped
 from .messages import keys_of, rewrite, unknown_key
 from .overrides import apply_overrides
 from .paths import resolve_paths
-from .places import OpenPlace, at, dotted, open_places
+from .places import PluginSection, dotted, plugin_sections, value_at
 from .renamed_keys import move_renamed_keys
 from .schema import RESERVED, Recipe
 from .source import Loc, RecipeText, describe, parse, read_text
@@ -102,7 +102,7 @@ class _Check:
 
     def line(self, loc: Loc) -> int | None:
         """The line of a key, or of the nearest section around it; None if it was set on the command line."""
-        if any(loc[: len(place)] == place for place in self.override_locs):
+        if any(loc[: len(written_loc)] == written_loc for written_loc in self.override_locs):
             return None
         while loc and loc not in self.source.lines:
             loc = loc[:-1]
@@ -142,35 +142,35 @@ class _Check:
             reason = plugins.check_requirement(requirement) if isinstance(requirement, str) else None
             if reason:
                 self.add(("plugins", index), reason)
-        for place in open_places(self.data, RESERVED):
-            options = self.options(place, plugins)
+        for section in plugin_sections(self.data, RESERVED):
+            options = self.options(section, plugins)
             if options is not None:
-                resolved[place.loc] = options
+                resolved[section.loc] = options
         return resolved
 
-    def options(self, place: OpenPlace, plugins: Plugins) -> dict[str, Any] | None:
+    def options(self, section: PluginSection, plugins: Plugins) -> dict[str, Any] | None:
         """Validate one plugin section; returns its options with every default, or None if there are errors."""
         try:
-            model = plugins.options_model(place.kind, place.name)
+            model = plugins.options_model(section.kind, section.name)
         except PluginError as error:
-            short = isinstance(at(self.data, place.loc), str)
-            self.add(place.loc if short else (*place.loc, "name"), str(error))
+            short = isinstance(value_at(self.data, section.loc), str)
+            self.add(section.loc if short else (*section.loc, "name"), str(error))
             return None
         try:
-            return model.model_validate(place.options).model_dump(mode="json", by_alias=True)
+            return model.model_validate(section.options).model_dump(mode="json", by_alias=True)
         except ValidationError as error:
             errors = error.errors(include_url=False)
-        recipe_keys = RESERVED[place.kind]
-        for loc, message in rewrite(errors, model, place.options):
-            if len(loc) == 1 and loc[0] in place.options and message.startswith("unknown key"):
-                message = unknown_key(str(loc[0]), [*keys_of(model), *recipe_keys], place.loc)
-            self.add((*place.loc, *loc), message)
+        recipe_keys = RESERVED[section.kind]
+        for loc, message in rewrite(errors, model, section.options):
+            if len(loc) == 1 and loc[0] in section.options and message.startswith("unknown key"):
+                message = unknown_key(str(loc[0]), [*keys_of(model), *recipe_keys], section.loc)
+            self.add((*section.loc, *loc), message)
         return None
 
     def unknown_dataset_keys(self, loc: Loc) -> None:
         """Record the unknown keys of a dataset section that is read from files or the hub."""
         known = RESERVED["datasets"]
-        section = at(self.data, loc)
+        section = value_at(self.data, loc)
         for key in section if isinstance(section, Mapping) else ():
             if key not in known:
                 self.add((*loc, key), unknown_key(str(key), known, loc))
@@ -189,7 +189,7 @@ def _datasets_with_path(data: dict[str, Any]) -> list[Loc]:
     stages = data.get("stages")
     for index in range(len(stages) if isinstance(stages, list) else 0):
         for loc in (("stages", index, "dataset"), ("stages", index, "eval", "dataset")):
-            section = at(data, loc)
+            section = value_at(data, loc)
             if isinstance(section, Mapping) and (
                 section.get("path") is not None or section.get("name") is None
             ):
@@ -213,7 +213,7 @@ def _with_defaults(data: dict[str, Any], resolved: Mapping[Loc, dict[str, Any]])
     """The recipe with the resolved options of plugins filled in."""
     filled = copy.deepcopy(data)
     for loc, options in resolved.items():
-        section = at(filled, loc)
+        section = value_at(filled, loc)
         if isinstance(section, dict):  # else a name alone, which stays one
             section.update(options)
     return Recipe.model_validate(filled)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .places import at, description, section_at
+from .places import description, section_at, value_at
 from .schema import Lora, PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage
 from .schema import Model as BaseModelSection
 from .source import Loc, describe
@@ -192,7 +192,7 @@ def _message(error: Mapping[str, Any], model: type[BaseModel], data: Any, loc: L
     if kind == "union_tag_not_found":
         return stage_kind(None, missing=True)
     if kind == "union_tag_invalid":
-        return stage_kind(at(data, loc), missing=False)
+        return stage_kind(value_at(data, loc), missing=False)
     return str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 

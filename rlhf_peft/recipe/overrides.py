@@ -16,7 +16,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> tuple[lis
     Returns:
         The locations that were written, and the problems of the overrides that could not be applied.
     """
-    written: list[Loc] = []
+    written_locs: list[Loc] = []
     problems: list[Problem] = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -25,12 +25,12 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> tuple[lis
             if not equals or not key or not all(key.split(".")):
                 raise _Refused(f"expected K=V with a dotted key, such as seed=3, found {describe(override)}")
             value = parse_value(text, key)
-            written.append(_write(data, key.split("."), value))
+            written_locs.append(_write(data, key.split("."), value))
         except _Refused as error:
             problems.append(Problem(key or "override", str(error)))
         except RecipeError as error:
             problems.extend(error.problems)
-    return written, problems
+    return written_locs, problems
 
 
 class _Refused(Exception):
@@ -41,11 +41,11 @@ def _write(data: dict[str, Any], parts: Sequence[str], value: Any) -> Loc:
     """Write a value at a dotted key, and make missing sections; returns its location."""
     node: Any = data
     loc: Loc = ()
-    done = 0
+    used_parts = 0
     while True:
-        part, used = _step(node, parts[done:], ".".join(parts[:done]))
-        loc, done = (*loc, part), done + used
-        if done == len(parts):
+        part, step_parts = _step(node, parts[used_parts:], ".".join(parts[:used_parts]))
+        loc, used_parts = (*loc, part), used_parts + step_parts
+        if used_parts == len(parts):
             node[part] = value
             return loc
         inner = node[part] if isinstance(part, int) else node.get(part)

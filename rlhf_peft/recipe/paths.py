@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .places import at
+from .places import value_at
 from .source import Loc
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst", ".arrow")
@@ -33,16 +33,16 @@ def resolve_paths(data: dict[str, Any], folder: Path | None, override_locs: Sequ
     current = Path.cwd()
     changed: list[Loc] = []
     for loc, is_path in list(_slots(data)):
-        value = at(data, loc)
+        value = value_at(data, loc)
         if not isinstance(value, str) or not _may_be_path(value):
             continue
-        overridden = any(loc[: len(place)] == place for place in override_locs)
+        overridden = any(loc[: len(written_loc)] == written_loc for written_loc in override_locs)
         base = current if overridden or folder is None else folder
         if not is_path(value, base):
             if "init" not in loc or not _exists(value, current):
                 continue
             base = current
-        at(data, loc[:-1])[loc[-1]] = _absolute(value, base)
+        value_at(data, loc[:-1])[loc[-1]] = _absolute(value, base)
         changed.append(loc)
     return changed
 

@@ -43,7 +43,7 @@ def dotted(data: Any, loc: Loc) -> str:
     return text or "recipe"
 
 
-def at(data: Any, loc: Loc) -> Any:
+def value_at(data: Any, loc: Loc) -> Any:
     """The value at a location, or None."""
     for part in loc:
         data = _inside(data, part)
@@ -98,7 +98,7 @@ def _literals_fit(model: Model, data: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class OpenPlace:
+class PluginSection:
     """A section with a plugin's options: its location, kind, registered name and options."""
 
     loc: Loc
@@ -107,10 +107,12 @@ class OpenPlace:
     options: dict[str, Any]
 
 
-def open_places(data: Mapping[str, Any], reserved: Mapping[str, frozenset[str]]) -> Iterator[OpenPlace]:
+def plugin_sections(
+    data: Mapping[str, Any], reserved: Mapping[str, frozenset[str]]
+) -> Iterator[PluginSection]:
     """Yield every section that names something registered."""
-    for loc, kind in _open_locs(data):
-        section = at(data, loc)
+    for loc, kind in _plugin_section_locs(data):
+        section = value_at(data, loc)
         if kind == "quantizers" and isinstance(section, str):
             section = {"name": section}
         if not isinstance(section, Mapping):
@@ -118,10 +120,10 @@ def open_places(data: Mapping[str, Any], reserved: Mapping[str, frozenset[str]])
         name = section.get("name")
         if isinstance(name, str) and not (kind == "datasets" and section.get("path") is not None):
             options = {key: value for key, value in section.items() if key not in reserved[kind]}
-            yield OpenPlace(loc, kind, name, options)
+            yield PluginSection(loc, kind, name, options)
 
 
-def _open_locs(data: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
+def _plugin_section_locs(data: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
     """Locations of all sections that may name something registered, with the kind."""
     yield ("model", "quantization"), "quantizers"
     for loc, stage in _items(data, ("stages",)):
@@ -138,7 +140,7 @@ def _open_locs(data: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
 
 def _items(data: Any, loc: Loc) -> Iterator[tuple[Loc, Mapping[str, Any]]]:
     """The mappings in a list at a location, with their own locations."""
-    items = at(data, loc)
+    items = value_at(data, loc)
     for index, item in enumerate(items if isinstance(items, list) else []):
         if isinstance(item, Mapping):
             yield (*loc, index), item

@@ -41,14 +41,14 @@ def path(name: str) -> Path:
     """
     shipped_file = folder() / f"{name}.yaml"
     plugin_files = _from_plugins() if ":" in name else {}
-    known = names()
-    if name in known:
+    all_names = names()
+    if name in all_names:
         return plugin_files.get(name, shipped_file)
-    here = Path(f"{name}.yaml")
-    hint = f" The file here is ./{here}." if _is_file(here) else ""
-    listed = ", ".join(known) or "none"
+    local_file = Path(f"{name}.yaml")
+    hint = f" The file here is ./{local_file}." if _is_file(local_file) else ""
+    listed = ", ".join(all_names) or "none"
     raise UsageError(
-        f"no shipped recipe is called {name!r}.{did_you_mean(name, known)}{hint} Shipped: {listed}. "
+        f"no shipped recipe is called {name!r}.{did_you_mean(name, all_names)}{hint} Shipped: {listed}. "
         "A path holds a / or ends in .yaml."
     )
 

@@ -100,11 +100,11 @@ def describe(value: Any) -> str:
         case list() | tuple() | set() | frozenset():
             return "a list" if value else "an empty list"
         case str():
-            shown = value if len(value) <= 60 else value[:57] + "..."
-            return repr(shown)
+            text = value if len(value) <= 60 else value[:57] + "..."
+            return repr(text)
         case _:
-            shown = repr(value)
-            return shown if len(shown) <= 60 else shown[:57] + "..."
+            text = repr(value)
+            return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _build(text: str, label: str, key: str | None = None) -> _Builder:

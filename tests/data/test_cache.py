@@ -26,7 +26,7 @@ PAIR = {"prompt": [user("2+2?")], "chosen": [assistant("It is 4.")], "rejected":
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     folder = tmp_path / "kept"
-    monkeypatch.setenv(cache.PLACE, str(folder))
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(folder))
     return folder
 
 
@@ -120,7 +120,7 @@ def test_what_rows_depend_on_makes_other_rows(jsonl, qwen2, made, monkeypatch, w
     tokenizer, options = OTHER[what](qwen2)
     there = encode(path, tokenizer, **options)
     assert made == {"rows": 1, "encoded": 2}
-    monkeypatch.setenv(cache.PLACE, "off")
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, "off")
     assert there.to_dict() == encode(path, tokenizer, **options).to_dict()
 
 
@@ -241,14 +241,14 @@ def test_a_column_whose_kind_changes_late(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", ["off", "0", "OFF"])
 def test_it_can_be_switched_off(jsonl, qwen2, made, monkeypatch, place, value):
-    monkeypatch.setenv(cache.PLACE, value)
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, value)
     path = jsonl(PAIR)
     assert encode(path, qwen2).to_dict() == encode(path, qwen2).to_dict()
     assert made == {"rows": 2, "encoded": 2} and not place.exists() and cache.entries() == []
 
 
 def test_its_place(monkeypatch, tmp_path):
-    monkeypatch.delenv(cache.PLACE)
+    monkeypatch.delenv(cache.FOLDER_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.root() == tmp_path / "rlhf_peft"
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -284,7 +284,7 @@ def test_a_full_disk_costs_nothing_but_time(jsonl, place):
 
 def test_a_folder_that_cannot_be_written(jsonl, monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(cache.PLACE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path / "file" / "cache"))
     assert len(load_rows(path=jsonl({"text": "a"}))) == 1
     assert len([message for message in caplog.messages if "cannot be kept there" in message]) == 1
 
@@ -383,15 +383,15 @@ def test_the_least_recently_used_goes_first(jsonl, place, made, monkeypatch):
         time.sleep(0.02)
     size = cache.entries()[0].size
     load_rows(path=paths[0])  # used again, so it is not the oldest
-    monkeypatch.setenv(cache.LIMIT, str(3.5 * size / 1e9))
+    monkeypatch.setenv(cache.LIMIT_VARIABLE, str(3.5 * size / 1e9))
     load_rows(path=paths[3])
     assert {entry.about for entry in cache.entries()} == {str(path) for path in (paths[0], *paths[2:])}
-    monkeypatch.setenv(cache.LIMIT, "0")
+    monkeypatch.setenv(cache.LIMIT_VARIABLE, "0")
     assert len(load_rows(path=paths[1])) == 50 and cache.entries() == []
 
 
 def test_a_limit_that_is_no_number(monkeypatch):
-    monkeypatch.setenv(cache.LIMIT, "much")
+    monkeypatch.setenv(cache.LIMIT_VARIABLE, "much")
     with pytest.raises(UsageError, match="RLHF_PEFT_CACHE_GB=much: expected a number of GB"):
         cache.limit()
 

@@ -71,9 +71,9 @@ def _builtins() -> dict[str, Any]:
     """The samplers of this package by name."""
     from . import rlhf_peft_register_samplers
 
-    known: dict[str, Any] = {}
-    rlhf_peft_register_samplers(known.__setitem__)
-    return known
+    samplers: dict[str, Any] = {}
+    rlhf_peft_register_samplers(samplers.__setitem__)
+    return samplers
 
 
 def make_builtin(kind: str, name: str, options: Mapping[str, Any]) -> Any:
@@ -82,12 +82,12 @@ def make_builtin(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         SamplerError: there is no sampler of that name.
     """
-    known = _builtins()
-    if name not in known:
+    samplers = _builtins()
+    if name not in samplers:
         raise SamplerError(
-            f"sampler best_of_n: of.name: unknown sampler {name!r}. Known: {', '.join(sorted(known))}."
+            f"sampler best_of_n: of.name: unknown sampler {name!r}. Known: {', '.join(sorted(samplers))}."
         )
-    factory = known[name]
+    factory = samplers[name]
     return factory(factory.Options.model_validate(options))
 
 

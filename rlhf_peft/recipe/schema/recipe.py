@@ -49,9 +49,9 @@ class Recipe(Section):
         names = [stage.name for stage in self.stages]
         for name in names:
             check_run_name(name)
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two stages are called {', '.join(twice)}: give each its own `name`")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"two stages are called {', '.join(duplicates)}: give each its own `name`")
         return self
 
     @property
