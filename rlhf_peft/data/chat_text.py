@@ -49,27 +49,29 @@ class Writer:
 
     def conversation(self, messages: Messages, tools: Tools) -> tuple[str, Messages]:
         """Text of a whole conversation, and the variant of the conversation that the template writes completely."""
-        return self._write(self._render, self._unended(messages), tools)
+        return self._write(self._render, self._without_ends(messages), tools)
 
-    def answered(self, before: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
+    def prompt_with_answer(self, before: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
         """Text of a prompt and its answer; it begins with the prompt's own text."""
 
         def compose(messages: Messages, tools: Tools) -> str:
-            return self._answered(messages[: len(prompt)], messages[len(prompt) :], tools)
+            return self._prompt_with_answer(messages[: len(prompt)], messages[len(prompt) :], tools)
 
-        text, _ = self._write(compose, [*prompt, *self._unended(answer)], tools)
+        text, _ = self._write(compose, [*prompt, *self._without_ends(answer)], tools)
         if not text.startswith(before):
-            raise rewritten()
+            raise rewritten_error()
         return text
 
-    def _answered(self, prompt: Messages, answer: Messages, tools: Tools) -> str:
+    def _prompt_with_answer(self, prompt: Messages, answer: Messages, tools: Tools) -> str:
         """Text of a prompt, as sampling sees it, followed by its answer."""
-        before, whole = self._prompt_text(prompt, tools), self._render(joined(prompt, answer), tools)
+        before, whole = self._prompt_text(prompt, tools), self._render(join_messages(prompt, answer), tools)
         return (
-            whole if whole.startswith(before) else before + self._after(before, whole, prompt, answer, tools)
+            whole
+            if whole.startswith(before)
+            else before + self._answer_text(before, whole, prompt, answer, tools)
         )
 
-    def _after(self, before: str, whole: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
+    def _answer_text(self, before: str, whole: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
         """The answer's text, if the template writes the prompt differently once it is answered."""
         self.notes.add(
             "hold a prompt that the chat template writes differently once it is answered; answers are put after the "
@@ -77,10 +79,10 @@ class Writer:
         )
         # The first mark shows where the answer's text begins; its turn begins where the two texts start to differ.
         marked = mark(answer)
-        marked_text = self._render(joined(prompt, marked.messages), tools)
+        marked_text = self._render(join_messages(prompt, marked.messages), tools)
         first = min((marked_text.find(m.text) for m in marked.marks if m.text in marked_text), default=-1)
         if first < 0 or not whole.startswith(marked_text[:first]):
-            raise rewritten()
+            raise rewritten_error()
         prompt_text = self._render(prompt, tools) if prompt[-1]["role"] != "assistant" else ""
         shared = agreeing(prompt_text, whole)
         start = max(shared, min(agreeing(before, whole), first))
@@ -174,7 +176,7 @@ class Writer:
                 self._problems[kind] = None, []
         problem, keys = self._problems[kind]
         if problem is not None:
-            raise changed(problem)
+            raise changed_error(problem)
         self.notes |= {
             f"hold the key {key} in messages, which the chat template does not write" for key in keys
         }
@@ -188,9 +190,9 @@ class Writer:
                 "not trained on"
             )
         if lost is not None:
-            raise changed(f"{lost} does not stand in its text, or not in its place")
+            raise changed_error(f"{lost} does not stand in its text, or not in its place")
 
-    def _unended(self, messages: Messages) -> Messages:
+    def _without_ends(self, messages: Messages) -> Messages:
         """The messages without end tokens written out in the assistant's content, if the template adds its own."""
         if not self.ends:
             return messages
@@ -211,7 +213,7 @@ def is_unfinished(message: Mapping[str, Any]) -> bool:
     return message["role"] == "assistant" and not message.get("tool_calls")
 
 
-def joined(prompt: Messages, answer: Messages) -> Messages:
+def join_messages(prompt: Messages, answer: Messages) -> Messages:
     """A prompt and its answer as one conversation; an unfinished message and its continuation become one message."""
     last, first = prompt[-1], answer[0]
     if not is_unfinished(last) or first["role"] != "assistant":
@@ -261,7 +263,7 @@ def agreeing(first: str, second: str) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def rewritten() -> BadRow:
+def rewritten_error() -> BadRow:
     """The error for a row whose answer cannot be located in the template's text."""
     return BadRow(
         "the chat template rewrites the answer beyond recognition",
@@ -270,7 +272,7 @@ def rewritten() -> BadRow:
     )
 
 
-def changed(problem: str) -> BadRow:
+def changed_error(problem: str) -> BadRow:
     """The error for a row that the template does not write completely."""
     return BadRow(
         f"the chat template would change what is trained on: {problem}",

@@ -1,12 +1,9 @@
 """Checks that everything in a conversation appears in the text that the chat template made of it.
 
 Templates leave out what they do not know: roles, tools, parts of a content, thoughts. A model would then be trained
-on
-something else than the row, and nobody would notice. `missing` finds texts of this one conversation that are left
-out
-or moved; the module `marks` finds what the template does with every text in that place. Blanks are not compared,
-and a
-text may appear as JSON writes it.
+on something else than the row, and nobody would notice. `missing` finds texts of this one conversation that are
+left out or moved; the module `marks` finds what the template does with every text in that place. Blanks are not
+compared, and a text may appear as JSON writes it.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Encoder:
         plain = isinstance(prompt, str)
         text = prompt if isinstance(prompt, str) else self._writer.prompt(prompt, tools)
         (tokens,) = yield [text]
-        ids = self._started(text, tokens.ids) if plain else tokens.ids
+        ids = self._with_start(text, tokens.ids) if plain else tokens.ids
         self.notes |= self._letters.changed(text, ids[len(self.start) :] if plain else ids)
         if not isinstance(prompt, str):
             self.notes |= self._letters.special(prompt)
@@ -133,11 +133,13 @@ class Encoder:
         else:
             before, start, texts = self._writer.prompt(prompt, tools), [], []
             try:
-                texts = [self._writer.answered(before, prompt, row[name], tools) for name in names]
+                texts = [self._writer.prompt_with_answer(before, prompt, row[name], tools) for name in names]
             except BadRow as bad:  # an error about the prompt's own tokens comes first
                 prompt_error = bad
         first, *whole = yield [before, *texts]
-        ids = self._in_vocabulary(self._started(before, first.ids) if isinstance(prompt, str) else first.ids)
+        ids = self._in_vocabulary(
+            self._with_start(before, first.ids) if isinstance(prompt, str) else first.ids
+        )
         if prompt_error is not None:
             raise prompt_error
         answers = []
@@ -145,10 +147,12 @@ class Encoder:
             answers.append((yield from self._continued(before, text, tokens, ids, start)))
         if not isinstance(prompt, str):
             self.notes |= self._letters.special(prompt, *(row[name] for name in names))
-        ended = [self._in_vocabulary(self._ended(answer)) for answer in answers]
+        ended = [self._in_vocabulary(self._with_one_end(answer)) for answer in answers]
         if isinstance(prompt, str) and names != ("text",):
             self.notes |= self._letters.ends(ended)
-        return ids, [self._fitted(ids, answer, name) for answer, name in zip(ended, names, strict=True)]
+        return ids, [
+            self._cut_to_length(ids, answer, name) for answer, name in zip(ended, names, strict=True)
+        ]
 
     def demonstration_steps(
         self, row: Mapping[str, Any], *, completion_only: bool = False, assistant_only: bool = False
@@ -224,11 +228,11 @@ class Encoder:
         if assistant_only:
             spans = self._writer.assistant_spans(messages, tools, text)
             mask = [any(first <= start < last for first, last in spans) for start, _ in tokens.offsets]
-        ended = self._in_vocabulary(self._ended(ids))
+        ended = self._in_vocabulary(self._with_one_end(ids))
         mask = mask[: len(ended)] + [messages[-1]["role"] == "assistant" or not assistant_only] * (
             len(ended) - len(ids)
         )
-        fitted = self._fitted([], ended, "the row")
+        fitted = self._cut_to_length([], ended, "the row")
         return fitted, mask[: len(fitted)]
 
     # --- tokens ---
@@ -279,12 +283,12 @@ class Encoder:
                 return full[:index]
         return []
 
-    def _started(self, text: str, ids: list[int]) -> list[int]:
+    def _with_start(self, text: str, ids: list[int]) -> list[int]:
         """The ids of a text, preceded by those that the tokenizer puts before every text."""
         ids = ids if text else []
         return ids if self.start and ids[: len(self.start)] == self.start else [*self.start, *ids]
 
-    def _ended(self, ids: list[int]) -> list[int]:
+    def _with_one_end(self, ids: list[int]) -> list[int]:
         """The ids with one end token: blanks after it are cut, and EOS is added where there is none."""
         last = self._last_end(ids)
         if last is None:
@@ -301,7 +305,7 @@ class Encoder:
         after = ids[last + 1 :]
         return None if after and self.tokenizer.decode(after).strip() else last
 
-    def _fitted(self, prompt: list[int], answer: list[int], name: str) -> list[int]:
+    def _cut_to_length(self, prompt: list[int], answer: list[int], name: str) -> list[int]:
         """The answer, cut at `max_length` if truncation is on; else raises BadRow for an answer that is too long."""
         what = f"the {name} answer with its prompt" if prompt and name != "completion" else "the row"
         room = None if self.max_length is None else self.max_length - len(prompt)

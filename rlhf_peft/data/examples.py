@@ -35,14 +35,12 @@ def example(
         row: values by column.
         format: format of the dataset.
         system: system message to put before conversations that have none.
-        words: split plain answers without a prompt at the last blank that both share, as TRL does; if False,
-            such a row
-            has an empty prompt.
+        words: split plain answers without a prompt at the last blank that both share, as TRL does; if False, such a
+            row has an empty prompt.
 
     Raises:
         BadRow: a value is empty or of the wrong type, a role is unknown, an answer does not come from the
-            assistant, or
-            chosen and rejected are the same.
+            assistant, or chosen and rejected are the same.
     """
     if all(row.get(name) is None for name in format.columns):
         others = [name for name in READ if row.get(name) is not None]

@@ -21,10 +21,8 @@ def rows_in(text: str, source: str) -> tuple[list[Any], str]:
     """Return the rows of a JSON text, and a note on its layout.
 
     These layouts are read: an array of objects; several arrays or objects one after the other; an object with one
-    table
-    inside (`{"data": [...]}`); a table by column (`{"prompt": [...], "completion": [...]}`), also as pandas writes
-    it
-    (`{"prompt": {"0": ...}}`, or `columns` beside `data`).
+    table inside (`{"data": [...]}`); a table by column (`{"prompt": [...], "completion": [...]}`), also as pandas
+    writes it (`{"prompt": {"0": ...}}`, or `columns` beside `data`).
 
     Args:
         text: text of the whole file.

@@ -1,7 +1,7 @@
 """Datasets from the hub, folders, files and plugins, as rows with numbers.
 
-Single files go through our own readers (`files`), which name file and row when something is wrong; folders
-and the hub through `datasets`.
+Single files go through our own readers (`files`), which name file and row when something is wrong; folders and the
+hub through `datasets`.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def read_folder(folder: Path, name: str | None, source: str, bad: BadRows) -> di
 
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            return as_parts(datasets.load_from_disk(str(folder)))
-        return as_parts(datasets.load_dataset(str(folder), name))
+            return as_splits(datasets.load_from_disk(str(folder)))
+        return as_splits(datasets.load_dataset(str(folder), name))
     except Exception as error:  # whatever a loader of many formats may raise
         for file in sorted(item for item in folder.rglob("*") if item.suffix.lower() in SUFFIXES):
             read_file(file, str(file), BadRows(str(file), can_skip=False))
@@ -133,7 +133,7 @@ def read_hub(path: str, name: str | None, local_path: Path) -> dict[str, Dataset
     import datasets
 
     try:
-        return as_parts(datasets.load_dataset(path, name))
+        return as_splits(datasets.load_dataset(path, name))
     except Exception as error:  # network, authentication, format: anything
         offline = isinstance(error, ConnectionError | TimeoutError)
         why = "the Hugging Face hub cannot be reached" if offline else "the hub gave no dataset"
@@ -144,7 +144,7 @@ def read_hub(path: str, name: str | None, local_path: Path) -> dict[str, Dataset
         ) from error
 
 
-def as_parts(loaded: Any) -> dict[str, Dataset]:
+def as_splits(loaded: Any) -> dict[str, Dataset]:
     """Splits by name, for a dataset with or without splits."""
     parts = loaded if isinstance(loaded, dict) else {"train": loaded}
     return {str(key): without_numbers(value) for key, value in parts.items()}
@@ -226,7 +226,7 @@ def rename(dataset: Dataset, columns: Columns, source: str) -> Dataset:
     for ours, theirs in sources.items():
         part = dataset.select_columns(theirs)
         if len(theirs) > 1:
-            part = joined(part, ours, source)
+            part = join_columns(part, ours, source)
         elif theirs != [ours]:
             part = part.rename_column(theirs[0], ours)
         parts.append(part)
@@ -249,7 +249,7 @@ def check_columns(ours: str, theirs: Sequence[str], available: Sequence[str], so
             )
 
 
-def joined(dataset: Dataset, ours: str, source: str) -> Dataset:
+def join_columns(dataset: Dataset, ours: str, source: str) -> Dataset:
     """Join the texts of all columns into one column, with an empty line between those that are not blank."""
     import datasets
 

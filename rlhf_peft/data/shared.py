@@ -23,8 +23,7 @@ def split_prompt(
     """Split conversations into prompt and answers.
 
     Answers may repeat the prompt before the answer; without a prompt column, the shared first messages are the
-    prompt.
-    Messages are compared by role, text and tool calls; ids and the like do not matter.
+    prompt. Messages are compared by role, text and tool calls; ids and the like do not matter.
 
     Args:
         prompt: the column `prompt`, or None where the row has none.
@@ -32,8 +31,7 @@ def split_prompt(
 
     Raises:
         BadRow: what is left of an answer does not begin with a message of the assistant, or the answers repeat
-            different
-            prompts.
+            different prompts.
     """
     if prompt is None:
         size = shared_turns(*answers.values())
