@@ -162,12 +162,12 @@ def calibration_plot(title: str, groups: Mapping[str, Sequence[tuple[float, floa
         groups: for each name, its bins: mean probability, share that was right, number of pairs.
     """
     with canvas() as (figure, axes):
-        axes.plot([0.5, 1.0], [0.5, 1.0], linestyle="--", color=RULE_COLOUR, label="as sure as right")
+        axes.plot([0.5, 1.0], [0.5, 1.0], linestyle="--", color=RULE_COLOUR, label="perfect calibration")
         for name, bins in groups.items():
             axes.plot([b[0] for b in bins], [b[1] for b in bins], marker="o", markersize=4, label=name)
         axes.set_xlim(0.48, 1.02)
         axes.set_ylim(-0.02, 1.02)
-        _label(axes, "how sure it was", "how often it was right", True)
+        _label(axes, "predicted probability", "share that was right", True)
         return svg(figure, title)
 
 

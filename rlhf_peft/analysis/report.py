@@ -175,7 +175,8 @@ def _reward_against_kl(runs: Sequence[History], stage: str) -> Plot | None:
     return Plot(
         title,
         plot,
-        "What each nat of distance buys; the dot is the end. Where it bends down, the reward is being gamed.",
+        "Reward over the distance from the reference; the dot is the end of training. Where the curve bends down, the "
+        "policy exploits the reward.",
     )
 
 
@@ -210,7 +211,7 @@ def _calibration(runs: Sequence[History], stage: str) -> Plot | None:
     return Plot(
         title,
         plots.calibration_plot(title, groups),
-        "Held-out pairs. Below the line: surer than it should be.",
+        "Held-out pairs. Below the line, the reward model is overconfident.",
     )
 
 
