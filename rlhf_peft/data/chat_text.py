@@ -9,7 +9,7 @@ from typing import Any
 from ..engine.ends import turn_end
 from ..engine.templates import TemplateRefused, render
 from ..errors import DataError
-from .complete import missing
+from .completeness import missing
 from .conversation import THOUGHTS, Messages
 from .marks import Marked, mark, misplaced, unwritten_keys
 from .rows import BadRow

@@ -5,7 +5,7 @@ cut where the prompt ends. Only if a token would span that cut, its characters a
 exactly one end token. So a text has the same ids in every stage, in evaluation and in chat. Nothing here compares with
 the pad id, which may equal EOS.
 
-Rows come in the form of `examples.example`. Everything in a conversation must appear in its text (see `complete`), and
+Rows come in the form of `examples.example`. Everything in a conversation must appear in its text (see `completeness`), and
 every token must have a row in the model's embedding; otherwise `BadRow` is raised.
 
 Each kind of row is encoded by a generator of steps (see `tokens`), which can take part in a batch; the method of the
@@ -22,8 +22,8 @@ from typing import Any
 from ..engine.ends import end_ids
 from .chat_text import Tools, Writer
 from .conversation import Messages, with_system
-from .letters import Letters
 from .rows import TOO_LONG, BadRow
+from .tokenizer_notes import TokenizerNotes
 from .tokens import Steps, Tokens, encode_one, tokenize
 
 log = logging.getLogger("rlhf_peft")
@@ -72,7 +72,7 @@ class Encoder:
         self.notes: set[str] = set()
         ends = tokenizer.convert_ids_to_tokens(sorted(self.eos_ids))
         self._writer = Writer(tokenizer, self.template_kwargs, [end for end in ends if end])
-        self._letters = Letters(tokenizer, self.eos_ids)
+        self._tokenizer_notes = TokenizerNotes(tokenizer, self.eos_ids)
 
     # --- examples ---
 
@@ -110,9 +110,9 @@ class Encoder:
         text = prompt if isinstance(prompt, str) else self._writer.prompt(prompt, tools)
         (tokens,) = yield [text]
         ids = self._with_start(text, tokens.ids) if plain else tokens.ids
-        self.notes |= self._letters.changed(text, ids[len(self.start) :] if plain else ids)
+        self.notes |= self._tokenizer_notes.changed(text, ids[len(self.start) :] if plain else ids)
         if not isinstance(prompt, str):
-            self.notes |= self._letters.special(prompt)
+            self.notes |= self._tokenizer_notes.special(prompt)
         return self._in_vocabulary(ids)
 
     def answers_steps(self, row: Mapping[str, Any], *names: str) -> Steps[tuple[list[int], list[list[int]]]]:
@@ -146,10 +146,10 @@ class Encoder:
         for text, tokens in zip(texts, whole, strict=True):
             answers.append((yield from self._continued(before, text, tokens, ids, start)))
         if not isinstance(prompt, str):
-            self.notes |= self._letters.special(prompt, *(row[name] for name in names))
+            self.notes |= self._tokenizer_notes.special(prompt, *(row[name] for name in names))
         ended = [self._in_vocabulary(self._with_one_end(answer)) for answer in answers]
         if isinstance(prompt, str) and names != ("text",):
-            self.notes |= self._letters.ends(ended)
+            self.notes |= self._tokenizer_notes.ends(ended)
         return ids, [
             self._cut_to_length(ids, answer, name) for answer, name in zip(ended, names, strict=True)
         ]
@@ -219,11 +219,11 @@ class Encoder:
         self, messages: Messages, tools: Tools, assistant_only: bool
     ) -> Steps[tuple[list[int], list[bool]]]:
         """Ids of a whole conversation, and a mask of those that are trained on."""
-        self.notes |= self._letters.special(messages)
+        self.notes |= self._tokenizer_notes.special(messages)
         text, messages = self._writer.conversation(messages, tools)
         (tokens,) = yield [text]
         ids = tokens.ids
-        self.notes |= self._letters.changed(text, ids)
+        self.notes |= self._tokenizer_notes.changed(text, ids)
         mask = [True] * len(ids)
         if assistant_only:
             spans = self._writer.assistant_spans(messages, tools, text)
@@ -251,7 +251,7 @@ class Encoder:
         """
         prompt = ids[len(start) :] if ids[: len(start)] == list(start) else ids
         whole_ids = tokens.ids
-        self.notes |= self._letters.changed(whole, whole_ids)
+        self.notes |= self._tokenizer_notes.changed(whole, whole_ids)
         size, cut = len(prompt), len(before)
         if whole_ids[:size] == prompt and (size == len(whole_ids) or tokens.start(size) >= cut):
             return whole_ids[size:]
@@ -325,5 +325,5 @@ class Encoder:
                 f"model's embedding of {self.vocab_size:,} rows does not have",
                 "with a token that the model does not have",
             )
-        self.notes |= self._letters.unknown(ids)
+        self.notes |= self._tokenizer_notes.unknown(ids)
         return ids

@@ -16,7 +16,7 @@ from .conversation import Messages, describe, is_messages, messages_of, with_sys
 from .formats import Format
 from .json_text import decode_conversation, is_conversation_json, parse_column
 from .rows import BadRow
-from .shared import shared_prompt, split_prompt
+from .shared_prompt import shared_prompt, split_prompt
 
 ANSWERS = ("chosen", "rejected", "completion")
 READ = ("prompt", "messages", "conversations", "text", *ANSWERS)

@@ -15,7 +15,7 @@ PROBE = "Aé\u200b ½ﬁ😀\x07"
 """Characters that a tokenizer may leave out or change."""
 
 
-class Letters:
+class TokenizerNotes:
     """Finds rows whose characters a tokenizer does not encode as they are, and describes what happens to them.
 
     Each method returns a set of notes, which is empty if there is nothing to report.
