@@ -103,7 +103,7 @@ def conversational(dataset: Dataset, columns: tuple[str, ...]) -> bool:
 
 
 def require(
-    dataset: Dataset, method: Method, source: str, *, stage: str | None = None, say: bool = True
+    dataset: Dataset, method: Method, source: str, *, stage: str | None = None, warn: bool = True
 ) -> Format:
     """The format in which a method reads a dataset.
 
@@ -112,7 +112,7 @@ def require(
         method: training method that will use them.
         source: name of the dataset in messages.
         stage: name of the stage in the recipe, for the override that the message prints.
-        say: whether to warn of columns that the method does not read.
+        warn: whether to warn of columns that the method does not read.
 
     Raises:
         DataError: the columns fit none of the method's formats; the message names them and says how to map them.
@@ -120,7 +120,7 @@ def require(
     names = set(columns_of(dataset))
     for kind, columns in ACCEPTS[method]:
         if names.issuperset(columns):
-            if say:
+            if warn:
                 warn_of_unread(names, kind, method, source)
             return Format(kind, columns, conversational(dataset, columns))
     raise DataError(format_error(dataset, method, source, stage))

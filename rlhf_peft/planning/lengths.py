@@ -53,7 +53,9 @@ def longest(
         return found, f"{stage.name}: the longest prompt has {found} tokens"
     method: Method = "reward_model" if isinstance(stage, RewardModelStage) else "sft"
     method = stage.method if isinstance(stage, PreferenceStage) else method
-    format = require(rows, method, str(stage.dataset.path or stage.dataset.name), stage=stage.name, say=False)
+    format = require(
+        rows, method, str(stage.dataset.path or stage.dataset.name), stage=stage.name, warn=False
+    )
 
     def tokens(row: dict[str, Any]) -> list[list[int]]:
         made = example(row, format, words=True)

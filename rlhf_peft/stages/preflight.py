@@ -28,7 +28,7 @@ def check_rows(ctx: Context) -> None:
         for part, source in ((rows, stage.dataset), (held_out, stage.eval.dataset or stage.dataset)):
             if part is not None:
                 name = source.path or str(source.name)
-                format = require(part, method_of(stage), name, stage=stage.name, say=False)
+                format = require(part, method_of(stage), name, stage=stage.name, warn=False)
                 with captured_log():
                     usable_rows(part, format, stage, source, ctx.encoder(source), ctx.registry)
 

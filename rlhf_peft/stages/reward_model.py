@@ -82,7 +82,7 @@ def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[Sequence[Pair], Seque
     encoder = ctx.encoder(stage.dataset)
 
     def encode(dataset: Any, source: str, say: bool = True) -> Sequence[Pair]:
-        require(dataset, "reward_model", source, stage=stage.name, say=say)
+        require(dataset, "reward_model", source, stage=stage.name, warn=say)
         return encode_pairs(
             dataset,
             encoder,

@@ -47,7 +47,7 @@ def _prepare(
     **how: Any,
 ) -> Any:
     name = source.path or source.name or "dataset"
-    format = require(rows, method, name, stage=stage.name, say=say)
+    format = require(rows, method, name, stage=stage.name, warn=say)
     return for_trl(
         rows,
         format,
