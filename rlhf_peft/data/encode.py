@@ -5,8 +5,8 @@ cut where the prompt ends. Only if a token would span that cut, its characters a
 exactly one end token. So a text has the same ids in every stage, in evaluation and in chat. Nothing here compares with
 the pad id, which may equal EOS.
 
-Rows come in the form of `examples.example`. Everything in a conversation must appear in its text (see `completeness`), and
-every token must have a row in the model's embedding; otherwise `BadRow` is raised.
+Rows come in the form of `examples.example`. Everything in a conversation must appear in its text (see `completeness`),
+and every token must have a row in the model's embedding; otherwise `BadRow` is raised.
 
 Each kind of row is encoded by a generator of steps (see `tokens`), which can take part in a batch; the method of the
 same name without `_steps` encodes one row alone.

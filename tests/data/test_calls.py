@@ -9,7 +9,7 @@ from rlhf_peft.data.conversation import messages_of
 from rlhf_peft.data.rows import BadRow
 
 from .conftest import user
-from .test_complete import TOOL
+from .test_completeness import TOOL
 
 CALL = {"name": "f", "arguments": {"x": 1}}
 
