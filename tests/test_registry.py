@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from rlhf_peft.errors import PluginError, RlhfPeftError
 from rlhf_peft.hookspecs import REGISTERS, Options, hookimpl
-from rlhf_peft.recipe.trl.names import OURS
+from rlhf_peft.recipe.trl.names import RECIPE_KEYS
 from rlhf_peft.registry import Registry
 
 GOOD = """
@@ -320,7 +320,7 @@ def test_what_ships_loads(monkeypatch):
     assert {"cached"} <= set(registry.names("samplers"))
     assert {"learned"} <= set(registry.names("rewards"))
     assert all(loaded.distribution == "rlhf-peft" for loaded in registry.plugins)
-    for theirs, ours in OURS.items():
+    for theirs, ours in RECIPE_KEYS.items():
         section, leaf = ours.split(".")[-2:] if "." in ours else ("", ours)
         for word, kind, name in (("algorithm", "algorithms", "ppo"), ("sampler", "samplers", "cached")):
             assert section != word or leaf in registry.options_model(kind, name).model_fields, theirs

@@ -1,1 +1,1 @@
-"""What runs have come to: curves, comparisons, figures, the report."""
+"""Analysis of runs: curves, comparisons, plots, the report."""

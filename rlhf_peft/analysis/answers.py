@@ -1,4 +1,4 @@
-"""The answers of a run to the prompts it was evaluated on: before and after, with what they scored."""
+"""The answers of a run to its evaluation prompts, before and after training, with their scores."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..runs import History
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One prompt and what was written for it.
+    """One prompt and the answers to it.
 
     Attributes:
         run: name of the run.
-        prompt: as text.
-        before: of the reference, or of the policy before the stage; None: there is none.
-        after: of the policy at the end.
-        score_before: its score; None: unknown.
-        score: of `after`.
-        rewards: name to score of `after`.
-        kl: of `after`, in nats.
-        words: of `after`.
-        repeats: share of pairs of adjacent words in `after` that were there before.
-        finish: how it ended.
+        prompt: the prompt as text.
+        before: answer of the reference, or of the policy before the stage; None: there is none.
+        after: answer of the policy at the end.
+        score_before: score of `before`; None: unknown.
+        score: score of `after`; None: unknown.
+        rewards: for each reward's name, the score of `after`.
+        kl: KL of `after`, in nats.
+        words: number of words of `after`.
+        repeats: share of pairs of adjacent words in `after` that occur earlier in it.
+        finish: reason why `after` ended.
     """
 
     run: str
@@ -43,11 +43,12 @@ class Answer:
     finish: str
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The answer as a JSON object."""
         return {key: _finite(value) for key, value in asdict(self).items()}
 
 
 def _finite(value: Any) -> Any:
+    """A value in which numbers that are not finite are replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -56,24 +57,25 @@ def _finite(value: Any) -> Any:
 
 
 def answers(run: History, stage: str) -> list[Answer]:
-    """The held-out answers of a stage's last evaluation, each beside that of its first; else what was sampled last."""
+    """The held-out answers of a stage's last evaluation, each with its first; without any, the last samples."""
     rows = [row for row in run.samples if row.get("stage") == stage and "completion" in row]
-    held = [row for row in rows if row.get("split") in ("eval", "prompts")]
-    if held:
-        return _paired(run.name, held)
+    held_out = [row for row in rows if row.get("split") in ("eval", "prompts")]
+    if held_out:
+        return _paired(run.name, held_out)
     last = max((row["step"] for row in rows), default=0)
     return [_answer(run.name, None, row) for row in rows if row["step"] > last - 10]
 
 
 def _paired(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
+    """Pair each prompt's last answer with its first."""
     first: dict[tuple[str, int], Mapping[str, Any]] = {}
     last: dict[tuple[str, int], Mapping[str, Any]] = {}
-    asked: Counter[tuple[int, str]] = Counter()
+    seen_at_step: Counter[tuple[int, str]] = Counter()
     for row in rows:
-        # A prompt may be there more than once; its n-th answer is compared with its n-th.
+        # A prompt may occur more than once in a step; its n-th answers are compared with each other.
         prompt = text(row["prompt"])
-        key = (prompt, asked[row["step"], prompt])
-        asked[row["step"], prompt] += 1
+        key = (prompt, seen_at_step[row["step"], prompt])
+        seen_at_step[row["step"], prompt] += 1
         first.setdefault(key, row)
         last[key] = row
     return [
@@ -100,22 +102,22 @@ def _answer(name: str, before: Mapping[str, Any] | None, row: Mapping[str, Any])
 
 
 def score(row: Mapping[str, Any]) -> float | None:
-    """Of a sample; of one without, the sum of its rewards."""
+    """The score of a sample; if it has none, the sum of its rewards."""
     if row.get("score") is not None:
         return float(row["score"])
-    given = [value for value in row.get("rewards", {}).values() if value is not None]
-    return sum(given) if given else None
+    scores = [value for value in row.get("rewards", {}).values() if value is not None]
+    return sum(scores) if scores else None
 
 
 def text(prompt: Any) -> str:
-    """A prompt as text: messages one after the other."""
+    """A prompt as text; messages follow one after the other."""
     if isinstance(prompt, str):
         return prompt
-    said = [f"{m.get('role', '')}: {m.get('content') or ''}" for m in prompt]
-    return str(prompt[0].get("content") or "") if len(prompt) == 1 else "\n".join(said)
+    lines = [f"{m.get('role', '')}: {m.get('content') or ''}" for m in prompt]
+    return str(prompt[0].get("content") or "") if len(prompt) == 1 else "\n".join(lines)
 
 
 def repeats(words: Sequence[str]) -> float:
-    """1 - different pairs of adjacent words / pairs."""
+    """Share of repeated pairs of adjacent words: 1 - distinct pairs / pairs."""
     pairs = list(pairwise(words))
     return 1.0 - len(set(pairs)) / len(pairs) if pairs else 0.0

@@ -1,4 +1,4 @@
-"""Which figures of metrics.jsonl a report shows for each kind of stage, and what to look for in them."""
+"""The metrics of metrics.jsonl that a report shows for each kind of stage, with advice on reading them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ PHASES = ("rollout", "scoring", "update")
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure over the steps of a stage.
+    """A plot of metrics over the steps of a stage.
 
     Attributes:
-        title: above it.
-        figures: of metrics.jsonl to their names; one that ends in `*` stands for all that begin so.
-        note: below it.
-        share: the figures are between 0 and 1.
-        least: curves that make it worth showing.
+        title: title above the plot.
+        metrics: names in metrics.jsonl and their labels; a name with `*` stands for all names that match it.
+        note: explanation below the plot.
+        share: whether the values are between 0 and 1.
+        min_curves: number of curves from which on the plot is shown.
     """
 
     title: str
-    figures: Mapping[str, str]
+    metrics: Mapping[str, str]
     note: str
     share: bool = False
-    least: int = 1
+    min_curves: int = 1
 
 
 CHARTS: dict[str, tuple[Chart, ...]] = {
@@ -32,12 +32,12 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart(
             "Loss",
             {"loss": "training", "eval_loss": "held out"},
-            "Nats a token. Held-out loss that rises: too many passes.",
+            "Nats per token. A held-out loss that rises means overfitting: too many epochs.",
         ),
         Chart(
             "Token accuracy",
             {"mean_token_accuracy": "training", "eval_mean_token_accuracy": "held out"},
-            "Share of tokens that were the policy's likeliest.",
+            "Share of tokens that the policy finds the most likely ones.",
             share=True,
         ),
     ),
@@ -45,7 +45,7 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart(
             "Loss",
             {"loss": "training", "eval_loss": "held out"},
-            "Starts at 0.693 where the policy is the reference.",
+            "DPO starts at 0.693 (log 2), where the policy equals the reference.",
         ),
         Chart(
             "Accuracy",
@@ -56,14 +56,14 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart(
             "Margin",
             {"rewards/margins": "training", "eval_rewards/margins": "held out"},
-            "Chosen minus rejected.",
+            "Implicit reward of chosen answers minus that of rejected ones.",
         ),
     ),
     "reward_model": (
         Chart(
             "Loss",
             {"loss": "training", "eval/*loss": "held out"},
-            "Bradley-Terry loss; 0.693 is a coin. The heads of an ensemble are trained one after the other.",
+            "Bradley-Terry loss; 0.693 (log 2) is chance. The heads of an ensemble are trained one after the other.",
         ),
         Chart(
             "Accuracy",
@@ -81,19 +81,19 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart(
             "Each reward",
             {"rewards/*/mean": ""},
-            "Unweighted. One that falls while the sum rises is being traded away.",
-            least=2,
+            "Not weighted. A reward that falls while the sum rises is sacrificed for the others.",
+            min_curves=2,
         ),
         Chart(
             "Each reward, held out",
             {"eval/rewards/*/mean": ""},
             "On prompts that were never trained on.",
-            least=2,
+            min_curves=2,
         ),
         Chart(
             "KL to the reference",
             {"kl": "sampled", "eval/kl": "held out"},
-            "Nats a completion: how far the policy has gone.",
+            "Nats per completion: the distance of the policy from the reference.",
         ),
         Chart(
             "Length of completions",
@@ -102,7 +102,7 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
                 "completions/min_length": "shortest",
                 "completions/max_length": "longest",
             },
-            "Tokens. A reward that is really length shows here.",
+            "Tokens. If the length rises together with the reward, the reward may measure length only.",
         ),
         Chart(
             "Ended by themselves",
@@ -110,19 +110,21 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             "Share of completions that ended before max_new_tokens.",
             share=True,
         ),
-        Chart("Entropy", {"entropy": ""}, "Nats a token. Near zero the policy says one thing only."),
+        Chart(
+            "Entropy", {"entropy": ""}, "Nats per token. Near zero, the policy writes almost always the same."
+        ),
         Chart(
             "Clip fraction",
             {"clip_ratio/region_mean": "policy", "clip_ratio/value_mean": "value"},
-            "Share of tokens whose gradient the clip silences. Much above 0.2: smaller steps.",
+            "Share of tokens whose gradient is zero because of clipping. If it is far above 0.2, take smaller steps.",
         ),
         Chart("Value loss", {"value/loss": ""}, "Mean over tokens."),
         Chart(
             "Explained variance",
             {"value/explained_variance": ""},
-            "1: the value foresees the return; 0 or less: it does not help.",
+            "1: the value predicts the return exactly; 0 or less: it does not help.",
         ),
         Chart("Gradient norm", {"grad_norm": ""}, "Before clipping."),
-        Chart("Seconds a step", {f"time/{phase}": phase for phase in PHASES}, "By phase."),
+        Chart("Seconds per step", {f"time/{phase}": phase for phase in PHASES}, "By phase."),
     ),
 }

@@ -1,4 +1,4 @@
-"""A figure of a run over steps, tokens, seconds or KL, and several runs together."""
+"""The curve of a metric over steps, tokens, seconds or KL, and the mean curve of several runs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ POINTS = 200
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A figure along an axis.
+    """Values of a metric along an axis.
 
     Attributes:
-        x: ascending, unless the axis is KL.
-        y: one for each x.
+        x: values of the axis, ascending unless the axis is KL.
+        y: one value of the metric for each x.
     """
 
     x: list[float]
@@ -42,11 +42,11 @@ class Band:
     """The mean of several runs along an axis.
 
     Attributes:
-        x: ascending.
-        mean: of the runs.
+        x: values of the axis, ascending.
+        mean: mean of the runs at each x.
         low: lower end of the interval of the mean; the mean itself for one run.
-        high: upper end.
-        runs: how many.
+        high: upper end of the interval.
+        runs: number of runs.
     """
 
     x: list[float]
@@ -56,29 +56,29 @@ class Band:
     runs: int
 
 
-def heads(run: History, stage: str, figure: str) -> list[int]:
-    """The heads of an ensemble that a figure was logged of, one after the other; empty: the figure is of none.
+def heads(run: History, stage: str, metric: str) -> list[int]:
+    """Numbers of the ensemble heads for which a metric was logged; empty if it was logged for no single head.
 
     Args:
         run: the run.
-        stage: its stage.
-        figure: of metrics.jsonl.
+        stage: name of the stage.
+        metric: name in metrics.jsonl.
     """
-    found = {line["head"] for line in run.lines(stage) if figure in line and _number(line.get("head"))}
-    return sorted(int(head) for head in found)
+    numbers = {line["head"] for line in run.lines(stage) if metric in line and _number(line.get("head"))}
+    return sorted(int(head) for head in numbers)
 
 
-def curve(run: History, stage: str, figure: str, axis: Axis = "steps", *, head: int | None = None) -> Curve:
-    """A figure of one stage; lines that lack it, or have it as NaN, are left out.
+def curve(run: History, stage: str, metric: str, axis: Axis = "steps", *, head: int | None = None) -> Curve:
+    """The curve of a metric in one stage; lines without it, or with NaN, are left out.
 
-    Along `kl` a figure of an evaluation goes with the evaluation's KL.
+    Along `kl`, a metric of an evaluation is plotted over the KL of the evaluation.
 
     Args:
         run: the run.
-        stage: its stage.
-        figure: of metrics.jsonl.
-        axis: what it goes along.
-        head: of an ensemble; None: all of them.
+        stage: name of the stage.
+        metric: name in metrics.jsonl.
+        axis: quantity on the x axis.
+        head: number of an ensemble head; None: all of them.
     """
     x: list[float] = []
     y: list[float] = []
@@ -87,54 +87,55 @@ def curve(run: History, stage: str, figure: str, axis: Axis = "steps", *, head: 
     for line in run.lines(stage):
         now = line.get("time")
         if isinstance(now, int | float):
-            # Where a run was interrupted nothing was done meanwhile; a step says how long it took.
+            # The time of an interruption does not count; a line's `step_time` is the duration of its step.
             seconds += line.get("step_time") or (0.0 if before is None else run.elapsed(before, now))
             before = now
         tokens = line.get("num_tokens", tokens)
-        value: Any = line.get(figure)
-        kl = line.get("eval/kl" if figure.startswith("eval/") else "kl")
-        place: Any = {"steps": line.get("step"), "tokens": tokens, "seconds": seconds, "kl": kl}[axis]
-        own = head is None or line.get("head") == head
-        if own and _number(value) and _number(place):
-            x.append(float(place))
+        value: Any = line.get(metric)
+        kl = line.get("eval/kl" if metric.startswith("eval/") else "kl")
+        position: Any = {"steps": line.get("step"), "tokens": tokens, "seconds": seconds, "kl": kl}[axis]
+        is_requested_head = head is None or line.get("head") == head
+        if is_requested_head and _number(value) and _number(position):
+            x.append(float(position))
             y.append(float(value))
     return Curve(x, y)
 
 
 def _number(value: object) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def band(curves: Sequence[Curve], seed: int = 0) -> Band:
-    """The mean of curves where all of them are, with a bootstrap interval of the mean.
+    """The mean of curves over the part of the axis that all of them cover, with a bootstrap interval of the mean.
 
     Raises:
-        UsageError: nowhere are all of them.
+        UsageError: no part of the axis is covered by all curves.
     """
-    there = [_ascending(c) for c in curves if c.x]
-    if not there:
-        raise UsageError("no run has this figure.")
-    low, high = max(c.x[0] for c in there), min(c.x[-1] for c in there)
+    filled = [_ascending(c) for c in curves if c.x]
+    if not filled:
+        raise UsageError("no run has this metric.")
+    low, high = max(c.x[0] for c in filled), min(c.x[-1] for c in filled)
     if low > high:
         raise UsageError("the runs have no part of this axis in common; compare them along another (--x).")
-    shared = there[0].x if all(c.x == there[0].x for c in there) else None
+    shared = filled[0].x if all(c.x == filled[0].x for c in filled) else None
     x = shared or (sorted({float(v) for v in numpy.linspace(low, high, POINTS)}))
-    values = numpy.array([numpy.interp(x, c.x, c.y) for c in there])
+    values = numpy.array([numpy.interp(x, c.x, c.y) for c in filled])
     generator = torch.Generator().manual_seed(seed)
     mean = values.mean(0)
     ends = [
         bootstrap_interval(torch.from_numpy(column.copy()), generator, draws=1000)
-        if len(there) > 1
+        if len(filled) > 1
         else (m, m)
         for column, m in zip(values.T, mean, strict=True)
     ]
-    return Band(list(x), mean.tolist(), [e[0] for e in ends], [e[1] for e in ends], len(there))
+    return Band(list(x), mean.tolist(), [e[0] for e in ends], [e[1] for e in ends], len(filled))
 
 
-def _ascending(found: Curve) -> Curve:
-    """One value for each x, in order; the mean where there are several."""
+def _ascending(unsorted: Curve) -> Curve:
+    """The curve with one value for each x, in order; several values of one x are averaged."""
     grouped: dict[float, list[float]] = {}
-    for place, value in zip(found.x, found.y, strict=True):
-        grouped.setdefault(place, []).append(value)
+    for position, value in zip(unsorted.x, unsorted.y, strict=True):
+        grouped.setdefault(position, []).append(value)
     x = sorted(grouped)
-    return Curve(x, [sum(grouped[place]) / len(grouped[place]) for place in x])
+    return Curve(x, [sum(grouped[position]) / len(grouped[position]) for position in x])

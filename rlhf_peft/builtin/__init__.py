@@ -1,4 +1,4 @@
-"""What ships with the package, entering by the same door as anybody's plugin."""
+"""The algorithms, samplers, rewards and other things that ship with the package; they are registered as plugins are."""
 
 from __future__ import annotations
 

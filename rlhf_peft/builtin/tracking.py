@@ -1,7 +1,7 @@
-"""Figures of a run for TensorBoard, Weights & Biases, trackio or MLflow, through accelerate's trackers.
+"""Sends the metrics of a run to TensorBoard, Weights & Biases, trackio or MLflow, through accelerate's trackers.
 
-A recipe's `tracking` names them. A tracker that fails is an observer that fails: it is told, and after three times
-switched off; the run goes on, and metrics.jsonl has every figure anyway.
+A recipe's `tracking` names them. A tracker that fails is an observer that fails: this is logged, and after three
+failures it is switched off. The run continues, and metrics.jsonl has every metric in any case.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from rlhf_peft.atomic import write_text
 from rlhf_peft.plugin import RunView, hookimpl, recipe_keys
 
 FOLDER = "tracking"
-"""In the run's folder: TensorBoard's files, and what is needed to go on with a tracker's run."""
+"""Folder inside the run's folder with TensorBoard's files, and the ids needed to continue a tracker's run."""
 PROJECT = "rlhf-peft"
 
 
-class Tracked:
+class RunTrackers:
     """The trackers of one run.
 
-    Figures are named `<stage>/<figure>`. Their step counts the updates of all stages, so that it never falls, which W&B
-    demands.
+    Metrics are named `<stage>/<metric>`. Their step counts the updates of all stages, so that it never decreases,
+    which W&B requires.
 
     Args:
-        run: that begins, or is resumed.
+        run: the run that begins or is resumed.
     """
 
     def __init__(self, run: RunView) -> None:
@@ -39,34 +39,35 @@ class Tracked:
         self._trackers = [self._start(name, run) for name in run.recipe["tracking"]]
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """An update's figures; those that are no number are left out."""
+        """Log the metrics of an update; those without a number are left out."""
         if stage != self._stage:
             self._before, self._stage, self._last = self._before + self._last, stage, 0
         self._last = max(self._last, step)
-        known = {f"{stage}/{name}": float(value) for name, value in metrics.items() if value is not None}
-        self._attend()
+        values = {f"{stage}/{name}": float(value) for name, value in metrics.items() if value is not None}
+        self._restore_accelerate_state()
         for tracker in self._trackers:
-            tracker.log(known, step=self._before + step)
+            tracker.log(values, step=self._before + step)
 
     def finish(self) -> None:
-        """Close them."""
-        self._attend()
+        """Close the trackers."""
+        self._restore_accelerate_state()
         for tracker in self._trackers:
             tracker.finish()
 
-    def _attend(self) -> None:
-        """Trackers ask accelerate which process this is; a trainer that is done has taken its answer away."""
+    def _restore_accelerate_state(self) -> None:
+        """Restore accelerate's process state, which trackers read, and which a trainer clears at its end."""
         from accelerate import PartialState
 
         PartialState(cpu=self._cpu)
 
     def _start(self, name: str, run: RunView) -> Any:
+        """Start a tracker, or continue its earlier run."""
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        self._attend()
+        self._restore_accelerate_state()
         self._folder.mkdir(exist_ok=True)
-        known = self._folder / f"{name}.json"
-        earlier = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+        id_file = self._folder / f"{name}.json"
+        earlier = json.loads(id_file.read_text(encoding="utf-8")) if id_file.is_file() else {}
         tracker = LOGGER_TYPE_TO_CLASS[name](*self._place(name), **self._options(name, run.name, earlier))
         tracker.start()
         if not earlier:
@@ -75,16 +76,17 @@ class Tracked:
             tracker.store_init_configuration(
                 {key: _plain(value) for key, value in recipe_keys(recipe).items()}
             )
-        write_text(known, json.dumps(_identity(name, tracker)))
+        write_text(id_file, json.dumps(_identity(name, tracker)))
         return tracker
 
     def _place(self, name: str) -> tuple[str, ...]:
-        """TensorBoard writes into a folder of that name; the others have a project."""
+        """Positional arguments of a tracker: TensorBoard has a folder, the others a project."""
         return (name, str(self._folder)) if name == "tensorboard" else (PROJECT,)
 
     def _options(self, name: str, run: str, earlier: Mapping[str, str]) -> dict[str, Any]:
+        """Keyword arguments of a tracker, for a new run or for the earlier one."""
         if name == "tensorboard":
-            # Of an interrupted run, what came after its checkpoint is hidden.
+            # Steps of an interrupted run after its checkpoint are hidden.
             return {"purge_step": self._before + self._last + 1} if earlier else {}
         if name == "mlflow":
             return {"run_name": run, **earlier}
@@ -95,7 +97,7 @@ class Tracked:
 
 
 def _steps(metrics: Path) -> tuple[int, str | None, int]:
-    """Updates of the stages before the last, the last stage, and its updates, as far as a run has come."""
+    """Number of updates of the stages before the last one, name of the last stage, and its number of updates so far."""
     before, stage, last = 0, None, 0
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     for row in map(json.loads, lines):
@@ -106,7 +108,7 @@ def _steps(metrics: Path) -> tuple[int, str | None, int]:
 
 
 def _identity(name: str, tracker: Any) -> dict[str, str]:
-    """By what the tracker's run is found again."""
+    """The id by which the tracker's run is continued."""
     if name == "mlflow":
         return {"run_id": tracker.tracker.info.run_id}
     if name == "wandb":
@@ -115,24 +117,24 @@ def _identity(name: str, tracker: Any) -> dict[str, str]:
 
 
 def _plain(value: Any) -> str | int | float | bool:
-    """As all trackers take it."""
+    """A value in a type that all trackers accept."""
     return value if isinstance(value, str | int | float | bool) else json.dumps(value)
 
 
-RUNS: dict[Path, Tracked] = {}
-"""Folder of a run to its trackers, while it goes on."""
+RUNS: dict[Path, RunTrackers] = {}
+"""The trackers of each active run, by its folder."""
 
 
 @hookimpl
 def rlhf_peft_run_start(run: RunView) -> None:
     """Start the trackers that the recipe names."""
     if run.recipe.get("tracking"):
-        RUNS[run.folder] = Tracked(run)
+        RUNS[run.folder] = RunTrackers(run)
 
 
 @hookimpl
 def rlhf_peft_step_end(run: RunView, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-    """Hand the figures on."""
+    """Log the metrics of the step."""
     if run.folder in RUNS:
         RUNS[run.folder].log(stage, step, metrics)
 

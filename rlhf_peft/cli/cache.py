@@ -43,7 +43,7 @@ def list_(as_json: Json = False) -> None:
         print(json.dumps({"folder": place, "bytes": total, "limit": most, "entries": entries}, indent=2))
         return
     if folder is None:
-        print(f"The cache is switched off by {cache.PLACE}.", file=sys.stderr)
+        print(f"The cache is switched off by {cache.FOLDER_VARIABLE}.", file=sys.stderr)
         return
     if not found:
         print(f"{folder} holds nothing.", file=sys.stderr)
@@ -53,7 +53,7 @@ def list_(as_json: Json = False) -> None:
         told = _plain(entry)
         table.add_row(told["kind"], told["about"], f"{entry.rows:,}", _size(entry.size), told["used"])
     make_console().print(table)
-    print(f"{folder}: {_size(total)} of at most {_size(most)}; {cache.LIMIT} sets the limit in GB")
+    print(f"{folder}: {_size(total)} of at most {_size(most)}; {cache.LIMIT_VARIABLE} sets the limit in GB")
 
 
 @app.command()
@@ -63,7 +63,9 @@ def clear(yes: Yes = False) -> None:
 
     folder, found = cache.root(), cache.entries()
     if folder is None:
-        raise UsageError(f"The cache is switched off by {cache.PLACE}, so it is not known where it is.")
+        raise UsageError(
+            f"The cache is switched off by {cache.FOLDER_VARIABLE}, so it is not known where it is."
+        )
     print(f"{folder}: {len(found)} entries, {_size(sum(entry.size for entry in found))}")
     if found:
         confirm("Remove them?", yes)

@@ -115,7 +115,7 @@ def label(
 
     title = "Blind test: which answer is better?" if compare else "Which answer is better?"
     try:
-        serve(store, port=port, title=title, among=among, told=told)
+        serve(store, port=port, title=title, among=among, on_ready=told)
     except KeyboardInterrupt as stop:
         # Ctrl-C is how a person ends it; SIGTERM is somebody else's wish, and stays an exit 143.
         if type(stop) is not KeyboardInterrupt:
@@ -167,8 +167,8 @@ def _pairs(
     )
     print(f"answering {len(asked)} prompts ...", file=sys.stderr)
     if compare is not None:
-        return sources.blind(opened, registry, asked, seed=seed, most=most)
-    return sources.sampled(opened, registry, asked, each=each, seed=seed, most=most)
+        return sources.blind_pairs(opened, registry, asked, seed=seed, most=most)
+    return sources.disagreed_pairs(opened, registry, asked, each=each, seed=seed, most=most)
 
 
 def _export(store: Store, file: Path | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..data.progress import watched
+from ..data.progress import progress_reports
 from ..runs.headlines import live
 from .terminal import Visible, make_console
 
@@ -204,7 +204,7 @@ def rows_shown(*, as_json: bool = False) -> Iterator[None]:
         made[0].rows(what, done, total)
 
     try:
-        with watched(watch):
+        with progress_reports(watch):
             yield
     finally:
         for one in made:

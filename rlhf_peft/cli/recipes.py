@@ -57,10 +57,10 @@ def copy(
 ) -> None:
     """Copy a shipped recipe to start from, with K=V written in; prints where it went."""
     from ..atomic import write_output
-    from ..recipe import edited, shipped
+    from ..recipe import edit_text, shipped
 
     shipped.path(name)
-    text = edited(name, overrides or ())
+    text = edit_text(name, overrides or ())
     target = _target(dest, name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -137,7 +137,7 @@ def compare(
         [History.of(find_run(name)) for name in runs],
         by=by,
         axis=axis,  # type: ignore[arg-type]
-        figure=figure,
+        metric=figure,
         stage=stage,
     )
     if as_json:
@@ -148,9 +148,9 @@ def compare(
         write_output(csv, as_csv(found))
         print(f"written: {csv}", file=sys.stderr)
     if pdf is not None:
-        from ..analysis.figures import paper
+        from ..analysis.plots import draw_comparison
 
-        paper(found, pdf)
+        draw_comparison(found, pdf)
         print(f"written: {pdf}", file=sys.stderr)
 
 
@@ -168,7 +168,7 @@ def _plain(found: Comparison) -> dict[str, Any]:
     ]
     return {
         "stage": found.stage,
-        "figure": found.figure,
+        "figure": found.metric,
         "axis": found.axis,
         "by": found.by,
         "groups": groups,
@@ -177,7 +177,7 @@ def _plain(found: Comparison) -> dict[str, Any]:
 
 
 def _show(found: Comparison) -> None:
-    table = _table(found.by or "run", "runs", found.axis, f"{found.figure} in {found.stage}", "95 % interval")
+    table = _table(found.by or "run", "runs", found.axis, f"{found.metric} in {found.stage}", "95 % interval")
     for group in found.groups:
         end = group.band
         interval = f"{end.low[-1]:.4g} to {end.high[-1]:.4g}" if end.runs > 1 else ""

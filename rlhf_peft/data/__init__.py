@@ -1,6 +1,6 @@
-"""Datasets: found, checked, encoded and batched.
+"""Loading, checking, encoding and batching of datasets.
 
-A stage goes `load_rows` -> `require` -> `hold_out` -> `encode_prompts`, `encode_pairs` or `for_trl`.
+A stage calls `load_rows`, `require`, `hold_out`, and then `encode_prompts`, `encode_pairs` or `for_trl`.
 """
 
 from .batch import length_batches, mask_from_lengths, pad_left, pad_right

@@ -1,4 +1,4 @@
-"""Many rows encoded at once: one call of the tokenizer for all texts of a batch, in a thread beside this one.
+"""Encodes many rows at once: one call of the tokenizer for all texts of a batch, in a second thread.
 
 While the tokenizer works on one batch, the next one is read, checked and written by the chat template.
 """
@@ -19,19 +19,19 @@ T = TypeVar("T")
 Row = Mapping[str, Any]
 
 ROWS = 256
-"""Rows of a batch."""
+"""Number of rows of a batch."""
 
 
 @dataclass(slots=True)
 class Outcome(Generic[T]):
-    """What became of a row.
+    """The result of encoding a row.
 
     Attributes:
-        number: of the row in its file, counted from 1.
+        number: number of the row in its file, counted from 1.
         row: its values by column.
-        value: what it was encoded to; None where it is bad.
-        bad: why it cannot be used.
-        notes: what was found in it that is no error.
+        value: the encoded value; None if the row is bad.
+        bad: why the row cannot be used.
+        notes: remarks on the row that are no errors.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Outcome(Generic[T]):
 
 
 class _Job(Generic[T]):
-    """A row on its way: its steps, and the texts whose tokens they wait for."""
+    """A row that is being encoded: its steps, and the texts whose tokens they wait for."""
 
     __slots__ = ("encoder", "outcome", "steps", "texts")
 
@@ -52,7 +52,7 @@ class _Job(Generic[T]):
         self.go_on(None)
 
     def go_on(self, tokens: list[Tokens] | None) -> None:
-        """Go to the next texts, or to the end."""
+        """Send the tokens and run to the next texts, or to the end."""
         self.texts = []
         try:
             self.texts = next(self.steps) if tokens is None else self.steps.send(tokens)
@@ -66,12 +66,12 @@ class _Job(Generic[T]):
 def in_batches(
     rows: Iterable[tuple[int, Row]], start: Callable[[Row], Steps[T]], encoder: Encoder
 ) -> Iterator[Outcome[T]]:
-    """What becomes of each row, in their order.
+    """Encode rows in batches, and yield the outcome of each row in order.
 
     Args:
-        rows: with their numbers.
-        start: the steps of a row; a `BadRow` that they raise ends that row alone.
-        encoder: whose steps these are.
+        rows: rows with their numbers.
+        start: starts the steps of a row; a `BadRow` that they raise ends that row alone.
+        encoder: the encoder that the steps belong to.
     """
     rows = iter(rows)
     tokenizer = encoder.tokenizer
@@ -89,15 +89,15 @@ def in_batches(
 
 
 def _finished(jobs: list[_Job[T]], first: Any, tokenizer: Any) -> Iterator[Outcome[T]]:
-    """The outcomes of a batch once the tokens of its first texts are there."""
+    """Run the jobs of a batch to their end, once the tokens of their first texts are ready, and yield the outcomes."""
     open_jobs = [job for job in jobs if job.texts]
     tokens = first.result()
     while open_jobs:
-        place = 0
+        start = 0
         for job in open_jobs:
             size = len(job.texts)
-            job.go_on(tokens[place : place + size])
-            place += size
+            job.go_on(tokens[start : start + size])
+            start += size
         open_jobs = [job for job in open_jobs if job.texts]
         tokens = tokenize(tokenizer, [text for job in open_jobs for text in job.texts])
     for job in jobs:

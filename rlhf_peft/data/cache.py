@@ -1,9 +1,8 @@
-"""Rows that took long to make, kept on the disk by what they were made of, and mapped into memory when they are used.
+"""A cache of rows on the disk, from which they are mapped into memory for use.
 
-An entry is a folder with the rows (an Arrow stream) and a JSON file about them. Its name is a digest of everything
-that the rows depend on, so an entry is never changed: what depends on something else has another name. It is written
-aside and renamed, so it is there as a whole or not at all. Where the cache is switched off or cannot be written, rows
-are in memory instead.
+An entry is a folder with the rows (an Arrow stream) and a JSON file about them. Because its name is a digest of
+everything that the rows depend on, an entry is never changed. It is written to a temporary folder and renamed, so it
+exists completely or not at all. If the cache is switched off or cannot be written, rows stay in memory.
 """
 
 from __future__ import annotations
@@ -32,33 +31,33 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rlhf_peft")
 
-PLACE = "RLHF_PEFT_CACHE"
+FOLDER_VARIABLE = "RLHF_PEFT_CACHE"
 """Environment variable: the folder of the cache, or `off`."""
-LIMIT = "RLHF_PEFT_CACHE_GB"
-"""Environment variable: GB that the cache may take; what was used least recently goes first."""
+LIMIT_VARIABLE = "RLHF_PEFT_CACHE_GB"
+"""Environment variable: most GB that the cache may take; the entries used least recently are removed first."""
 DEFAULT_GB = 20.0
 OFF = ("off", "0", "no", "none", "false")
 ROWS, ABOUT = "rows.arrow", "entry.json"
 BATCH = 1000
-"""Rows that are written at once."""
+"""Number of rows that are written at once."""
 
-Noted = Mapping[str, Any]
+Notes = Mapping[str, Any]
 OpenSink = Callable[[], Any]
-"""Opens what an Arrow stream is written to, empty each time."""
-Write = Callable[[OpenSink], Noted]
-"""Writes rows as an Arrow stream, and returns what else is to be known of them, as JSON holds it."""
+"""Opens an empty sink for an Arrow stream."""
+Write = Callable[[OpenSink], Notes]
+"""Writes rows as an Arrow stream, and returns notes on them as a JSON object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the cache holds under one name.
+    """One entry of the cache.
 
     Attributes:
         path: its folder.
-        about: what it was made of, in words.
-        rows: how many.
+        about: description of what it was made from.
+        rows: number of rows.
         size: bytes on the disk.
-        used: when it was made or used last, in seconds since 1970.
+        used: time of its creation or last use, in seconds since 1970.
     """
 
     path: Path
@@ -70,69 +69,72 @@ class Entry:
 
 def root() -> Path | None:
     """The folder of the cache, which may not exist yet; None where it is switched off."""
-    given = os.environ.get(PLACE, "").strip()
-    if given.lower() in OFF:
+    setting = os.environ.get(FOLDER_VARIABLE, "").strip()
+    if setting.lower() in OFF:
         return None
-    if given:
-        return Path(given).expanduser()
+    if setting:
+        return Path(setting).expanduser()
     home = os.environ.get("XDG_CACHE_HOME", "").strip()
     return (Path(home).expanduser() if home else Path.home() / ".cache") / "rlhf_peft"
 
 
 def limit() -> int:
-    """Bytes that the cache may take.
+    """Most bytes that the cache may take.
 
     Raises:
         UsageError: the environment variable holds no number.
     """
-    given = os.environ.get(LIMIT, "").strip()
+    setting = os.environ.get(LIMIT_VARIABLE, "").strip()
     try:
-        return int(float(given or DEFAULT_GB) * 1e9)
+        return int(float(setting or DEFAULT_GB) * 1e9)
     except (ValueError, OverflowError) as error:
-        raise UsageError(f"{LIMIT}={given}: expected a number of GB, such as {DEFAULT_GB:g}.") from error
+        raise UsageError(
+            f"{LIMIT_VARIABLE}={setting}: expected a number of GB, such as {DEFAULT_GB:g}."
+        ) from error
 
 
 def key_of(*parts: Any) -> str | None:
-    """A digest of everything that rows depend on; None where one of the parts is None: they are not kept then.
+    """Digest of everything that rows depend on; None if the cache is off or one of the parts is None.
 
     Args:
-        parts: as JSON holds them, or functions that return them, called in this order where the cache is on.
+        parts: JSON values, or functions that return them. The functions are called in this order, and only if the
+            cache is on.
     """
     if root() is None:
         return None
-    found = []
+    values = []
     for part in parts:
         value = part() if callable(part) else part
         if value is None:
             return None
-        found.append(value)
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:40]
+        values.append(value)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def kept(
+def load_or_make(
     kind: str,
     key: str | None,
     write: Write,
     about: str = "",
     *,
-    still: Callable[[], bool] = lambda: True,
-) -> tuple[Dataset, Noted]:
-    """Rows from the cache, or else made now and put there.
+    unchanged: Callable[[], bool] = lambda: True,
+) -> tuple[Dataset, Notes]:
+    """Return rows from the cache, or make them now and store them there.
 
     Args:
-        kind: names the sort of rows.
-        key: from `key_of`; None: nothing is kept.
-        write: makes the rows; it may be called a second time where the disk is full.
-        about: what they are made of, in words.
-        still: whether the key still holds once the rows are made; else they are not kept.
+        kind: kind of the rows; the beginning of the entry's name.
+        key: result of `key_of`; None: nothing is stored.
+        write: makes the rows; it may be called a second time if the disk is full.
+        about: description of what they are made from.
+        unchanged: whether the key is still valid once the rows are made; if not, they are not stored.
 
     Returns:
-        The rows, and what `write` has returned.
+        The rows, and the notes that `write` has returned.
     """
     folder = None if key is None else root()
     if folder is not None:
-        place = folder / f"{kind}-{key}"
-        entry = _opened(place) or _made(place, write, about, still)
+        entry_folder = folder / f"{kind}-{key}"
+        entry = _open(entry_folder) or _make(entry_folder, write, about, unchanged)
         if entry is not None:
             return entry
     buffers: list[Any] = []
@@ -143,29 +145,36 @@ def kept(
         yield sink
         buffers[:] = [sink.getvalue()]
 
-    noted = write(open_sink)
-    return _dataset(buffers[0], key), noted
+    notes = write(open_sink)
+    return _dataset(buffers[0], key), notes
 
 
-def _made(place: Path, write: Write, about: str, still: Callable[[], bool]) -> tuple[Dataset, Noted] | None:
-    """An entry that is made now; None where it cannot be written, which is said."""
+def _make(
+    entry_folder: Path, write: Write, about: str, unchanged: Callable[[], bool]
+) -> tuple[Dataset, Notes] | None:
+    """Make an entry; None if it cannot be written, which is logged."""
     try:
-        if place.is_dir():
-            _remove(place)  # it could not be opened
-        with atomic.folder(place) as aside:
-            noted = write(lambda: pyarrow.OSFile(str(aside / ROWS), "wb"))
-            if not still():
+        if entry_folder.is_dir():
+            _remove(entry_folder)  # it could not be opened
+        with atomic.folder(entry_folder) as temporary_folder:
+            notes = write(lambda: pyarrow.OSFile(str(temporary_folder / ROWS), "wb"))
+            if not unchanged():
                 raise OSError(f"{about} was written to while it was read")
-            rows = pyarrow.ipc.open_stream(_mapped(aside / ROWS)).read_all().num_rows
-            info = {"about": about, "rows": rows, "bytes": (aside / ROWS).stat().st_size, "noted": noted}
-            (aside / ABOUT).write_text(json.dumps(info), encoding="utf-8")
+            rows = pyarrow.ipc.open_stream(_map_file(temporary_folder / ROWS)).read_all().num_rows
+            info = {
+                "about": about,
+                "rows": rows,
+                "bytes": (temporary_folder / ROWS).stat().st_size,
+                "noted": notes,
+            }
+            (temporary_folder / ABOUT).write_text(json.dumps(info), encoding="utf-8")
     except OSError as error:
-        entry = _opened(place)  # another process may have been faster
+        entry = _open(entry_folder)  # another process may have been faster
         if entry is None:
-            _warn(place.parent, error)
+            _warn(entry_folder.parent, error)
         return entry
-    entry = _opened(place)
-    _trim(place)
+    entry = _open(entry_folder)
+    _trim(entry_folder)
     return entry
 
 
@@ -173,7 +182,7 @@ _warned: set[str] = set()
 
 
 def _warn(folder: Path, error: OSError) -> None:
-    """Say once for each folder that nothing can be kept there."""
+    """Log once for each folder that nothing can be stored there."""
     if str(folder) not in _warned:
         _warned.add(str(folder))
         why = error.strerror or str(error)
@@ -182,22 +191,23 @@ def _warn(folder: Path, error: OSError) -> None:
         )
 
 
-def _opened(place: Path) -> tuple[Dataset, Noted] | None:
-    """An entry that is whole, which is noted as used now; None where there is none."""
+def _open(entry_folder: Path) -> tuple[Dataset, Notes] | None:
+    """Open a complete entry and mark it as used now; None if there is none."""
     try:
-        info = json.loads((place / ABOUT).read_text(encoding="utf-8"))
-        if (place / ROWS).stat().st_size != info["bytes"]:
+        info = json.loads((entry_folder / ABOUT).read_text(encoding="utf-8"))
+        if (entry_folder / ROWS).stat().st_size != info["bytes"]:
             return None
-        rows = _dataset(_mapped(place / ROWS), place.name)
-        noted = info["noted"]
+        rows = _dataset(_map_file(entry_folder / ROWS), entry_folder.name)
+        notes = info["noted"]
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
         return None
     with contextlib.suppress(OSError):
-        os.utime(place / ABOUT)
-    return rows, noted
+        os.utime(entry_folder / ABOUT)
+    return rows, notes
 
 
 def _dataset(buffer: pyarrow.Buffer, key: str | None) -> Dataset:
+    """A dataset of the rows of an Arrow stream."""
     import datasets
 
     return datasets.Dataset(pyarrow.ipc.open_stream(buffer).read_all(), fingerprint=key)
@@ -206,27 +216,28 @@ def _dataset(buffer: pyarrow.Buffer, key: str | None) -> Dataset:
 _maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
-def _mapped(file: Path) -> pyarrow.Buffer:
+def _map_file(file: Path) -> pyarrow.Buffer:
+    """Map a file into memory."""
     with file.open("rb") as handle:
-        made = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    _maps.add(made)
-    return pyarrow.py_buffer(made)
+        mapping = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    _maps.add(mapping)
+    return pyarrow.py_buffer(mapping)
 
 
 def release() -> None:
-    """Give back the memory of the rows that were read; they are read from the disk again when they are needed."""
+    """Free the memory of mapped rows that were read; they are read from the disk again when needed."""
     if hasattr(mmap, "MADV_DONTNEED"):
-        for made in list(_maps):
-            made.madvise(mmap.MADV_DONTNEED)
+        for mapping in list(_maps):
+            mapping.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager
 def batch_writer(sink: Any, features: Features) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
-    """A function that writes so many rows into an Arrow stream.
+    """Give a function that appends rows to an Arrow stream.
 
     Args:
-        sink: to write to.
-        features: the columns of all rows.
+        sink: sink of the stream.
+        features: columns of all rows.
     """
     schema = features.arrow_schema
     with pyarrow.ipc.new_stream(sink, schema) as writer:
@@ -240,25 +251,25 @@ def batch_writer(sink: Any, features: Features) -> Iterator[Callable[[Sequence[M
         yield put
 
 
-# --- what is there ---
+# --- entries ---
 
 
 def entries() -> list[Entry]:
-    """What the cache holds, the least recently used first."""
-    folder, found = root(), []
+    """All entries of the cache, the least recently used first."""
+    folder, result = root(), []
     if folder is None or not folder.is_dir():
         return []
-    for place in folder.iterdir():
+    for entry_folder in folder.iterdir():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            info = json.loads((place / ABOUT).read_text(encoding="utf-8"))
-            size = sum(file.stat().st_size for file in place.iterdir())
-            used = (place / ABOUT).stat().st_mtime
-            found.append(Entry(place, str(info["about"]), int(info["rows"]), size, used))
-    return sorted(found, key=lambda entry: entry.used)
+            info = json.loads((entry_folder / ABOUT).read_text(encoding="utf-8"))
+            size = sum(file.stat().st_size for file in entry_folder.iterdir())
+            used = (entry_folder / ABOUT).stat().st_mtime
+            result.append(Entry(entry_folder, str(info["about"]), int(info["rows"]), size, used))
+    return sorted(result, key=lambda entry: entry.used)
 
 
 def clear() -> None:
-    """Remove all entries, and what processes that were killed have left."""
+    """Remove all entries, and temporary folders that killed processes have left."""
     folder = root()
     if folder is not None and folder.is_dir():
         atomic.remove_leftovers(folder)
@@ -267,20 +278,20 @@ def clear() -> None:
 
 
 def _trim(newest: Path) -> None:
-    """Remove the least recently used entries until the others fit the limit; then the newest, if it alone does not."""
+    """Remove the least recently used entries until the cache fits its limit; the newest entry goes last."""
     with contextlib.suppress(OSError):
         atomic.remove_leftovers(newest.parent)
-    there = entries()
-    excess = sum(entry.size for entry in there) - limit()
-    for entry in sorted(there, key=lambda entry: entry.path == newest):
+    stored = entries()
+    excess = sum(entry.size for entry in stored) - limit()
+    for entry in sorted(stored, key=lambda entry: entry.path == newest):
         if excess <= 0:
             return
         _remove(entry.path)
         excess -= entry.size
 
 
-def _remove(place: Path) -> None:
-    """Remove an entry; without its JSON file it is none any more, so a process that opens it finds it or does not."""
+def _remove(entry_folder: Path) -> None:
+    """Remove an entry. Its JSON file goes first, so that no other process opens an entry that is half removed."""
     with contextlib.suppress(OSError):
-        (place / ABOUT).unlink(missing_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
+        (entry_folder / ABOUT).unlink(missing_ok=True)
+    shutil.rmtree(entry_folder, ignore_errors=True)

@@ -1,26 +1,26 @@
-"""Tool calls and the tools that are offered, in one form, whoever wrote them; nothing of them is dropped."""
+"""Brings tool calls and offered tools of different origins into one form, without dropping anything."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .json_text import loads, parsed
+from .json_text import loads, parse_column
 from .rows import BadRow
 
 MALFORMED = "with malformed tool calls"
 
 
 def tool_calls(calls: Any, call: Any, where: str) -> dict[str, Any]:
-    """`tool_calls` with their arguments as objects; an old `function_call` becomes one of them.
+    """Return `tool_calls` with their arguments as objects; an old `function_call` becomes one of them.
 
     Args:
-        calls: a list of calls, or JSON text of one.
+        calls: a list of calls, or its JSON text.
         call: an old `function_call`.
-        where: what messages call the turn.
+        where: name of the message in error messages.
 
     Raises:
-        BadRow: a call has no name, arguments that are no object, or something else that a template would not write.
+        BadRow: a call has no name, its arguments are no object, or it holds something that a template would not write.
     """
     calls, call = as_value(calls, where), as_value(call, where)
     if calls and call:
@@ -32,7 +32,7 @@ def tool_calls(calls: Any, call: Any, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(calls, list) or not all(isinstance(item, dict) for item in calls):
         raise BadRow(f"the tool calls of {where} are {kind(calls)}, expected a list of objects", MALFORMED)
-    made = []
+    result = []
     for item in calls:
         function = item.get("function", item)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -40,19 +40,23 @@ def tool_calls(calls: Any, call: Any, where: str) -> dict[str, Any]:
         check_keys(function, ("name", "arguments", "id", "type", "index"), where)
         check_keys(item, ("function", "id", "type", "index", "name", "arguments"), where)
         function = {**function, "arguments": arguments_of(function.get("arguments"), where)}
-        made.append({"type": "function", **item, "function": function} if "function" in item else function)
-    if call and "function" not in made[0]:
-        made = [{"type": "function", "function": function} for function in made]
-    return {"tool_calls": made}
+        result.append({"type": "function", **item, "function": function} if "function" in item else function)
+    if call and "function" not in result[0]:
+        result = [{"type": "function", "function": function} for function in result]
+    return {"tool_calls": result}
 
 
 def as_value(calls: Any, where: str) -> Any:
-    """Calls that stand as JSON text; others as they are."""
-    return parsed(calls, f"the tool calls of {where}") if isinstance(calls, str) and calls.strip() else calls
+    """Parse calls that are stored as JSON text; return others unchanged."""
+    return (
+        parse_column(calls, f"the tool calls of {where}")
+        if isinstance(calls, str) and calls.strip()
+        else calls
+    )
 
 
 def check_keys(call: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """BadRow where a call holds something under a key that no template writes."""
+    """Raise BadRow if a call holds a value under a key that no template writes."""
     for key, value in call.items():
         if key not in known and value not in (None, "", [], {}):
             raise BadRow(
@@ -63,30 +67,32 @@ def check_keys(call: Mapping[str, Any], known: Iterable[str], where: str) -> Non
 
 
 def arguments_of(arguments: Any, where: str) -> dict[str, Any]:
-    """Arguments of a tool call as an object; text is read as JSON, as OpenAI writes it."""
-    found = arguments
+    """Arguments of a tool call as an object; a text is parsed as JSON, which is how OpenAI writes them."""
+    value = arguments
     if isinstance(arguments, str) and arguments.strip():
         try:
-            found = loads(arguments)
+            value = loads(arguments)
         except (ValueError, RecursionError) as error:
             raise BadRow(
                 f"the arguments of a tool call of {where} are text that is not a JSON object ({str(error)[:80]})",
                 MALFORMED,
             ) from error
-    if found is None or found == "":
+    if value is None or value == "":
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise BadRow(
-            f"the arguments of a tool call of {where} are {kind(found)}, expected an object", MALFORMED
+            f"the arguments of a tool call of {where} are {kind(value)}, expected an object", MALFORMED
         )
-    return found
+    return value
 
 
-def offered(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The tools of a row, under `tools`, or as OpenAI had them before, under `functions`; None where there are none.
+def tools_in_row(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The tools that a row offers; None if there are none.
+
+    They are in the column `tools`, or in `functions`, OpenAI's older name.
 
     Raises:
-        BadRow: they are no JSON schemas, or differ under the two names.
+        BadRow: they are no JSON schemas, or differ between the two columns.
     """
     tools, functions = tools_of(row.get("tools")), row.get("functions")
     if functions in (None, "", []):
@@ -102,28 +108,28 @@ def offered(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def schema(tool: Mapping[str, Any]) -> Any:
-    """What a tool's function is."""
+    """The function part of a tool."""
     return tool.get("function", tool)
 
 
 def tools_of(value: Any, name: str = "tools") -> list[dict[str, Any]] | None:
-    """The tools of a row: a list of JSON schemas, or JSON text of one; None where there are none."""
+    """The tools in a value: a list of JSON schemas, or its JSON text; None if there are none."""
     wrong = f"with {name} of the wrong type"
     if isinstance(value, str) and value.strip():
-        value = parsed(value, name)
+        value = parse_column(value, name)
     if value is None or value == [] or value == "":
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise BadRow(f"{name} is {kind(value)}, expected a list of JSON schemas", wrong)
-    for place, tool in enumerate(value, start=1):
+    for number, tool in enumerate(value, start=1):
         function = schema(tool)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise BadRow(f"tool {place} of {name} has no function name", wrong)
+            raise BadRow(f"tool {number} of {name} has no function name", wrong)
     return value
 
 
 def kind(value: Any) -> str:
-    """What a value is, for a message."""
+    """Description of a value for a message."""
     if isinstance(value, str):
         return "text"
     return {"list": "a list", "dict": "an object"}.get(type(value).__name__, f"the value {value!r}")

@@ -1,4 +1,4 @@
-"""Guesses which column of a file is which of ours, for the hint in an error message."""
+"""Guesses which column of a file corresponds to which of ours, for the hint in an error message."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def suggest(found: Sequence[str], shapes: Sequence[tuple[str, ...]]) -> tuple[dict[str, str], bool]:
-    """The mapping to print: our column to the file's.
+def suggest(names: Sequence[str], shapes: Sequence[tuple[str, ...]]) -> tuple[dict[str, str], bool]:
+    """Propose a mapping from our columns to the file's.
 
     Args:
-        found: columns of the file.
-        shapes: sets of columns that would do, the preferred one first.
+        names: columns of the file.
+        shapes: sets of our columns that would do, the preferred one first.
 
     Returns:
-        The first shape that can be mapped whole, and True; else the one with the most guesses, `YOUR_COLUMN`
-        for the rest, and False.
+        The mapping for the first shape whose columns can all be guessed, and True; otherwise the mapping with the most
+        guesses, with `YOUR_COLUMN` for the others, and False.
     """
     best: dict[str, str] = {}
     for shape in shapes:
-        guess = guess_columns(found, shape)
+        guess = guess_columns(names, shape)
         if len(guess) == len(shape):
             return guess, True
         filled = {ours: guess.get(ours, "YOUR_COLUMN") for ours in shape}
@@ -50,46 +50,47 @@ def suggest(found: Sequence[str], shapes: Sequence[tuple[str, ...]]) -> tuple[di
 
 
 MORE = ("input", "context", "passage", "document", "background", "article")
-"""Columns that belong to a prompt which stands in another one."""
+"""Names of columns that often hold a second part of the prompt."""
 
 
-def whole_prompt(mapping: Mapping[str, str], found: Sequence[str]) -> dict[str, str | list[str]]:
-    """The mapping with what belongs to the prompt beside it, such as Alpaca's `input`."""
-    more = [name for name in found if name.lower() in MORE and name not in mapping.values()]
-    if not more or mapping.get("prompt") not in found:
+def whole_prompt(mapping: Mapping[str, str], names: Sequence[str]) -> dict[str, str | list[str]]:
+    """The mapping, with further columns that belong to the prompt joined to it, such as Alpaca's `input`."""
+    extra = [column for column in names if column.lower() in MORE and column not in mapping.values()]
+    if not extra or mapping.get("prompt") not in names:
         return dict(mapping)
-    return {**mapping, "prompt": [mapping["prompt"], *more]}
+    return {**mapping, "prompt": [mapping["prompt"], *extra]}
 
 
 def as_yaml(mapping: Mapping[str, str | Sequence[str]]) -> str:
     """A mapping as the command line takes it: `{prompt: [instruction, input], completion: output}`."""
-    written = {k: v if isinstance(v, str) else f"[{', '.join(v)}]" for k, v in mapping.items()}
-    return f"{{{', '.join(f'{ours}: {theirs}' for ours, theirs in written.items())}}}"
+    texts = {k: v if isinstance(v, str) else f"[{', '.join(v)}]" for k, v in mapping.items()}
+    return f"{{{', '.join(f'{ours}: {theirs}' for ours, theirs in texts.items())}}}"
 
 
-def guess_columns(found: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
-    """For each wanted column the most alike of those found; each is used once, weak likenesses not at all."""
-    pairs = [(ours, -place, theirs) for ours in wanted for place, theirs in enumerate(found)]
+def guess_columns(names: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
+    """For each of our columns, the most similar column of the file; each is used once, weak similarities are not."""
+    pairs = [(our_name, -index, theirs) for our_name in ours for index, theirs in enumerate(names)]
     scores = sorted(
-        ((likeness(theirs, ours), place, ours, theirs) for ours, place, theirs in pairs), reverse=True
+        ((likeness(theirs, our_name), index, our_name, theirs) for our_name, index, theirs in pairs),
+        reverse=True,
     )
     guess: dict[str, str] = {}
-    for score, _, ours, theirs in scores:
-        if score >= 0.75 and ours not in guess and theirs not in guess.values():
-            guess[ours] = theirs
-    return {ours: guess[ours] for ours in wanted if ours in guess}
+    for score, _, our_name, theirs in scores:
+        if score >= 0.75 and our_name not in guess and theirs not in guess.values():
+            guess[our_name] = theirs
+    return {our_name: guess[our_name] for our_name in ours if our_name in guess}
 
 
 def likeness(theirs: str, ours: str) -> float:
-    """From 0 to 1: 1 for our own name, a little less for another name of it or a name that holds one."""
+    """Similarity from 0 to 1: 1 for our own name, a little less for another common name or a name that contains one."""
     name = "".join(letter for letter in theirs.lower() if letter.isalnum())
     words = re.findall("[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", theirs).lower())
     best = 0.0
-    for place, other in enumerate(OTHER_NAMES[ours]):
-        near = difflib.SequenceMatcher(None, name, other).ratio()
+    for index, other in enumerate(OTHER_NAMES[ours]):
+        ratio = difflib.SequenceMatcher(None, name, other).ratio()
         if name == other:
-            near = 1.0
+            ratio = 1.0
         elif other in words or (len(other) > 3 and other in name):
-            near = 0.9
-        best = max(best, near - 0.01 * place)
+            ratio = 0.9
+        best = max(best, ratio - 0.01 * index)
     return best

@@ -1,8 +1,9 @@
-"""Conversations in one form, whoever wrote them.
+"""Brings conversations of different origins into one standard form.
 
-A conversation is a list of messages. In the one form each message has a `role` (system, developer, user, assistant
-or tool), a `content` that is text or None, and whatever else its row gave it (`tool_calls`, `reasoning_content`,
-`name`, ...). `messages_of` brings a value into this form or raises `BadRow`; nothing is dropped.
+A conversation is a list of messages. In the standard form each message has a `role` (system, developer, user,
+assistant or tool), a `content` that is text or None, and all other keys that its row gave it (`tool_calls`,
+`reasoning_content`, `name`, ...). `messages_of` brings a value into this form or raises `BadRow`; nothing is
+dropped.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ ALIASES = {
     "observation": "tool",
     "ipython": "tool",
 }
-"""Names that other formats give to the roles (ShareGPT, OpenAssistant, Gemini, Llama); letter case does not matter."""
+"""Names of the roles in other formats (ShareGPT, OpenAssistant, Gemini, Llama); letter case does not matter."""
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message that hold text beside its content."""
-MORE_SAID = (
+"""Keys of a message that hold thoughts, besides its content."""
+UNTRAINED_KEYS = (
     *("content", "value", "text", "parts", "refusal"),
     *("image", "images", "audio", "audios", "video", "videos", "file", "files", "documents"),
 )
-"""Keys of a message that say what no stage trains on."""
-PART = ("type", "text", "id", "index", "cache_control")
-"""Keys of a part of a content."""
+"""Keys of a message with further content, which no stage trains on."""
+PART_KEYS = ("type", "text", "id", "index", "cache_control")
+"""Keys that a part of a content may have."""
 
 
 def is_messages(value: Any) -> TypeGuard[Messages]:
-    """Whether a value is meant as a conversation: a list of objects, each with a role or a speaker."""
+    """Whether a value is meant as a conversation: a list of objects, each with the key `role` or `from`."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -56,42 +57,46 @@ def is_messages(value: Any) -> TypeGuard[Messages]:
 
 
 def messages_of(value: Any, name: str) -> Messages:
-    """A conversation in the one form.
+    """A conversation in the standard form.
 
     Args:
         value: a list of messages with `role` and `content`, or of ShareGPT turns with `from` and `value`.
-        name: of the column, for messages.
+        name: name of the column, for messages.
 
     Raises:
         BadRow: a role is unknown, a message has no text, or its content is not text.
     """
     if not isinstance(value, list) or not value:
         raise BadRow(f"{name} is {describe(value)}, expected messages with role and content", wrong(name))
-    return [message_of(message, f"message {place} of {name}", name) for place, message in enumerate(value, 1)]
+    return [
+        message_of(message, f"message {number} of {name}", name) for number, message in enumerate(value, 1)
+    ]
 
 
 def message_of(message: Any, where: str, name: str) -> Message:
-    """One message in the one form; BadRow where it is none, or holds what no template writes."""
+    """One message in the standard form; raises BadRow if it is no message, or holds what no template writes."""
     if not isinstance(message, dict):
         raise BadRow(f"{where} is {describe(message)}, expected an object with role and content", wrong(name))
-    speaker = "from" if message.get("role") is None and "from" in message else "role"
-    said = "value" if message.get("content") is None and "value" in message else "content"
-    role, content = message.get(speaker), content_of(message.get(said), where, name)
-    rest = {k: value for k, value in message.items() if k not in (speaker, said) and value is not None}
-    made = {"role": role_of(role, where), "content": content}
-    made |= tool_calls(rest.pop("tool_calls", None), rest.pop("function_call", None), where)
-    made |= rest
-    if made["content"] is None and not any(made.get(key) for key in ("tool_calls", *THOUGHTS)):
+    role_key = "from" if message.get("role") is None and "from" in message else "role"
+    content_key = "value" if message.get("content") is None and "value" in message else "content"
+    role, content = message.get(role_key), content_of(message.get(content_key), where, name)
+    rest = {
+        k: value for k, value in message.items() if k not in (role_key, content_key) and value is not None
+    }
+    result = {"role": role_of(role, where), "content": content}
+    result |= tool_calls(rest.pop("tool_calls", None), rest.pop("function_call", None), where)
+    result |= rest
+    if result["content"] is None and not any(result.get(key) for key in ("tool_calls", *THOUGHTS)):
         known = ", ".join(map(str, message)) or "none"
-        wanted = "value" if speaker == "from" else "content"
-        raise BadRow(f"{where} has no {wanted} (its keys: {known})", f"with an empty message in {name}")
+        missing_key = "value" if role_key == "from" else "content"
+        raise BadRow(f"{where} has no {missing_key} (its keys: {known})", f"with an empty message in {name}")
     check_rest(rest, content, where, name)
-    return made
+    return result
 
 
 def check_rest(rest: Mapping[str, Any], content: str | None, where: str, name: str) -> None:
-    """BadRow where a message says something beside its content, or is not to be trained on."""
-    for key in MORE_SAID:
+    """Raise BadRow if a message holds further content, or is marked as not to be trained on."""
+    for key in UNTRAINED_KEYS:
         if rest.get(key) not in (None, "", [], {}, content):
             raise BadRow(
                 f"{where} holds {key} beside its text; only role, text and tool calls are trained on",
@@ -108,13 +113,13 @@ def check_rest(rest: Mapping[str, Any], content: str | None, where: str, name: s
 
 
 def role_of(role: Any, where: str) -> str:
-    """The role by the name that chat templates know; BadRow for one that none knows."""
+    """The role under the name that chat templates use; raises BadRow for an unknown role."""
     name = role.strip().lower() if isinstance(role, str) else role
     name = ALIASES.get(name, name) if isinstance(name, str) else None
     if name not in ROLES:
-        given = "no role" if role is None else f"the role {role!r}"
+        problem = "no role" if role is None else f"the role {role!r}"
         raise BadRow(
-            f"{where} has {given}, expected one of {', '.join(ROLES)}",
+            f"{where} has {problem}, expected one of {', '.join(ROLES)}",
             "with an unknown role",
             "Rename the role, or remove the row",
         )
@@ -122,7 +127,7 @@ def role_of(role: Any, where: str) -> str:
 
 
 def content_of(content: Any, where: str, name: str) -> str | None:
-    """The text of a content; parts that are text are joined. BadRow for parts of another kind."""
+    """The text of a content; parts that are text are joined. Raises BadRow for parts of another type."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -136,16 +141,16 @@ def content_of(content: Any, where: str, name: str) -> str | None:
         text = part.get("text") if isinstance(part, dict) else part
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(text, str) or kind not in (None, "text", "input_text", "output_text"):
-            shown = f"of type {kind!r}" if kind is not None else f"that is {describe(part)}"
+            description = f"of type {kind!r}" if kind is not None else f"that is {describe(part)}"
             raise BadRow(
-                f"the content of {where} holds a part {shown}; only parts of text are trained on",
+                f"the content of {where} holds a part {description}; only parts of text are trained on",
                 f"with {name} that is not text alone",
             )
-        more = part if isinstance(part, dict) else {}
-        beside = [k for k, v in more.items() if k not in PART and v not in (None, "", [], {})]
-        if beside:
+        extra = part if isinstance(part, dict) else {}
+        further = [k for k, v in extra.items() if k not in PART_KEYS and v not in (None, "", [], {})]
+        if further:
             raise BadRow(
-                f"the content of {where} holds a part with {', '.join(beside)} beside its text; only text is "
+                f"the content of {where} holds a part with {', '.join(further)} beside its text; only text is "
                 "trained on",
                 f"with {name} that is not text alone",
             )
@@ -160,11 +165,11 @@ def with_system(messages: Any, system: str | None) -> Any:
     return [{"role": "system", "content": system}, *messages]
 
 
-# --- words for messages ---
+# --- descriptions for messages ---
 
 
 def describe(value: Any) -> str:
-    """What a value is, for a message."""
+    """Description of a value for a message."""
     if value is None:
         return "empty"
     if isinstance(value, str):
@@ -175,5 +180,5 @@ def describe(value: Any) -> str:
 
 
 def wrong(name: str) -> str:
-    """The kind of a bad row whose column holds a value of another type."""
+    """`BadRow.kind` of a row whose column holds a value of another type."""
     return f"with {name} of the wrong type"

@@ -1,4 +1,4 @@
-"""Rows of token ids, encoded in batches and kept on the disk, from where every later start maps them into memory."""
+"""Encodes a dataset to rows of token ids and stores them in the cache, from where later starts map them into memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .batches import Row, in_batches
 from .encode import Encoder
 from .examples import notes_of
 from .identity import encoder_identity, rows_identity
-from .progress import shown
+from .progress import with_progress
 from .rows import ROW, BadRows, numbered
 from .tokens import Steps
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 Columns = dict[str, Any]
 
-PLACE = "place"
-"""Column with the place of a row in the dataset that it was encoded from, counted from 0, where it is asked for."""
+SOURCE_INDEX = "place"
+"""Optional column with the index of a row in the dataset that it was encoded from, counted from 0."""
 
 VERSION = 1
-"""Of the code that encodes: one more whenever a row may be encoded to other ids, refused, or noted in other words."""
+"""Version of the encoding code. Increase it whenever the same row may give other ids, errors or notes."""
 
 
 def ids_and_row(*names: str, **plain: str) -> Features:
-    """Columns of token ids, columns of plain values, and the number of each row.
+    """Features of a dataset with columns of token ids, columns of plain values, and the number of each row.
 
     Args:
         names: columns of token ids.
@@ -50,52 +50,52 @@ def encode_dataset(
     what: str,
     settings: Mapping[str, Any],
 ) -> Dataset:
-    """What is made of each row, with its number; bad rows are noted, and reported once all are read.
+    """Encode each row of a dataset; bad rows are recorded, and reported once all rows are read.
 
     Args:
         dataset: the rows.
-        encoder: of the model.
-        start: the steps that make rows of token ids of a row.
-        features: of these rows.
-        bad: takes bad rows, and what was noted in others.
-        what: names these steps in the cache.
-        settings: what they depend on beside rows and encoder, as JSON holds it.
+        encoder: encoder of the model.
+        start: starts the steps that encode one row, to any number of new rows.
+        features: features of the new rows.
+        bad: collects the bad rows, and the notes on others.
+        what: name of these steps in the cache.
+        settings: JSON values that the steps depend on, besides rows and encoder.
+
+    Returns:
+        The new rows, each with the number of the row that it was made from.
 
     Raises:
         DataError: rows are bad, or none is left.
     """
 
-    def write(open_sink: cache.OpenSink) -> cache.Noted:
+    def write(open_sink: cache.OpenSink) -> cache.Notes:
         bad.reset()
         with open_sink() as sink, cache.batch_writer(sink, features) as put:
-            made: list[Columns] = []
+            encoded_rows: list[Columns] = []
             outcomes = in_batches(numbered(dataset), start, encoder)
-            place = -1
-            for outcome in shown(outcomes, what_is_done, len(dataset)):
+            source_index = -1
+            for outcome in with_progress(outcomes, description, len(dataset)):
                 if outcome.bad is not None:
                     bad.add(outcome.number, outcome.bad)
-                place += 1
-                made += [{**one, ROW: outcome.number, PLACE: place} for one in outcome.value or ()]
+                source_index += 1
+                encoded_rows += [
+                    {**values, ROW: outcome.number, SOURCE_INDEX: source_index}
+                    for values in outcome.value or ()
+                ]
                 bad.note(outcome.number, [*notes_of(outcome.row), *sorted(outcome.notes)])
-                if len(made) >= cache.BATCH:
-                    put(made)
+                if len(encoded_rows) >= cache.BATCH:
+                    put(encoded_rows)
                     cache.release()
-                    made = []
-            put(made)
+                    encoded_rows = []
+            put(encoded_rows)
         return bad.plain()
 
-    what_is_done = f"{bad.stage or bad.source}: encoding rows"
+    description = f"{bad.stage or bad.source}: encoding rows"
     policy = [bad.on_bad_row, bad.on_long_row]
-    key = cache.key_of(
-        what,
-        VERSION,
-        policy,
-        settings,
-        lambda: encoder_identity(encoder),
-        lambda: rows_identity(dataset),
-    )
-    rows, noted = cache.kept("encoded", key, write, f"{bad.source}, {what}")
+    identities = (lambda: encoder_identity(encoder), lambda: rows_identity(dataset))
+    key = cache.key_of(what, VERSION, policy, settings, *identities)
+    rows, notes = cache.load_or_make("encoded", key, write, f"{bad.source}, {what}")
     cache.release()
-    bad.take(noted)
+    bad.take(notes)
     bad.finish(len(dataset))
     return rows

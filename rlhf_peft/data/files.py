@@ -1,8 +1,8 @@
 """Readers of single files: jsonl, json, csv, tsv, txt, parquet.
 
-They give each row with its number, and say file and row when something is wrong, which a general loader
-cannot. A reader yields `(number, row)`; a row that cannot be read goes to `bad`, which decides whether it
-ends the run. Left out on purpose: compressed files; use parquet.
+Unlike a general loader, they number the rows, and errors name file and row. A reader yields `(number, row)`; a row
+that cannot be read goes to `bad`, which decides whether it ends the run. Compressed files are left out on purpose;
+use parquet.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from .cached_rows import read_through_cache
 from .json_shapes import rows_in
 from .json_text import loads
-from .kept_rows import keep_rows
 from .rows import BadRow, BadRows
 from .table import table_dataset
 
@@ -33,12 +33,12 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 
 def read_file(path: Path, source: str, bad: BadRows) -> Dataset:
-    """One file as a dataset with row numbers.
+    """Read one file as a dataset with row numbers.
 
     Args:
         path: an existing file.
-        source: what messages call it.
-        bad: takes rows that cannot be read.
+        source: name of the file in messages.
+        bad: collects rows that cannot be read.
 
     Raises:
         DataError: unknown suffix, wrong encoding, malformed content.
@@ -51,11 +51,11 @@ def read_file(path: Path, source: str, bad: BadRows) -> Dataset:
             f"{source}: a file ending in {suffix or 'nothing'} is not known. Expected one of "
             f"{', '.join(SUFFIXES)}."
         )
-    return keep_rows(path, source, bad, lambda: READERS[suffix](path, source, bad))
+    return read_through_cache(path, source, bad, lambda: READERS[suffix](path, source, bad))
 
 
 def read_parquet(path: Path, source: str) -> Dataset:
-    """A parquet file; row numbers are added by the caller."""
+    """Read a parquet file; the caller adds the row numbers."""
     import pyarrow
     import pyarrow.parquet
 
@@ -69,7 +69,7 @@ def read_parquet(path: Path, source: str) -> Dataset:
 
 
 def json_lines(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
-    """One JSON object a line; the number of a row is its line."""
+    """Read one JSON object per line; the number of a row is its line."""
     for number, line in lines_of(path, source):
         with bad.row(number):
             value = parse_json(utf8(line))
@@ -78,10 +78,10 @@ def json_lines(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
 
 
 def lines_of(path: Path, source: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file with their numbers, without the mark of UTF-8 before the first.
+    """Yield the lines of a file with their numbers, without the byte order mark of UTF-8.
 
     Raises:
-        DataError: it is UTF-16.
+        DataError: the file is UTF-16.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -92,7 +92,7 @@ def lines_of(path: Path, source: str) -> Iterator[tuple[int, bytes]]:
 
 
 def json_file(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
-    """A JSON array of objects, one object a line as many `.json` files have it, or a table in another shape."""
+    """Read a `.json` file: an array of objects, one object per line, or a table in another layout."""
     data = path.read_bytes()
     refuse_utf16(data, source)
     data = data.removeprefix(BOM)
@@ -116,20 +116,22 @@ def json_file(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
 
 
 def parse_json(text: str) -> Any:
-    """The value, or None for a blank line; BadRow where it is not JSON."""
+    """Parse a line; None for a blank line. Raises BadRow if it is not JSON."""
     if not text.strip():
         return None
     try:
         return loads(text)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise BadRow(f"malformed JSON at {place}: {error.msg}", "not JSON") from error
+        position = (
+            f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        )
+        raise BadRow(f"malformed JSON at {position}: {error.msg}", "not JSON") from error
     except (ValueError, RecursionError) as error:
         raise BadRow(f"malformed JSON: {brief(error)}", "not JSON") from error
 
 
 def expect_object(value: Any) -> dict[str, Any]:
-    """The JSON object itself, or BadRow."""
+    """The JSON object itself; raises BadRow if it is something else."""
     if not isinstance(value, dict):
         raise BadRow(
             f'expected a JSON object such as {{"prompt": ...}}, found {type(value).__name__}', "no object"
@@ -138,7 +140,7 @@ def expect_object(value: Any) -> dict[str, Any]:
 
 
 def utf8(data: bytes) -> str:
-    """Text of UTF-8 bytes, or BadRow."""
+    """Decode UTF-8; raises BadRow for other bytes."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -150,13 +152,13 @@ def utf8(data: bytes) -> str:
 
 
 def refuse_utf16(data: bytes, source: str) -> None:
-    """DataError for a UTF-16 file, which would otherwise look like many broken lines."""
+    """Raise DataError for a UTF-16 file, which would otherwise look like many broken lines."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{source}: the file is UTF-16. Save it as UTF-8.")
 
 
 def decode_table(data: bytes, source: str, bad: BadRows) -> str:
-    """Text of a table: UTF-8 with or without a mark, UTF-16 with one, else Windows-1252."""
+    """Decode a table: UTF-8 with or without a byte order mark, UTF-16 with one, else Windows-1252."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
             return data.decode("utf-16")
@@ -178,7 +180,7 @@ def decode_table(data: bytes, source: str, bad: BadRows) -> str:
 
 
 def sniff_separator(text: str) -> str:
-    """The separator that cuts the first records into the most columns, all alike; `,` where none does."""
+    """The separator that gives the first records the most columns, alike in most of them; `,` if none does."""
     best, most = ",", 1
     for separator in SEPARATORS:
         widths = []
@@ -197,7 +199,7 @@ def sniff_separator(text: str) -> str:
 
 
 def csv_rows(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
-    """Records under a header; every value is text, an empty field is empty text."""
+    """Read the records of a csv or tsv file; every value is text, and an empty field is empty text."""
     text = decode_table(path.read_bytes(), source, bad)
     separator = "\t" if path.suffix.lower() == ".tsv" else sniff_separator(text)
     bad.description = f"separator {SEPARATORS[separator]}"
@@ -205,7 +207,7 @@ def csv_rows(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
 
 
 def csv_records(text: str, separator: str, source: str, bad: BadRows) -> Iterator[Row]:
-    """The records of a text under its header."""
+    """Yield the records of a text that begins with a header."""
     limit = csv.field_size_limit(sys.maxsize >> 32)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -233,16 +235,16 @@ def csv_records(text: str, separator: str, source: str, bad: BadRows) -> Iterato
 
 
 def csv_header(record: list[str], source: str) -> list[str]:
-    """The column names; a nameless one (an index, say) gets a name."""
-    names = [name.strip() or f"column_{place}" for place, name in enumerate(record, start=1)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{source}: the header names {', '.join(twice)} twice. Rename one of them.")
+    """The column names; a column without a name (an index, for example) gets one."""
+    names = [name.strip() or f"column_{number}" for number, name in enumerate(record, start=1)]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise DataError(f"{source}: the header names {', '.join(duplicates)} twice. Rename one of them.")
     return names
 
 
 def text_lines(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
-    """Every line that is not blank, as column `text`."""
+    """Yield every line that is not blank, as column `text`."""
     for number, line in lines_of(path, source):
         with bad.row(number):
             text = utf8(line).strip("\r")
@@ -258,9 +260,9 @@ READERS: dict[str, Callable[[Path, str, BadRows], Iterator[Row]]] = {
     ".tsv": csv_rows,
     ".txt": text_lines,
 }
-"""How a file is read, by the ending of its name."""
+"""The reader for each suffix of a file name."""
 
 
 def brief(error: BaseException) -> str:
-    """What an error says, in one short line."""
+    """An error's message, in one short line."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]

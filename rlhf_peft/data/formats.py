@@ -1,4 +1,4 @@
-"""Which of TRL's dataset formats rows are in, and which of them a stage can use."""
+"""Detects which of TRL's dataset formats rows are in, and whether a stage can use it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import DataError
 from .columns import as_yaml, suggest, whole_prompt
 from .conversation import is_messages
-from .json_text import is_written
+from .json_text import is_conversation_json
 from .rows import as_text, columns_of, override
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ log = logging.getLogger("rlhf_peft")
 Kind = Literal["language_modeling", "prompt_only", "prompt_completion", "preference", "unpaired_preference"]
 Method = Literal["sft", "dpo", "kto", "reward_model", "rl"]
 
-# The first whose columns are all there is the format.
+# The format is the first one whose columns are all present.
 SHAPES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     ("preference", ("prompt", "chosen", "rejected")),
     ("preference", ("chosen", "rejected")),
@@ -32,7 +32,7 @@ SHAPES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     ("prompt_only", ("prompt",)),
 )
 
-# What each method reads; the first is what its message looks for first.
+# The formats that each method reads; an error message proposes the first one first.
 ACCEPTS: dict[Method, tuple[tuple[Kind, tuple[str, ...]], ...]] = {
     "sft": (
         ("prompt_completion", ("prompt", "completion")),
@@ -53,7 +53,7 @@ ACCEPTS: dict[Method, tuple[tuple[Kind, tuple[str, ...]], ...]] = {
     "rl": (("prompt_only", ("prompt",)), ("preference", ("chosen", "rejected"))),
 }
 
-WHO: dict[Method, str] = {
+STAGE_NAMES: dict[Method, str] = {
     "sft": "An sft stage",
     "dpo": "A preference stage",
     "kto": "A preference stage with method kto",
@@ -64,12 +64,12 @@ WHO: dict[Method, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format of TRL's.
+    """A dataset format of TRL's.
 
     Attributes:
-        kind: which.
+        kind: name of the format.
         columns: the columns that make it.
-        conversational: messages rather than plain text.
+        conversational: whether the texts are messages rather than plain text.
     """
 
     kind: Kind
@@ -83,10 +83,10 @@ class Format:
 
 
 def detect(dataset: Dataset) -> Format | None:
-    """The format of a dataset, by its columns and its first row; None where it is none."""
-    found = set(columns_of(dataset))
+    """The format of a dataset, by its columns and its first row; None if it is none of TRL's."""
+    names = set(columns_of(dataset))
     for kind, columns in SHAPES:
-        if found.issuperset(columns):
+        if names.issuperset(columns):
             return Format(kind, columns, conversational(dataset, columns))
     return None
 
@@ -96,61 +96,63 @@ def conversational(dataset: Dataset, columns: tuple[str, ...]) -> bool:
     for row in dataset.select_columns(list(columns)):
         if any(row[name] for name in columns if name != "label"):
             values = (row[name] for name in columns)
-            return columns == ("conversations",) or any(is_messages(v) or is_written(v) for v in values)
+            return columns == ("conversations",) or any(
+                is_messages(v) or is_conversation_json(v) for v in values
+            )
     return False
 
 
 def require(
-    dataset: Dataset, method: Method, source: str, *, stage: str | None = None, say: bool = True
+    dataset: Dataset, method: Method, source: str, *, stage: str | None = None, warn: bool = True
 ) -> Format:
     """The format in which a method reads a dataset.
 
     Args:
         dataset: the rows.
-        method: what is to be done with them.
-        source: what messages call the dataset.
+        method: training method that will use them.
+        source: name of the dataset in messages.
         stage: name of the stage in the recipe, for the override that the message prints.
-        say: warn of columns beside pairs that the method does not read.
+        warn: whether to warn of columns that the method does not read.
 
     Raises:
-        DataError: the columns fit none of the method's formats; says which were found, and how to map them.
+        DataError: the columns fit none of the method's formats; the message names them and says how to map them.
     """
-    found = set(columns_of(dataset))
+    names = set(columns_of(dataset))
     for kind, columns in ACCEPTS[method]:
-        if found.issuperset(columns):
-            if say:
-                warn_of_unread(found, kind, method, source)
+        if names.issuperset(columns):
+            if warn:
+                warn_of_unread(names, kind, method, source)
             return Format(kind, columns, conversational(dataset, columns))
-    raise DataError(misfit(dataset, method, source, stage))
+    raise DataError(format_error(dataset, method, source, stage))
 
 
-SAYING = (
+UNREAD_TEXT_COLUMNS = (
     *("system_prompt", "instruction", "input", "context", "history", "documents", "reasoning", "thinking"),
     *("image", "images", "video", "videos", "audio", "audios", "chat_template_kwargs"),
 )
-"""Columns that say something to a model, and that no stage reads."""
+"""Columns that look like training text, but that no stage reads."""
 
 
-def warn_of_unread(found: set[str], kind: Kind, method: Method, source: str) -> None:
-    """Warn of columns that look as if they were trained on, and are not read."""
-    saying = [name for name in SAYING if name in found]
-    if saying:
+def warn_of_unread(names: set[str], kind: Kind, method: Method, source: str) -> None:
+    """Warn of columns that look as if they were trained on, but are not read."""
+    unread = [name for name in UNREAD_TEXT_COLUMNS if name in names]
+    if unread:
         log.warning(
             "%s: not trained on, in any stage: the columns %s. Texts may be joined to a column that is, as in "
             "dataset.columns={prompt: [context, prompt]}",
             source,
-            ", ".join(saying),
+            ", ".join(unread),
         )
     if kind != "preference" or method == "rl":
         return
-    if "label" in found:
+    if "label" in names:
         log.warning(
             "%s: the column label is not read beside chosen and rejected, in any stage; the probability that the "
             "chosen answer is the better one is read from a column chosen_prob",
             source,
         )
     for name, what in (("chosen_prob", "weighs pairs by chosen_prob"), ("margin", "reads margins")):
-        if name in found and method != "reward_model":
+        if name in names and method != "reward_model":
             log.warning(
                 "%s: only a reward_model stage %s; here every chosen answer counts as the better one",
                 source,
@@ -159,22 +161,22 @@ def warn_of_unread(found: set[str], kind: Kind, method: Method, source: str) -> 
 
 
 def mappable(method: Method) -> list[tuple[str, ...]]:
-    """The sets of columns that a file's own columns can be mapped to."""
+    """The sets of columns that a file's columns can be mapped to."""
     return [columns for _, columns in ACCEPTS[method] if columns != ("conversations",)]
 
 
-def misfit(dataset: Dataset, method: Method, source: str, stage: str | None) -> str:
-    """Where, what was found, what was expected, what to type."""
-    found = columns_of(dataset)
+def format_error(dataset: Dataset, method: Method, source: str, stage: str | None) -> str:
+    """Message: the dataset, the columns that were found, those that were expected, and the override to type."""
+    names = columns_of(dataset)
     shapes = mappable(method)
     note = dataset.info.description or ""
     note = f" ({note})" if note.startswith("separator ") else ""
-    wanted = ", or ".join("+".join(columns) for columns in shapes)
-    guess, exact = suggest(found, shapes)
-    pairs = as_yaml(whole_prompt(guess, found))
+    expected = ", or ".join("+".join(columns) for columns in shapes)
+    guess, exact = suggest(names, shapes)
+    pairs = as_yaml(whole_prompt(guess, names))
     lead = "Map them" if exact else "Map them, with your own column names"
     stage = stage or {"dpo": "preference", "kto": "preference"}.get(method, method)
     return (
-        f"{source}: found columns {as_text(found)}{note}. {WHO[method]} needs {wanted}. "
+        f"{source}: found columns {as_text(names)}{note}. {STAGE_NAMES[method]} needs {expected}. "
         f"{lead}:  {override(stage, 'columns=')}'{pairs}'"
     )

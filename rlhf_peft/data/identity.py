@@ -1,4 +1,4 @@
-"""What encoded rows depend on, as digests: the rows, the tokenizer, its template, and the libraries."""
+"""Digests of everything that encoded rows depend on: the rows, the tokenizer, its template, and the libraries."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from .encode import Encoder
 
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "datasets")
-"""Another version of one of them may read, write or encode the same row in another way."""
+"""Libraries whose versions are part of the digest, since another version may encode the same row differently."""
 
 
 class _Hash(io.RawIOBase):
-    """A file whose digest alone is kept."""
+    """A file object that only hashes what is written to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Hash(io.RawIOBase):
 
 
 def rows_identity(dataset: Dataset) -> str:
-    """A digest of all values of a dataset, with the names and kinds of its columns."""
+    """Digest of all values of a dataset, with the names and types of its columns."""
     sink = _Hash()
     sink.hash.update(repr(dataset.features).encode())
     schema = dataset.features.arrow_schema.remove_metadata()
@@ -51,9 +51,10 @@ def rows_identity(dataset: Dataset) -> str:
 
 
 def encoder_identity(encoder: Encoder) -> list[Any] | None:
-    """What an encoder's ids depend on, as JSON holds it; None where that cannot be known.
+    """Everything that an encoder's ids depend on, as JSON values; None if that cannot be known.
 
-    A tokenizer in Python is a program, and so is one whose class is not of transformers: neither can be serialised.
+    It cannot be known for a tokenizer written in Python, or whose class is not part of transformers, because these
+    cannot be serialised.
     """
     tokenizer = encoder.tokenizer
     if not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
@@ -81,7 +82,7 @@ def encoder_identity(encoder: Encoder) -> list[Any] | None:
 
 
 def _serialised(tokenizer: Any) -> str:
-    """A digest of a fast tokenizer, without the padding and truncation that it was last called with."""
+    """Digest of a fast tokenizer, without the padding and truncation settings of its last call."""
     text = tokenizer.backend_tokenizer.to_str()
     head, mark, rest = text.partition('"added_tokens"')
     return hashlib.sha256((mark + rest or head).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A dataset, looked at before anything is trained on it: what it is, what is wrong with it, what it is good for."""
+"""Inspects a dataset before training: its format, its bad rows, its lengths, and what it can be used for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .encode import Encoder
 from .examples import example, notes_of
 from .formats import Format, detect
 from .load import Columns, load_rows
-from .progress import shown
+from .progress import with_progress
 from .rows import BATCH, BadRow, BadRows, columns_of, numbered
 from .tokens import Steps
 
@@ -31,9 +31,9 @@ class Bad:
     """Rows that cannot be used for one reason.
 
     Attributes:
-        count: of them.
-        first: number of the first.
-        reason: of the first, in full.
+        count: number of such rows.
+        first: number of the first of them in its file.
+        reason: the full message about the first.
     """
 
     count: int
@@ -43,26 +43,27 @@ class Bad:
 
 @dataclass
 class Inspection:
-    """What was found.
+    """The result of inspecting a dataset.
 
     Attributes:
         source: path or hub id.
-        rows: that could be read.
-        columns: as the user knows them.
-        format: of TRL's, or None where it is none.
-        notes: what reading it said: encodings, separators, rows that could not be read.
-        bad: kind to rows that can be read, and not used.
-        duplicates: rows that repeat earlier ones.
-        lengths: part ("prompt", "chosen", ...) to its lengths, in `unit`.
-        unit: tokens, or words where no model is given.
-        too_long: rows that are over the context.
-        limit: the context, in tokens; None: unknown.
-        longer_chosen: share of pairs whose chosen answer is the longer one (equal ones count half); None: no pairs.
-        advice: what suits, and the commands to paste.
-        split: which part of it was read.
-        name: of the configuration, on the hub.
-        model: that is to be trained; None: not said.
-        unread: columns that no stage but RL reads, whose rewards are given them.
+        rows: number of rows that could be read.
+        columns: names of the columns, without the column of row numbers.
+        format: the dataset format of TRL's, or None if the columns make none of them.
+        notes: messages of the reader: encodings, separators, rows that could not be read.
+        bad: for each kind of problem, the rows that can be read but not used.
+        duplicates: number of rows that repeat earlier ones.
+        lengths: for each part ("prompt", "chosen", ...), the length of each row in `unit`.
+        unit: "tokens", or "words" if no model is given.
+        too_long: number of rows that are longer than the context.
+        limit: the context length in tokens; None if unknown.
+        longer_chosen: share of pairs whose chosen answer is the longer one (equal ones count half); None without
+            pairs.
+        advice: methods that suit the dataset, and the commands to paste.
+        split: the split that was read.
+        name: name of the configuration on the hub.
+        model: the model that is to be trained; None if not given.
+        unread: columns that only the rewards of an RL stage receive.
         example: number and parts of the first usable row, as they are trained on.
     """
 
@@ -86,21 +87,21 @@ class Inspection:
     example: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def place(self) -> dict[str, str]:
-        """Where it is, as a recipe's dataset has it."""
-        there = Path(self.source).exists()
-        given = {"path": str(Path(self.source).absolute()) if there else self.source}
+    def location(self) -> dict[str, str]:
+        """The dataset's location, as a recipe's `dataset` section writes it."""
+        exists = Path(self.source).exists()
+        location = {"path": str(Path(self.source).absolute()) if exists else self.source}
         if self.name is not None:
-            given["name"] = self.name
-        return given if self.split == "train" else {**given, "split": self.split}
+            location["name"] = self.name
+        return location if self.split == "train" else {**location, "split": self.split}
 
     @property
     def usable(self) -> int:
-        """Rows that a stage could train on."""
-        return self.rows - sum(found.count for found in self.bad.values())
+        """Number of rows that a stage could train on."""
+        return self.rows - sum(problem.count for problem in self.bad.values())
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The inspection as a JSON object."""
         return {
             "source": self.source,
             "rows": self.rows,
@@ -125,10 +126,17 @@ class Inspection:
 
 
 def _summary(values: list[int]) -> dict[str, float]:
+    """Minimum, median, mean, 95th percentile and maximum of some lengths."""
     ordered = sorted(values)
-    at = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
+    quantile = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
     mean = sum(ordered) / len(ordered)
-    return {"min": ordered[0], "median": at(0.5), "mean": mean, "95 %": at(0.95), "max": ordered[-1]}
+    return {
+        "min": ordered[0],
+        "median": quantile(0.5),
+        "mean": mean,
+        "95 %": quantile(0.95),
+        "max": ordered[-1],
+    }
 
 
 def inspect(
@@ -144,65 +152,71 @@ def inspect(
 
     Args:
         source: hub id, folder or file.
-        split: which part of it.
-        name: of a configuration on the hub.
-        columns: renaming: our column to the file's.
-        model: that is to be trained, for the commands to paste.
-        encoder: of that model: lengths are in its tokens, and its context is the limit.
+        split: split to read.
+        name: name of a configuration on the hub.
+        columns: renames columns: our name to the file's.
+        model: the model that is to be trained, for the commands to paste.
+        encoder: encoder of that model; lengths are then in its tokens, and its context is the limit.
 
     Raises:
         DataError: it cannot be read at all.
     """
-    with heard() as notes:
+    with captured_log() as notes:
         rows = load_rows(path=source, name=name, split=split, columns=columns, on_bad_row="skip")
     if rows.info.description:
         notes.append(rows.info.description)
-    found = Inspection(
+    inspection = Inspection(
         source, len(rows), columns_of(rows), detect(rows), notes, split=split, name=name, model=model
     )
-    if found.format is None:
-        found.advice = mapping_hint(found, checkable_column(rows))
-        return found
-    found.unread = [name for name in found.columns if name not in (*found.format.columns, *ALSO_READ)]
-    if encoder is not None:
-        found.unit, found.limit = "tokens", encoder.max_length
-        encoder = encoder.without_limit()
-    said = BadRows(source, "skip")
-    _look_at(rows, found, found.format, encoder, said)
-    for number, bad in said.found:
-        before = found.bad.get(bad.kind, Bad(0, number, str(bad)))
-        found.bad[bad.kind] = dataclasses.replace(before, count=before.count + 1)
-    found.notes += [
-        f"{note.count:,} rows {text} (first: row {note.first:,})" for text, note in said.notes.items()
+    if inspection.format is None:
+        inspection.advice = mapping_hint(inspection, checkable_column(rows))
+        return inspection
+    inspection.unread = [
+        name for name in inspection.columns if name not in (*inspection.format.columns, *ALSO_READ)
     ]
-    found.advice = advice(found, checkable_column(rows), columns)
-    return found
+    if encoder is not None:
+        inspection.unit, inspection.limit = "tokens", encoder.max_length
+        encoder = encoder.without_limit()
+    bad_rows = BadRows(source, "skip")
+    _look_at(rows, inspection, inspection.format, encoder, bad_rows)
+    for number, bad in bad_rows.rows:
+        problem = inspection.bad.get(bad.kind, Bad(0, number, str(bad)))
+        inspection.bad[bad.kind] = dataclasses.replace(problem, count=problem.count + 1)
+    inspection.notes += [
+        f"{note.count:,} rows {text} (first: row {note.first:,})" for text, note in bad_rows.notes.items()
+    ]
+    inspection.advice = advice(inspection, checkable_column(rows), columns)
+    return inspection
 
 
-def _look_at(rows: Any, found: Inspection, format: Format, encoder: Encoder | None, said: BadRows) -> None:
-    """Count the rows that can be used, and note the others."""
-    seen: set[bytes] = set()
+def _look_at(
+    rows: Any, inspection: Inspection, format: Format, encoder: Encoder | None, bad_rows: BadRows
+) -> None:
+    """Count the rows that can be used, and record the others in `bad_rows`."""
+    seen_digests: set[bytes] = set()
     outcomes = _measured(rows, format, encoder)
-    for place, outcome in enumerate(shown(outcomes, f"{found.source}: looking at rows", len(rows))):
-        if place % BATCH == 0:
+    for index, outcome in enumerate(
+        with_progress(outcomes, f"{inspection.source}: looking at rows", len(rows))
+    ):
+        if index % BATCH == 0:
             cache.release()
         if outcome.bad is not None:
-            said.add(outcome.number, outcome.bad)
+            bad_rows.add(outcome.number, outcome.bad)
             continue
         assert outcome.value is not None
         values, parts = outcome.value
-        said.note(outcome.number, [*notes_of(outcome.row), *sorted(outcome.notes)])
+        bad_rows.note(outcome.number, [*notes_of(outcome.row), *sorted(outcome.notes)])
         digest = hashlib.blake2b(CANONICAL.encode(values).encode(), digest_size=16).digest()
-        found.duplicates += digest in seen
-        seen.add(digest)
-        if not found.example:
-            found.example = {"row": outcome.number, **_shown(values, parts, encoder)}
-        _count(found, {name: len(part) for name, part in parts.items()})
+        inspection.duplicates += digest in seen_digests
+        seen_digests.add(digest)
+        if not inspection.example:
+            inspection.example = {"row": outcome.number, **_shown(values, parts, encoder)}
+        _count(inspection, {name: len(part) for name, part in parts.items()})
     cache.release()
 
 
 def _measured(rows: Any, format: Format, encoder: Encoder | None) -> Iterator[Outcome[Any]]:
-    """Each row as an example, and its parts: their tokens, or their words where no model is given."""
+    """Each row as an example, with the tokens of its parts, or their words if no model is given."""
     if encoder is not None:
         model = encoder
 
@@ -223,30 +237,30 @@ def _measured(rows: Any, format: Format, encoder: Encoder | None) -> Iterator[Ou
 
 
 CANONICAL = json.JSONEncoder(sort_keys=True, default=str)
-"""Writes equal examples alike."""
+"""Writes equal examples as equal texts, to find duplicates."""
 ALSO_READ = ("tools", "functions", "system", "chosen_prob", "margin")
 """Columns that stages read beside those of a format."""
 
 
-def _count(found: Inspection, lengths: Mapping[str, int]) -> None:
-    """Add the lengths of a row's parts."""
+def _count(inspection: Inspection, lengths: Mapping[str, int]) -> None:
+    """Add the lengths of a row's parts to the statistics."""
     for name, length in lengths.items():
-        found.lengths.setdefault(name, []).append(length)
-    found.too_long += found.limit is not None and sum_of_longest(lengths) > found.limit
+        inspection.lengths.setdefault(name, []).append(length)
+    inspection.too_long += inspection.limit is not None and sum_of_longest(lengths) > inspection.limit
     if "chosen" in lengths:
         longer = lengths["chosen"] - lengths["rejected"]
-        pairs, before = len(found.lengths["chosen"]), found.longer_chosen or 0.0
-        found.longer_chosen = before + ((0.5 if longer == 0 else float(longer > 0)) - before) / pairs
+        pairs, share = len(inspection.lengths["chosen"]), inspection.longer_chosen or 0.0
+        inspection.longer_chosen = share + ((0.5 if longer == 0 else float(longer > 0)) - share) / pairs
 
 
 def sum_of_longest(lengths: Mapping[str, int]) -> int:
-    """Tokens of a prompt and its longest answer."""
+    """Number of tokens of a prompt and its longest answer."""
     answers = [length for name, length in lengths.items() if name != "prompt"]
     return lengths.get("prompt", 0) + max(answers, default=0)
 
 
 def _parts(values: Mapping[str, Any]) -> list[str]:
-    """The names of an example's texts."""
+    """Names of the texts of an example."""
     return [n for n in ("prompt", "completion", "chosen", "rejected", "messages", "text") if n in values]
 
 
@@ -263,32 +277,33 @@ def _tokens(values: Mapping[str, Any], encoder: Encoder) -> Steps[dict[str, list
 def _shown(
     values: Mapping[str, Any], parts: Mapping[str, list[Any]], encoder: Encoder | None
 ) -> dict[str, str]:
-    """The parts of an example as they are trained on; without a model as they are."""
+    """The parts of an example as text: decoded tokens, or without a model the texts themselves."""
     if encoder is None:
         return {name: _text_of(values[name]) for name in parts}
     return {name: encoder.tokenizer.decode(ids) for name, ids in parts.items()}
 
 
 def _text_of(value: Any) -> str:
+    """A text, or the messages of a conversation one per line."""
     return value if isinstance(value, str) else "\n".join(f"{m['role']}: {m['content'] or ''}" for m in value)
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
-    """What our log says inside, instead of on the screen."""
-    said: list[str] = []
+def captured_log() -> Iterator[list[str]]:
+    """Collect the messages of our logger inside this context, instead of printing them."""
+    messages: list[str] = []
 
-    class Keeping(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            messages.append(record.getMessage())
 
-    log, handler = logging.getLogger("rlhf_peft"), Keeping()
-    before, propagate = log.handlers[:], log.propagate
+    log, handler = logging.getLogger("rlhf_peft"), Collector()
+    handlers, propagate = log.handlers[:], log.propagate
     log.handlers[:], log.propagate = [handler], False
     try:
-        yield said
+        yield messages
     finally:
-        log.handlers[:], log.propagate = before, propagate
+        log.handlers[:], log.propagate = handlers, propagate
 
 
 def model_encoder(location: str, max_length: int | None = None, **options: Any) -> Encoder:
@@ -296,11 +311,11 @@ def model_encoder(location: str, max_length: int | None = None, **options: Any) 
 
     Args:
         location: hub id or folder.
-        max_length: longest row; None: what the model allows.
-        options: of `Encoder`.
+        max_length: most tokens of a row; None for the model's own limit.
+        options: further arguments of `Encoder`.
 
     Raises:
-        DataError: it has no tokenizer that can be read.
+        DataError: the tokenizer cannot be read.
     """
     from transformers import AutoConfig, AutoTokenizer
 

@@ -1,4 +1,8 @@
-"""The shapes in which a `.json` file holds a table, besides an array of rows and one row a line."""
+"""Reads the different layouts in which a `.json` file can hold a table.
+
+Rows as one object per line are read in `files.json_lines`; everything else (one array, several arrays, an object with
+a table inside, a table stored by column) is read here.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,27 @@ from typing import Any
 
 from ..errors import DataError
 from .conversation import is_messages
-from .json_text import once
+from .json_text import reject_duplicate_keys
 
 SPACE = " \t\r\n"
 
 
 def rows_in(text: str, source: str) -> tuple[list[Any], str]:
-    """The rows of a JSON text, and a note on its shape (empty for an array of rows).
+    """Return the rows of a JSON text, and a note on its layout.
 
-    Read are: an array of objects; several arrays or objects one after the other; an object with one table inside
-    (`{"data": [...]}`); a table by column (`{"prompt": [...], "completion": [...]}`), also as pandas writes it
-    (`{"prompt": {"0": ...}}`, or `columns` beside `data`).
+    These layouts are read: an array of objects; several arrays or objects one after the other; an object with one
+    table inside (`{"data": [...]}`); a table by column (`{"prompt": [...], "completion": [...]}`), also as pandas
+    writes it (`{"prompt": {"0": ...}}`, or `columns` beside `data`).
 
     Args:
-        text: of the whole file.
-        source: what messages call it.
+        text: text of the whole file.
+        source: name of the file in messages.
+
+    Returns:
+        The rows, and a description of the layout for a message. It is empty for an array of rows.
 
     Raises:
-        DataError: it is not JSON, or holds several tables.
+        DataError: the text is not JSON, or it holds several tables.
     """
     values = list(documents(text, source))
     if len(values) == 1 and isinstance(values[0], dict):
@@ -38,14 +45,14 @@ def rows_in(text: str, source: str) -> tuple[list[Any], str]:
 
 
 def documents(text: str, source: str) -> Iterator[Any]:
-    """The JSON values that stand one after the other in a text, with blanks or commas between them."""
-    decoder, place = json.JSONDecoder(object_pairs_hook=once), 0
-    while place < len(text):
-        if text[place] in SPACE:
-            place += 1
+    """Yield the JSON values that stand one after the other in a text, separated by blanks or commas."""
+    decoder, position = json.JSONDecoder(object_pairs_hook=reject_duplicate_keys), 0
+    while position < len(text):
+        if text[position] in SPACE:
+            position += 1
             continue
         try:
-            value, place = decoder.raw_decode(text, place)
+            value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             line, column = where(text, error.pos)
             comma = text[: error.pos].rstrip(SPACE).endswith(",") and text[error.pos :].lstrip(SPACE)[:1] in (
@@ -62,13 +69,13 @@ def documents(text: str, source: str) -> Iterator[Any]:
         yield value
 
 
-def where(text: str, place: int) -> tuple[int, int]:
-    """Line and column of a place in a text, counted from 1."""
-    return text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
+def where(text: str, position: int) -> tuple[int, int]:
+    """Return line and column of a character position, both counted from 1."""
+    return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
 
 
 def table(value: dict[str, Any], source: str) -> tuple[list[Any], str]:
-    """The rows of an object that is a table, or holds one; the object itself where it is one row."""
+    """The rows of an object that is a table or holds one; any other object is the only row."""
     if (
         {"columns", "data"} <= set(value)
         and isinstance(value["columns"], list)

@@ -1,6 +1,7 @@
 """JSON as text: in files, and in columns that hold a conversation, tools or the arguments of a call.
 
-A key that stands twice in one object is an error: Python would keep the last value and drop the first without a word.
+A key that occurs twice in one object is an error: Python's parser would keep the last value and silently drop the
+first.
 """
 
 from __future__ import annotations
@@ -11,50 +12,54 @@ from typing import Any
 
 from .rows import BadRow
 
-SPEAKERS, SAID = ("role", "from"), ("content", "value", "tool_calls", "function_call")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "tool_calls", "function_call")
 
 DEEPEST = 200
-"""Lists and objects that may stand in one another; templates and tables go through them one call inside another."""
+"""Deepest nesting of lists and objects. Templates and tables process them by recursion, so the depth is limited."""
 TOO_DEEP = f"lists and objects are nested more than {DEEPEST} deep"
 
 
-class DoubledKey(ValueError):
-    """A key stands twice in one JSON object."""
+class DuplicateKey(ValueError):
+    """A key occurs twice in one JSON object."""
 
 
 class TooDeep(ValueError):
-    """Lists and objects stand in one another more than `DEEPEST` times."""
+    """Lists and objects are nested more than `DEEPEST` deep."""
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of its pairs, for `object_pairs_hook`; DoubledKey where a key stands twice."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its key-value pairs (for `object_pairs_hook`); raises DuplicateKey if a key occurs twice."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DoubledKey(f"the key {twice[:60]!r} stands twice in one object; rename or remove one of them")
-    return made
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise DuplicateKey(
+            f"the key {duplicate[:60]!r} stands twice in one object; rename or remove one of them"
+        )
+    return result
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=once)
-"""As `json.loads` makes one for every text."""
+DECODER = json.JSONDecoder(object_pairs_hook=reject_duplicate_keys)
+"""Made once, because `json.loads` with a hook makes a new decoder for every text."""
 
 
 def loads(text: str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is not JSON, a key stands twice in one object, or it is nested too deeply.
-        RecursionError: it is nested so deeply that Python cannot read it.
+        ValueError: the text is not JSON, a key occurs twice in one object, or the nesting is too deep.
+        RecursionError: the nesting is so deep that Python cannot parse it.
     """
-    value = DECODER.decode(text) if text[:1] == "{" else json.loads(text, object_pairs_hook=once)
+    value = (
+        DECODER.decode(text) if text[:1] == "{" else json.loads(text, object_pairs_hook=reject_duplicate_keys)
+    )
     if text.count("[") + text.count("{") > DEEPEST and is_deep(value):
         raise TooDeep(TOO_DEEP)
     return value
 
 
 def is_deep(value: Any) -> bool:
-    """Whether lists and objects stand in one another more than `DEEPEST` times."""
+    """Whether lists and objects are nested more than `DEEPEST` deep."""
     level = [value]
     for _ in range(DEEPEST + 1):
         if not level:
@@ -68,11 +73,11 @@ def is_deep(value: Any) -> bool:
     return bool(level)
 
 
-def parsed(text: str, name: str) -> Any:
-    """The value of a column that holds JSON as text; BadRow where it looks like that and is not."""
+def parse_column(text: str, name: str) -> Any:
+    """Parse the value of a column that holds JSON as text; raises BadRow if it is not valid JSON."""
     try:
         return loads(text)
-    except DoubledKey as error:
+    except DuplicateKey as error:
         raise BadRow(f"{name} is JSON text in which {error}", f"with a doubled key in {name}") from error
     except (TooDeep, RecursionError) as error:
         raise BadRow(f"{name} is JSON text whose {TOO_DEEP}", "nested too deeply") from error
@@ -84,38 +89,38 @@ def parsed(text: str, name: str) -> Any:
         ) from error
 
 
-PYTHON = re.compile(r"""\s*\[?\s*\{[^{}]*'(?:role|from)'\s*:[^{}]*'(?:content|value)'\s*:""")
-"""How a conversation begins that Python wrote, not JSON."""
-BROKEN = re.compile(r"""\s*\[\s*\{\s*"(?:role|from)"\s*:\s*"[^"]*"\s*,\s*"(?:content|value)"\s*:""")
-"""How a conversation begins that JSON wrote; for text that is not JSON as a whole."""
+PYTHON_REPR = re.compile(r"""\s*\[?\s*\{[^{}]*'(?:role|from)'\s*:[^{}]*'(?:content|value)'\s*:""")
+"""The beginning of a conversation written with Python's `repr` instead of JSON."""
+BROKEN_JSON = re.compile(r"""\s*\[\s*\{\s*"(?:role|from)"\s*:\s*"[^"]*"\s*,\s*"(?:content|value)"\s*:""")
+"""The beginning of a conversation in JSON, for a text that as a whole is not valid JSON."""
 
 
 def is_turn(value: Any) -> bool:
-    """Whether a value is an object with a speaker and something said."""
+    """Whether a value is an object with a role and a content."""
     return (
         isinstance(value, dict)
-        and any(isinstance(value.get(key), str) for key in SPEAKERS)
-        and any(key in value for key in SAID)
+        and any(isinstance(value.get(key), str) for key in ROLE_KEYS)
+        and any(key in value for key in CONTENT_KEYS)
     )
 
 
-def is_written(value: Any) -> bool:
-    """Whether a value is text that was meant as a conversation, or as one turn of it.
+def is_conversation_json(value: Any) -> bool:
+    """Whether a value is text that holds a conversation, or one message of it, as JSON.
 
-    Other JSON in a text, such as an answer that is a list of objects, is text.
+    Other JSON in a text, such as an answer that is a list of objects, stays text.
     """
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return False
-    if not any(f'"{key}"' in value or f"'{key}'" in value for key in SPEAKERS):
+    if not any(f'"{key}"' in value or f"'{key}'" in value for key in ROLE_KEYS):
         return False
     try:
-        found = json.loads(value)
+        parsed = json.loads(value)
     except (ValueError, RecursionError):
-        return bool(PYTHON.match(value) or BROKEN.match(value))
-    return is_turn(found) or (isinstance(found, list) and bool(found) and all(map(is_turn, found)))
+        return bool(PYTHON_REPR.match(value) or BROKEN_JSON.match(value))
+    return is_turn(parsed) or (isinstance(parsed, list) and bool(parsed) and all(map(is_turn, parsed)))
 
 
-def unwritten(value: Any, name: str) -> Any:
-    """A conversation that stands as JSON text in its column, or as one turn alone; other values as they are."""
-    value = parsed(value, name) if is_written(value) else value
+def decode_conversation(value: Any, name: str) -> Any:
+    """Parse a conversation stored as JSON text; a single message becomes a list; other values are unchanged."""
+    value = parse_column(value, name) if is_conversation_json(value) else value
     return [value] if is_turn(value) else value

@@ -1,7 +1,7 @@
 """Datasets from the hub, folders, files and plugins, as rows with numbers.
 
-Single files go through our own readers (`files`), which name file and row when something is wrong; folders
-and the hub through `datasets`.
+Single files go through our own readers (`files`), which name file and row when something is wrong; folders and the
+hub through `datasets`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .files import SUFFIXES, brief, read_file
-from .json_text import unwritten
+from .json_text import decode_conversation
 from .rows import ROW, BadRows, OnBadRow, as_text, columns_of, override, quiet
 from .table import make_dataset
 
@@ -44,18 +44,18 @@ def load_rows(
     """The rows of a dataset, with their numbers in the column `ROW`.
 
     Args:
-        path: hub id, folder (data files, `Dataset.save_to_disk`, hub layout), or jsonl, json, csv, tsv, txt
-            or parquet file.
-        name: with `path`, the hub's configuration name; without, what messages call the loader.
-        split: split, slices and sums too: `train[:90%]`, `train[:100]+test`.
-        columns: our column to the file's, or to a list of them whose texts are joined.
-        system: system message that examples are given; refused here where the rows are plain text.
+        path: hub id, folder (data files, `Dataset.save_to_disk`, hub layout), or jsonl, json, csv, tsv, txt or
+            parquet file.
+        name: with `path`, the configuration name on the hub; without it, the loader's name in messages.
+        split: split to read; slices and sums are allowed: `train[:90%]`, `train[:100]+test`.
+        columns: renames columns: our name to the file's, or to a list of columns whose texts are joined.
+        system: system message that examples will receive; rows of plain text are refused here.
         on_bad_row: "error" or "skip", for rows that cannot be read.
-        loader: object with `rows()`, instead of a path.
+        loader: object with `rows()`, used instead of a path.
         stage: name of the stage, for the overrides that messages print.
 
     Raises:
-        DataError: missing, malformed, empty, or another split or column than there is.
+        DataError: the dataset is missing, malformed or empty, or a split or column does not exist.
     """
     source = str(path if path is not None else name or "dataset")
     bad = BadRows(source, on_bad_row, stage)
@@ -74,7 +74,7 @@ def load_rows(
 
 
 def loader_rows(loader: Any, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a registered dataset, with their numbers."""
+    """Yield the rows of a registered dataset with their numbers."""
     for number, row in enumerate(loader.rows(), start=1):
         if not isinstance(row, Mapping):
             raise DataError(
@@ -84,100 +84,102 @@ def loader_rows(loader: Any, source: str) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def read_path(path: str, name: str | None, source: str, bad: BadRows) -> dict[str, Dataset]:
-    """Every split that there is at a path, by name."""
-    place = Path(path).expanduser()
-    if place.is_file():
-        parts = read_file(place, source, bad)
-        return {"train": parts if place.suffix.lower() != ".parquet" else without_numbers(parts)}
-    if place.is_dir():
-        return read_folder(place, name, source, bad)
+    """Read every split at a path; returns them by name."""
+    local_path = Path(path).expanduser()
+    if local_path.is_file():
+        parts = read_file(local_path, source, bad)
+        return {"train": parts if local_path.suffix.lower() != ".parquet" else without_numbers(parts)}
+    if local_path.is_dir():
+        return read_folder(local_path, name, source, bad)
     if looks_local(path):
-        raise DataError(missing(place, source, bad.stage))
-    return read_hub(path, name, place)
+        raise DataError(missing(local_path, source, bad.stage))
+    return read_hub(path, name, local_path)
 
 
 def looks_local(path: str) -> bool:
-    """Whether a path that does not exist was meant as a file or folder rather than as a hub id."""
+    """Whether a path that does not exist was meant as a file or folder, not as a hub id."""
     return not HUB_ID.fullmatch(path) or path.startswith(".") or path.lower().endswith(SUFFIXES)
 
 
-def missing(place: Path, source: str, stage: str | None = None) -> str:
-    """Message for a file that is not there, with the nearest name beside it."""
-    text = f"{source}: no such file or folder (looked at {place.absolute()})"
-    folder = place.parent
+def missing(local_path: Path, source: str, stage: str | None = None) -> str:
+    """Message for a file that does not exist, with the most similar name beside it."""
+    text = f"{source}: no such file or folder (looked at {local_path.absolute()})"
+    folder = local_path.parent
     if not folder.is_dir():
         text = f"{text}; the folder {folder.absolute()} does not exist either"
         return f"{text}. Say where it is: {override(stage, 'path=...')}"
-    near = difflib.get_close_matches(place.name, sorted(item.name for item in folder.iterdir()), n=1)
+    near = difflib.get_close_matches(local_path.name, sorted(item.name for item in folder.iterdir()), n=1)
     if near:
         return f"{text}. Did you mean {folder / near[0]}?"
     return f"{text}. Say where it is: {override(stage, 'path=...')}"
 
 
-def read_folder(place: Path, name: str | None, source: str, bad: BadRows) -> dict[str, Dataset]:
-    """A folder of data files, or one that `save_to_disk` wrote."""
+def read_folder(folder: Path, name: str | None, source: str, bad: BadRows) -> dict[str, Dataset]:
+    """Read a folder of data files, or one that `save_to_disk` wrote."""
     import datasets
 
     try:
-        if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
-            return as_parts(datasets.load_from_disk(str(place)))
-        return as_parts(datasets.load_dataset(str(place), name))
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            return as_splits(datasets.load_from_disk(str(folder)))
+        return as_splits(datasets.load_dataset(str(folder), name))
     except Exception as error:  # whatever a loader of many formats may raise
-        for file in sorted(item for item in place.rglob("*") if item.suffix.lower() in SUFFIXES):
+        for file in sorted(item for item in folder.rglob("*") if item.suffix.lower() in SUFFIXES):
             read_file(file, str(file), BadRows(str(file), can_skip=False))
         raise DataError(f"{source}: the folder cannot be read as a dataset ({brief(error)}).") from error
 
 
-def read_hub(path: str, name: str | None, place: Path) -> dict[str, Dataset]:
-    """A dataset of the hub, or DataError with what to type instead."""
+def read_hub(path: str, name: str | None, local_path: Path) -> dict[str, Dataset]:
+    """Read a dataset of the hub; the DataError says what to type instead."""
     import datasets
 
     try:
-        return as_parts(datasets.load_dataset(path, name))
+        return as_splits(datasets.load_dataset(path, name))
     except Exception as error:  # network, authentication, format: anything
         offline = isinstance(error, ConnectionError | TimeoutError)
         why = "the Hugging Face hub cannot be reached" if offline else "the hub gave no dataset"
         raise DataError(
-            f"{path}: no such file or folder (looked at {place.absolute()}), and as a hub id: {why} "
-            f"({brief(error)}). Check the name, or give a local copy: path=./data/{place.name}.jsonl "
+            f"{path}: no such file or folder (looked at {local_path.absolute()}), and as a hub id: {why} "
+            f"({brief(error)}). Check the name, or give a local copy: path=./data/{local_path.name}.jsonl "
             "(jsonl, json, csv, parquet, or a folder of them)."
         ) from error
 
 
-def as_parts(loaded: Any) -> dict[str, Dataset]:
-    """Splits by name, of a dataset with or without splits."""
+def as_splits(loaded: Any) -> dict[str, Dataset]:
+    """Splits by name, for a dataset with or without splits."""
     parts = loaded if isinstance(loaded, dict) else {"train": loaded}
     return {str(key): without_numbers(value) for key, value in parts.items()}
 
 
 def without_numbers(dataset: Dataset) -> Dataset:
-    """The dataset without a column of the user's whose name is used for the numbers of rows."""
+    """The dataset without a user's column that has the reserved name `ROW`."""
     if ROW not in dataset.column_names:
         return dataset
     log.warning("the column %s is left out; its name is used for the numbers of rows", ROW)
     return dataset.remove_columns(ROW)
 
 
-def take_split(parts: dict[str, Dataset], split: str, source: str, stage: str | None = None) -> Dataset:
-    """The rows of a split, each with its number in the whole split."""
+def take_split(splits: dict[str, Dataset], split: str, source: str, stage: str | None = None) -> Dataset:
+    """The rows of a split instruction, each with its number in the whole split."""
     import datasets
 
-    sizes = {key: len(value) for key, value in parts.items()}
-    there = as_text(f"{key} ({size:,} rows)" for key, size in sizes.items())
+    sizes = {key: len(value) for key, value in splits.items()}
+    available = as_text(f"{key} ({size:,} rows)" for key, size in sizes.items())
     remedy = override(stage, "split=..." if any(sizes.values()) else "path=...")
-    there = f"{there}. Name one with rows: {remedy}"
+    available = f"{available}. Name one with rows: {remedy}"
     pieces = []
-    for key, start, stop in split_pieces(split, sizes, source, there):
-        pieces.append(with_numbers(parts[key]).select(range(start, stop) if start < stop else []))
+    for key, start, stop in split_pieces(split, sizes, source, available):
+        pieces.append(with_numbers(splits[key]).select(range(start, stop) if start < stop else []))
     rows = pieces[0] if len(pieces) == 1 else datasets.concatenate_datasets(pieces)
     if len(pieces) > 1:  # numbers of different splits may coincide
         rows = with_numbers(rows.remove_columns(ROW))
     if len(rows) == 0:
-        raise DataError(f"{source}: split {split!r} is empty. Splits: {there}")
+        raise DataError(f"{source}: split {split!r} is empty. Splits: {available}")
     return rows
 
 
-def split_pieces(split: str, sizes: Mapping[str, int], source: str, there: str) -> list[tuple[str, int, int]]:
+def split_pieces(
+    split: str, sizes: Mapping[str, int], source: str, available: str
+) -> list[tuple[str, int, int]]:
     """Name, start and stop of each part that a split instruction names."""
     import datasets
 
@@ -188,65 +190,67 @@ def split_pieces(split: str, sizes: Mapping[str, int], source: str, there: str) 
     except (ValueError, AssertionError) as error:
         unknown = "Unknown split" in str(error)
         what = "there is no such split" if unknown else "slices are written train[:90%] or train[:200]"
-        raise DataError(f"{source}: split {split!r}: {what}. Splits: {there}") from error
+        raise DataError(f"{source}: split {split!r}: {what}. Splits: {available}") from error
     return [(piece.splitname, piece.from_, piece.to) for piece in pieces]
 
 
 def with_numbers(dataset: Dataset) -> Dataset:
-    """The dataset with the column `ROW`, counted from 1 where a reader gave none."""
+    """The dataset with the column `ROW`, counted from 1 if a reader gave none."""
     if ROW in dataset.column_names:
         return dataset
     return dataset.with_format(None).add_column(ROW, list(range(1, len(dataset) + 1)))
 
 
 def rename(dataset: Dataset, columns: Columns, source: str) -> Dataset:
-    """The dataset under our column names; a column that stood under such a name gives way.
+    """Rename columns; a column that already has one of the new names is removed.
 
     Args:
         dataset: the rows.
         columns: our column to the file's, or to several whose texts are joined by an empty line.
-        source: what messages call the dataset.
+        source: name of the dataset in messages.
 
     Raises:
-        DataError: a column is not there, or one of several that are to be joined holds no text.
+        DataError: a column does not exist, or one of several that are to be joined holds no text.
     """
     import datasets
 
     if not columns:
         return dataset
-    found = columns_of(dataset)
-    taken = {ours: [theirs] if isinstance(theirs, str) else list(theirs) for ours, theirs in columns.items()}
-    for ours, theirs in taken.items():
-        check_columns(ours, theirs, found, source)
+    names = columns_of(dataset)
+    sources = {
+        ours: [theirs] if isinstance(theirs, str) else list(theirs) for ours, theirs in columns.items()
+    }
+    for ours, theirs in sources.items():
+        check_columns(ours, theirs, names, source)
     parts = []
-    for ours, theirs in taken.items():
+    for ours, theirs in sources.items():
         part = dataset.select_columns(theirs)
         if len(theirs) > 1:
-            part = joined(part, ours, source)
+            part = join_columns(part, ours, source)
         elif theirs != [ours]:
             part = part.rename_column(theirs[0], ours)
         parts.append(part)
-    gone = {*taken, *(name for theirs in taken.values() for name in theirs)}
-    parts.append(dataset.remove_columns([name for name in found if name in gone]))
+    replaced = {*sources, *(column for theirs in sources.values() for column in theirs)}
+    parts.append(dataset.remove_columns([column for column in names if column in replaced]))
     whole = datasets.concatenate_datasets(parts, axis=1)
     whole.info.description = dataset.info.description
     return whole
 
 
-def check_columns(ours: str, theirs: Sequence[str], found: Sequence[str], source: str) -> None:
-    """DataError for a column that the file does not have."""
-    for name in theirs:
-        if name not in found:
-            near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
+def check_columns(ours: str, theirs: Sequence[str], available: Sequence[str], source: str) -> None:
+    """Raise DataError for a column that the file does not have."""
+    for column in theirs:
+        if column not in available:
+            near = difflib.get_close_matches(column, available, n=1, cutoff=0.5)
             hint = f" Did you mean {{{ours}: {near[0]}}}?" if near else ""
             raise DataError(
-                f"{source}: dataset.columns maps {ours} to {name}, which is not among the columns found: "
-                f"{as_text(found)}.{hint}"
+                f"{source}: dataset.columns maps {ours} to {column}, which is not among the columns found: "
+                f"{as_text(available)}.{hint}"
             )
 
 
-def joined(dataset: Dataset, ours: str, source: str) -> Dataset:
-    """One column of the texts of all columns, with an empty line between those that are not blank."""
+def join_columns(dataset: Dataset, ours: str, source: str) -> Dataset:
+    """Join the texts of all columns into one column, with an empty line between those that are not blank."""
     import datasets
 
     texts = []
@@ -263,26 +267,28 @@ def joined(dataset: Dataset, ours: str, source: str) -> Dataset:
 
 
 def check_system(dataset: Dataset, source: str) -> None:
-    """DataError if a system message is given for rows of plain text, which have no place for it."""
+    """Raise DataError if a system message is given for rows of plain text, which have no place for it."""
     first = dataset[0]
-    held = [name for name in ("prompt", "messages", "conversations", "chosen", "rejected") if name in first]
-    if held and not any(isinstance(unwritten(first[name], name), list) for name in held):
+    columns = [
+        name for name in ("prompt", "messages", "conversations", "chosen", "rejected") if name in first
+    ]
+    if columns and not any(isinstance(decode_conversation(first[name], name), list) for name in columns):
         raise DataError(
-            f"{source}: a system message needs conversations, but column {held[0]} holds plain text. Leave "
+            f"{source}: a system message needs conversations, but column {columns[0]} holds plain text. Leave "
             'dataset.system out, or write the rows as messages: [{"role": "user", "content": ...}].'
         )
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:
-    """A dataset in two: rows to train on and rows held out; the same rows for the same seed.
+    """Split a dataset into rows to train on and rows held out; the same seed gives the same rows.
 
     Args:
         dataset: the rows.
-        fraction: part held out, at least one row unless 0.
-        seed: of the draw.
+        fraction: fraction held out; at least one row unless it is 0.
+        seed: seed of the random choice.
 
     Returns:
-        Both in the order of the dataset; None where the fraction is 0.
+        Both parts in the order of the dataset; the second is None if the fraction is 0.
 
     Raises:
         DataError: nothing would be left to train on.

@@ -1,8 +1,8 @@
-"""Whether a chat template writes everything that a conversation of some shape says, once and in its place.
+"""Checks whether a chat template writes every text of a conversation, once and in its place.
 
-Every text of a conversation and of its tools is replaced by a mark that stands nowhere else, and the marks are looked
-for in what the template writes. So the answer does not depend on what the texts are: a short one (`a`) would be found
-in any text. Conversations that are equal once they are marked have the same answer.
+Every text of a conversation and of its tools is replaced by a unique mark, and the marks are searched in the output of
+the template. So the result does not depend on the texts themselves: a short one (`a`) would be found anywhere.
+Conversations that become equal when they are marked share one result.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any
 from .conversation import THOUGHTS, Messages
 
 INSIDE = " x\n\n    "
-"""Blanks in the middle of each marked content, which a template must keep."""
+"""Blanks put into the middle of each marked content; a template must keep them."""
 
 NO_TEXT = ("role", "content", "tool_calls", "tool_call_id", "type", "index")
-"""Keys of a message whose values a template may need as they are."""
+"""Keys of a message whose values are not marked, because a template may need them."""
 ABOUT = ("id", "uuid", "message_id", "timestamp", "created", "created_at", "model", "source")
-"""Keys of a message that say nothing to a model."""
+"""Keys of a message that hold metadata, which a model need not see."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A text that was replaced.
+    """A mark that replaces a text.
 
     Attributes:
-        text: what stands in its place.
-        what: it was, in words for a message.
-        message: number of its message, counted from 0; -1 for tools.
+        text: the mark itself.
+        what: description of the replaced text, for a message.
+        message: index of its message, counted from 0; -1 for tools.
         kind: content, thought, call, key, value, tool, or other (a further key of a message).
     """
 
@@ -43,12 +43,12 @@ class Mark:
 
 @dataclass
 class Marked:
-    """A conversation whose texts are marks.
+    """A conversation whose texts are replaced by marks.
 
     Attributes:
-        messages: with marks.
-        tools: with marks.
-        marks: in the order of the conversation.
+        messages: the messages with marks.
+        tools: the tools with marks.
+        marks: all marks, in the order of the conversation.
     """
 
     messages: Messages = field(default_factory=list)
@@ -57,17 +57,17 @@ class Marked:
 
     @property
     def shape(self) -> str:
-        """The same for conversations that differ in their texts alone."""
+        """A key that is equal for conversations that differ only in their texts."""
         return json.dumps([self.messages, self.tools], default=str)
 
 
 def mark(messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> Marked:
-    """A conversation and its tools with marks in the place of their texts."""
-    made, numbers = Marked(), itertools.count()
+    """Replace the texts of a conversation and its tools by marks."""
+    marked, numbers = Marked(), itertools.count()
 
     def new(what: str, message: int, kind: str) -> str:
         text = f"zq{next(numbers)}qz"
-        made.marks.append(Mark(text, what, message, kind))
+        marked.marks.append(Mark(text, what, message, kind))
         return text
 
     def arguments(value: Any, what: str, message: int) -> Any:
@@ -107,14 +107,14 @@ def mark(messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -
             other["tool_calls"] = written
         return other
 
-    made.messages = [message(item, number) for number, item in enumerate(messages)]
+    marked.messages = [message(item, number) for number, item in enumerate(messages)]
     if tools:
-        made.tools = [_tool(tool, new) for tool in tools]
-    return made
+        marked.tools = [_tool(tool, new) for tool in tools]
+    return marked
 
 
 def _tool(tool: Mapping[str, Any], new: Any) -> dict[str, Any]:
-    """A tool with marks; names of parameters stay the same where a schema repeats them."""
+    """Replace the texts of a tool by marks; a parameter has the same mark wherever the schema repeats its name."""
     names: dict[str, str] = {}
 
     def schema(value: Any, inside: bool = False) -> Any:
@@ -122,20 +122,20 @@ def _tool(tool: Mapping[str, Any], new: Any) -> dict[str, Any]:
             return [schema(item) for item in value]
         if not isinstance(value, Mapping):
             return value
-        made: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         for key, item in value.items():
             if inside:
                 names[key] = names.get(key) or new("a parameter of a tool", -1, "tool")
-                made[names[key]] = schema(item)
+                result[names[key]] = schema(item)
             elif key == "description" and isinstance(item, str) and item.strip():
-                made[key] = new("a description of a tool", -1, "value")
+                result[key] = new("a description of a tool", -1, "value")
             elif key == "enum" and isinstance(item, list):
-                made[key] = [
+                result[key] = [
                     new("an allowed value of a tool", -1, "tool") if isinstance(i, str) else i for i in item
                 ]
             else:
-                made[key] = schema(item, inside=key in ("properties", "$defs"))
-        return made
+                result[key] = schema(item, inside=key in ("properties", "$defs"))
+        return result
 
     def renamed(value: Any) -> Any:
         if isinstance(value, list):
@@ -143,10 +143,12 @@ def _tool(tool: Mapping[str, Any], new: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             return value
         required = value.get("required")
-        made = {key: renamed(item) for key, item in value.items()}
+        result = {key: renamed(item) for key, item in value.items()}
         if isinstance(required, list):
-            made["required"] = [names.get(name, name) if isinstance(name, str) else name for name in required]
-        return made
+            result["required"] = [
+                names.get(name, name) if isinstance(name, str) else name for name in required
+            ]
+        return result
 
     function = dict(tool.get("function", tool))
     function = renamed(schema({**function, "name": None}))
@@ -155,10 +157,10 @@ def _tool(tool: Mapping[str, Any], new: Any) -> dict[str, Any]:
 
 
 def misplaced(text: str, marked: Marked) -> str | None:
-    """What a template wrote more than once, not at all, or in another place; None where all is well.
+    """Describe the first text that a template wrote twice, not at all, or in another place; None if all is well.
 
     Args:
-        text: as the template wrote the marked conversation.
+        text: output of the template for the marked conversation.
         marked: that conversation.
     """
     counts = {mark.text: text.count(mark.text) for mark in marked.marks}
@@ -181,7 +183,7 @@ def misplaced(text: str, marked: Marked) -> str | None:
 
 
 def unwritten_keys(text: str, marked: Marked) -> Iterator[str]:
-    """Further keys of messages that hold text, and that the template does not write."""
+    """Further keys of messages that hold text and that the template does not write."""
     for mark in marked.marks:
         named = mark.what == "name" and marked.messages[mark.message]["role"] == "tool"
         if mark.kind == "other" and mark.what not in ABOUT and not named and mark.text not in text:
@@ -189,17 +191,17 @@ def unwritten_keys(text: str, marked: Marked) -> Iterator[str]:
 
 
 def _earlier(messages: Messages, number: int) -> bool:
-    """Whether the user speaks again after a message of the assistant."""
+    """Whether a message of the assistant is followed by one of the user."""
     return messages[number]["role"] == "assistant" and any(m["role"] == "user" for m in messages[number:])
 
 
 def tail(head: str) -> str:
-    """The mark at the end of a content whose first mark is given."""
+    """The mark at the end of a content whose first mark is `head`."""
     return head.replace("q", "r")
 
 
 def _whole(text: str, head: str) -> bool:
-    """Whether a marked content stands in a text with its own blanks, perhaps as JSON writes them."""
+    """Whether a marked content appears in a text with its blanks, perhaps as JSON writes them."""
     inside = INSIDE
     for _ in range(3):
         if f"{head}{inside}{tail(head)}" in text:
@@ -209,20 +211,26 @@ def _whole(text: str, head: str) -> bool:
 
 
 def _moved(text: str, marked: Marked) -> str | None:
-    """The first text that stands before those of an earlier message, or a system message in an answer."""
-    place = -1
-    at = {mark: text.find(mark.text) for mark in marked.marks if mark.message >= 0 and mark.text in text}
-    contents = sorted((where, mark.message) for mark, where in at.items() if mark.kind == "content")
+    """The first text that appears before those of an earlier message, or a system message inside an answer."""
+    furthest = -1
+    position_of = {
+        mark: text.find(mark.text) for mark in marked.marks if mark.message >= 0 and mark.text in text
+    }
+    contents = sorted(
+        (position, mark.message) for mark, position in position_of.items() if mark.kind == "content"
+    )
     for number, message in enumerate(marked.messages):
-        found = {mark: where for mark, where in at.items() if mark.message == number}
+        positions = {mark: position for mark, position in position_of.items() if mark.message == number}
         if message["role"] in ("system", "developer"):  # it may stand before any question
-            for mark, where in found.items():
-                after = next((said for begin, said in contents if begin > where), number + 1)
+            for mark, position in positions.items():
+                after = next((index for begin, index in contents if begin > position), number + 1)
                 if after != number + 1 and marked.messages[after]["role"] == "assistant":
                     return f"{mark.what} stands in another place"
             continue
-        for mark, where in found.items():
-            if where < place and mark.kind in ("content", "thought", "value"):
+        for mark, position in positions.items():
+            if position < furthest and mark.kind in ("content", "thought", "value"):
                 return f"{mark.what} stands in another place"
-        place = max([place, *(where for mark, where in found.items() if mark.kind == "content")])
+        furthest = max(
+            [furthest, *(position for mark, position in positions.items() if mark.kind == "content")]
+        )
     return None

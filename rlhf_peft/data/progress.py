@@ -1,4 +1,4 @@
-"""How far a long pass over rows is: told to whoever watches, once it takes longer than a few seconds."""
+"""Reports the progress of long passes over rows to a callback, once a pass takes longer than a few seconds."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
-Watch = Callable[[str, int, int | None], None]
-"""Is told what is done with the rows, how many are done, and how many there are (None: not known)."""
+ProgressCallback = Callable[[str, int, int | None], None]
+"""Called with a description of the pass, the number of rows done, and the total number (None if not known)."""
 
 PATIENCE = 3.0
-"""Seconds after which a pass is long."""
+"""Seconds after which a pass counts as long and is reported."""
 EVERY = 0.2
 """Seconds between two reports."""
 ROWS = 100
-"""Rows between two looks at the clock."""
+"""Number of rows between two looks at the clock."""
 
-_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+_callback: ContextVar[ProgressCallback | None] = ContextVar("watch", default=None)
 
 
 @contextmanager
-def watched(watch: Watch | None) -> Iterator[None]:
-    """Tell a function how far the passes over rows inside are; None: tell nobody."""
-    token = _watch.set(watch)
+def progress_reports(callback: ProgressCallback | None) -> Iterator[None]:
+    """Report passes over rows inside this context to `callback`; None reports to nobody."""
+    token = _callback.set(callback)
     try:
         yield
     finally:
-        _watch.reset(token)
+        _callback.reset(token)
 
 
-def shown(rows: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """The rows, while it is told how many of them have been taken.
+def with_progress(rows: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield the rows, and report how many of them have been taken.
 
     Args:
-        rows: of any kind.
-        what: is done with them, in words.
-        total: how many there are; None: not known.
+        rows: rows of any kind.
+        what: description of the pass, such as "encoding rows".
+        total: number of rows; None if not known.
     """
-    watch, last, told = _watch.get(), time.monotonic() + PATIENCE - EVERY, False
+    callback, last, reported = _callback.get(), time.monotonic() + PATIENCE - EVERY, False
     done = 0
     for done, row in enumerate(rows, start=1):
         yield row
-        if watch is not None and done % ROWS == 0 and time.monotonic() - last >= EVERY:
-            watch(what, done, total)
-            last, told = time.monotonic(), True
-    if watch is not None and told:
-        watch(what, done, done)
+        if callback is not None and done % ROWS == 0 and time.monotonic() - last >= EVERY:
+            callback(what, done, total)
+            last, reported = time.monotonic(), True
+    if callback is not None and reported:
+        callback(what, done, done)

@@ -1,4 +1,4 @@
-"""Encoded prompts and preference pairs, and the stream that deals prompts out."""
+"""Encoded prompts and preference pairs, and the stream that delivers prompts in a shuffled order."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .calls import offered
+from .calls import tools_in_row
 from .encode import Encoder
-from .encoded import PLACE, Columns, encode_dataset, ids_and_row
+from .encoded import SOURCE_INDEX, Columns, encode_dataset, ids_and_row
 from .examples import example, prompt_of
 from .formats import detect
 from .rows import ROW, BadRows, OnBadRow, OnLongRow, numbered
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt.
+    """One encoded prompt.
 
     Attributes:
         ids: [P] int64.
-        columns: the dataset's row, `prompt` among them, with its system message.
+        columns: the dataset's row; `prompt` includes its system message.
         index: number of the row in its file, counted from 0.
     """
 
@@ -41,14 +41,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One preference.
+    """One encoded preference pair.
 
     Attributes:
-        chosen_ids: [T] int64, prompt, answer and end.
-        rejected_ids: [T'] int64.
+        chosen_ids: [T] int64: prompt, answer and end.
+        rejected_ids: [T'] int64: the same for the rejected answer.
         label: probability that the chosen answer is the better one.
-        margin: by how much, in reward; 0 where the dataset has none.
-        prompt_length: leading tokens that both share as their prompt.
+        margin: difference of the answers' rewards; 0 if the dataset has none.
+        prompt_length: number of leading tokens that are the shared prompt.
         index: number of the row in its file, counted from 0.
     """
 
@@ -61,12 +61,12 @@ class Pair:
 
 
 class Prompts(Sequence[Prompt]):
-    """Prompts that are read from the disk when they are asked for.
+    """A sequence of prompts that are read from the disk on access.
 
     Args:
-        encoded: a dataset of `prompt_ids`, the number of the row in its file and its `place` in `rows`.
+        encoded: a dataset with `prompt_ids`, the number of the row in its file, and its `place` (index) in `rows`.
         rows: the dataset that they were encoded from.
-        system: message that was put before conversations without one.
+        system: system message that was put before conversations that had none.
     """
 
     def __init__(self, encoded: Dataset, rows: Dataset, system: str | None) -> None:
@@ -76,37 +76,37 @@ class Prompts(Sequence[Prompt]):
         return len(self._encoded)
 
     @overload
-    def __getitem__(self, place: int) -> Prompt: ...
+    def __getitem__(self, index: int) -> Prompt: ...
 
     @overload
-    def __getitem__(self, place: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
 
-    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
         """One prompt, or a list of several."""
-        return _taken(self._read, len(self), place)
+        return _get(self._read, len(self), index)
 
     def __iter__(self) -> Iterator[Prompt]:
-        return _in_order(self._read, len(self))
+        return _iterate(self._read, len(self))
 
-    def _read(self, places: Sequence[int]) -> list[Prompt]:
-        made = self._encoded[places]
-        rows = (row for _, row in numbered(self._rows.select(made[PLACE])))
+    def _read(self, indices: Sequence[int]) -> list[Prompt]:
+        batch = self._encoded[indices]
+        rows = (row for _, row in numbered(self._rows.select(batch[SOURCE_INDEX])))
         return [
             Prompt(
                 torch.tensor(ids, dtype=torch.int64),
                 {**row, "prompt": prompt_of(row, self._system)},
                 number - 1,
             )
-            for ids, number, row in zip(made["prompt_ids"], made[ROW], rows, strict=True)
+            for ids, number, row in zip(batch["prompt_ids"], batch[ROW], rows, strict=True)
         ]
 
 
 class Pairs(Sequence[Pair]):
-    """Preference pairs that are read from the disk when they are asked for.
+    """A sequence of preference pairs that are read from the disk on access.
 
     Args:
-        encoded: a dataset of `prompt_ids`, `chosen_ids`, `rejected_ids`, `label`, `margin` and the number of the row in
-            its file.
+        encoded: a dataset with `prompt_ids`, `chosen_ids`, `rejected_ids`, `label`, `margin` and the number of the
+            row in its file.
     """
 
     def __init__(self, encoded: Dataset) -> None:
@@ -116,20 +116,20 @@ class Pairs(Sequence[Pair]):
         return len(self._encoded)
 
     @overload
-    def __getitem__(self, place: int) -> Pair: ...
+    def __getitem__(self, index: int) -> Pair: ...
 
     @overload
-    def __getitem__(self, place: slice) -> list[Pair]: ...
+    def __getitem__(self, index: slice) -> list[Pair]: ...
 
-    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
+    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
         """One pair, or a list of several."""
-        return _taken(self._read, len(self), place)
+        return _get(self._read, len(self), index)
 
     def __iter__(self) -> Iterator[Pair]:
-        return _in_order(self._read, len(self))
+        return _iterate(self._read, len(self))
 
-    def _read(self, places: Sequence[int]) -> list[Pair]:
-        made = self._encoded[places]
+    def _read(self, indices: Sequence[int]) -> list[Pair]:
+        batch = self._encoded[indices]
         names = ("prompt_ids", "chosen_ids", "rejected_ids", "label", "margin", ROW)
         return [
             Pair(
@@ -141,29 +141,31 @@ class Pairs(Sequence[Pair]):
                 number - 1,
             )
             for prompt, chosen, rejected, label, margin, number in zip(
-                *(made[name] for name in names), strict=True
+                *(batch[name] for name in names), strict=True
             )
         ]
 
 
 READ = 256
-"""Prompts or pairs that are read at once where all are gone through."""
+"""Number of prompts or pairs that are read at once during iteration."""
 
 
-def _taken(read: Any, size: int, place: int | slice) -> Any:
-    """What stands at a place of a sequence, or a list of what stands at several."""
-    if isinstance(place, slice):
-        return [item for part in _parts(range(size)[place]) for item in read(part)]
-    (item,) = read([range(size)[place]])
+def _get(read: Any, size: int, index: int | slice) -> Any:
+    """One item of a sequence, or a list of items for a slice."""
+    if isinstance(index, slice):
+        return [item for part in _chunks(range(size)[index]) for item in read(part)]
+    (item,) = read([range(size)[index]])
     return item
 
 
-def _in_order(read: Any, size: int) -> Iterator[Any]:
-    return (item for part in _parts(range(size)) for item in read(part))
+def _iterate(read: Any, size: int) -> Iterator[Any]:
+    """Iterate over all items, in chunks of `READ`."""
+    return (item for part in _chunks(range(size)) for item in read(part))
 
 
-def _parts(places: range) -> Iterator[list[int]]:
-    return (list(places[first : first + READ]) for first in range(0, len(places), READ))
+def _chunks(indices: range) -> Iterator[list[int]]:
+    """Cut a range of indices into chunks of `READ`."""
+    return (list(indices[first : first + READ]) for first in range(0, len(indices), READ))
 
 
 def encode_prompts(
@@ -176,15 +178,15 @@ def encode_prompts(
     source: str = "dataset",
     stage: str | None = None,
 ) -> Prompts:
-    """The prompts of a dataset, in its order.
+    """Encode the prompts of a dataset, in its order.
 
     Args:
         dataset: rows with `prompt`, or with `chosen` and `rejected` that share one.
-        encoder: of the model that will answer.
-        max_new_tokens: room that an answer needs after its prompt.
+        encoder: encoder of the model that will answer.
+        max_new_tokens: number of tokens that must fit after a prompt.
         on_bad_row: "error" or "skip", for rows that are empty, of the wrong type or too long.
         on_long_row: the same for rows that are too long; None: as `on_bad_row`.
-        source: what messages call the dataset.
+        source: name of the dataset in messages.
         stage: name of the stage, for the override that a message prints.
 
     Raises:
@@ -194,14 +196,14 @@ def encode_prompts(
 
     def start(row: Mapping[str, Any]) -> Steps[list[Columns]]:
         prompt = prompt_of(row, encoder.system)
-        ids = yield from encoder.prompt_steps({"prompt": prompt, "tools": offered(row)})
+        ids = yield from encoder.prompt_steps({"prompt": prompt, "tools": tools_in_row(row)})
         encoder.check_length(ids, "the prompt", max_new_tokens)
         return [{"prompt_ids": ids}]
 
-    features = ids_and_row("prompt_ids", **{PLACE: "int64"})
+    features = ids_and_row("prompt_ids", **{SOURCE_INDEX: "int64"})
     settings = {"max_new_tokens": max_new_tokens}
-    made = encode_dataset(dataset, encoder, start, features, bad, what="prompts", settings=settings)
-    return Prompts(made, dataset, encoder.system)
+    encoded = encode_dataset(dataset, encoder, start, features, bad, what="prompts", settings=settings)
+    return Prompts(encoded, dataset, encoder.system)
 
 
 def encode_pairs(
@@ -213,16 +215,17 @@ def encode_pairs(
     source: str = "dataset",
     stage: str | None = None,
 ) -> Pairs:
-    """The preference pairs of a dataset, in its order.
+    """Encode the preference pairs of a dataset, in its order.
 
-    Optional columns: `chosen_prob`, the probability that the chosen answer is the better one; `margin`, by how much.
+    Optional columns are `chosen_prob`, the probability that the chosen answer is the better one, and `margin`, the
+    difference of the answers' rewards.
 
     Args:
         dataset: rows with `chosen` and `rejected`, perhaps `prompt`.
-        encoder: of the model that will read them.
-        on_bad_row: "error" or "skip", for rows that are empty, of a wrong type, without preference, too long.
+        encoder: encoder of the model that will read them.
+        on_bad_row: "error" or "skip", for rows that are empty, of a wrong type, without preference, or too long.
         on_long_row: the same for rows that are too long, or "cut"; None: as `on_bad_row`.
-        source: what messages call the dataset.
+        source: name of the dataset in messages.
         stage: name of the stage, for the override that a message prints.
 
     Raises:
@@ -234,25 +237,25 @@ def encode_pairs(
     bad = BadRows(source, on_bad_row, stage, on_long_row=on_long_row)
 
     def start(row: Mapping[str, Any]) -> Steps[list[Columns]]:
-        made = example(row, format, system=encoder.system)
-        prompt, chosen, rejected = yield from both_answers(made, encoder)
-        label, margin = made.get("chosen_prob", 1.0), made.get("margin", 0.0)
+        encoded = example(row, format, system=encoder.system)
+        prompt, chosen, rejected = yield from both_answers(encoded, encoder)
+        label, margin = encoded.get("chosen_prob", 1.0), encoded.get("margin", 0.0)
         ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
         return [{**ids, "label": label, "margin": margin}]
 
     features = ids_and_row("prompt_ids", "chosen_ids", "rejected_ids", label="float64", margin="float64")
     settings = {"format": [format.kind, format.columns, format.conversational]}
-    made = encode_dataset(dataset, encoder, start, features, bad, what="pairs", settings=settings)
-    return Pairs(made)
+    encoded = encode_dataset(dataset, encoder, start, features, bad, what="pairs", settings=settings)
+    return Pairs(encoded)
 
 
 class PromptStream:
-    """Deals prompts out for ever, each once per epoch, in an order that depends on seed and epoch alone.
+    """Delivers prompts without end, each once per epoch, in an order that depends only on seed and epoch.
 
     Args:
-        prompts: what to deal.
-        seed: of this stream's own random numbers.
-        per_step: how many `next` gives unless told.
+        prompts: the prompts to deliver.
+        seed: seed of this stream's own random numbers.
+        per_step: number of prompts that `next` returns by default.
     """
 
     def __init__(self, prompts: Sequence[Prompt], seed: int, per_step: int = 1) -> None:
@@ -266,19 +269,19 @@ class PromptStream:
         self._order = self._permutation()
 
     def next(self, n: int | None = None) -> list[Prompt]:
-        """The next `n` prompts; an epoch that ends in the middle is followed by the next one."""
-        places = []
+        """Return the next `n` prompts; where an epoch ends, the next one begins."""
+        indices = []
         for _ in range(self.per_step if n is None else n):
             if self.position == len(self._order):
                 self.epoch += 1
                 self.position = 0
                 self._order = self._permutation()
-            places.append(self._order[self.position])
+            indices.append(self._order[self.position])
             self.position += 1
-        return [self.prompts[place] for place in places]
+        return [self.prompts[index] for index in indices]
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream stands, as JSON values."""
+        """The position of the stream, as JSON values."""
         return {
             "seed": self.seed,
             "epoch": self.epoch,
@@ -287,7 +290,11 @@ class PromptStream:
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from a state of a stream over the same prompts."""
+        """Continue from the state of a stream over the same prompts.
+
+        Raises:
+            DataError: the number of prompts has changed.
+        """
         if state["prompts"] != len(self.prompts):
             raise DataError(
                 f"cannot resume: the dataset had {state['prompts']:,} prompts, now it has "

@@ -1,8 +1,8 @@
-"""Rows of Python values into a `datasets.Dataset` that gives back exactly what they held.
+"""Makes a `datasets.Dataset` from rows of Python values that gives back exactly these values.
 
-Lists and objects are kept as JSON (`datasets.Json`), not as Arrow structs: no key is added, a value may be of another
-type than in the row before. So is a column whose plain values are of several types. A column missing from a row is
-filled with None.
+Lists and objects are stored as JSON (`datasets.Json`), not as Arrow structs: so no key is added, and a value may
+have another type than in the row before. A column whose plain values have several types is stored as JSON too. A
+column that is missing from a row is filled with None.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ Numbered = Iterable[tuple[int, dict[str, Any]]]
 
 
 def make_dataset(rows: Numbered, source: str, bad: BadRows, note: str = "") -> Dataset:
-    """The rows as a dataset with the column `ROW`, in memory.
+    """Make a dataset in memory, with the column `ROW`.
 
     Args:
         rows: number and values of each row.
-        source: what messages call the dataset.
-        bad: takes rows that cannot be used; finished here.
-        note: kept with the dataset for messages (`separator ";"`).
+        source: name of the dataset in messages.
+        bad: collects rows that cannot be used; its `finish` is called here.
+        note: description stored with the dataset, for messages (`separator ";"`).
 
     Raises:
-        DataError: rows are bad, or hold values that JSON cannot.
+        DataError: rows are bad, or hold values that JSON cannot represent.
     """
     import datasets
 
-    kept = list(checked(rows, bad))
-    bad.finish(len(kept) + len(bad.found))
-    names = list(dict.fromkeys(name for _, row in kept for name in row if name != ROW))
-    columns = {name: [row.get(name) for _, row in kept] for name in names}
-    if any(ROW in row for _, row in kept):
+    usable = list(checked(rows, bad))
+    bad.finish(len(usable) + len(bad.rows))
+    names = list(dict.fromkeys(name for _, row in usable for name in row if name != ROW))
+    columns = {name: [row.get(name) for _, row in usable] for name in names}
+    if any(ROW in row for _, row in usable):
         bad.remark(ROW_LEFT_OUT)
     with table_errors(source):
         features = {name: feature(values) for name, values in columns.items()}
-        dataset = datasets.Dataset(as_table(columns, [number for number, _ in kept], features))
+        dataset = datasets.Dataset(as_table(columns, [number for number, _ in usable], features))
     dataset.info.description = note
     return dataset
 
 
 def checked(rows: Numbered, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows that a table can hold; the others are noted."""
+    """Yield the rows that a table can hold; record the others in `bad`."""
     for number, row in rows:
         try:
             if is_deep(row):
@@ -75,8 +75,8 @@ def as_table(columns: Mapping[str, list[Any]], numbers: list[int], features: Map
 
     Args:
         columns: values by column.
-        numbers: of the rows.
-        features: how each column is kept.
+        numbers: numbers of the rows.
+        features: the feature (type) of each column.
     """
     import datasets
 
@@ -87,7 +87,7 @@ def as_table(columns: Mapping[str, list[Any]], numbers: list[int], features: Map
 
 
 def array(values: list[Any], feature: Any) -> Any:
-    """A column of Python values as `datasets` keeps it."""
+    """A column of Python values as an Arrow array of this feature."""
     import datasets
 
     if isinstance(feature, datasets.Value):
@@ -98,7 +98,7 @@ def array(values: list[Any], feature: Any) -> Any:
 
 @contextmanager
 def table_errors(source: str) -> Iterator[None]:
-    """DataError for what Arrow and `datasets` raise where a table cannot hold a value."""
+    """Turn the errors of Arrow and `datasets` for values that a table cannot hold into DataError."""
     try:
         yield
     except (RecursionError, ValueError, TypeError, OverflowError, pyarrow.ArrowException) as error:
@@ -108,7 +108,7 @@ def table_errors(source: str) -> Iterator[None]:
 
 
 def feature(values: list[Any]) -> Any:
-    """How a column is kept: plain values of one type as they are, all else as JSON."""
+    """The feature of a column: plain values of one type as they are, everything else as JSON."""
     import datasets
 
     kinds = Kinds()
@@ -126,7 +126,7 @@ PLAIN: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "flo
 
 
 class Kinds:
-    """What kinds of values a column has been seen to hold."""
+    """Records which kinds of values a column holds."""
 
     def __init__(self) -> None:
         self._types: set[type] = set()
@@ -152,7 +152,7 @@ class Kinds:
 
     @property
     def feature(self) -> Any:
-        """How the column is kept: as plain values, or as JSON."""
+        """The feature of the column: plain values, or JSON."""
         import datasets
 
         if not self.is_plain:
@@ -162,7 +162,7 @@ class Kinds:
 
 
 def check_text(value: Any) -> None:
-    """BadRow where a text holds half of a surrogate pair, which no tokenizer reads; so inside of lists and objects."""
+    """Raise BadRow if a text, even inside lists and objects, holds half of a surrogate pair (no tokenizer reads it)."""
     if isinstance(value, str):
         if value.isascii():
             return
@@ -184,13 +184,13 @@ def check_text(value: Any) -> None:
 
 
 def table_dataset(table: Any, source: str) -> Dataset:
-    """An Arrow table as a dataset; columns of a kind that `datasets` does not know are kept as JSON, or left out."""
+    """An Arrow table as a dataset; columns of types that `datasets` does not know become JSON, or are left out."""
     import datasets
 
-    made = {}
+    parts = {}
     for name in table.column_names:
         try:
-            made[name] = datasets.Dataset(table.select([name]))
+            parts[name] = datasets.Dataset(table.select([name]))
         except (ValueError, TypeError, KeyError, pyarrow.ArrowException):
             try:
                 values = table[name].to_pylist(maps_as_pydicts="lossy")
@@ -200,7 +200,7 @@ def table_dataset(table: Any, source: str) -> Dataset:
                     "%s: column %s holds a kind of values that cannot be read; it is left out", source, name
                 )
                 continue
-            made[name] = datasets.Dataset.from_dict(
+            parts[name] = datasets.Dataset.from_dict(
                 {name: values}, features=datasets.Features({name: datasets.Json()})
             )
-    return datasets.concatenate_datasets(list(made.values()), axis=1)
+    return datasets.concatenate_datasets(list(parts.values()), axis=1)

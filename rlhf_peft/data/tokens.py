@@ -1,8 +1,8 @@
-"""Texts to tokens, many texts in one call.
+"""Tokenizes texts, many of them in one call.
 
-What encodes a row is a generator: it yields the texts whose tokens it needs and is sent the tokens. So the same code
-encodes one row alone (`alone`) and thousands of rows at once (`batches.in_batches`), where one call of the tokenizer,
-which has threads of its own, answers all of them.
+Code that encodes a row is a generator: it yields the texts whose tokens it needs, and receives the tokens. So the same
+code encodes one row alone (`encode_one`) and thousands of rows at once (`batches.in_batches`), where one call of the
+tokenizer, which has threads of its own, serves all of them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ class Tokens:
     """The tokens of one text.
 
     Args:
-        ids: of the tokens.
-        tokenizer: that made them.
-        encoding: of the library `tokenizers`, which knows the place of each token; None: not known.
+        ids: token ids.
+        tokenizer: the tokenizer that made them.
+        encoding: the `Encoding` of the library `tokenizers`, which knows the position of each token in the
+            text; None if there is none.
 
     Attributes:
-        ids: of the tokens.
+        ids: token ids.
     """
 
     __slots__ = ("_encoding", "_offsets", "_tokenizer", "ids")
@@ -35,53 +36,58 @@ class Tokens:
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
-        """For each token the first letter that it stands for, and the one after its last."""
+        """For each token, the index of its first character in the text and the index after its last."""
         if self._offsets is None:
-            self._offsets = self._counted() if self._encoding is None else list(self._encoding.offsets)
+            self._offsets = (
+                self._decoded_offsets() if self._encoding is None else list(self._encoding.offsets)
+            )
         return self._offsets
 
-    def start(self, place: int) -> int:
-        """The first letter that the token at a place stands for."""
+    def start(self, index: int) -> int:
+        """Return the index of the first character of the token at `index`."""
         if self._encoding is not None and self._offsets is None:
-            span = self._encoding.token_to_chars(place)  # the offsets of all tokens would take long to copy
+            span = self._encoding.token_to_chars(index)  # the offsets of all tokens would take long to copy
             if span is not None:
                 return int(span[0])
-        return self.offsets[place][0]
+        return self.offsets[index][0]
 
-    def _counted(self) -> list[tuple[int, int]]:
-        """Offsets by the letters of what is decoded: a tokenizer in Python knows none."""
+    def _decoded_offsets(self) -> list[tuple[int, int]]:
+        """Compute offsets by decoding ever longer prefixes, for a tokenizer in Python, which gives no offsets."""
         decode = self._tokenizer.decode
-        ends = [len(decode(self.ids[: place + 1])) for place in range(len(self.ids))]
+        ends = [len(decode(self.ids[: index + 1])) for index in range(len(self.ids))]
         return list(zip([0, *ends], ends, strict=False))
 
 
 Steps = Generator[list[str], Sequence[Tokens], T]
-"""Yields texts, is sent their tokens in the same order, and returns what was to be encoded."""
+"""A generator that yields texts, receives their tokens in the same order, and returns the encoded value."""
 
 
 def tokenize(tokenizer: Any, texts: list[str]) -> list[Tokens]:
-    """The tokens of each text, without what a tokenizer puts before or after a text.
+    """Tokenize each text, without the special tokens that a tokenizer adds before or after a text.
 
     Args:
         tokenizer: a transformers tokenizer.
         texts: any number of texts.
+
+    Returns:
+        The tokens of each text, in the same order.
     """
     if not texts:
         return []
     if not tokenizer.is_fast:
-        found = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [Tokens(list(ids), tokenizer) for ids in found]
-    found = tokenizer(
+        all_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [Tokens(list(ids), tokenizer) for ids in all_ids]
+    encoded = tokenizer(
         texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
     )
     return [
         Tokens(ids, tokenizer, encoding)
-        for ids, encoding in zip(found["input_ids"], found.encodings, strict=True)
+        for ids, encoding in zip(encoded["input_ids"], encoded.encodings, strict=True)
     ]
 
 
-def alone(tokenizer: Any, steps: Steps[T]) -> T:
-    """What the steps of one row return."""
+def encode_one(tokenizer: Any, steps: Steps[T]) -> T:
+    """Run the steps of one row alone, and return their value."""
     try:
         texts = next(steps)
         while True:

@@ -1,4 +1,4 @@
-"""Datasets of token ids for TRL's trainers, which so have nothing to tokenise, cut or leave out themselves."""
+"""Datasets of token ids for TRL's trainers, which then need not tokenize, truncate or filter rows themselves."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ def for_trl(
     source: str = "dataset",
     stage: str | None = None,
 ) -> Dataset:
-    """The rows as a trainer of TRL's has them once it has prepared them.
+    """Encode rows into the columns that a prepared dataset of a TRL trainer has.
 
-    For SFT `input_ids` and `labels`; for DPO `prompt_ids`, `chosen_ids` and `rejected_ids`; for KTO `prompt_ids`,
-    `completion_ids` and `label`. Each row keeps its number in the file (`ROW`), which no trainer reads.
+    For SFT these are `input_ids` and `labels`; for DPO `prompt_ids`, `chosen_ids` and `rejected_ids`; for KTO
+    `prompt_ids`, `completion_ids` and `label`. Each row keeps its number in the file (`ROW`), which no trainer
+    reads.
 
     Args:
         dataset: rows in `format`.
-        format: what `require` found.
-        encoder: of the model.
+        format: the result of `require`.
+        encoder: encoder of the model.
         unpair: turn each preference pair into two rows with a label (for KTO).
-        completion_only: train SFT on completions alone; None: where rows have a prompt and a completion.
-        assistant_only: train SFT on what the assistant says alone, in rows of messages.
+        completion_only: train SFT on completions alone; None: only if rows have a prompt and a completion.
+        assistant_only: train SFT on the assistant's messages alone, in rows of messages.
         on_bad_row: "error" or "skip".
         on_long_row: the same for rows over the encoder's `max_length`, or "cut"; None: as `on_bad_row`.
-        source: what messages call the dataset.
+        source: name of the dataset in messages.
         stage: name of the stage, for the override that a message prints.
 
     Raises:
@@ -61,21 +62,21 @@ def for_trl(
     elif format.kind == "unpaired_preference":
         columns, names = labelled, ("prompt_ids", "completion_ids")
     else:
-        only = format.kind == "prompt_completion" if completion_only is None else completion_only
-        settings = {"only": only, "assistant": assistant_only}
+        completions = format.kind == "prompt_completion" if completion_only is None else completion_only
+        settings = {"only": completions, "assistant": assistant_only}
         columns, names = partial(demonstration, **settings), ("input_ids", "labels")
     features = ids_and_row(*names, **({"label": "bool"} if "completion_ids" in names else {}))
 
     def start(row: Mapping[str, Any]) -> Steps[list[Columns]]:
-        made = example(row, format, system=encoder.system, words=True)
-        return (yield from columns(made, encoder))
+        values = example(row, format, system=encoder.system, words=True)
+        return (yield from columns(values, encoder))
 
     settings |= {"unpair": unpair, "format": [format.kind, format.columns, format.conversational]}
     return encode_dataset(dataset, encoder, start, features, bad, what="trl", settings=settings)
 
 
 def preference(row: Mapping[str, Any], encoder: Encoder) -> Steps[list[Columns]]:
-    """A pair, as DPO has it; it knows no probabilities, so the chosen answer must be the likelier one."""
+    """A preference pair as DPO reads it. DPO knows no probabilities, so the chosen answer must be the likelier one."""
     if row.get("chosen_prob", 1.0) < 0.5:
         raise BadRow(
             f"chosen_prob={row['chosen_prob']:g} says that the rejected answer is the better one",
@@ -87,7 +88,7 @@ def preference(row: Mapping[str, Any], encoder: Encoder) -> Steps[list[Columns]]
 
 
 def both_answers(row: Mapping[str, Any], encoder: Encoder) -> Steps[tuple[list[int], list[int], list[int]]]:
-    """Ids of a pair's prompt, chosen and rejected answer; BadRow where the answers have the same."""
+    """Ids of a pair's prompt, chosen and rejected answer; raises BadRow if both answers have the same ids."""
     prompt, (chosen, rejected) = yield from encoder.answers_steps(row, "chosen", "rejected")
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same tokens", "with chosen equal to rejected")
@@ -95,7 +96,7 @@ def both_answers(row: Mapping[str, Any], encoder: Encoder) -> Steps[tuple[list[i
 
 
 def unpaired(row: Mapping[str, Any], encoder: Encoder) -> Steps[list[Columns]]:
-    """A pair as two rows with a label, as KTO has them."""
+    """A preference pair as two rows with a label, as KTO reads them."""
     (pair,) = yield from preference(row, encoder)
     return [
         {"prompt_ids": pair["prompt_ids"], "completion_ids": pair["chosen_ids"], "label": True},
@@ -104,7 +105,7 @@ def unpaired(row: Mapping[str, Any], encoder: Encoder) -> Steps[list[Columns]]:
 
 
 def labelled(row: Mapping[str, Any], encoder: Encoder) -> Steps[list[Columns]]:
-    """An answer with its label, as KTO has it."""
+    """An answer with its label, as KTO reads it."""
     prompt, (answer,) = yield from encoder.answers_steps(row, "completion")
     return [{"prompt_ids": prompt, "completion_ids": answer, "label": row["label"]}]
 
@@ -112,7 +113,7 @@ def labelled(row: Mapping[str, Any], encoder: Encoder) -> Steps[list[Columns]]:
 def demonstration(
     row: Mapping[str, Any], encoder: Encoder, only: bool, assistant: bool
 ) -> Steps[list[Columns]]:
-    """A demonstration, as SFT has it."""
+    """A demonstration, as SFT reads it."""
     tokens, trained = yield from encoder.demonstration_steps(
         row, completion_only=only, assistant_only=assistant
     )
@@ -120,5 +121,5 @@ def demonstration(
         raise BadRow("no token of it is trained on", "of which no token is trained on")
     labels = tokens
     if not all(trained):
-        labels = [token if of else IGNORED for token, of in zip(tokens, trained, strict=True)]
+        labels = [token if is_trained else IGNORED for token, is_trained in zip(tokens, trained, strict=True)]
     return [{"input_ids": tokens, "labels": labels}]

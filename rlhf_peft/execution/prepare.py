@@ -65,7 +65,7 @@ def check_data(recipe: Recipe, *, registry: Registry | None = None, encode: bool
         for source, split in sources:
             rows = read_source(source, registry, split, stage=stage.name)
             called = source.path or str(source.name)
-            found = require(rows, method, called, stage=stage.name, say=encode)
+            found = require(rows, method, called, stage=stage.name, warn=encode)
             kind = f"{'conversational ' if found.conversational else ''}{found.kind}"
             encoder = offline_encoder(recipe, source) if encode else None
             usable = None if encoder is None else usable_rows(rows, found, stage, source, encoder, registry)

@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import library_messages
 from ..atomic import FULL
-from ..data.progress import watched
+from ..data.progress import progress_reports
 from ..engine import POLICY
 from ..engine.base_spec import hardware
 from ..errors import CheckpointError, RunFolderError
@@ -120,7 +120,7 @@ class Run:
         """
         began = time.perf_counter()
         try:
-            with watched(self.reporter.rows), self.interrupts.installed():
+            with progress_reports(self.reporter.rows), self.interrupts.installed():
                 ctx = self.ctx = self._prepare()
                 for stage in self.recipe.stages[self._begin(ctx) :]:
                     self._run_stage(ctx, stage)

@@ -1,1 +1,1 @@
-"""The human in human feedback: pairs, a page to compare them on, a store of judgements, and what they come to."""
+"""Labelling: pairs of answers, a web page to compare them, a store of judgements, and their evaluation."""

@@ -1,6 +1,6 @@
-"""The page on which a person compares completions: served on this machine alone, to whoever has the link.
+"""The web page on which a person compares completions. It is served on this machine only, to whoever has the link.
 
-Which completion stands on the left is drawn for each person and pair, and nothing on the page says what wrote it.
+Which completion is on the left is random for each person and pair, and the page does not show where they come from.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .results import agreements
 from .store import Choice, Pair, Store
 
 HOSTS = ["127.0.0.1", "localhost"]
+Handler = Callable[[Request], Awaitable[Response]]
 PAGE = Path(__file__).parent / "page"
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -36,37 +37,69 @@ INSTRUCTIONS = (
     "Read the prompt and both answers, and choose the answer that you would rather have got. Take a tie where neither "
     "is better, and skip a pair that you cannot judge: it is left out."
 )
-"""What the page says where `--instructions` was not given."""
+"""The instructions on the page if `--instructions` was not given."""
 LONGEST = 10_000
-"""Characters of a note or a name; more is nobody's note."""
+"""Most characters of a note; longer notes are cut."""
 MOST_BYTES = 2**18
-"""Of what a page sends: a note, four bytes a character and each escaped, is less."""
+"""Most bytes of a request: the longest note needs less, even with four escaped bytes per character."""
 MOST_PAIRS, MOST_SECONDS = 2**53, 1e7
 
 
 def make_app(
     store: Store, token: str, title: str = "Which answer is better?", among: Sequence[int] | None = None
 ) -> Starlette:
-    """The application; everything is under `/<token>/`.
+    """The web application; every address begins with `/<token>/`.
 
     Args:
-        store: of pairs and judgements.
-        token: without which nothing is found.
-        title: of the page.
-        among: numbers of the pairs that are shown; None: all.
+        store: store of pairs and judgements.
+        token: secret part of every address; a request without it gets status 404.
+        title: title of the page.
+        among: numbers of the pairs to show; None: all.
     """
+    handlers = _Handlers(store, token, _page(title, store.instructions or INSTRUCTIONS), among)
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
+    return Starlette(routes=handlers.routes(), middleware=[hosts])
+
+
+def _page(title: str, instructions: str) -> str:
+    """The HTML of the page, with its styles and scripts inside."""
     page = (PAGE / "label.html").read_text(encoding="utf-8")
     page = page.replace("/*css*/", (PAGE / "label.css").read_text(encoding="utf-8"))
     page = page.replace("/*js*/", (PAGE / "label.js").read_text(encoding="utf-8"))
     page = page.replace("{{title}}", html.escape(title))
-    page = page.replace("{{instructions}}", html.escape(store.instructions or INSTRUCTIONS))
+    return page.replace("{{instructions}}", html.escape(instructions))
 
-    def guarded(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+
+class _Handlers:
+    """Handlers of the page's requests.
+
+    Args:
+        store: store of pairs and judgements.
+        token: secret part of every address.
+        page: HTML of the page.
+        among: numbers of the pairs to show; None: all.
+    """
+
+    def __init__(self, store: Store, token: str, page: str, among: Sequence[int] | None) -> None:
+        self.store, self.token, self.page, self.among = store, token, page, among
+
+    def routes(self) -> list[Route]:
+        """All addresses with their handlers."""
+        return [
+            Route("/{token}/", self.guarded(self.show_page)),
+            Route("/{token}/next", self.guarded(self.next_pair)),
+            Route("/{token}/judge", self.guarded(self.judge), methods=["POST"]),
+            Route("/{token}/undo", self.guarded(self.undo), methods=["POST"]),
+        ]
+
+    def guarded(self, handler: Handler) -> Handler:
+        """A handler that first checks the token, and turns errors into responses."""
+
         async def handle(request: Request) -> Response:
-            if not secrets.compare_digest(request.path_params["token"].encode(), token.encode()):
+            if not secrets.compare_digest(request.path_params["token"].encode(), self.token.encode()):
                 return Response("not found", 404)
             try:
-                response = await answer(request)
+                response = await handler(request)
             except _TooLarge:
                 # The rest of the body is not read, so nothing else can come over this connection.
                 response = JSONResponse({"error": f"more than {MOST_BYTES:,} bytes"}, 413)
@@ -78,78 +111,83 @@ def make_app(
 
         return handle
 
-    def shown(annotator: str, pair: Pair | None) -> dict[str, Any]:
-        done, every = store.progress(annotator, among)
-        known: dict[str, Any] = {"pair": None, "done": done, "all": every}
-        if pair is None:
-            return {**known, "agreement": _agreement(store, annotator)}
-        left, right = (pair.b, pair.a) if swapped(annotator, pair.id) else (pair.a, pair.b)
-        return {**known, "pair": pair.id, "prompt": pair.prompt, "left": left, "right": right}
+    async def show_page(self, request: Request) -> Response:
+        """The page itself."""
+        return HTMLResponse(self.page)
 
-    async def show(request: Request) -> Response:
-        return HTMLResponse(page)
+    async def next_pair(self, request: Request) -> Response:
+        """The pair that this annotator should judge next."""
+        return self._next(_name(request.query_params.get("annotator")))
 
-    async def following(request: Request) -> Response:
-        annotator = _name(request.query_params.get("annotator"))
-        return JSONResponse(shown(annotator, store.next(annotator, among)))
-
-    async def judge(request: Request) -> Response:
-        said = await _json(request)
-        annotator, number = _name(said.get("annotator")), _within(said["pair"], "pair", MOST_PAIRS)
+    async def judge(self, request: Request) -> Response:
+        """Save a judgement, and answer with the next pair."""
+        data = await _json(request)
+        annotator, number = _name(data.get("annotator")), _within(data["pair"], "pair", MOST_PAIRS)
         if number != int(number):
             raise ValueError("pair is no whole number")
         number = int(number)
-        pair = store.pair(number)
-        if pair is None:
+        if self.store.pair(number) is None:
             raise ValueError(f"there is no pair {number}")
-        choice = _choice(str(said["choice"]), swapped(annotator, number))
-        note = str(said.get("note", ""))[:LONGEST]
-        store.judge(
-            number, annotator, choice, note, float(_within(said.get("seconds"), "seconds", MOST_SECONDS))
-        )
-        return JSONResponse(shown(annotator, store.next(annotator, among)))
+        choice = _choice(str(data["choice"]), swapped(annotator, number))
+        note = str(data.get("note", ""))[:LONGEST]
+        seconds = float(_within(data.get("seconds"), "seconds", MOST_SECONDS))
+        self.store.judge(number, annotator, choice, note, seconds)
+        return self._next(annotator)
 
-    async def undo(request: Request) -> Response:
+    async def undo(self, request: Request) -> Response:
+        """Take the annotator's last judgement back, and show its pair again."""
         annotator = _name((await _json(request)).get("annotator"))
-        before = store.undo(annotator)
-        pair = store.next(annotator, among) if before is None else store.pair(before.pair)
-        note = "" if before is None else before.note
-        return JSONResponse({**shown(annotator, pair), "note": note})
+        judgement = self.store.undo(annotator)
+        if judgement is None:
+            pair, note = self.store.next(annotator, self.among), ""
+        else:
+            pair, note = self.store.pair(judgement.pair), judgement.note
+        return JSONResponse({**self._state(annotator, pair), "note": note})
 
-    routes = [
-        Route("/{token}/", guarded(show)),
-        Route("/{token}/next", guarded(following)),
-        Route("/{token}/judge", guarded(judge), methods=["POST"]),
-        Route("/{token}/undo", guarded(undo), methods=["POST"]),
-    ]
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)])
+    def _next(self, annotator: str) -> Response:
+        return JSONResponse(self._state(annotator, self.store.next(annotator, self.among)))
+
+    def _state(self, annotator: str, pair: Pair | None) -> dict[str, Any]:
+        """What the page shows: progress and a pair, or the agreement with others if no pair is left."""
+        done, total = self.store.progress(annotator, self.among)
+        state: dict[str, Any] = {"pair": None, "done": done, "all": total}
+        if pair is None:
+            return {**state, "agreement": _agreement(self.store, annotator)}
+        left, right = (pair.b, pair.a) if swapped(annotator, pair.id) else (pair.a, pair.b)
+        return {**state, "pair": pair.id, "prompt": pair.prompt, "left": left, "right": right}
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    # Only a page of this origin can send this type without being asked by the browser first.
+    # For this content type a browser lets a page of another origin send a request only after a preflight request.
+    """The JSON object in a request's body.
+
+    Raises:
+        ValueError: the body is of another type, or is no JSON object.
+        _TooLarge: the body is too large.
+    """
     if request.headers.get("content-type", "").split(";")[0] != "application/json":
         raise ValueError("expected JSON")
     try:
-        said = json.loads(await _body(request), parse_constant=_no_number)
+        data = json.loads(await _body(request), parse_constant=_no_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(said, dict):
+    if not isinstance(data, dict):
         raise ValueError("expected an object")
-    return said
+    return data
 
 
 class _TooLarge(Exception):
-    """A body holds more than any judgement."""
+    """A request's body is larger than any judgement."""
 
 
 async def _body(request: Request) -> bytes:
-    """The body, of which no more is read than a judgement can hold.
+    """Read a request's body, but no more than a judgement can need.
 
     Raises:
-        _TooLarge: it is larger.
+        _TooLarge: the body is larger.
     """
-    told = request.headers.get("content-length", "0")
-    if not told.isdecimal() or int(told[:20]) > MOST_BYTES:
+    declared_length = request.headers.get("content-length", "0")
+    if not declared_length.isdecimal() or int(declared_length[:20]) > MOST_BYTES:
         raise _TooLarge
     body = b""
     async for chunk in request.stream():
@@ -160,6 +198,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _no_number(text: str) -> float:
+    """Refuse NaN and infinity, which are no JSON."""
     raise ValueError(f"{text} is no number of JSON")
 
 
@@ -167,7 +206,7 @@ def _within(value: Any, name: str, most: float) -> float:
     """A number from 0 to `most`; None counts as 0.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is no such number.
     """
     number = 0 if value is None else value
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:
@@ -176,6 +215,7 @@ def _within(value: Any, name: str, most: float) -> float:
 
 
 def _name(value: Any) -> str:
+    """The name of an annotator, at most 100 characters."""
     name = str(value or "").strip()[:100]
     if not name:
         raise ValueError("say who you are")
@@ -183,20 +223,21 @@ def _name(value: Any) -> str:
 
 
 def swapped(annotator: str, pair: int) -> bool:
-    """Whether b stands on the left for this person: the same each time, and even over pairs."""
+    """Whether completion b is on the left for this person: fixed for each pair, and balanced over pairs."""
     return bool(hashlib.sha256(f"{annotator}/{pair}".encode()).digest()[0] & 1)
 
 
 def _choice(side: str, swap: bool) -> Choice:
-    known = {"left": "b" if swap else "a", "right": "a" if swap else "b", "tie": "tie", "skip": "skip"}
-    if side not in known:
-        raise ValueError(f"{side!r} is none of {', '.join(known)}")
-    return cast(Choice, known[side])
+    """The choice in terms of a and b, from the side on the page."""
+    choices = {"left": "b" if swap else "a", "right": "a" if swap else "b", "tie": "tie", "skip": "skip"}
+    if side not in choices:
+        raise ValueError(f"{side!r} is none of {', '.join(choices)}")
+    return cast(Choice, choices[side])
 
 
 def _agreement(store: Store, annotator: str) -> list[dict[str, Any]]:
-    """With each of the others who judged a pair in common."""
-    found = [agreed for agreed in agreements(store.judgements()) if annotator in agreed.people]
+    """The annotator's agreement with each other person who judged some of the same pairs."""
+    with_others = [one for one in agreements(store.judgements()) if annotator in one.people]
     return [
         {
             "with": next(who for who in a.people if who != annotator),
@@ -204,5 +245,5 @@ def _agreement(store: Store, annotator: str) -> list[dict[str, Any]]:
             "agreed": a.agreed,
             "kappa": a.kappa,
         }
-        for a in found
+        for a in with_others
     ]

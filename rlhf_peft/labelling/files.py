@@ -1,4 +1,4 @@
-"""Pairs from a file, and preferences into one."""
+"""Reads pairs from a file, and writes preferences to one."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ NAMES = (("chosen", "rejected"), ("a", "b"), ("completion_a", "completion_b"), (
 
 
 def from_file(path: str, split: str = "train") -> list[Pair]:
-    """Pairs of a dataset: two completions under one of several names, and `prompt` or a beginning that both share.
+    """Read pairs from a dataset.
 
-    Rows that hold no pair are passed over, with a warning.
+    The two completions are in columns under one of several pairs of names. The prompt is in the column `prompt`, or
+    is the beginning that both completions share. Rows that hold no pair are skipped, with a warning.
 
     Raises:
-        DataError: it has no such columns, holds no pair, or cannot be read.
+        DataError: the dataset has no such columns, holds no pair, or cannot be read.
     """
     rows = load_rows(path=path, split=split)
-    found = columns_of(rows)
-    names = next((pair for pair in NAMES if set(pair) <= set(found)), None)
-    if names is None or ("prompt" not in found and names != NAMES[0]):
-        wanted = " or ".join("+".join(("prompt", *pair)) for pair in NAMES)
-        raise DataError(f"{path}: found columns {', '.join(found)}. Pairs to label need {wanted}.")
+    file_columns = columns_of(rows)
+    names = next((pair for pair in NAMES if set(pair) <= set(file_columns)), None)
+    if names is None or ("prompt" not in file_columns and names != NAMES[0]):
+        expected = " or ".join("+".join(("prompt", *pair)) for pair in NAMES)
+        raise DataError(f"{path}: found columns {', '.join(file_columns)}. Pairs to label need {expected}.")
     rows = rows.rename_columns(
         {theirs: ours for theirs, ours in zip(names, NAMES[0], strict=True) if theirs != ours}
     )
-    columns = ("prompt", *NAMES[0]) if "prompt" in found else NAMES[0]
+    columns = ("prompt", *NAMES[0]) if "prompt" in file_columns else NAMES[0]
     format = Format("preference", columns, conversational(rows, columns))
     bad, pairs = BadRows(path, "skip", "label"), []
     for number, row in numbered(rows):
@@ -49,7 +50,7 @@ def from_file(path: str, split: str = "train") -> list[Pair]:
 
 
 def _text(completion: Any, name: str) -> str:
-    """The text of an answer; BadRow where it is more than one text, which the page does not show."""
+    """The text of an answer; raises BadRow if it is more than one text, which the page cannot show."""
     if isinstance(completion, str):
         return completion
     only = completion[0]
@@ -62,6 +63,6 @@ def _text(completion: Any, name: str) -> str:
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Rows as JSON lines."""
+    """Write rows as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_output(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

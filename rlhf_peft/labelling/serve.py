@@ -1,4 +1,4 @@
-"""Serves the page on this machine alone, under a link that nobody can guess."""
+"""Serves the labelling page on this machine only, under a link that cannot be guessed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def serve(
     port: int = 0,
     title: str,
     among: Sequence[int] | None = None,
-    told: Callable[[str], None],
+    on_ready: Callable[[str], None],
 ) -> None:
-    """Serve until the process is interrupted.
+    """Serve the page until the process is interrupted.
 
     Args:
-        store: of pairs and judgements.
-        port: 0 takes a free one.
-        title: of the page.
-        among: numbers of the pairs that are shown; None: all.
-        told: is given the link once it works.
+        store: store of pairs and judgements.
+        port: port to listen on; 0 takes a free one.
+        title: title of the page.
+        among: numbers of the pairs to show; None: all.
+        on_ready: called with the link once the server listens.
 
     Raises:
         UsageError: the port is taken.
@@ -44,12 +44,12 @@ def serve(
         raise UsageError(
             f"--port {port}: {error.strerror or error}. Leave it out to take a free one."
         ) from error
-    listening.listen()  # who follows the link at once is let in as soon as the server runs
+    listening.listen()  # connections wait from now on until the server runs
     token = secrets.token_urlsafe(16)
     config = uvicorn.Config(
         make_app(store, token, title, among), log_level="warning", access_log=False, lifespan="off"
     )
     server = uvicorn.Server(config)
-    told(f"http://{HOST}:{listening.getsockname()[1]}/{token}/")
+    on_ready(f"http://{HOST}:{listening.getsockname()[1]}/{token}/")
     with listening:
         server.run(sockets=[listening])

@@ -1,4 +1,4 @@
-"""Pairs that a trained run writes: two answers of its policy, or one of the policy and one of the reference."""
+"""Makes pairs with a trained run: two answers of its policy, or one of the policy and one of the reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..data.calls import offered
+from ..data.calls import tools_in_row
 from ..engine import POLICY, REFERENCE
 from ..engine.artifacts import ADAPTER_FILE
 from ..registry import DEFAULT_SAMPLER, Registry
@@ -26,15 +26,28 @@ STAGE = "label"
 
 
 def source_of(opened: Opened) -> str:
-    """The run's name and its policy's digest: a run that is begun anew under its name is another policy."""
+    """The run's name and the digest of its policy, so that a later run with the same name is another source."""
     file = opened.path / ADAPTERS / POLICY / ADAPTER_FILE
     return f"{opened.recipe.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
 
 
-def _written(
+def _sample_role(
     opened: Opened, registry: Registry, prompts: Sequence[Any], role: str, each: int, seed: int, most: int
 ) -> tuple[list[list[str]], list[list[dict[str, float]]]]:
-    """Of each prompt, so many answers of a role, and what each reward head says of them."""
+    """Sample answers of a role, and score them with each reward head.
+
+    Args:
+        opened: the trained run.
+        registry: makes the sampler.
+        prompts: encoded prompts.
+        role: role that answers.
+        each: number of answers per prompt.
+        seed: seed of the sampling.
+        most: most tokens of an answer.
+
+    Returns:
+        For each prompt, its answers; and for each answer, its score by each head.
+    """
     sampler = registry.make("samplers", DEFAULT_SAMPLER, {"max_new_tokens": most})
     view = BaseView(opened.base, role)
     sampler.sync(view, 0)
@@ -48,15 +61,15 @@ def _written(
     batch = Batch.of(rollout)
     RoleForwards(opened.base, None, 1.0, budget).fill(batch, RoleNeeds(heads=tuple(opened.rewards)))
     sampler.close()
-    texts, said = [], []
+    texts, scores = [], []
     for first in range(0, len(requests), each):
         rows = range(first, first + each)
         texts.append([view.decode(rollout.completion_ids(i)) for i in rows])
-        said.append([{name: float(values[i]) for name, values in batch.heads.items()} for i in rows])
-    return texts, said
+        scores.append([{name: float(values[i]) for name, values in batch.heads.items()} for i in rows])
+    return texts, scores
 
 
-def sampled(
+def disagreed_pairs(
     opened: Opened,
     registry: Registry,
     prompts: Sequence[Any],
@@ -65,17 +78,17 @@ def sampled(
     seed: int = 0,
     most: int = 256,
 ) -> list[Pair]:
-    """Of each prompt the two answers on whose order the reward ensemble disagrees most.
+    """For each prompt, the two answers whose order the reward ensemble disagrees on most.
 
-    Disagreement about a pair is the standard deviation over the heads of r_1 - r_2 (each head's rewards scaled to
-    variance 1): what a judgement would settle. With fewer than two heads, the two answers whose rewards are nearest;
-    with none, the first two that differ.
+    The disagreement about a pair is the standard deviation over the heads of r_1 - r_2 (each head's rewards scaled
+    to variance 1): a judgement would settle it. With fewer than two heads, these are the two answers with the
+    closest rewards; without any head, the first two that differ.
     """
     opened.need(reference=False)
-    texts, said = _written(opened, registry, prompts, POLICY, each, seed, most)
-    scale = _scales(said)
-    found = []
-    for prompt, answers, scores in zip(prompts, texts, said, strict=True):
+    texts, scores_of_prompts = _sample_role(opened, registry, prompts, POLICY, each, seed, most)
+    scale = _scales(scores_of_prompts)
+    pairs = []
+    for prompt, answers, scores in zip(prompts, texts, scores_of_prompts, strict=True):
         best: tuple[float, int, int] | None = None
         for i in range(each):
             for j in range(i + 1, each):
@@ -87,38 +100,39 @@ def sampled(
                     best = (value, i, j)
         if best is not None:
             value, i, j = best
-            wrote = (POLICY, POLICY, value, source_of(opened))
-            tools = offered(prompt.columns)
-            found.append(Pair(prompt.columns["prompt"], answers[i], answers[j], *wrote, tools=tools))
-    return found
+            origin = (POLICY, POLICY, value, source_of(opened))
+            tools = tools_in_row(prompt.columns)
+            pairs.append(Pair(prompt.columns["prompt"], answers[i], answers[j], *origin, tools=tools))
+    return pairs
 
 
-def _scales(said: Sequence[Sequence[dict[str, float]]]) -> dict[str, float]:
-    names = list(said[0][0]) if said and said[0] else []
+def _scales(scores_of_prompts: Sequence[Sequence[dict[str, float]]]) -> dict[str, float]:
+    """Standard deviation of each head's scores over all answers."""
+    names = list(scores_of_prompts[0][0]) if scores_of_prompts and scores_of_prompts[0] else []
     scales = {}
     for name in names:
-        values = torch.tensor([row[name] for rows in said for row in rows])
+        values = torch.tensor([row[name] for rows in scores_of_prompts for row in rows])
         scales[name] = max(float(values.std()) if len(values) > 1 else 1.0, 1e-6)
     return scales
 
 
-def blind(
+def blind_pairs(
     opened: Opened, registry: Registry, prompts: Sequence[Any], *, seed: int = 0, most: int = 256
 ) -> list[Pair]:
-    """Of each prompt an answer of the policy and one of the reference; equal ones are left out."""
+    """For each prompt, one answer of the policy and one of the reference; equal answers are left out."""
     opened.need()
-    ours, _ = _written(opened, registry, prompts, POLICY, 1, seed, most)
-    theirs, _ = _written(opened, registry, prompts, REFERENCE, 1, seed, most)
+    of_policy, _ = _sample_role(opened, registry, prompts, POLICY, 1, seed, most)
+    of_reference, _ = _sample_role(opened, registry, prompts, REFERENCE, 1, seed, most)
     return [
         Pair(
             prompt.columns["prompt"],
-            mine[0],
-            other[0],
+            policy_texts[0],
+            reference_texts[0],
             POLICY,
             REFERENCE,
             source=source_of(opened),
-            tools=offered(prompt.columns),
+            tools=tools_in_row(prompt.columns),
         )
-        for prompt, mine, other in zip(prompts, ours, theirs, strict=True)
-        if mine[0].strip() != other[0].strip()
+        for prompt, policy_texts, reference_texts in zip(prompts, of_policy, of_reference, strict=True)
+        if policy_texts[0].strip() != reference_texts[0].strip()
     ]

@@ -1,6 +1,6 @@
-"""Pairs and judgements in one SQLite file. A judgement is on the disk before the next pair is shown.
+"""Stores pairs and judgements in one SQLite file. A judgement is on the disk before the next pair is shown.
 
-Several processes and several people may write at once: SQLite locks, and each judgement is a row of its own.
+Several processes and people may write at once: SQLite locks the file, and each judgement is one row.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..errors import DataError
 Choice = Literal["a", "b", "tie", "skip"]
 CHOICES = ("a", "b", "tie", "skip")
 PATIENCE = 30.0
-"""Seconds that a writer waits for another."""
+"""Seconds that a writer waits for another one to finish."""
 TICK = 1e-6
-"""Seconds between two judgements at least."""
+"""Least difference of the times of two judgements, in seconds."""
 SCHEMA = """
 create table if not exists pairs (
   id integer primary key, digest text unique not null, prompt text not null, a text not null, b text not null,
@@ -44,13 +44,13 @@ class Pair:
 
     Attributes:
         prompt: text, or messages.
-        a: a completion.
-        b: another.
-        from_a: what wrote it ("policy", "reference", a column's name).
-        from_b: what wrote the other.
-        priority: those with more come first: how far the reward ensemble disagrees.
-        source: what they were made with: a run and its adapter; "" for a file's.
-        id: in the store; 0 before it is there.
+        a: one completion.
+        b: the other completion.
+        from_a: origin of a ("policy", "reference", a column's name).
+        from_b: origin of b.
+        priority: pairs with a higher priority are shown first; the disagreement of the reward ensemble.
+        source: the run and its adapter that made them; "" for a pair from a file.
+        id: number in the store; 0 before it is stored.
         tools: JSON schemas that the prompt offers; None: none.
     """
 
@@ -67,14 +67,14 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What one person said of one pair.
+    """One person's judgement of one pair.
 
     Attributes:
-        pair: its number.
-        annotator: who.
+        pair: number of the pair.
+        annotator: name of the person.
         choice: a, b, tie or skip.
-        note: in words.
-        seconds: that it took.
+        note: the person's remark.
+        seconds: time that the judgement took.
     """
 
     pair: int
@@ -88,10 +88,10 @@ class Store:
     """A file of pairs and judgements.
 
     Args:
-        path: of the file; made where it is missing.
+        path: path of the file; it is created if it does not exist.
 
     Raises:
-        DataError: it is no such file.
+        DataError: the file is something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,6 +106,7 @@ class Store:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection that commits at the end of the context."""
         connection = sqlite3.connect(self.path, timeout=PATIENCE)
         connection.row_factory = sqlite3.Row
         connection.execute("pragma synchronous=full")
@@ -117,7 +118,7 @@ class Store:
 
     @property
     def instructions(self) -> str:
-        """What people are asked to judge by; "": nobody has said it."""
+        """The instructions for annotators; "" if none were set."""
         with self._open() as connection:
             row = connection.execute("select value from settings where name = 'instructions'").fetchone()
         return "" if row is None else str(row["value"])
@@ -128,7 +129,7 @@ class Store:
             connection.execute("insert or replace into settings values ('instructions', ?)", (text,))
 
     def add(self, pairs: Sequence[Pair]) -> int:
-        """Add pairs; one that is there already stays as it is. Returns how many were new."""
+        """Add pairs; a pair that is already stored stays as it is. Returns the number of new pairs."""
         with self._open() as connection:
             before = connection.total_changes
             connection.executemany(
@@ -137,7 +138,7 @@ class Store:
                 [
                     (
                         _digest(p),
-                        json.dumps(_asked(p), ensure_ascii=False),
+                        json.dumps(_stored_prompt(p), ensure_ascii=False),
                         p.a,
                         p.b,
                         p.from_a,
@@ -151,13 +152,13 @@ class Store:
             return connection.total_changes - before
 
     def numbers(self, pairs: Sequence[Pair]) -> list[int]:
-        """Those of pairs that are there."""
+        """Numbers of those of the pairs that are stored."""
         with self._open() as connection:
-            known = dict(connection.execute("select digest, id from pairs").fetchall())
-        return [known[digest] for digest in map(_digest, pairs) if digest in known]
+            stored = dict(connection.execute("select digest, id from pairs").fetchall())
+        return [stored[digest] for digest in map(_digest, pairs) if digest in stored]
 
     def next(self, annotator: str, among: Sequence[int] | None = None) -> Pair | None:
-        """The pair that this person should look at: not judged by them, least judged by others, most disagreed on."""
+        """The next pair for this person: not judged by them, least judged by others, with the highest priority."""
         chosen = "" if among is None else f"and p.id in ({_listed(among)})"
         with self._open() as connection:
             row = connection.execute(
@@ -172,16 +173,16 @@ class Store:
         return None if row is None else _pair(row)
 
     def pair(self, number: int) -> Pair | None:
-        """A pair by its number."""
+        """The pair with this number, or None."""
         with self._open() as connection:
             row = connection.execute("select * from pairs where id = ?", (number,)).fetchone()
         return None if row is None else _pair(row)
 
     def judge(self, pair: int, annotator: str, choice: Choice, note: str = "", seconds: float = 0.0) -> None:
-        """Write a judgement down; one that this person gave before is replaced.
+        """Save a judgement; an earlier one of this person about the pair is replaced.
 
         Raises:
-            ValueError: it is none of the choices, or there is no such pair.
+            ValueError: the choice is unknown, or there is no such pair.
         """
         if choice not in CHOICES:
             raise ValueError(f"{choice!r} is none of {', '.join(CHOICES)}")
@@ -189,7 +190,7 @@ class Store:
             raise ValueError(f"there is no pair {pair}")
         with self._open() as connection:
             connection.execute(
-                # Later than all others, also where the clock was set back meanwhile.
+                # The time is later than that of all others, even if the clock was set back meanwhile.
                 "insert into judgements (pair, annotator, choice, note, seconds, at) values "
                 f"(?,?,?,?,?,max(?, coalesce((select max(at) from judgements) + {TICK}, 0))) "
                 "on conflict (pair, annotator) do update set choice=excluded.choice, note=excluded.note, "
@@ -198,7 +199,7 @@ class Store:
             )
 
     def undo(self, annotator: str) -> Judgement | None:
-        """Take this person's last judgement back; returns it."""
+        """Remove this person's last judgement, and return it; None if there is none."""
         with self._open() as connection:
             row = connection.execute(
                 "select * from judgements where annotator = ? order by at desc, id desc limit 1", (annotator,)
@@ -214,12 +215,12 @@ class Store:
             return [_pair(row) for row in connection.execute("select * from pairs order by id")]
 
     def judgements(self) -> list[Judgement]:
-        """All judgements, in the order in which they were given."""
+        """All judgements, in the order in which they were made."""
         with self._open() as connection:
             return [_judgement(row) for row in connection.execute("select * from judgements order by at, id")]
 
     def progress(self, annotator: str, among: Sequence[int] | None = None) -> tuple[int, int]:
-        """How many pairs this person has judged, and how many there are."""
+        """Number of pairs that this person has judged, and number of all pairs."""
         chosen = "" if among is None else f"where p.id in ({_listed(among)})"
         judged = "exists (select 1 from judgements j where j.pair = p.id and j.annotator = ?)"
         with self._open() as connection:
@@ -234,21 +235,26 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _digest(pair: Pair) -> str:
-    """The same for a pair whichever completion is first."""
+    """A digest of a pair that does not depend on the order of its completions."""
     text = json.dumps(
-        [_asked(pair), pair.source, sorted([[pair.a, pair.from_a], [pair.b, pair.from_b]])], sort_keys=True
+        [_stored_prompt(pair), pair.source, sorted([[pair.a, pair.from_a], [pair.b, pair.from_b]])],
+        sort_keys=True,
     )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _asked(pair: Pair) -> Any:
-    """The prompt as the store keeps it: with its tools where it has any."""
+def _stored_prompt(pair: Pair) -> Any:
+    """The prompt as it is stored: together with its tools, if it has any."""
     return pair.prompt if pair.tools is None else {"prompt": pair.prompt, "tools": pair.tools}
 
 
 def _pair(row: sqlite3.Row) -> Pair:
-    asked = json.loads(row["prompt"])
-    prompt, tools = (asked["prompt"], asked["tools"]) if isinstance(asked, dict) else (asked, None)
+    stored_prompt = json.loads(row["prompt"])
+    prompt, tools = (
+        (stored_prompt["prompt"], stored_prompt["tools"])
+        if isinstance(stored_prompt, dict)
+        else (stored_prompt, None)
+    )
     return Pair(
         prompt,
         row["a"],

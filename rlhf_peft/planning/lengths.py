@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Encoder, example, require
-from ..data.calls import offered
+from ..data.calls import tools_in_row
 from ..data.examples import prompt_of
 from ..data.formats import Method
 from ..data.inspect import model_encoder
@@ -53,7 +53,9 @@ def longest(
         return found, f"{stage.name}: the longest prompt has {found} tokens"
     method: Method = "reward_model" if isinstance(stage, RewardModelStage) else "sft"
     method = stage.method if isinstance(stage, PreferenceStage) else method
-    format = require(rows, method, str(stage.dataset.path or stage.dataset.name), stage=stage.name, say=False)
+    format = require(
+        rows, method, str(stage.dataset.path or stage.dataset.name), stage=stage.name, warn=False
+    )
 
     def tokens(row: dict[str, Any]) -> list[list[int]]:
         made = example(row, format, words=True)
@@ -85,7 +87,7 @@ def evaluated(stage: RlStage, recipe: Recipe, registry: Registry) -> int:
 
 
 def _prompt(row: dict[str, Any], encoder: Encoder) -> list[int]:
-    return encoder.prompt({"prompt": prompt_of(row), "tools": offered(row)})
+    return encoder.prompt({"prompt": prompt_of(row), "tools": tools_in_row(row)})
 
 
 def _most_tokens(rows: Any, tokens: Callable[[dict[str, Any]], list[list[int]]]) -> int:

@@ -3,7 +3,7 @@
 from . import shipped
 from .document import document
 from .dump import dump, json_schema
-from .edit import edited
+from .edit import edit_text
 from .feasible import check_settings
 from .load import Plugins, is_path, load
 from .schema import (
@@ -43,7 +43,7 @@ __all__ = [
     "convert",
     "document",
     "dump",
-    "edited",
+    "edit_text",
     "is_path",
     "json_schema",
     "load",

@@ -1,4 +1,4 @@
-"""Markdown of every key of a recipe, from the schema: what `recipes/README.md` holds."""
+"""Generates the Markdown page of every key of a recipe from the schema: the content of `recipes/README.md`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ the data, the rewards, the algorithm. The files in this folder ship with the pac
   always starts at the current folder, and an `init` that is not beside the recipe is looked for there too.
 - `K=V` on the command line overrides any value. Items of a list are called by their name, stages by their
   name or kind: `stages.rl.rewards.length.weight=0.2`.
-- Unknown keys are refused, and all that is wrong is said at once, with line numbers.
+- Unknown keys are refused, and all errors are reported at once, with line numbers.
 - Numbers may be written `1e-6`.
 - A recipe names registered things only; it cannot name code to import. Plugins that it needs stand under
   `plugins`, as requirements: `rlhf-peft-length-shaping>=0.1`.
@@ -82,18 +82,18 @@ _KINDS = {
 
 
 def document(options: Options | None = None) -> str:
-    """A page with every key of a recipe: type, default, description.
+    """A Markdown page with every key of a recipe: type, default, description.
 
     Args:
-        options: kind to name to options of what is registered, documented after the schema.
+        options: for each kind and registered name, the options model; documented after the schema.
     """
     parts = [_INTRODUCTION, _shipped()]
     for title, about, model in _SECTIONS:
         parts.append(section(title, about, model, model.model_fields))
     for kind, model in STAGES.items():
-        own = [name for name, field in model.model_fields.items() if _is_own(name, field)]
+        own_keys = [name for name, field in model.model_fields.items() if _is_own(name, field)]
         about = f"{_first_line(model)} Beside the keys of every stage:"
-        parts.append(section(f"`stage: {kind}`", about, model, own))
+        parts.append(section(f"`stage: {kind}`", about, model, own_keys))
     parts.append(
         section(
             "An item of `rewards`",
@@ -111,9 +111,9 @@ def document(options: Options | None = None) -> str:
 
 
 def _shipped() -> str:
-    """A line for each recipe in the package's own folder."""
-    own = sorted(path.stem for path in shipped.folder().glob("*.yaml"))
-    rows = [f"| [`{name}`]({name}.yaml) | {_cell(shipped.summary(name))} |" for name in own]
+    """A table with one line for each recipe of the package."""
+    stems = sorted(path.stem for path in shipped.folder().glob("*.yaml"))
+    rows = [f"| [`{name}`]({name}.yaml) | {_cell(shipped.summary(name))} |" for name in stems]
     return "\n".join(["## Shipped", "", "| recipe | what it does |", "|---|---|", *rows, ""])
 
 
@@ -124,7 +124,7 @@ def _is_own(name: str, field: Any) -> bool:
 
 
 def section(title: str, about: str, model: type[BaseModel], names: Iterable[str]) -> str:
-    """A table of some keys of a section, under a heading."""
+    """A heading and a table of some keys of a section."""
     lines = [f"## {title}", ""]
     if about:
         lines += [about, ""]
@@ -167,7 +167,7 @@ def _default(field: Any) -> str:
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    """A JSON Schema type in words."""
+    """A JSON Schema type in plain words."""
     if "const" in schema:
         return f"`{schema['const']}`"
     if "enum" in schema:
@@ -192,12 +192,12 @@ def _plural(word: str) -> str:
 
 def _bounds(schema: Mapping[str, Any]) -> str:
     signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-    shown = [
+    bounds = [
         f"{sign} {plain_number(schema[key])}"
         for key, sign in signs.items()
         if key in schema and schema[key] < 2**53
     ]
-    return f" {' and '.join(shown)}" if shown else ""
+    return f" {' and '.join(bounds)}" if bounds else ""
 
 
 def _first_line(model: type[BaseModel]) -> str:
@@ -205,7 +205,7 @@ def _first_line(model: type[BaseModel]) -> str:
 
 
 def plain_number(value: float) -> str:
-    """A bound in the fewest letters that say it exactly: 100, 1,048,576, 1e+09."""
+    """A number in the shortest text that gives it exactly: 100, 1,048,576, 1e+09."""
     if value == int(value) and abs(value) < 10**8:
         return f"{int(value):,}"
     return f"{value:g}"

@@ -1,4 +1,4 @@
-"""A recipe as block-style YAML with every default, and its JSON Schema with the options of plugins."""
+"""Writes a recipe as block-style YAML with every default, and its JSON Schema with the options of plugins."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic import BaseModel
 from .schema import Recipe
 
 Options = Mapping[str, Mapping[str, type[BaseModel]]]
-"""Kind to registered name to options."""
+"""For each kind and registered name, the model of its options."""
 
 _FIRST = ("version", "stage", "name", "path", "weight")
 
 
 def dump(recipe: Recipe) -> str:
-    """The recipe as resolved; reading it back gives an equal recipe."""
+    """The resolved recipe as YAML; reading it gives an equal recipe."""
     return to_yaml(recipe.model_dump(mode="json"))
 
 
@@ -35,7 +35,7 @@ class _Block(yaml.SafeDumper):
 
 
 def _order(value: Any) -> Any:
-    """Keys that say what a section is come first."""
+    """The data with the keys that identify a section first."""
     if isinstance(value, Mapping):
         first = [key for key in _FIRST if key in value]
         return {key: _order(value[key]) for key in [*first, *(k for k in value if k not in first)]}
@@ -45,7 +45,7 @@ def _order(value: Any) -> Any:
 
 
 def json_schema(options: Options | None = None) -> dict[str, Any]:
-    """JSON Schema of a recipe; sections of plugins take one of the registered names with its options.
+    """JSON Schema of a recipe; a plugin's section accepts each registered name with its own options.
 
     Args:
         options: the options of everything registered.
@@ -78,20 +78,20 @@ def _section(
     definitions: dict[str, Any], name: str, model: type[BaseModel], base: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The schema of a plugin's section: the recipe's keys, then the plugin's."""
-    own = model.model_json_schema()
-    definitions.update(own.pop("$defs", {}))
-    properties = {**base["properties"], "name": {"const": name}, **own.get("properties", {})}
+    plugin_schema = model.model_json_schema()
+    definitions.update(plugin_schema.pop("$defs", {}))
+    properties = {**base["properties"], "name": {"const": name}, **plugin_schema.get("properties", {})}
     return {
         "type": "object",
-        "description": own.get("description", ""),
+        "description": plugin_schema.get("description", ""),
         "properties": properties,
-        "required": ["name", *own.get("required", [])],
+        "required": ["name", *plugin_schema.get("required", [])],
         "additionalProperties": False,
     }
 
 
 def _registered_quantizers(definitions: dict[str, Any], options: Options) -> None:
-    """A name alone where its options need no value, or a section."""
+    """Accept a quantizer's name alone if all its options have defaults, or a section."""
     known = options.get("quantizers", {})
     if known:
         base = definitions["Quantization"]["anyOf"][1]

@@ -1,4 +1,4 @@
-"""Settings that contradict each other or this machine: said at once, and not after earlier stages have trained."""
+"""Finds settings that contradict each other or this machine before any stage has trained."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from ..errors import Problem, RecipeError
 from .schema import Recipe, RlStage
 
 
-class Makes(Protocol):
-    """What makes registered things; see `registry.Registry`."""
+class Factory(Protocol):
+    """Makes registered things; see `registry.Registry`."""
 
     def make(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:
-        """A registered thing with these options."""
+        """Make a registered thing with these options."""
         ...
 
 
-def check_settings(recipe: Recipe, registry: Makes | None = None, *, here: bool = True) -> None:
-    """Refuse settings that contradict each other or this machine; no model is needed to know.
+def check_settings(recipe: Recipe, registry: Factory | None = None, *, here: bool = True) -> None:
+    """Refuse settings that contradict each other or this machine. No model is loaded.
 
     Args:
-        recipe: that is to be run.
-        registry: makes the algorithms, which say what they use; None: that is not looked at.
-        here: it is to be run on this machine.
+        recipe: the recipe that is to be run.
+        registry: makes the algorithms, which know the settings they use; None: this is not checked.
+        here: whether the recipe is to be run on this machine.
 
     Raises:
-        RecipeError: with every such setting.
+        RecipeError: lists every such setting.
     """
     problems = [*_lengths(recipe), *(_optimizers(recipe) if here else ())]
     if registry is not None:
@@ -35,7 +35,7 @@ def check_settings(recipe: Recipe, registry: Makes | None = None, *, here: bool 
         raise RecipeError(recipe.name, problems)
 
 
-def _unused(recipe: Recipe, registry: Makes) -> Iterator[Problem]:
+def _unused(recipe: Recipe, registry: Factory) -> Iterator[Problem]:
     """Settings of RL stages that their algorithm does not use."""
     for stage in recipe.stages:
         if not isinstance(stage, RlStage):
@@ -65,33 +65,33 @@ def _lengths(recipe: Recipe) -> Iterator[Problem]:
     for stage in recipe.stages:
         if not isinstance(stage, RlStage) or most is None:
             continue
-        found = _max_new_tokens(stage.sampler.options)
-        if found is not None and found >= most:
+        max_new_tokens = _max_new_tokens(stage.sampler.options)
+        if max_new_tokens is not None and max_new_tokens >= most:
             yield Problem(
                 f"stages.{stage.name}.sampler.max_new_tokens",
-                f"{found:,} leaves no room for a prompt in model.max_length, {most:,}. Set it lower, or max_length "
-                "higher.",
+                f"{max_new_tokens:,} leaves no room for a prompt in model.max_length, {most:,}. Set it lower, or "
+                "max_length higher.",
             )
 
 
 def _max_new_tokens(options: Mapping[str, Any]) -> int | None:
-    """Of a sampler, or of the one inside it."""
-    found = options.get("max_new_tokens")
-    if isinstance(found, int):
-        return found
-    inner = [_max_new_tokens(value) for value in options.values() if isinstance(value, Mapping)]
-    return next((value for value in inner if value is not None), None)
+    """The option of a sampler, or of the sampler inside it."""
+    value = options.get("max_new_tokens")
+    if isinstance(value, int):
+        return value
+    inner = [_max_new_tokens(option) for option in options.values() if isinstance(option, Mapping)]
+    return next((number for number in inner if number is not None), None)
 
 
 def _optimizers(recipe: Recipe) -> Iterator[Problem]:
-    wanting = [stage for stage in recipe.stages if stage.optimizer != "adamw"]
-    if not wanting:
+    stages = [stage for stage in recipe.stages if stage.optimizer != "adamw"]
+    if not stages:
         return
     import torch
 
     if torch.cuda.is_available() and recipe.device != "cpu":
         return
-    for stage in wanting:
+    for stage in stages:
         yield Problem(
             f"stages.{stage.name}.optimizer",
             f"{stage.optimizer} needs a CUDA GPU, and the run would be on another device. Use "

@@ -1,4 +1,4 @@
-"""Turns what pydantic reports into what a person needs: what was found, what was expected, what to type."""
+"""Turns pydantic's errors into messages for users: what was found, what was expected, what to type."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .places import at, description, section_at
+from .places import description, section_at, value_at
 from .schema import Lora, PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage
 from .schema import Model as BaseModelSection
 from .source import Loc, describe
-from .trl.names import OURS
+from .trl.names import RECIPE_KEYS
 
 STAGES: dict[str, type[BaseModel]] = {
     "sft": SftStage,
@@ -51,50 +51,52 @@ _BOUNDS = {
 
 
 def rewrite(errors: Iterable[Mapping[str, Any]], model: type[BaseModel], data: Any) -> list[tuple[Loc, str]]:
-    """Pydantic's errors as places and messages; what the branches of a union say of one place is said once.
+    """Pydantic's errors as locations and messages; what several branches of a union expect becomes one message.
 
     Args:
         errors: `ValidationError.errors()`.
-        model: what the data was validated against.
+        model: the model that the data was validated against.
         data: the plain data.
     """
     expected: dict[Loc, tuple[list[str], Any]] = {}
-    said: dict[Loc, list[str]] = {}
+    messages_at: dict[Loc, list[str]] = {}
     for error in errors:
         loc = _place(error, data)
         if error["type"] == "dataset_extra":
             continue
         expectation = _expectation(error)
         if expectation is not None:
-            found = expected.setdefault(loc, ([], error["input"]))
-            if expectation not in found[0]:
-                found[0].append(expectation)
+            alternatives, _ = expected.setdefault(loc, ([], error["input"]))
+            if expectation not in alternatives:
+                alternatives.append(expectation)
         else:
             message = _message(error, model, data, loc)
-            if message not in said.setdefault(loc, []):
-                said[loc].append(message)
-    for loc, (wanted, value) in expected.items():
-        said.setdefault(loc, []).append(f"expected {' or '.join(wanted)}, found {describe(value)}")
-    return [(loc, message) for loc, messages in said.items() for message in messages]
+            if message not in messages_at.setdefault(loc, []):
+                messages_at[loc].append(message)
+    for loc, (expectations, value) in expected.items():
+        messages_at.setdefault(loc, []).append(
+            f"expected {' or '.join(expectations)}, found {describe(value)}"
+        )
+    return [(loc, message) for loc, messages in messages_at.items() for message in messages]
 
 
 def unknown_key(key: str, known: Iterable[str], section: Loc) -> str:
-    """What to say of a key that a section does not have.
+    """Message for a key that a section does not have.
 
     Args:
-        key: as given.
+        key: the key as written.
         known: the section's keys.
-        section: the section's place.
+        section: the section's location.
     """
     known = sorted(set(known))
     pattern = _pattern(section)
-    ours = OURS.get(key)
-    if ours is not None:
-        parent, _, leaf = ours.rpartition(".")
+    recipe_key = RECIPE_KEYS.get(key)
+    if recipe_key is not None:
+        parent, _, leaf = recipe_key.rpartition(".")
         if parent == pattern and leaf in known:
             return f"unknown key. TRL's name; here: {leaf}."
         if parent != pattern:
-            return f"unknown key. TRL's name; here: {_relative(ours, pattern)}."
+            return f"unknown key. TRL's name; here: {_relative(recipe_key, pattern)}."
     if (reason := _not_here(key, known)) is not None:
         return f"unknown key here: {reason}"
     elsewhere = _sections_with(key)
@@ -105,7 +107,7 @@ def unknown_key(key: str, known: Iterable[str], section: Loc) -> str:
 
 
 def _not_here(key: str, known: Iterable[str]) -> str | None:
-    """Why a stage has not a key that other stages have, and what to write instead."""
+    """Explain why a stage lacks a key that other stages have, and what to write instead; None for other keys."""
     if key == "batch_size" and "prompts_per_step" in known:
         return (
             "an rl stage samples its rows. Set prompts_per_step, and num_generations and num_minibatches of its "
@@ -120,14 +122,14 @@ def _not_here(key: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean x?`, or nothing."""
+    """` Did you mean x?`, or an empty text."""
     names = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), list(names), n=1, cutoff=0.6)
     return f" Did you mean {names[close[0]]}?" if close else ""
 
 
 def stage_kind(value: Any, missing: bool) -> str:
-    """What to say of a `stage:` that is missing or unknown."""
+    """Message for a `stage:` that is missing or unknown."""
     kinds = ", ".join(sorted(STAGES))
     if missing:
         return f"the stage has no kind. Write `stage:` with one of {kinds}."
@@ -161,7 +163,7 @@ def _place(error: Mapping[str, Any], data: Any) -> Loc:
 
 
 def _expectation(error: Mapping[str, Any]) -> str | None:
-    """What a value ought to have been, where the error says so."""
+    """Description of the expected value, if the error contains one."""
     kind, context = error["type"], error.get("ctx", {})
     if kind in _EXPECTED:
         return _EXPECTED[kind]
@@ -190,36 +192,36 @@ def _message(error: Mapping[str, Any], model: type[BaseModel], data: Any, loc: L
     if kind == "union_tag_not_found":
         return stage_kind(None, missing=True)
     if kind == "union_tag_invalid":
-        return stage_kind(at(data, loc), missing=False)
+        return stage_kind(value_at(data, loc), missing=False)
     return str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
 def keys_of(model: type[BaseModel]) -> list[str]:
-    """The keys that a section takes, as people write them."""
+    """The keys of a section, as they are written in a recipe."""
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _pattern(section: Loc) -> str:
-    """The section's place in the manner of `trl_names`: `stages.*.sampler`."""
+    """The section's location in the form of `trl.names`: `stages.*.sampler`."""
     return ".".join("*" if isinstance(part, int) else part for part in section)
 
 
-def _relative(ours: str, pattern: str) -> str:
-    """Our place as seen from a section: what both share is left out."""
+def _relative(recipe_key: str, pattern: str) -> str:
+    """A recipe key as seen from a section; the common beginning is left out."""
     stage = "stages.*"
-    if pattern.startswith(stage) and ours.startswith(stage):
-        ours = ours.removeprefix(stage + ".")
-    return ours.replace("*", "<stage>")
+    if pattern.startswith(stage) and recipe_key.startswith(stage):
+        recipe_key = recipe_key.removeprefix(stage + ".")
+    return recipe_key.replace("*", "<stage>")
 
 
 def _sections_with(key: str) -> list[str]:
-    """Patterns of the sections that have a key of this very name."""
+    """Patterns of the sections that have a key of exactly this name."""
     sections: dict[str, type[BaseModel]] = {"": Recipe, "model": BaseModelSection, "lora": Lora}
-    found = [pattern for pattern, model in sections.items() if key in model.model_fields]
+    patterns = [pattern for pattern, model in sections.items() if key in model.model_fields]
     common = set.intersection(*(set(model.model_fields) for model in STAGES.values()))
     if key in common - {"name"}:
-        found.append("stages.*")
+        patterns.append("stages.*")
     elif key not in Recipe.model_fields:
         kinds = [kind for kind, model in STAGES.items() if key in model.model_fields]
-        found += [f"a stage of kind {kind}" for kind in kinds]
-    return found
+        patterns += [f"a stage of kind {kind}" for kind in kinds]
+    return patterns

@@ -1,4 +1,4 @@
-"""`K=V` on the command line: dotted keys, list items by name, values read as YAML."""
+"""Applies `K=V` from the command line: dotted keys, list items by name, values parsed as YAML."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> tuple[lis
     """Write each `K=V` into the data.
 
     Returns:
-        The places that were written, and what was wrong with the overrides that could not be.
+        The locations that were written, and the problems of the overrides that could not be applied.
     """
-    written: list[Loc] = []
+    written_locs: list[Loc] = []
     problems: list[Problem] = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -25,26 +25,27 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> tuple[lis
             if not equals or not key or not all(key.split(".")):
                 raise _Refused(f"expected K=V with a dotted key, such as seed=3, found {describe(override)}")
             value = parse_value(text, key)
-            written.append(_write(data, key.split("."), value))
+            written_locs.append(_write(data, key.split("."), value))
         except _Refused as error:
             problems.append(Problem(key or "override", str(error)))
         except RecipeError as error:
             problems.extend(error.problems)
-    return written, problems
+    return written_locs, problems
 
 
 class _Refused(Exception):
-    pass
+    """An override cannot be applied; the message says why."""
 
 
 def _write(data: dict[str, Any], parts: Sequence[str], value: Any) -> Loc:
+    """Write a value at a dotted key, and make missing sections; returns its location."""
     node: Any = data
     loc: Loc = ()
-    done = 0
+    used_parts = 0
     while True:
-        part, used = _step(node, parts[done:], ".".join(parts[:done]))
-        loc, done = (*loc, part), done + used
-        if done == len(parts):
+        part, step_parts = _step(node, parts[used_parts:], ".".join(parts[:used_parts]))
+        loc, used_parts = (*loc, part), used_parts + step_parts
+        if used_parts == len(parts):
             node[part] = value
             return loc
         inner = node[part] if isinstance(part, int) else node.get(part)
@@ -54,7 +55,7 @@ def _write(data: dict[str, Any], parts: Sequence[str], value: Any) -> Loc:
 
 
 def _step(node: Any, parts: Sequence[str], before: str) -> tuple[str | int, int]:
-    """Where to go from here, and how many parts of the key that takes (names may hold dots)."""
+    """The next key or index, and how many parts of the dotted key it takes (names may contain dots)."""
     if isinstance(node, dict):
         return parts[0], 1
     if not isinstance(node, list):
@@ -73,13 +74,13 @@ def _step(node: Any, parts: Sequence[str], before: str) -> tuple[str | int, int]
 
 
 def _find(items: Sequence[Any], name: str, before: str) -> int | None:
-    """Position of the one item of that name, or of that stage kind where no item has the name."""
+    """Index of the only item with that name, or with that stage kind if no item has the name."""
     named = [index for index, item in enumerate(items) if label(item) == name]
     kinds = [i for i, item in enumerate(items) if isinstance(item, dict) and item.get("stage") == name]
-    found = named or kinds
-    if len(found) > 1:
-        raise _Refused(f"{len(found)} items of {before} are called {name}; give each its own `name`")
-    return found[0] if found else None
+    matches = named or kinds
+    if len(matches) > 1:
+        raise _Refused(f"{len(matches)} items of {before} are called {name}; give each its own `name`")
+    return matches[0] if matches else None
 
 
 def _names(items: Sequence[Any]) -> str:

@@ -1,7 +1,7 @@
 """Makes the paths of a recipe absolute.
 
-In a file they start at the file's folder, on the command line at the current one.
-`output_dir` is left alone: runs belong to the folder one works in.
+In a file they are relative to the file's folder, on the command line to the current folder. `output_dir` is not
+changed: it is always relative to the current folder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .places import at
+from .places import value_at
 from .source import Loc
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst", ".arrow")
@@ -19,35 +19,36 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", "
 Rule = Callable[[str, Path], bool]
 
 
-def resolve_paths(data: dict[str, Any], folder: Path | None, written: Sequence[Loc]) -> list[Loc]:
-    """Rewrite, in place, every value that names a file or folder.
+def resolve_paths(data: dict[str, Any], folder: Path | None, override_locs: Sequence[Loc]) -> list[Loc]:
+    """Make every value that names a file or folder absolute, in place.
 
     Args:
         data: the recipe's mapping.
-        folder: of the recipe's file; None for a recipe that has none.
-        written: places given on the command line.
+        folder: folder of the recipe's file; None for a recipe without a file.
+        override_locs: locations that were set on the command line.
 
     Returns:
-        The places that were rewritten.
+        The locations that were changed.
     """
-    here = Path.cwd()
+    current = Path.cwd()
     changed: list[Loc] = []
     for loc, is_path in list(_slots(data)):
-        value = at(data, loc)
+        value = value_at(data, loc)
         if not isinstance(value, str) or not _may_be_path(value):
             continue
-        given_here = any(loc[: len(place)] == place for place in written)
-        base = here if given_here or folder is None else folder
+        overridden = any(loc[: len(written_loc)] == written_loc for written_loc in override_locs)
+        base = current if overridden or folder is None else folder
         if not is_path(value, base):
-            if "init" not in loc or not _exists(value, here):
+            if "init" not in loc or not _exists(value, current):
                 continue
-            base = here
-        at(data, loc[:-1])[loc[-1]] = _absolute(value, base)
+            base = current
+        value_at(data, loc[:-1])[loc[-1]] = _absolute(value, base)
         changed.append(loc)
     return changed
 
 
 def _slots(data: dict[str, Any]) -> Iterator[tuple[Loc, Rule]]:
+    """Yield the locations that may hold a path, each with the rule that decides whether its value is one."""
     yield ("model", "path"), _is_folder
     stages = data.get("stages")
     for index, stage in enumerate(stages if isinstance(stages, list) else []):

@@ -13,42 +13,42 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def folder() -> Path:
-    """Where the shipped recipes are."""
+    """The folder of the shipped recipes."""
     installed = _PACKAGE / "assets" / "recipes"
     return installed if installed.is_dir() else _PACKAGE.parent / "recipes"
 
 
 def names() -> list[str]:
-    """The names of the shipped recipes, then `distribution:name` for those that plugins bring."""
-    return [*sorted(path.stem for path in folder().glob("*.yaml")), *sorted(_brought())]
+    """Names of the shipped recipes, then `distribution:name` for those of plugins."""
+    return [*sorted(path.stem for path in folder().glob("*.yaml")), *sorted(_from_plugins())]
 
 
-def _brought() -> dict[str, Path]:
-    """Recipes in the packages that the entry points of `rlhf_peft.recipes` name; none of them is imported."""
-    found: dict[str, Path] = {}
+def _from_plugins() -> dict[str, Path]:
+    """Recipes in the packages that the entry points of `rlhf_peft.recipes` name; no package is imported."""
+    files: dict[str, Path] = {}
     for point in entry_points.points(entry_points.RECIPES):
-        place = None if point.disabled else point.folder()
-        for file in sorted(place.glob("*.yaml")) if place else ():
-            found.setdefault(f"{point.distribution}:{file.stem}", file)
-    return found
+        folder_path = None if point.disabled else point.folder()
+        for file in sorted(folder_path.glob("*.yaml")) if folder_path else ():
+            files.setdefault(f"{point.distribution}:{file.stem}", file)
+    return files
 
 
 def path(name: str) -> Path:
     """The file of a shipped recipe.
 
     Raises:
-        UsageError: no such recipe; lists those there are.
+        UsageError: there is no such recipe; the message lists the existing ones.
     """
-    own = folder() / f"{name}.yaml"
-    brought = _brought() if ":" in name else {}
-    known = names()
-    if name in known:
-        return brought.get(name, own)
-    here = Path(f"{name}.yaml")
-    hint = f" The file here is ./{here}." if _is_file(here) else ""
-    listed = ", ".join(known) or "none"
+    shipped_file = folder() / f"{name}.yaml"
+    plugin_files = _from_plugins() if ":" in name else {}
+    all_names = names()
+    if name in all_names:
+        return plugin_files.get(name, shipped_file)
+    local_file = Path(f"{name}.yaml")
+    hint = f" The file here is ./{local_file}." if _is_file(local_file) else ""
+    listed = ", ".join(all_names) or "none"
     raise UsageError(
-        f"no shipped recipe is called {name!r}.{did_you_mean(name, known)}{hint} Shipped: {listed}. "
+        f"no shipped recipe is called {name!r}.{did_you_mean(name, all_names)}{hint} Shipped: {listed}. "
         "A path holds a / or ends in .yaml."
     )
 

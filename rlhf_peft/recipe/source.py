@@ -1,7 +1,7 @@
-"""Reads YAML with `yaml.SafeLoader` and keeps the line and the place of every key.
+"""Reads YAML with `yaml.SafeLoader`, and records the line and the position of every key.
 
-What is refused here, beyond what is not YAML: duplicate keys, keys that are not text, tags, dates and other
-values that JSON does not have, text that UTF-8 cannot hold, files too large or too deep for a recipe.
+Besides invalid YAML, these are refused: duplicate keys, keys that are not text, tags, dates and other values that JSON
+does not have, text that UTF-8 cannot represent, and files that are too large or too deep for a recipe.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass
 class RecipeText:
-    """A recipe as read, before anything is known about its keys.
+    """A recipe as read, before its keys are checked.
 
     Attributes:
-        label: what errors call it: the path or the shipped name.
-        data: the mapping, plain lists and values inside.
-        lines: place of a key or list item to its line, counted from 1.
-        spans: place of a plain value to its first and last position in the text.
-        text: the file itself.
-        folder: where relative paths start.
+        label: name in error messages: the path or the shipped name.
+        data: the mapping, with plain lists and values inside.
+        lines: for the location of each key or list item, its line, counted from 1.
+        spans: for the location of each plain value, its start and end in the text, in characters.
+        text: content of the file.
+        folder: folder that relative paths start from.
     """
 
     label: str
@@ -45,7 +45,7 @@ class RecipeText:
 
 
 def read_text(path: Path) -> str:
-    """The text of a recipe file, or UsageError with the reason."""
+    """The text of a recipe file; raises UsageError with the reason if it cannot be read."""
     try:
         if path.is_dir():
             raise UsageError(f"{path}: a folder, not a recipe. Name the YAML file inside it.")
@@ -61,10 +61,10 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, label: str, folder: Path | None = None) -> RecipeText:
-    """The recipe's mapping with the lines of its keys.
+    """Parse a recipe's mapping, with the lines of its keys.
 
     Raises:
-        RecipeError: not YAML, not a mapping, duplicate keys, or values that a recipe cannot hold.
+        RecipeError: it is not YAML, not a mapping, has duplicate keys, or holds values that a recipe cannot hold.
     """
     builder = _build(text, label)
     if builder.problems:
@@ -81,7 +81,7 @@ def parse(text: str, label: str, folder: Path | None = None) -> RecipeText:
 
 
 def parse_value(text: str, key: str) -> Any:
-    """The value of a `K=V` override, read as YAML."""
+    """Parse the value of a `K=V` override as YAML."""
     builder = _build(text, key, key)
     if builder.problems:
         raise RecipeError(key, builder.problems)
@@ -89,7 +89,7 @@ def parse_value(text: str, key: str) -> Any:
 
 
 def describe(value: Any) -> str:
-    """A value as an error message shows it."""
+    """A value as it is shown in an error message."""
     match value:
         case None:
             return "null"
@@ -100,11 +100,11 @@ def describe(value: Any) -> str:
         case list() | tuple() | set() | frozenset():
             return "a list" if value else "an empty list"
         case str():
-            shown = value if len(value) <= 60 else value[:57] + "..."
-            return repr(shown)
+            text = value if len(value) <= 60 else value[:57] + "..."
+            return repr(text)
         case _:
-            shown = repr(value)
-            return shown if len(shown) <= 60 else shown[:57] + "..."
+            text = repr(value)
+            return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _build(text: str, label: str, key: str | None = None) -> _Builder:
@@ -131,7 +131,7 @@ def _yaml_problem(error: yaml.YAMLError, key: str | None) -> Problem:
 
 
 class _Builder:
-    """Turns nodes into plain values; collects problems rather than stopping at the first."""
+    """Turns YAML nodes into plain values; collects problems instead of stopping at the first."""
 
     def __init__(self, loader: yaml.SafeLoader, key: str | None) -> None:
         self.loader = loader
@@ -143,6 +143,7 @@ class _Builder:
         self.nodes = 0
 
     def build(self, node: yaml.Node, loc: Loc, depth: int) -> Any:
+        """The plain value of a node; None if it is refused."""
         self.nodes += 1
         if depth > MAX_DEPTH or self.nodes > MAX_NODES:
             if self.nodes <= MAX_NODES + 1:
@@ -160,7 +161,8 @@ class _Builder:
         return self.refuse(node, loc, f"the tag {node.tag} is not allowed in a recipe")
 
     def mapping(self, node: yaml.MappingNode, loc: Loc, depth: int) -> dict[str, Any]:
-        own: dict[str, Any] = {}
+        """The keys and values of a mapping node."""
+        result: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
@@ -168,20 +170,20 @@ class _Builder:
                 merged |= self.merge(value_node, loc, depth)
                 continue
             if key_node.tag != _TAG + "str" or not isinstance(key_node, yaml.ScalarNode):
-                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
-                self.refuse(key_node, loc, f"the key {shown} is not text to YAML. Put it in quotes.")
+                text = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                self.refuse(key_node, loc, f"the key {text} is not text to YAML. Put it in quotes.")
                 continue
             key = str(self.scalar(key_node, loc))
-            if key in own:
+            if key in result:
                 first = self.lines.get((*loc, key))
                 self.refuse(key_node, (*loc, key), f"given twice, first on line {first}. Keep one.")
                 continue
             self.lines[(*loc, key)] = line
-            own[key] = self.build(value_node, (*loc, key), depth + 1)
-        return {**merged, **own}
+            result[key] = self.build(value_node, (*loc, key), depth + 1)
+        return {**merged, **result}
 
     def merge(self, node: yaml.Node, loc: Loc, depth: int) -> dict[str, Any]:
-        """The keys of `<<`: earlier mappings of a list win, as YAML has it."""
+        """The keys of `<<`; earlier mappings of a list win, as in YAML."""
         value = self.build(node, loc, depth + 1)
         parts = value if isinstance(value, list) else [value]
         if not all(isinstance(part, dict) for part in parts):
@@ -190,6 +192,7 @@ class _Builder:
         return {key: part[key] for part in reversed(parts) for key in part}
 
     def scalar(self, node: yaml.ScalarNode, loc: Loc) -> Any:
+        """The value of a scalar node, and its position in `spans`."""
         try:
             value = self.loader.construct_object(node)
         except yaml.YAMLError:
@@ -207,6 +210,7 @@ class _Builder:
         return value
 
     def refuse(self, node: yaml.Node, loc: Loc, message: str) -> None:
+        """Record a problem."""
         line = None if self.key else node.start_mark.line + 1
         inner = ".".join(str(part) for part in loc)
         self.problems.append(Problem(".".join(p for p in (self.key, inner) if p) or "recipe", message, line))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Encoder, Format, encode_pairs, encode_prompts, for_trl, require
-from ..data.inspect import heard, model_encoder
+from ..data.inspect import captured_log, model_encoder
 from ..data.rows import ROW
 from ..engine import BaseSpec
 from ..recipe import PreferenceStage, RewardModelStage, RlStage, SftStage
@@ -28,8 +28,8 @@ def check_rows(ctx: Context) -> None:
         for part, source in ((rows, stage.dataset), (held_out, stage.eval.dataset or stage.dataset)):
             if part is not None:
                 name = source.path or str(source.name)
-                format = require(part, method_of(stage), name, stage=stage.name, say=False)
-                with heard():
+                format = require(part, method_of(stage), name, stage=stage.name, warn=False)
+                with captured_log():
                     usable_rows(part, format, stage, source, ctx.encoder(source), ctx.registry)
 
 

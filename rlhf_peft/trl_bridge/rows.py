@@ -32,7 +32,7 @@ def rows_for(stage: StageBase, ctx: Context, method: Method, **how: Any) -> tupl
     if held_out is None:
         return prepared, None
     source = stage.eval.dataset or stage.dataset
-    held_out_rows = _prepare(held_out, source, stage, ctx, method, say=stage.eval.dataset is not None, **how)
+    held_out_rows = _prepare(held_out, source, stage, ctx, method, warn=stage.eval.dataset is not None, **how)
     order = torch.randperm(len(held_out_rows), generator=ctx.generator(stage.name, "eval")).tolist()
     return prepared, held_out_rows.select(order[: stage.eval.size])
 
@@ -43,11 +43,11 @@ def _prepare(
     stage: StageBase,
     ctx: Context,
     method: Method,
-    say: bool = True,
+    warn: bool = True,
     **how: Any,
 ) -> Any:
     name = source.path or source.name or "dataset"
-    format = require(rows, method, name, stage=stage.name, say=say)
+    format = require(rows, method, name, stage=stage.name, warn=warn)
     return for_trl(
         rows,
         format,

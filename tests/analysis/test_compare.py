@@ -45,11 +45,11 @@ def test_runs_of_different_places_are_read_between_their_points():
 def test_seeds_fall_together_and_other_keys_are_named(make_run):
     runs = [make_run(f"ppo-{s}", seed=s, slope=0.1 + s / 100) for s in (1, 2, 3)]
     runs += [make_run(f"grpo-{s}", seed=s, slope=0.2, algorithm="grpo") for s in (1, 2)]
-    found = compare(runs, by="stages.rl.algorithm.name", figure="reward")
+    found = compare(runs, by="stages.rl.algorithm.name", metric="reward")
     assert [(group.label, len(group.runs)) for group in found.groups] == [("ppo", 3), ("grpo", 2)]
     assert found.groups[0].band.mean[-1] == pytest.approx(8 * 0.12)
     assert found.differing == {}
-    assert list(compare(runs, figure="reward").differing) == ["stages.rl.algorithm.name"]
+    assert list(compare(runs, metric="reward").differing) == ["stages.rl.algorithm.name"]
     rows = list(csv.reader(io.StringIO(as_csv(found))))
     assert rows[0] == ["stages.rl.algorithm.name", "runs", "steps", "reward", "low", "high"]
     assert len(rows) == 1 + 16 and rows[1][:3] == ["ppo", "3", "1"]
@@ -62,22 +62,22 @@ def test_what_cannot_be_compared_is_said(make_run):
     ):
         compare(runs, by="stages.rl.algorithm.nam")
     with pytest.raises(UsageError, match=r"--y rewrd: .* Did you mean .*reward"):
-        compare(runs, figure="rewrd")
+        compare(runs, metric="rewrd")
     with pytest.raises(UsageError, match=r"--stage sft: not all runs have it. They share: rm, rl"):
         compare(runs, stage="sft")
 
 
 def test_the_figure_is_chosen_where_none_is_named(make_run):
     found = compare([make_run("one")])
-    assert (found.stage, found.figure) == ("rl", "eval/reward")
+    assert (found.stage, found.metric) == ("rl", "eval/reward")
 
 
 @pytest.mark.parametrize("suffix", [".pdf", ".png", ".svg"])
 def test_a_figure_for_a_paper(make_run, tmp_path, suffix):
-    from rlhf_peft.analysis.figures import paper
+    from rlhf_peft.analysis.plots import draw_comparison
 
-    paper(
-        compare([make_run("a"), make_run("b", seed=2)], by="lora.r", figure="reward"), tmp_path / f"f{suffix}"
+    draw_comparison(
+        compare([make_run("a"), make_run("b", seed=2)], by="lora.r", metric="reward"), tmp_path / f"f{suffix}"
     )
     assert (tmp_path / f"f{suffix}").stat().st_size > 1000
 
@@ -87,7 +87,7 @@ def test_runs_of_the_same_name_stay_apart(make_run, tmp_path):
     moved = tmp_path / "elsewhere" / "one"
     moved.parent.mkdir()
     other.path.rename(moved)
-    groups = compare([one, History.of(moved)], figure="reward").groups
+    groups = compare([one, History.of(moved)], metric="reward").groups
     assert [group.label for group in groups] == [one.path.as_posix(), moved.as_posix()]
     assert [group.band.runs for group in groups] == [1, 1]
     with pytest.raises(UsageError, match="is named 2 times"):

@@ -10,7 +10,7 @@ from rlhf_peft.data import cache, load_rows
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setenv(cache.PLACE, str(tmp_path / "kept"))
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path / "kept"))
     return tmp_path / "kept"
 
 
@@ -41,7 +41,7 @@ def test_clear(filled, place, capsys):
 
 
 def test_a_cache_that_is_off(monkeypatch, capsys):
-    monkeypatch.setenv(cache.PLACE, "off")
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, "off")
     assert execute(["cache", "list"]) == 0
     assert execute(["cache", "clear", "--yes"]) == 2
     assert capsys.readouterr().err.count("switched off by RLHF_PEFT_CACHE") == 2

@@ -27,8 +27,8 @@ def pairs(tmp_path, monkeypatch):
 def judging(monkeypatch):
     """Instead of a server: two people who judge what they are shown, and Ctrl-C."""
 
-    def serve(store, *, told, among, **options):
-        told("http://127.0.0.1:1/token/")
+    def serve(store, *, on_ready, among, **options):
+        on_ready("http://127.0.0.1:1/token/")
         assert len(among or store.pairs()) == 4
         for who, choices in {"ann": "aabt", "bob": "abas"}.items():
             for number, letter in enumerate(choices, 1):

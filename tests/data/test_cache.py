@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_peft import atomic
-from rlhf_peft.data import cache, encode_prompts, encoded, for_trl, identity, kept_rows, load_rows, require
+from rlhf_peft.data import cache, cached_rows, encode_prompts, encoded, for_trl, identity, load_rows, require
 from rlhf_peft.data.encode import Encoder
 from rlhf_peft.errors import DataError, UsageError
 
@@ -26,7 +26,7 @@ PAIR = {"prompt": [user("2+2?")], "chosen": [assistant("It is 4.")], "rejected":
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     folder = tmp_path / "kept"
-    monkeypatch.setenv(cache.PLACE, str(folder))
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(folder))
     return folder
 
 
@@ -34,16 +34,16 @@ def place(tmp_path, monkeypatch):
 def made(monkeypatch):
     """How often rows were written, by kind."""
     counts = {"rows": 0, "encoded": 0}
-    kept = cache.kept
+    load_or_make = cache.load_or_make
 
     def counting(kind, key, write, about="", **more):
         def count(open_sink):
             counts[kind] += 1
             return write(open_sink)
 
-        return kept(kind, key, count, about, **more)
+        return load_or_make(kind, key, count, about, **more)
 
-    monkeypatch.setattr(cache, "kept", counting)
+    monkeypatch.setattr(cache, "load_or_make", counting)
     return counts
 
 
@@ -120,7 +120,7 @@ def test_what_rows_depend_on_makes_other_rows(jsonl, qwen2, made, monkeypatch, w
     tokenizer, options = OTHER[what](qwen2)
     there = encode(path, tokenizer, **options)
     assert made == {"rows": 1, "encoded": 2}
-    monkeypatch.setenv(cache.PLACE, "off")
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, "off")
     assert there.to_dict() == encode(path, tokenizer, **options).to_dict()
 
 
@@ -131,13 +131,13 @@ def test_other_values_are_other_rows(jsonl, qwen2, made):
     assert made == {"rows": 3, "encoded": 3}
 
 
-@pytest.mark.parametrize("module", [encoded, kept_rows])
+@pytest.mark.parametrize("module", [encoded, cached_rows])
 def test_another_version_of_our_code_makes_other_rows(jsonl, qwen2, made, monkeypatch, module):
     path = jsonl(PAIR)
     encode(path, qwen2)
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
     encode(path, qwen2)
-    assert made == {"rows": 1 + (module is kept_rows), "encoded": 1 + (module is encoded)}
+    assert made == {"rows": 1 + (module is cached_rows), "encoded": 1 + (module is encoded)}
 
 
 def test_another_version_of_a_library_makes_other_rows(jsonl, qwen2, made, monkeypatch):
@@ -241,14 +241,14 @@ def test_a_column_whose_kind_changes_late(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", ["off", "0", "OFF"])
 def test_it_can_be_switched_off(jsonl, qwen2, made, monkeypatch, place, value):
-    monkeypatch.setenv(cache.PLACE, value)
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, value)
     path = jsonl(PAIR)
     assert encode(path, qwen2).to_dict() == encode(path, qwen2).to_dict()
     assert made == {"rows": 2, "encoded": 2} and not place.exists() and cache.entries() == []
 
 
 def test_its_place(monkeypatch, tmp_path):
-    monkeypatch.delenv(cache.PLACE)
+    monkeypatch.delenv(cache.FOLDER_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.root() == tmp_path / "rlhf_peft"
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -284,7 +284,7 @@ def test_a_full_disk_costs_nothing_but_time(jsonl, place):
 
 def test_a_folder_that_cannot_be_written(jsonl, monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(cache.PLACE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path / "file" / "cache"))
     assert len(load_rows(path=jsonl({"text": "a"}))) == 1
     assert len([message for message in caplog.messages if "cannot be kept there" in message]) == 1
 
@@ -313,15 +313,15 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from rlhf_peft.data import cache, table
-import rlhf_peft.data.kept_rows as kept_rows
-checked = kept_rows.checked
+import rlhf_peft.data.cached_rows as cached_rows
+checked = cached_rows.checked
 def slowly(rows, bad):
     for number, row in enumerate(checked(rows, bad)):
         yield row
         if number == 1500:
             Path(sys.argv[2]).write_text("")
             time.sleep(float(sys.argv[3]))
-kept_rows.checked = slowly
+cached_rows.checked = slowly
 from rlhf_peft.data import load_rows
 print(len(load_rows(path=sys.argv[1])))
 """
@@ -360,16 +360,16 @@ def test_two_processes_at_once(jsonl, tmp_path, place, made):
 
 def test_a_file_that_changes_while_it_is_read(jsonl, made, monkeypatch):
     path = jsonl({"text": "a"})
-    checked = kept_rows.checked
+    checked = cached_rows.checked
 
     def while_it_grows(rows, bad):
         yield from checked(rows, bad)
         with path.open("a") as file:
             file.write('{"text": "b"}\n')
 
-    monkeypatch.setattr(kept_rows, "checked", while_it_grows)
+    monkeypatch.setattr(cached_rows, "checked", while_it_grows)
     load_rows(path=path)
-    monkeypatch.setattr(kept_rows, "checked", checked)
+    monkeypatch.setattr(cached_rows, "checked", checked)
     assert len(load_rows(path=path)) == len(path.read_text().splitlines()) and len(cache.entries()) == 1
 
 
@@ -383,15 +383,15 @@ def test_the_least_recently_used_goes_first(jsonl, place, made, monkeypatch):
         time.sleep(0.02)
     size = cache.entries()[0].size
     load_rows(path=paths[0])  # used again, so it is not the oldest
-    monkeypatch.setenv(cache.LIMIT, str(3.5 * size / 1e9))
+    monkeypatch.setenv(cache.LIMIT_VARIABLE, str(3.5 * size / 1e9))
     load_rows(path=paths[3])
     assert {entry.about for entry in cache.entries()} == {str(path) for path in (paths[0], *paths[2:])}
-    monkeypatch.setenv(cache.LIMIT, "0")
+    monkeypatch.setenv(cache.LIMIT_VARIABLE, "0")
     assert len(load_rows(path=paths[1])) == 50 and cache.entries() == []
 
 
 def test_a_limit_that_is_no_number(monkeypatch):
-    monkeypatch.setenv(cache.LIMIT, "much")
+    monkeypatch.setenv(cache.LIMIT_VARIABLE, "much")
     with pytest.raises(UsageError, match="RLHF_PEFT_CACHE_GB=much: expected a number of GB"):
         cache.limit()
 

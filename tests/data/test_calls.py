@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from rlhf_peft.data.calls import offered
+from rlhf_peft.data.calls import tools_in_row
 from rlhf_peft.data.conversation import messages_of
 from rlhf_peft.data.rows import BadRow
 
 from .conftest import user
-from .test_complete import TOOL
+from .test_completeness import TOOL
 
 CALL = {"name": "f", "arguments": {"x": 1}}
 
@@ -44,8 +44,10 @@ def test_what_no_template_would_write_is_refused(keys, found):
 
 def test_tools_under_their_older_name():
     functions = [TOOL["function"]]
-    assert offered({"functions": functions}) == offered({"functions": json.dumps(functions)}) == [TOOL]
-    assert offered({"functions": functions, "tools": [TOOL]}) == [TOOL]
-    assert offered({"functions": [], "tools": None}) is None
+    assert (
+        tools_in_row({"functions": functions}) == tools_in_row({"functions": json.dumps(functions)}) == [TOOL]
+    )
+    assert tools_in_row({"functions": functions, "tools": [TOOL]}) == [TOOL]
+    assert tools_in_row({"functions": [], "tools": None}) is None
     with pytest.raises(BadRow, match="hold different tools"):
-        offered({"functions": [{"name": "g"}], "tools": [TOOL]})
+        tools_in_row({"functions": [{"name": "g"}], "tools": [TOOL]})

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlhf_peft.data.calls import tools_of
 from rlhf_peft.data.conversation import messages_of, with_system
-from rlhf_peft.data.examples import answered
+from rlhf_peft.data.examples import prompt_and_answers
 from rlhf_peft.data.rows import BadRow
 
 from .conftest import assistant, user
@@ -17,7 +17,9 @@ SYSTEM = {"role": "system", "content": "be kind"}
 
 
 def split(chosen, rejected, words=False, **more):
-    row = answered({"chosen": chosen, "rejected": rejected, **more}, ["chosen", "rejected"], None, words)
+    row = prompt_and_answers(
+        {"chosen": chosen, "rejected": rejected, **more}, ["chosen", "rejected"], None, words
+    )
     return row["prompt"], row["chosen"], row["rejected"]
 
 
@@ -212,7 +214,9 @@ def ids(messages, start):
 def test_turns_are_compared_by_what_they_say():
     a, b = [user("hi"), assistant("a")], [user("hi"), assistant("b")]
     for prompt in ("hi", [user("hi")], None):
-        row = answered({"prompt": prompt, "chosen": ids(a, "c"), "rejected": ids(b, "r")}, TWO, None)
+        row = prompt_and_answers(
+            {"prompt": prompt, "chosen": ids(a, "c"), "rejected": ids(b, "r")}, TWO, None
+        )
         assert [m["content"] for m in row["prompt"]] == ["hi"]
         assert [[m["content"] for m in row[name]] for name in TWO] == [["a"], ["b"]]
 
@@ -221,20 +225,25 @@ def test_a_system_message_in_the_answers_belongs_to_the_prompt():
     a, b = [SYSTEM, user("hi"), assistant("a")], [SYSTEM, user("hi"), assistant("b")]
     whole = {"prompt": [SYSTEM, user("hi")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
     for prompt in ("hi", [user("hi")], [SYSTEM, user("hi")], None):
-        assert answered({"prompt": prompt, "chosen": a, "rejected": b}, TWO, "another") == whole
-    assert answered({"prompt": [SYSTEM, user("hi")], "chosen": a[1:], "rejected": b[1:]}, TWO, None) == whole
+        assert prompt_and_answers({"prompt": prompt, "chosen": a, "rejected": b}, TWO, "another") == whole
+    assert (
+        prompt_and_answers({"prompt": [SYSTEM, user("hi")], "chosen": a[1:], "rejected": b[1:]}, TWO, None)
+        == whole
+    )
 
 
 def test_a_prompt_that_is_the_last_question_alone():
     talk = [user("1"), assistant("2"), user("3")]
-    row = answered(
+    row = prompt_and_answers(
         {"prompt": "3", "chosen": [*talk, assistant("a")], "rejected": [*talk, assistant("b")]}, TWO, None
     )
     assert row == {"prompt": talk, "chosen": [assistant("a")], "rejected": [assistant("b")]}
 
 
 def test_a_completion_that_repeats_its_prompt():
-    row = answered({"prompt": [user("hi")], "completion": [user("hi"), assistant("a")]}, ["completion"], None)
+    row = prompt_and_answers(
+        {"prompt": [user("hi")], "completion": [user("hi"), assistant("a")]}, ["completion"], None
+    )
     assert row == {"prompt": [user("hi")], "completion": [assistant("a")]}
 
 
@@ -282,13 +291,13 @@ def test_a_completion_that_repeats_its_prompt():
 )
 def test_answers_that_are_none(row, reason):
     with pytest.raises(BadRow, match=reason):
-        answered(row, TWO, None)
+        prompt_and_answers(row, TWO, None)
 
 
 def test_answers_that_differ_after_a_shared_answer():
     a = [user("1"), assistant("2"), user("3"), assistant("4")]
     b = [user("1"), assistant("2"), user("5"), assistant("6")]
-    row = answered({"chosen": a, "rejected": b}, TWO, None)
+    row = prompt_and_answers({"chosen": a, "rejected": b}, TWO, None)
     assert row == {"prompt": [user("1")], "chosen": a[1:], "rejected": b[1:]}
 
 
@@ -304,7 +313,7 @@ def test_nothing_is_lost(shared, chosen, rejected, words, turn):
     if not shared + turn + chosen.strip() or not (shared + turn + rejected).strip():
         return
     try:
-        parts = answered(row, TWO, None, words)
+        parts = prompt_and_answers(row, TWO, None, words)
     except BadRow as problem:
         assert "empty" in str(problem)
         return

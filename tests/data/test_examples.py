@@ -11,7 +11,7 @@ from rlhf_peft.data.rows import BadRow
 from rlhf_peft.errors import DataError
 
 from .conftest import as_example, assistant, user
-from .test_complete import TOOL, texts
+from .test_completeness import TOOL, texts
 
 TALK = [user("hi"), assistant("ahoy")]
 HH = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}

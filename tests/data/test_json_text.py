@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_peft.data.json_text import is_written, loads, parsed, unwritten
+from rlhf_peft.data.json_text import decode_conversation, is_conversation_json, loads, parse_column
 from rlhf_peft.data.rows import BadRow
 
 from .conftest import assistant, user
@@ -24,13 +24,13 @@ TALK = [user("a"), assistant("b")]
 )
 def test_conversations_as_text_are_read(value):
     for text in (json.dumps(value), json.dumps(value, indent=2), " " + json.dumps(value)):
-        assert is_written(text) and unwritten(text, "chosen") == value
+        assert is_conversation_json(text) and decode_conversation(text, "chosen") == value
 
 
 @pytest.mark.parametrize("text", ["{'role': 'user', 'content': 'a'}", str(TALK), json.dumps(TALK)[:-2]])
 def test_conversations_that_python_wrote_or_that_are_cut_are_refused(text):
     with pytest.raises(BadRow, match="text that is not JSON"):
-        unwritten(text, "chosen")
+        decode_conversation(text, "chosen")
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_conversations_that_python_wrote_or_that_are_cut_are_refused(text):
     ],
 )
 def test_other_json_in_a_text_is_text(text):
-    assert not is_written(text) and unwritten(text, "completion") == text
+    assert not is_conversation_json(text) and decode_conversation(text, "completion") == text
 
 
 def test_one_turn_alone_is_a_conversation_of_one_turn():
     assert (
-        unwritten(assistant("b"), "chosen")
-        == unwritten(json.dumps(assistant("b")), "chosen")
+        decode_conversation(assistant("b"), "chosen")
+        == decode_conversation(json.dumps(assistant("b")), "chosen")
         == [assistant("b")]
     )
 
@@ -69,5 +69,5 @@ def test_a_key_that_stands_twice_is_refused(text):
 def test_deep_nests_are_refused(depth):
     deep = "[" * depth + "]" * depth
     with pytest.raises(BadRow, match=r"nested more than 200 deep"):
-        parsed(f'[{{"role": "user", "content": "a", "x": {deep}}}]', "messages")
+        parse_column(f'[{{"role": "user", "content": "a", "x": {deep}}}]', "messages")
     assert loads("[" * 200 + "]" * 200) is not None

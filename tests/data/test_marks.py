@@ -9,7 +9,7 @@ from rlhf_peft.data.marks import mark, misplaced
 from rlhf_peft.errors import DataError
 
 from .conftest import assistant, user
-from .test_complete import TOOL, calls, template, texts
+from .test_completeness import TOOL, calls, template, texts
 
 TALK = {"messages": [user("a"), assistant("u"), user("s"), assistant("e")]}
 """Texts of one letter, each of which stands in the names of roles."""

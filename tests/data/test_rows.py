@@ -40,7 +40,7 @@ def test_other_errors_pass_through():
     bad = BadRows("a.jsonl", "skip")
     with pytest.raises(KeyError), bad.row(1):
         raise KeyError
-    assert not bad.found
+    assert not bad.rows
 
 
 def test_numbers():

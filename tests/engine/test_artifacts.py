@@ -9,7 +9,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
-from rlhf_peft.builtin.quantizers.compat import compute_alike_on_every_cpu
+from rlhf_peft.builtin.quantizers.compat import disable_bf16_cpu_kernels
 from rlhf_peft.engine import POLICY, VALUE, LoraSpec
 from rlhf_peft.engine.base_spec import quiet
 from rlhf_peft.errors import ModelError
@@ -45,7 +45,7 @@ def test_a_saved_role_loads_in_plain_peft(folder_of, tmp_path, name, quantizatio
         )
     with quiet():
         plain = AutoModelForCausalLM.from_pretrained(folder_of(name), dtype=torch.float32, **options)
-    compute_alike_on_every_cpu(plain)
+    disable_bf16_cpu_kernels(plain)
     peft = PeftModel.from_pretrained(plain, tmp_path / POLICY).eval()
     with torch.no_grad():
         assert torch.equal(peft(input_ids=tokens(2, 7)).logits, logits(base, POLICY))

@@ -31,9 +31,9 @@ def prompts(opened, registry):
 
 
 def test_two_answers_are_chosen_on_which_the_heads_disagree(opened, registry, prompts):
-    found = sources.sampled(opened, registry, prompts, each=4, most=12)
+    found = sources.disagreed_pairs(opened, registry, prompts, each=4, most=12)
     assert 0 < len(found) <= 6 and all(pair.a.strip() != pair.b.strip() for pair in found)
-    texts, said = sources._written(opened, registry, prompts, "policy", 4, 0, 12)
+    texts, said = sources._sample_role(opened, registry, prompts, "policy", 4, 0, 12)
     assert set(said[0][0]) == {"reward-0", "reward-1"}
     spread = {name: torch.tensor([row[name] for rows in said for row in rows]).std() for name in said[0][0]}
     for pair in found:
@@ -48,9 +48,9 @@ def test_two_answers_are_chosen_on_which_the_heads_disagree(opened, registry, pr
 
 
 def test_a_blind_test_has_one_answer_of_each(opened, registry, prompts):
-    found = sources.blind(opened, registry, prompts, most=12)
+    found = sources.blind_pairs(opened, registry, prompts, most=12)
     assert found and all({pair.from_a, pair.from_b} == {"policy", "reference"} for pair in found)
-    assert [(p.a, p.b) for p in sources.blind(opened, registry, prompts, most=12)] == [
+    assert [(p.a, p.b) for p in sources.blind_pairs(opened, registry, prompts, most=12)] == [
         (p.a, p.b) for p in found
     ]
 
@@ -58,7 +58,7 @@ def test_a_blind_test_has_one_answer_of_each(opened, registry, prompts):
 def test_the_loop_of_a_run(trained, tmp_path, monkeypatch, capsys):  # noqa: F811
     seen = []
 
-    def serve(store, *, among, title, told, **options):
+    def serve(store, *, among, title, on_ready, **options):
         seen.append((title, len(among)))
         for number in among:
             store.judge(number, "ann", "a")

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_peft.errors import UsageError
-from rlhf_peft.recipe import dump, edited, load
+from rlhf_peft.recipe import dump, edit_text, load
 from rlhf_peft.recipe.source import parse
 
 from .conftest import GRPO, FakePlugins
@@ -192,7 +192,7 @@ def test_an_edited_recipe_is_what_the_override_would_load(tmp_path, key, value):
         expected = load(path, [override])
     except UsageError:
         return
-    text = edited(str(path), [override])
+    text = edit_text(str(path), [override])
     path.write_text(text)
     assert load(path) == expected
     assert text.startswith(f"# From the recipe {path}, with ")

@@ -195,7 +195,7 @@ def test_anchors_and_merge_keys_work_as_in_safe_load(tmp_path, plugins):
 
 
 def test_version(tmp_path):
-    assert "version: required, but missing. Of the recipe format. Write version: 1." in problems(
+    assert "version: required, but missing. Version of the recipe format. Write version: 1." in problems(
         write(tmp_path, change("version: 1\n", ""))
     )
     later = problems(write(tmp_path, change("version: 1", "version: 2\nnonsense: 1")))

@@ -4,11 +4,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlhf_peft.recipe import Recipe, document, dump, edited, json_schema, load, shipped
+from rlhf_peft.recipe import Recipe, document, dump, edit_text, json_schema, load, shipped
 from rlhf_peft.recipe.messages import STAGES, keys_of
 from rlhf_peft.recipe.places import section_at
 from rlhf_peft.recipe.schema import Model
-from rlhf_peft.recipe.trl.names import OURS
+from rlhf_peft.recipe.trl.names import RECIPE_KEYS
 
 from .conftest import GRPO, OPTIONS
 
@@ -23,7 +23,7 @@ def test_every_key_is_described():
 
 def test_every_trl_name_leads_to_a_key_that_exists():
     examples = {kind: {"stage": kind} for kind in STAGES}
-    for theirs, ours in OURS.items():
+    for theirs, ours in RECIPE_KEYS.items():
         if ours.split(".")[-2:-1] in (["algorithm"], ["sampler"], ["quantization"]) or "<name>" in ours:
             continue
         *parents, last = ours.split(".")
@@ -89,8 +89,8 @@ def test_shipped_recipes():
 def test_editing_keeps_the_comments_where_values_are_replaced(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(GRPO.replace("seed", "seed").replace("name: grpo", "name: grpo  # mine"))
-    assert edited(str(path)) == path.read_text().replace("# A test recipe.", f"# From the recipe {path}.")
-    text = edited(str(path), ["name=other", "stages.rl.algorithm.beta=0.2"])
+    assert edit_text(str(path)) == path.read_text().replace("# A test recipe.", f"# From the recipe {path}.")
+    text = edit_text(str(path), ["name=other", "stages.rl.algorithm.beta=0.2"])
     assert "name: other  # mine\n" in text
     assert "beta: 0.2\n" in text
     assert text.count("\n") == GRPO.count("\n")
@@ -100,7 +100,7 @@ def test_editing_with_a_new_key_writes_the_recipe_afresh_under_a_comment_of_its_
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "r.yaml"
     path.write_text(GRPO)
-    text = edited(str(path), ["seed=5", "stages.sft.dataset.path=here.csv"])
+    text = edit_text(str(path), ["seed=5", "stages.sft.dataset.path=here.csv"])
     assert text.startswith(
         f"# From the recipe {path}, with seed=5 stages.sft.dataset.path=here.csv.\nversion: 1\n"
     )

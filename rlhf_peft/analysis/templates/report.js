@@ -56,15 +56,15 @@
     const run = element("run").value, only = element("unfinished").checked;
     const [key, way] = element("sort").value.split("-");
     const sign = way === "down" ? -1 : 1;
-    const found = rows.filter(
+    const matches = rows.filter(
       (row) =>
         (!run || row.run === run) && (!only || row.finish === "length") && words.every((word) => row.words_in.includes(word)),
     );
     const empty = (row) => row[key] === null || row[key] === undefined;
-    found.sort((a, b) => empty(a) - empty(b) || sign * (a[key] - b[key]));
-    list.replaceChildren(...found.slice(0, shown).map(card));
-    more.hidden = found.length <= shown;
-    element("count").textContent = `${found.length} of ${rows.length} answers`;
+    matches.sort((a, b) => empty(a) - empty(b) || sign * (a[key] - b[key]));
+    list.replaceChildren(...matches.slice(0, shown).map(card));
+    more.hidden = matches.length <= shown;
+    element("count").textContent = `${matches.length} of ${rows.length} answers`;
   };
 
   element("controls").addEventListener("input", () => {

@@ -1,4 +1,4 @@
-"""RL algorithms, each in a file of its own on the maths and the base class that plugins have too."""
+"""RL algorithms, each in its own file. They use the same maths and base classes as plugins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .rloo import Rloo
 
 @hookimpl
 def rlhf_peft_register_algorithms(register: Register) -> None:
-    """Offer the built-in algorithms."""
+    """Register the built-in algorithms."""
     register("ppo", Ppo)
     register("grpo", Grpo)
     register("gspo", Gspo)

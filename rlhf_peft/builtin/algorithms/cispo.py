@@ -1,4 +1,4 @@
-"""`cispo`: GRPO's advantages on terms whose weight is clipped and whose gradient is not.
+"""`cispo`: GRPO's advantages with importance weights that are clipped, while the gradient of every token is kept.
 
 MiniMax 2025 (arXiv:2506.13585), equations 4 and 5.
 """
@@ -17,7 +17,7 @@ from .grpo import Group, GroupOptions
 
 
 class CispoOptions(GroupOptions):
-    """`epsilon_high` is the weight's bound itself, as in TRL; `epsilon` is not used."""
+    """Options of `cispo`. `epsilon_high` is the bound of the weight itself, as in TRL; `epsilon` is not used."""
 
     epsilon_high: float = Field(
         5.0, gt=0, le=1e6, description="The ratio's weight is at most this; there is no bound below."
@@ -25,7 +25,7 @@ class CispoOptions(GroupOptions):
 
 
 class Cispo(Group):
-    """Every token keeps its gradient; only its weight is bounded."""
+    """Clips the importance weight of a token, but keeps its gradient."""
 
     Options = CispoOptions
     metrics: ClassVar[Mapping[str, str]] = {
@@ -37,7 +37,7 @@ class Cispo(Group):
     def policy_terms(
         self, logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """-sg(min(r, epsilon_high)) A logp."""
+        """The loss terms -sg(min(r, epsilon_high)) A logp and the mask of bounded tokens, both [n, T]."""
         cap = self.options.epsilon_high
         bounded = ((logps - old).detach().exp() > cap) & (advantages > 0)
         return maths.cispo_terms(logps, old, advantages, cap), bounded

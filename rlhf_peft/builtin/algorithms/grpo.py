@@ -1,4 +1,4 @@
-"""`grpo`: group relative policy optimisation, in the forms that differ only in scaling and normalisation.
+"""`grpo`: group relative policy optimisation, with its variants that differ only in scaling and normalisation.
 
 GRPO, Shao et al. 2024 (arXiv:2402.03300); Dr. GRPO, Liu et al. 2025 (arXiv:2503.20783); DAPO, Yu et al. 2025
 (arXiv:2503.14476), which adds `epsilon_high: 0.28`, `dynamic_sampling`, `overlong_buffer` and
@@ -16,7 +16,7 @@ from rlhf_peft.plugin import Batch, Minibatch, PolicyGradient, PolicyOptions, ma
 
 
 class GroupOptions(PolicyOptions):
-    """What methods that compare the completions of one prompt share; defaults are TRL's."""
+    """Options of methods that compare the completions of one prompt; defaults are TRL's."""
 
     num_generations: int = Field(8, gt=1, le=2**12, description="Completions of each prompt: its group.")
     scale_rewards: Literal["group", "batch", "none"] = Field(
@@ -26,7 +26,7 @@ class GroupOptions(PolicyOptions):
 
 
 class GrpoOptions(GroupOptions):
-    """GRPO's form."""
+    """Options of `grpo`."""
 
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field(
         "dapo",
@@ -37,21 +37,21 @@ class GrpoOptions(GroupOptions):
 
 
 class Group(PolicyGradient):
-    """Advantages are scores compared within the group of a prompt."""
+    """Computes advantages by comparing scores within the group of a prompt."""
 
     def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
-        """[N] (s - mean) / (std + 1e-4)."""
+        """Advantages (s - mean) / (std + 1e-4), [N]."""
         rewards = self.row_rewards(batch, scores)
         return maths.group_advantages(rewards, batch.rollout.group, self.options.scale_rewards)
 
 
 class Grpo(Group):
-    """Clipped policy terms on group advantages."""
+    """Clipped policy terms with group advantages."""
 
     Options = GrpoOptions
 
     def weights(self, minibatch: Minibatch) -> Tensor:
-        """As `loss_type` says."""
+        """Weights of the tokens, normalised as `loss_type` says."""
         kind: Literal["sequence", "constant", "token"]
         kind = {"grpo": "sequence", "dr_grpo": "constant"}.get(self.options.loss_type, "token")  # type: ignore[assignment]
         return maths.token_weights(

@@ -14,7 +14,9 @@ from .grpo import Group, GroupOptions
 
 
 class GspoOptions(GroupOptions):
-    """Clip widths are those of the paper, section 5.1: the sequence's ratio moves far less than a token's."""
+    """Options of `gspo`; clip widths are those of the paper, section 5.1: sequence ratios change less than token
+    ratios.
+    """
 
     epsilon: float = Field(
         3e-4, ge=0, le=1e6, description="The sequence's ratio is not pushed below 1 - epsilon."
@@ -25,7 +27,7 @@ class GspoOptions(GroupOptions):
 
 
 class Gspo(Group):
-    """Clipped terms of the sequence's ratio, the same at each of its tokens."""
+    """Clipped terms with the ratio of the whole sequence at each of its tokens."""
 
     Options = GspoOptions
     metrics: ClassVar[Mapping[str, str]] = {
@@ -36,11 +38,11 @@ class Gspo(Group):
     def policy_terms(
         self, logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """PPO's terms, with s_i = exp(1/|y| sum_t (logp - old_logp)) in place of the token's ratio."""
+        """PPO's terms with s_i = exp(1/|y| sum_t (logp - old_logp)) in place of the token's ratio, [n, T]."""
         low, high = self.clip
         ratio = maths.sequence_log_ratio(logps, old, mask)
         return maths.ppo_policy_terms(logps, old, advantages, low, high, ratio)
 
     def weights(self, minibatch: Minibatch) -> Tensor:
-        """Mean over rows (equation 5)."""
+        """Weights that give the mean over rows (equation 5)."""
         return maths.token_weights(minibatch.mask, "sequence", minibatch.total_tokens, minibatch.total_rows)

@@ -1,4 +1,4 @@
-"""`online_dpo`: the policy's own completions, the best over the worst, in DPO's loss.
+"""`online_dpo`: DPO's loss on pairs of the policy's own completions, the best and the worst of each prompt.
 
 Guo et al. 2024 (arXiv:2402.04792), with the rewards as the judge; loss: Rafailov et al. 2023 (arXiv:2305.18290), or
 IPO, Azar et al. 2023 (arXiv:2310.12036), on sums over tokens as in the paper and in TRL's OnlineDPOTrainer (its
@@ -18,7 +18,7 @@ from rlhf_peft.plugin import AlgorithmBase, AlgorithmOptions, Batch, Minibatch, 
 
 
 class OnlineDpoOptions(AlgorithmOptions):
-    """Names and defaults follow TRL's OnlineDPOTrainer."""
+    """Options of `online_dpo`; names and defaults are those of TRL's OnlineDPOTrainer."""
 
     num_generations: int = Field(
         2, gt=1, le=2**12, description="Completions of each prompt; the best and the worst are a pair."
@@ -31,7 +31,7 @@ class OnlineDpoOptions(AlgorithmOptions):
 
 
 class OnlineDpo(AlgorithmBase):
-    """One pair a prompt; a prompt whose completions all score the same has none.
+    """Trains on one pair per prompt; a prompt whose completions all have the same score gives no pair.
 
     TRL's trainer takes the first of two completions with equal scores as the better one.
     """
@@ -47,7 +47,7 @@ class OnlineDpo(AlgorithmBase):
     }
 
     def select(self, batch: Batch, round: int) -> Selection:
-        """The best and the worst of each group."""
+        """Select the best and the worst row of each group."""
         train = torch.zeros(len(batch), dtype=torch.bool)
         for group in batch.rollout.group.unique():
             rows = (batch.rollout.group == group) & ~batch.scores.isnan()
@@ -57,11 +57,11 @@ class OnlineDpo(AlgorithmBase):
         return Selection(train)
 
     def minibatch_units(self, batch: Batch) -> Tensor:
-        """A pair stays together."""
+        """The group of each row, so that both rows of a pair are in one minibatch."""
         return batch.rollout.group
 
     def prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Each kept row's pair, and whether it is the better one."""
+        """For each row, the number of its pair, and whether it is the better one."""
         best = torch.zeros(len(batch), dtype=torch.bool)
         margins = []
         for group in batch.rollout.group[batch.train].unique():
@@ -72,14 +72,14 @@ class OnlineDpo(AlgorithmBase):
         return {"pair": batch.rollout.group, "best": best}, metrics
 
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """-log s(beta d), or (d - 1 / (2 beta))^2 for IPO; d = log pi/ref of the best - of the worst; [n]."""
+        """-log s(beta d), or (d - 1 / (2 beta))^2 for IPO, with d = log pi/ref of the best - of the worst; [n]."""
         assert minibatch.ref_logps is not None
         options, pair = self.options, minibatch.columns["pair"]
-        theirs = torch.where(minibatch.columns["best"], 1.0, -1.0)
+        signs = torch.where(minibatch.columns["best"], 1.0, -1.0)
         ratios = maths.masked_sum(outputs.logps - minibatch.ref_logps, minibatch.mask, dim=-1)
         # Each row sees its pair's difference: the two rows of a pair both carry its loss, over twice as many rows.
         same = (pair.unsqueeze(0) == pair.unsqueeze(1)).to(ratios.dtype)
-        difference = same @ (theirs * ratios)
+        difference = same @ (signs * ratios)
         zero = torch.zeros_like(difference)
         if options.loss_type == "ipo":
             terms = (difference - 1.0 / (2.0 * options.beta)).square()

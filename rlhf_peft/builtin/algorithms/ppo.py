@@ -1,4 +1,4 @@
-"""`ppo`: proximal policy optimisation with a learned value, as RLHF uses it.
+"""`ppo`: proximal policy optimisation with a learned value, as it is used in RLHF.
 
 Schulman et al. 2017 (arXiv:1707.06347); Ziegler et al. 2019 (arXiv:1909.08593) for the KL penalty and its controller;
 Huang et al. 2024 (arXiv:2403.17031) for the details.
@@ -17,7 +17,7 @@ from rlhf_peft.plugin import Batch, MemoryNeeds, Minibatch, Outputs, PolicyGradi
 
 
 class PpoOptions(PolicyOptions):
-    """PPO's coefficients; defaults are those of TRL's last PPO, or of Ziegler et al."""
+    """Options of `ppo`; defaults are those of TRL's last PPO, or of Ziegler et al."""
 
     beta: float = Field(0.05, ge=0, le=1e6, description="KL coefficient.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator of the KL.")
@@ -42,7 +42,7 @@ class PpoOptions(PolicyOptions):
 
 
 class Ppo(PolicyGradient):
-    """Clipped policy and value losses on GAE advantages."""
+    """Clipped policy and value losses with GAE advantages."""
 
     Options = PpoOptions
     metrics: ClassVar[Mapping[str, str]] = {
@@ -56,9 +56,9 @@ class Ppo(PolicyGradient):
 
     @classmethod
     def memory(cls, options: PpoOptions) -> MemoryNeeds:
-        """A value head on the reward trunk needs neither an adapter nor a forward of its own in the update."""
-        cheaper = ("value=reward",) if options.value == "own" else ()
-        return MemoryNeeds(rows_per_prompt=options.num_generations, savings=cheaper)
+        """Memory needs. A value head on the reward trunk needs no adapter and no forward of its own in the update."""
+        savings = ("value=reward",) if options.value == "own" else ()
+        return MemoryNeeds(rows_per_prompt=options.num_generations, savings=savings)
 
     def __init__(self, options: PpoOptions) -> None:
         super().__init__(options)
@@ -84,11 +84,11 @@ class Ppo(PolicyGradient):
         return {"advantages": advantages, "returns": returns}, logged
 
     def no_gradient(self, batch: Batch) -> Tensor:
-        """None: the value learns from every row."""
+        """Rows without a gradient: none, since the value learns from every row."""
         return torch.zeros(len(batch), dtype=torch.bool)
 
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = L_policy + vf_coef * L_value [+ beta * KL] [- entropy_coef * H], per token."""
+        """L = L_policy + vf_coef * L_value [+ beta * KL] [- entropy_coef * H] for each token, [n, T]."""
         assert minibatch.old_values is not None and outputs.values is not None
         options = self.options
         terms, logged = super().loss(outputs, minibatch)

@@ -15,7 +15,7 @@ from rlhf_peft.plugin import Batch, PolicyGradient, PolicyOptions, maths
 
 
 class ReinforcePlusPlusOptions(PolicyOptions):
-    """The plain form by default; the baseline form wants `num_generations`, and the KL in the loss (k2)."""
+    """Options of `reinforce_plus_plus`; for `baseline: group` set `num_generations`, and the KL in the loss (k2)."""
 
     beta: float = Field(0.01, ge=0, le=1e6, description="KL coefficient; 0: no reference is needed.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator of the KL.")
@@ -33,12 +33,12 @@ class ReinforcePlusPlusOptions(PolicyOptions):
 
 
 class ReinforcePlusPlus(PolicyGradient):
-    """Discounted returns, whitened over all tokens of the batch."""
+    """Uses discounted returns, whitened over all tokens of the batch, as advantages."""
 
     Options = ReinforcePlusPlusOptions
 
     def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
-        """[N, T] (R_t - mean) / std, R_t the sum of score and -beta * KL from t on."""
+        """Advantages (R_t - mean) / std, [N, T]; R_t is the sum of score and -beta * KL from t on."""
         if self.options.baseline == "group":
             scores = maths.group_advantages(scores, batch.rollout.group, "none")
         rewards = self.token_rewards(batch, scores)

@@ -1,4 +1,4 @@
-"""`rejection_sampling`: expert iteration. Sample several completions, train on the best as if they were demonstrations.
+"""`rejection_sampling`: expert iteration. Sample several completions, and train on the best as on demonstrations.
 
 RAFT, Dong et al. 2023 (arXiv:2304.06767); ReST, Gulcehre et al. 2023 (arXiv:2308.08998), with `min_score`; rejection
 sampling in Touvron et al. 2023 (arXiv:2307.09288), section 3.2.3.
@@ -17,7 +17,7 @@ from rlhf_peft.plugin import AlgorithmBase, AlgorithmOptions, Batch, Minibatch, 
 
 
 class RejectionSamplingOptions(AlgorithmOptions):
-    """What is good enough to learn from."""
+    """Options of `rejection_sampling`: the completions that are trained on."""
 
     num_generations: int = Field(8, gt=0, le=2**12, description="Completions of each prompt.")
     keep: int = Field(1, gt=0, le=2**12, description="Best completions of each prompt that are trained on.")
@@ -27,7 +27,7 @@ class RejectionSamplingOptions(AlgorithmOptions):
 
 
 class RejectionSampling(AlgorithmBase):
-    """Cross-entropy on the best completions; only the few steps on each rollout hold the policy back."""
+    """Cross-entropy on the best completions, without a KL term: only few steps per rollout keep the policy close."""
 
     Options = RejectionSamplingOptions
     metrics: ClassVar[Mapping[str, str]] = {
@@ -36,7 +36,7 @@ class RejectionSampling(AlgorithmBase):
     }
 
     def select(self, batch: Batch, round: int) -> Selection:
-        """The best rows of each group that are good enough."""
+        """Select the best rows of each group whose score is high enough."""
         enough = ~batch.scores.isnan()
         if self.options.min_score is not None:
             enough &= batch.scores >= self.options.min_score
@@ -47,10 +47,10 @@ class RejectionSampling(AlgorithmBase):
         return Selection(train)
 
     def prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Nothing is needed but the rows."""
+        """No further columns; logs the mean score of the selected completions."""
         return {}, {"kept/score": float(batch.scores[batch.train].mean())} if bool(batch.train.any()) else {}
 
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """-logp, per token."""
+        """-logp for each token, [n, T]."""
         terms = -outputs.logps
         return terms, {"nll": terms.detach()}

@@ -24,7 +24,7 @@ from rlhf_peft.plugin import (
 
 
 class RemaxOptions(PolicyOptions):
-    """The KL is part of the reward at each token, as in the paper's algorithm 1."""
+    """Options of `remax`. The KL is part of the reward at each token, as in the paper's algorithm 1."""
 
     beta: float = Field(0.05, ge=0, le=1e6, description="KL coefficient; 0: no reference is needed.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator of the KL.")
@@ -32,17 +32,17 @@ class RemaxOptions(PolicyOptions):
 
 
 class Remax(PolicyGradient):
-    """Returns less the score of the prompt's greedy completion."""
+    """Subtracts the score of the prompt's greedy completion from the returns."""
 
     Options = RemaxOptions
 
     @classmethod
     def memory(cls, options: RemaxOptions) -> MemoryNeeds:
-        """`num_generations` samples of each prompt, and a greedy row."""
+        """Memory needs: `num_generations` samples of each prompt, and a greedy row."""
         return MemoryNeeds(rows_per_prompt=options.num_generations + 1)
 
     def requests(self, prompts: Sequence[Prompt], context: RequestContext) -> list[Request]:
-        """`num_generations` samples of each prompt, and one greedy row to compare with."""
+        """`num_generations` samples of each prompt, and one greedy row as baseline."""
         greedy = replace(context.params, temperature=0.0)
         return super().requests(prompts, context) + [
             Request(prompt.ids, group, 0, greedy, BASELINE, prompt.columns)
@@ -50,7 +50,7 @@ class Remax(PolicyGradient):
         ]
 
     def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
-        """[N, T] R_t - s(greedy); R_t is the sum of score and -beta * KL from t on."""
+        """Advantages R_t - s(greedy), [N, T]; R_t is the sum of score and -beta * KL from t on."""
         baseline = torch.zeros_like(scores)
         is_greedy = torch.tensor([tag == BASELINE for tag in batch.rollout.tag])
         for row in is_greedy.nonzero().flatten().tolist():

@@ -15,7 +15,7 @@ from rlhf_peft.plugin import Batch, Minibatch, PolicyGradient, PolicyOptions, ma
 
 
 class RlooOptions(PolicyOptions):
-    """Defaults are TRL's; the KL is part of a completion's reward."""
+    """Options of `rloo`; defaults are TRL's. The KL is part of a completion's reward."""
 
     num_generations: int = Field(2, gt=1, le=2**12, description="Completions of each prompt.")
     beta: float = Field(0.05, ge=0, le=1e6, description="KL coefficient; 0: no reference is needed.")
@@ -27,7 +27,7 @@ class RlooOptions(PolicyOptions):
 
 
 class Rloo(PolicyGradient):
-    """Clipped terms of the whole completion's ratio on leave-one-out advantages."""
+    """Clipped terms with the ratio of the whole completion and leave-one-out advantages."""
 
     Options = RlooOptions
     metrics: ClassVar[Mapping[str, str]] = {
@@ -36,23 +36,23 @@ class Rloo(PolicyGradient):
     }
 
     def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
-        """[N] the reward, KL included, less the mean of the others' in the group."""
+        """The reward, KL included, minus the mean of the others in the group, [N]."""
         rewards = self.row_rewards(batch, scores)
-        found = maths.leave_one_out(rewards, batch.rollout.group)
+        advantages = maths.leave_one_out(rewards, batch.rollout.group)
         if not self.options.normalize_advantages:
-            return found
-        there = ~rewards.isnan()
-        spread = found[there].std() if int(there.sum()) > 1 else found.new_zeros(())
-        return ((found - found[there].mean()) / (spread + 1e-4)).where(there, found)
+            return advantages
+        scored = ~rewards.isnan()
+        spread = advantages[scored].std() if int(scored.sum()) > 1 else advantages.new_zeros(())
+        return ((advantages - advantages[scored].mean()) / (spread + 1e-4)).where(scored, advantages)
 
     def policy_terms(
         self, logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """PPO's terms, with the ratio of the whole completion at each of its tokens."""
+        """PPO's terms with the ratio of the whole completion at each of its tokens, [n, T]."""
         low, high = self.clip
         ratio = maths.masked_sum(logps - old, mask, dim=-1).unsqueeze(-1)
         return maths.ppo_policy_terms(logps, old, advantages, low, high, ratio)
 
     def weights(self, minibatch: Minibatch) -> Tensor:
-        """Mean over rows: a row's equal terms sum to its one."""
+        """Weights that give the mean over rows; the equal terms of a row sum to its single term."""
         return maths.token_weights(minibatch.mask, "sequence", minibatch.total_tokens, minibatch.total_rows)

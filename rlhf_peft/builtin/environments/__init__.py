@@ -1,4 +1,4 @@
-"""Environments: `calculator`, a small one to learn from."""
+"""Environments: `calculator`, a small example."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from .calculator import Calculator
 
 @hookimpl
 def rlhf_peft_register_environments(register: Register) -> None:
-    """Offer the built-in environments."""
+    """Register the built-in environments."""
     register("calculator", Calculator)

@@ -1,8 +1,8 @@
-"""`calculator`: one tool that computes; the conversation ends with the first answer that calls no tool.
+"""`calculator`: an environment with one tool, which computes; the first answer without a call ends the conversation.
 
-What the model writes is never executed: an expression is parsed, and only numbers, + - * / % **, brackets and signs are
-computed. The reward is 1 where the last number of the final answer is the row's `answer`, and 0 where it is not; rows
-without an `answer` have none.
+What the model writes is never executed: an expression is parsed, and only numbers, + - * / % **, brackets and signs
+are computed. The reward is 1 if the last number of the final answer is the row's `answer`, otherwise 0; rows
+without an `answer` have no reward.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
     ast.UAdd: operator.pos,
 }
 LARGEST = 1e15
-"""Largest number, in size, that is computed with."""
+"""Largest absolute value that may occur in a calculation."""
 LONGEST = 200
-"""Characters of an expression."""
+"""Most characters of an expression."""
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 class CalculatorOptions(Options):
-    """How long a conversation may be."""
+    """Options of `calculator`."""
 
     max_turns: int = Field(
-        4, gt=0, le=64, description="Answers of the model after which the conversation ends."
+        4, gt=0, le=64, description="Number of the model's answers after which the conversation ends."
     )
 
 
@@ -73,13 +73,13 @@ class Calculator:
         self._turns = self._calls = self._failed = 0
 
     def start(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | None:
-        """The row's own prompt is the beginning."""
+        """Begin with the row's own prompt."""
         self._row = row
         self._turns = self._calls = self._failed = 0
         return None
 
     def step(self, message: Mapping[str, Any]) -> EnvironmentStep:
-        """Compute what the message asks for; the end where it asks for nothing."""
+        """Run the tool calls of a message; the conversation ends if there are none."""
         self._turns += 1
         calls = list(message.get("tool_calls") or ())
         results = [self._answer(call) for call in calls]
@@ -91,34 +91,38 @@ class Calculator:
         )
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, since nothing is open."""
 
     def _answer(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one tool call; returns the message with its result."""
         self._calls += 1
         function = call.get("function", {})
         try:
             arguments = function.get("arguments", {})
-            given = json.loads(arguments) if isinstance(arguments, str) else arguments
-            content = f"{evaluate(str(given['expression'])):.10g}"
+            values = json.loads(arguments) if isinstance(arguments, str) else arguments
+            content = f"{evaluate(str(values['expression'])):.10g}"
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             self._failed += 1
             content = f"error: {error or type(error).__name__}"
         return {"role": "tool", "name": str(function.get("name", "calculate")), "content": content}
 
     def _reward(self, answer: str) -> float | None:
+        """1 if the last number of the answer is the right one, else 0; None if the row has no answer."""
         if "answer" not in self._row:
             return None
         numbers = NUMBER.findall(answer.replace(",", ""))
-        wanted = NUMBER.findall(str(self._row["answer"]).replace(",", ""))
-        right = bool(numbers and wanted) and math.isclose(float(numbers[-1]), float(wanted[-1]), rel_tol=1e-9)
-        return float(right)
+        expected = NUMBER.findall(str(self._row["answer"]).replace(",", ""))
+        is_right = bool(numbers and expected) and math.isclose(
+            float(numbers[-1]), float(expected[-1]), rel_tol=1e-9
+        )
+        return float(is_right)
 
 
 def evaluate(expression: str) -> float:
-    """The value of an arithmetic expression.
+    """Compute an arithmetic expression.
 
     Args:
-        expression: of numbers, + - * / % **, brackets and signs.
+        expression: numbers, + - * / % **, brackets and signs.
 
     Raises:
         ValueError: it is too long, is no such expression, or its value is too large.
@@ -134,6 +138,7 @@ def evaluate(expression: str) -> float:
 
 
 def _value(node: ast.AST) -> float:
+    """The value of a parsed expression."""
     if (
         isinstance(node, ast.Constant)
         and isinstance(node.value, int | float)

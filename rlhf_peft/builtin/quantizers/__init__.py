@@ -1,4 +1,4 @@
-"""Quantizers: `nf4` (the default), `fp4`, `int8`, and `none` for weights as they are stored."""
+"""Quantizers: `nf4` (the default), `fp4`, `int8`, and `none` for unquantized weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .none import NoQuantizer
 
 @hookimpl
 def rlhf_peft_register_quantizers(register: Register) -> None:
-    """Offer the built-in quantizers."""
+    """Register the built-in quantizers."""
     register("nf4", Nf4)
     register("fp4", Fp4)
     register("int8", Int8)

@@ -1,6 +1,6 @@
-"""`nf4` and `fp4`: 4 bits a weight and a scale for each 64 of them.
+"""`nf4` and `fp4`: 4 bits per weight, and one scale for each 64 weights.
 
-QLoRA (https://arxiv.org/abs/2305.14314), section 3. bitsandbytes computes; transformers quantizes as it loads.
+QLoRA (https://arxiv.org/abs/2305.14314), section 3. bitsandbytes computes; transformers quantizes during loading.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from torch import Tensor, nn
 
 from rlhf_peft.plugin import LoadCode, Options, QuantizerBase, linear_sizes
 
-from .compat import compute_alike_on_every_cpu
+from .compat import disable_bf16_cpu_kernels
 
 BLOCK, SUPERBLOCK = 64, 256
-"""Weights that share a scale, and scales that share a scale of their own: bitsandbytes' defaults."""
+"""Number of weights that share a scale, and of scales that share a second scale: bitsandbytes' defaults."""
 
 BACKENDS = ("cpu", "cuda", "xpu")
 """Kinds of device that bitsandbytes has kernels for."""
 
 METHOD = "bitsandbytes"
-"""What transformers calls it in a checkpoint's config.json."""
+"""Name of bitsandbytes in the `quant_method` of a checkpoint's config.json."""
 
-ALIKE = (
+CPU_FIX_CODE = (
     "for module in base.modules():  # bitsandbytes: the same numbers on every CPU",
     '    if hasattr(module, "support_avx512bf16_for_cpu"):',
     "        module.support_avx512bf16_for_cpu = False",
 )
-ALIKE_NOTE = (
+CPU_FIX_NOTE = (
     "On a CPU with AVX512-BF16 bitsandbytes computes 4-bit layers in bfloat16: logits come out some 0.05 off, "
     'or it stops with "N must be divisible by block_n". The loop over `base.modules()` above switches that '
     "off; on a GPU, and on other CPUs, it changes nothing."
@@ -42,26 +42,26 @@ VLLM_NEEDS = (
 
 
 def bnb_refuses(layer: nn.Module) -> str | None:
-    """Why bitsandbytes has no quantized layer for this one; it has none for subclasses of `Linear`."""
+    """The reason why bitsandbytes cannot quantize a layer, or None; it cannot quantize subclasses of `Linear`."""
     from transformers.pytorch_utils import Conv1D
 
-    fine = type(layer) is nn.Linear or isinstance(layer, Conv1D)
-    return None if fine else f"bitsandbytes has no layer for {type(layer).__name__}"
+    is_supported = type(layer) is nn.Linear or isinstance(layer, Conv1D)
+    return None if is_supported else f"bitsandbytes has no layer for {type(layer).__name__}"
 
 
 def expression(options: Mapping[str, Any]) -> str:
-    """`BitsAndBytesConfig` with these options, as Python."""
+    """Python code of a `BitsAndBytesConfig` with these options."""
     return f"BitsAndBytesConfig({', '.join(f'{key}={value!r}' for key, value in options.items())})"
 
 
 class FourBitOptions(Options):
-    """How the scales are held."""
+    """Options of `nf4` and `fp4`."""
 
     double_quantization: bool = Field(True, description="Quantize the scales too (QLoRA, section 3).")
 
 
 class Nf4(QuantizerBase):
-    """Weights as 4-bit NormalFloats: 16 levels that are quantiles of the normal distribution."""
+    """Stores weights as 4-bit NormalFloats: 16 levels that are quantiles of the normal distribution."""
 
     Options = FourBitOptions
     bits = 4
@@ -73,7 +73,7 @@ class Nf4(QuantizerBase):
         self.label = f"{self.kind}{' double' if self.options.double_quantization else ''}"
 
     def load_arguments(self, dtype: torch.dtype, skip: Sequence[str] | None) -> dict[str, Any]:
-        """4 bits, computed in `dtype`."""
+        """Arguments of `from_pretrained`: 4 bits, computed in `dtype`."""
         from transformers import BitsAndBytesConfig
 
         config = BitsAndBytesConfig(
@@ -86,30 +86,30 @@ class Nf4(QuantizerBase):
         return {"quantization_config": config}
 
     def refuses(self, layer: nn.Module, device: torch.device) -> str | None:
-        """The kernels for CPUs want rows of whole blocks; those for GPUs take any shape."""
+        """The reason why a layer cannot be quantized, or None. Kernels for CPUs need whole blocks."""
         reason = bnb_refuses(layer)
         if reason is None and device.type == "cpu" and linear_sizes(layer)[0] % BLOCK:
             return f"{linear_sizes(layer)[0]} inputs are not a whole number of blocks of {BLOCK}"
         return reason
 
     def reads(self, stored: Mapping[str, Any]) -> bool:
-        """Checkpoints that bitsandbytes stored in 4 bits of this kind."""
-        four = stored.get("load_in_4bit") or stored.get("_load_in_4bit")
+        """Whether a checkpoint was stored by bitsandbytes in 4 bits of this kind."""
+        four_bits = stored.get("load_in_4bit") or stored.get("_load_in_4bit")
         return (
             stored.get("quant_method") == METHOD
-            and bool(four)
+            and bool(four_bits)
             and stored.get("bnb_4bit_quant_type", "fp4") == self.kind
         )
 
     def prepare(self, model: nn.Module) -> None:
-        """Compute alike on every CPU, and see that every weight has its scales and the shape of its layer.
+        """Make every CPU compute the same, and check that every weight has its scales and the shape of its layer.
 
-        transformers before 5.23 takes any shape for a layer that it quantizes.
+        transformers before 5.23 accepts any shape for a layer that it quantizes.
 
         Raises:
             ValueError: a weight has no scales or another shape.
         """
-        compute_alike_on_every_cpu(model)
+        disable_bf16_cpu_kernels(model)
         for name, layer in model.named_modules():
             if not self.is_quantized(layer):
                 continue
@@ -122,13 +122,13 @@ class Nf4(QuantizerBase):
                 raise ValueError(f"its weights have other shapes than its config.json gives for {name}")
 
     def is_quantized(self, layer: nn.Module) -> bool:
-        """Bitsandbytes' `Linear4bit`."""
+        """Whether a layer is bitsandbytes' `Linear4bit`."""
         from bitsandbytes.nn import Linear4bit
 
         return isinstance(layer, Linear4bit)
 
     def dense_weight(self, layer: nn.Module) -> Tensor:
-        """[out, in] in the compute dtype."""
+        """The dequantized weight, [out, in], in the compute dtype."""
         from bitsandbytes.functional import dequantize_4bit
 
         weight: Any = layer.weight
@@ -136,9 +136,9 @@ class Nf4(QuantizerBase):
         return dense
 
     def bytes(self, inputs: int, outputs: int) -> int:
-        """N / 2 bytes for n weights, and for each 64 of them a float32 scale.
+        """Memory of a layer: N / 2 bytes for N weights, and a float32 scale for each 64 of them.
 
-        With double quantization the scale is one byte, and there is a float32 for each 256 of these.
+        With double quantization a scale is one byte, and there is a float32 for each 256 scales.
         """
         n = inputs * outputs
         blocks = -(-n // BLOCK)
@@ -147,7 +147,7 @@ class Nf4(QuantizerBase):
         return -(-n // 2) + scales + 64
 
     def load_code(self, skip: Sequence[str]) -> LoadCode:
-        """`BitsAndBytesConfig`; vLLM quantizes to NF4 as it loads."""
+        """Code with `BitsAndBytesConfig` for a model card; vLLM quantizes to NF4 during loading."""
         options: dict[str, Any] = {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": self.kind,
@@ -158,14 +158,14 @@ class Nf4(QuantizerBase):
         return LoadCode(
             imports={"transformers": ("BitsAndBytesConfig",)},
             config=expression(options),
-            after=ALIKE,
-            note=ALIKE_NOTE,
+            after=CPU_FIX_CODE,
+            note=CPU_FIX_NOTE,
             vllm="--quantization bitsandbytes" if normal else "",
             vllm_needs=VLLM_NEEDS if normal else "",
         )
 
 
 class Fp4(Nf4):
-    """Weights as 4-bit floats: one bit of sign, two of exponent, one of fraction."""
+    """Stores weights as 4-bit floats: one bit of sign, two of exponent, one of fraction."""
 
     kind = "fp4"

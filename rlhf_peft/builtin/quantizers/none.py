@@ -1,4 +1,4 @@
-"""`none`: the weights as the checkpoint has them."""
+"""`none`: weights as they are stored in the checkpoint."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from rlhf_peft.plugin import Options, QuantizerBase
 
 
 class NoQuantizerOptions(Options):
-    """There is nothing to choose."""
+    """`none` has no options."""
 
 
 class NoQuantizer(QuantizerBase):
-    """Quantizes nothing. A checkpoint that is stored quantized is used as it is, by the quantizer that reads it."""
+    """Quantizes nothing. If a checkpoint is already quantized, the quantizer that reads it is used."""
 
     Options = NoQuantizerOptions
 

@@ -1,4 +1,4 @@
-"""Rewards by name; a function of a file (`--reward FILE.py:FUNC`) joins them by its own."""
+"""The built-in rewards. A function of a file (`--reward FILE.py:FUNC`) is registered beside them under its own name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .repetition import RepetitionReward
 
 @hookimpl
 def rlhf_peft_register_rewards(register: Register) -> None:
-    """Offer the built-in rewards."""
+    """Register the built-in rewards."""
     register("classifier", Classifier)
     register("exact_match", ExactMatch)
     register("http", HttpReward)

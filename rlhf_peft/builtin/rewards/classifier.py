@@ -1,7 +1,7 @@
-"""`classifier`: a reward model from the hub or a folder, beside the shared base.
+"""`classifier`: a reward model from the hub or a folder, loaded beside the shared base.
 
-Any `AutoModelForSequenceClassification`, with its own tokenizer and chat template. It has weights of its own: a reward
-trained on the shared base (`learned`) needs far less memory.
+It can be any `AutoModelForSequenceClassification`, with its own tokenizer and chat template. It needs memory for
+its own weights: a reward that was trained on the shared base (`learned`) needs far less.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlhf_peft.plugin import (
 
 
 class ClassifierOptions(Options):
-    """Which model, where, and which of its outputs."""
+    """Options of `classifier`: the model, its device, and which of its outputs is the score."""
 
     model: str = Field(description="Hub id or folder of a sequence-classification model.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
@@ -43,15 +43,15 @@ class ClassifierOptions(Options):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Of the weights; auto: as they are stored."
+        "auto", description="Precision of the weights; auto: as they are stored."
     )
 
 
 class Classifier:
-    """Scores prompt and completion by a model of its own, in the run's process.
+    """Scores prompt and completion with a separate model, in the run's process.
 
     Raises:
-        ModelError: the model cannot be loaded, or has several outputs and none is chosen.
+        ModelError: the model cannot be loaded, or it has several outputs and none is chosen.
     """
 
     Options = ClassifierOptions
@@ -75,10 +75,10 @@ class Classifier:
 
     @classmethod
     def memory(cls, options: ClassifierOptions) -> MemoryNeeds:
-        """The weights of the model, by its configuration.
+        """Memory of the model's weights, from its configuration.
 
         Raises:
-            ModelError: it has no configuration.
+            ModelError: the model has no configuration.
         """
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -93,16 +93,17 @@ class Classifier:
         return MemoryNeeds(model_bytes=sum(p.numel() for p in model.parameters()) * dtype.itemsize)
 
     def _load(self) -> tuple[Any, Any]:
+        """Load tokenizer and model."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         o = self.options
         dtype = "auto" if o.dtype == "auto" else getattr(torch, o.dtype)
-        given: dict[str, Any] = {"revision": o.revision, "trust_remote_code": False}
+        arguments: dict[str, Any] = {"revision": o.revision, "trust_remote_code": False}
         check_safetensors(o.model, o.revision)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(o.model, **given)
+            tokenizer = AutoTokenizer.from_pretrained(o.model, **arguments)
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                o.model, dtype=dtype, use_safetensors=True, output_loading_info=True, **given
+                o.model, dtype=dtype, use_safetensors=True, output_loading_info=True, **arguments
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"reward classifier: {o.model} {_reason(error)}") from error
@@ -121,7 +122,7 @@ class Classifier:
         return tokenizer, model.to(self.device).eval().requires_grad_(False)
 
     def score(self, batch: RewardBatch) -> Scores:
-        """One number a completion; logs how many rows were cut to the longest length.
+        """One score for each completion; logs how many rows were truncated.
 
         Raises:
             RewardError: the prompts are messages and the tokenizer has no chat template.
@@ -139,6 +140,7 @@ class Classifier:
         return Scores(row=row, metrics={"truncated": cut})
 
     def _text(self, prompt: Any, completion: Any) -> str:
+        """Prompt and completion as one text."""
         if isinstance(prompt, str):
             return prompt + str(completion)
         if self.tokenizer.chat_template is None:
@@ -149,20 +151,22 @@ class Classifier:
         return str(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
 
     def _ids(self, text: str, special: bool) -> list[int]:
-        """Tokens; a chat template writes the special ones itself."""
+        """Token ids of a text; special tokens are added only if no chat template has written them."""
         return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
     def _longest(self) -> int:
+        """Most tokens of a row."""
         known = getattr(self.model.config, "max_position_embeddings", None) or 2**30
         return min(self.options.max_length or known, known, self.tokenizer.model_max_length)
 
     @torch.no_grad()
     def _forward(self, ids: list[list[int]]) -> torch.Tensor:
-        given = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
+        """Scores of rows of token ids, [n]."""
+        inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
         logits = self.model(
-            input_ids=given["input_ids"], attention_mask=given["attention_mask"]
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
         ).logits.float()
-        # A reward head that `export` has written: the constant that a classifier has no place for.
+        # `export` stores a reward head's constant in the config, because a classifier has no parameter for it.
         logits = logits + getattr(self.model.config, "score_offset", 0.0)
         if self.options.probability:
             logits = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
@@ -183,6 +187,7 @@ def _reason(error: Exception) -> str:
 
 
 def _device() -> str:
+    """The accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cpu" if accelerator is None else accelerator.type
 

@@ -1,4 +1,4 @@
-"""`exact_match`: 1 where the completion is the dataset's answer."""
+"""`exact_match`: 1 if the completion is the dataset's answer, else 0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import checks
 
 
 class ExactMatchOptions(Options):
-    """What is compared, and what does not matter."""
+    """Options of `exact_match`: which texts are compared, and which differences are ignored."""
 
     column: str | None = Field(
         None,
@@ -28,7 +28,7 @@ class ExactMatchOptions(Options):
 
 
 class ExactMatch:
-    """Compares texts."""
+    """Compares completions with the right answers as texts."""
 
     Options = ExactMatchOptions
     roles: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class ExactMatch:
         self.options = options
 
     async def score(self, batch: RewardBatch) -> Scores:
-        """1 or 0.
+        """1 or 0 for each completion.
 
         Raises:
             RewardError: the dataset has no such column.
@@ -48,25 +48,28 @@ class ExactMatch:
         except LookupError as error:
             raise RewardError(f"reward exact_match: {error.args[0]}") from None
         same = [
-            self._part(text) in self._accepted(right) for text, right in zip(batch.texts, gold, strict=True)
+            self._part(text) in self._accepted(gold_answer)
+            for text, gold_answer in zip(batch.texts, gold, strict=True)
         ]
         return Scores(row=torch.tensor(same, dtype=torch.float32))
 
     def _accepted(self, gold: Any) -> set[str | None]:
-        """The right answers; a `final` one may stand at the end of a worked solution."""
-        several = gold if isinstance(gold, (list, tuple)) else [gold]
+        """The accepted answers; a `final` one may be at the end of a worked solution."""
+        answers = gold if isinstance(gold, (list, tuple)) else [gold]
         final = self.options.part == "final"
         return {
-            self._normal((checks.final_answer(str(one)) if final else None) or str(one)) for one in several
+            self._normal((checks.final_answer(str(one)) if final else None) or str(one)) for one in answers
         }
 
     def _part(self, text: str) -> str | None:
+        """The part of a completion that is compared."""
         if self.options.part == "final":
-            found = checks.final_answer(text)
-            return None if found is None else self._normal(found)
+            final = checks.final_answer(text)
+            return None if final is None else self._normal(final)
         lines = text.strip().splitlines()
         return self._normal(lines[-1] if self.options.part == "last_line" and lines else text)
 
     def _normal(self, text: str) -> str:
+        """A text without the differences that are ignored."""
         text = text.casefold() if self.options.ignore_case else text
         return " ".join(text.split()) if self.options.ignore_space else text

@@ -1,4 +1,4 @@
-"""A plain function as a reward, in the form that TRL's trainers take; `--reward FILE.py:FUNC` makes one."""
+"""A Python function as a reward, in the form that TRL's trainers take; `--reward FILE.py:FUNC` makes one."""
 
 from __future__ import annotations
 

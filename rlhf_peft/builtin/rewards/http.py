@@ -1,7 +1,7 @@
 """`http`: a reward behind a URL.
 
-Several rows a request: `{"prompts": [...], "completions": [...], <columns>: [...]}` is answered by
-`{"scores": [...]}`; one row a request: `{"prompt": ..., "completion": ...}` by `{"score": ...}`. null abstains.
+In mode batch, a request `{"prompts": [...], "completions": [...], <columns>: [...]}` is answered by
+`{"scores": [...]}`; in mode row, `{"prompt": ..., "completion": ...}` by `{"score": ...}`. A score of null abstains.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rlhf_peft.plugin import (
 
 
 class HttpOptions(Options):
-    """Where to ask, what is sent, and how patiently."""
+    """Options of `http`: the address, the content of a request, and its retries."""
 
     url: Annotated[str, AfterValidator(plain_url)] = Field(description="Where to POST.")
     mode: Literal["batch", "row"] = Field(
@@ -50,7 +50,7 @@ class HttpOptions(Options):
 
 
 class HttpReward:
-    """Posts completions and reads scores."""
+    """Sends completions to a server and reads scores."""
 
     Options = HttpOptions
     roles: tuple[str, ...] = ()
@@ -68,20 +68,20 @@ class HttpReward:
         )
 
     async def score(self, batch: RewardBatch) -> Scores:
-        """One number a completion; what the server answers with null abstains.
+        """One score for each completion; null in the server's answer abstains.
 
         Raises:
-            SomeRowsFailed: requests failed after all attempts, or an answer holds no score for each row.
+            SomeRowsFailed: requests failed after all attempts, or an answer has no score for each row.
         """
         missing = [name for name in self.options.columns if name not in batch.columns]
         if missing:
             raise RewardError(f"reward http: the dataset has no column {', '.join(missing)}.")
         size = self.options.batch_size if self.options.mode == "batch" else 1
         parts = [list(range(i, min(i + size, len(batch)))) for i in range(0, len(batch), size)]
-        given = await asyncio.gather(*(self._ask(batch, rows) for rows in parts), return_exceptions=True)
+        results = await asyncio.gather(*(self._ask(batch, rows) for rows in parts), return_exceptions=True)
         row = torch.full((len(batch),), math.nan)
         failed: tuple[int, BaseException] | None = None
-        for rows, scores in zip(parts, given, strict=True):
+        for rows, scores in zip(parts, results, strict=True):
             if isinstance(scores, BaseException):
                 if not isinstance(scores, RewardError):
                     raise scores
@@ -93,6 +93,7 @@ class HttpReward:
         return Scores(row=row)
 
     async def _ask(self, batch: RewardBatch, rows: list[int]) -> list[float]:
+        """Send one request; returns the scores of its rows."""
         columns = {name: [batch.columns[name][i] for i in rows] for name in self.options.columns}
         fields = {
             **columns,
@@ -119,9 +120,10 @@ _SINGULAR = {"prompts": "prompt", "completions": "completion"}
 
 
 def _numbers(scores: Any, count: int, key: str) -> list[float]:
+    """The scores of an answer as floats, NaN for null."""
     if not isinstance(scores, list) or len(scores) != count:
-        found = f"{len(scores)} scores" if isinstance(scores, list) else f"no {key}"
-        raise RewardError(f"its answer holds {found} for {count} completions")
+        content = f"{len(scores)} scores" if isinstance(scores, list) else f"no {key}"
+        raise RewardError(f"its answer holds {content} for {count} completions")
     for score in scores:
         number = isinstance(score, (int, float)) and not isinstance(score, bool)
         if score is not None and not (number and math.isfinite(score)):

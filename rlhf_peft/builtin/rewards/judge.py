@@ -56,6 +56,8 @@ _CLOSED = re.compile(rf"</({'|'.join(_THOUGHTS)})>", re.IGNORECASE)
 
 
 def _template(*names: str) -> Any:
+    """A validator of templates that must contain these names."""
+
     def check(template: str) -> str:
         sample = {"lowest": 1, "highest": 10, **dict.fromkeys(names, "x")}
         try:
@@ -74,7 +76,7 @@ def _template(*names: str) -> Any:
 
 
 class JudgeOptions(Options):
-    """Which judge, what it is asked, and how patiently."""
+    """Options of `judge`: the endpoint, the questions, and the retries."""
 
     url: Annotated[str, AfterValidator(plain_url)] = Field(
         description="Base of the endpoint, such as http://localhost:8000/v1; /chat/completions is added."
@@ -94,7 +96,7 @@ class JudgeOptions(Options):
         COMPARE, description="Asked in mode compare; {prompt}, {first}, {second}."
     )
     system: str | None = Field(None, description="System message.")
-    temperature: float = Field(0.0, ge=0, le=1e6, description="Of the judge.")
+    temperature: float = Field(0.0, ge=0, le=1e6, description="Sampling temperature of the judge.")
     max_tokens: int = Field(256, gt=0, le=2**24, description="Most tokens of its reply.")
     api_key_env: str | None = Field(
         None, description="Environment variable with the key; null: none is sent."
@@ -115,41 +117,42 @@ class JudgeOptions(Options):
 
 
 def without_thoughts(reply: str) -> str | None:
-    """What a reply says after its thoughts; None where it was cut before they ended.
+    """A reply without its thoughts; None if the reply was cut off before they ended.
 
-    A chat template may have written the first `<think>` into the prompt, so all before the last `</think>` is thought.
+    A chat template may have written the first `<think>` into the prompt, so everything before the last `</think>` is
+    thought.
     """
-    said = _CLOSED.split(reply)[-1]
-    return None if _OPENED.search(said) else said.strip()
+    text = _CLOSED.split(reply)[-1]
+    return None if _OPENED.search(text) else text.strip()
 
 
 def grade_in(reply: str, lowest: float, highest: float) -> float | None:
-    """The last `Grade: <number>` of a reply, or the reply where it is a number alone; None if out of range.
+    """The last `Grade: <number>` of a reply, or the whole reply if it is only a number; None if out of range.
 
     Args:
-        reply: the judge's; thoughts in it do not count.
+        reply: the judge's reply; its thoughts do not count.
         lowest: lowest grade.
         highest: highest grade.
     """
     text = without_thoughts(reply) or ""
-    found = _GRADE.findall(text) or re.findall(rf"^{_NUMBER}$", text)
-    grade = float(found[-1].replace("−", "-")) if found else math.nan
+    matches = _GRADE.findall(text) or re.findall(rf"^{_NUMBER}$", text)
+    grade = float(matches[-1].replace("−", "-")) if matches else math.nan
     return grade if lowest <= grade <= highest else None
 
 
 def winner_in(reply: str) -> float | None:
-    """1 where the last `Better:` names A, 0 for B, 0.5 for a tie; None where there is none.
+    """1 if the last `Better:` names A, 0 for B, 0.5 for a tie; None if there is no verdict.
 
     Args:
-        reply: the judge's; thoughts in it do not count.
+        reply: the judge's reply; its thoughts do not count.
     """
     text = without_thoughts(reply) or ""
-    found = _BETTER.findall(text) or re.findall(r"^\W*(a|b|tie)\W*$", text, re.IGNORECASE)
-    return {"a": 1.0, "b": 0.0}.get(found[-1].lower(), 0.5) if found else None
+    matches = _BETTER.findall(text) or re.findall(r"^\W*(a|b|tie)\W*$", text, re.IGNORECASE)
+    return {"a": 1.0, "b": 0.0}.get(matches[-1].lower(), 0.5) if matches else None
 
 
 class Judge:
-    """Asks a judge about completions.
+    """Asks a judge to grade or compare completions.
 
     Raises:
         UsageError: the environment variable with the key is not set.
@@ -172,7 +175,7 @@ class Judge:
         )
 
     async def score(self, batch: RewardBatch) -> Scores:
-        """A grade, or a share of comparisons won; a completion that is alone in its group abstains.
+        """A grade, or the share of comparisons won; a completion that is alone in its group abstains.
 
         Raises:
             SomeRowsFailed: requests failed after all attempts, or replies hold no verdict.
@@ -180,42 +183,53 @@ class Judge:
         return await (self._grades(batch) if self.options.mode == "grade" else self._win_rates(batch))
 
     async def _grades(self, batch: RewardBatch) -> Scores:
+        """A grade for each completion."""
         o = self.options
-        asked = [
+        questions = [
             o.grade_template.format(
                 prompt=as_text(p), completion=text, lowest=f"{o.lowest:g}", highest=f"{o.highest:g}"
             )
             for p, text in zip(batch.prompts, batch.texts, strict=True)
         ]
-        given = await _all([self._verdict(question, self._grade) for question in asked])
-        row = torch.tensor([math.nan if isinstance(one, RewardError) else one for one in given])
-        return _whole(row, [(i, one) for i, one in enumerate(given) if isinstance(one, RewardError)])
+        verdicts = await _gather_verdicts([self._verdict(question, self._grade) for question in questions])
+        row = torch.tensor(
+            [math.nan if isinstance(verdict, RewardError) else verdict for verdict in verdicts]
+        )
+        return _scores_or_error(
+            row, [(i, verdict) for i, verdict in enumerate(verdicts) if isinstance(verdict, RewardError)]
+        )
 
     async def _win_rates(self, batch: RewardBatch) -> Scores:
+        """The share of comparisons that each completion has won within its group."""
         group = batch.rollout.group.tolist()
         pairs = [(i, j) for i, j in combinations(range(len(batch)), 2) if group[i] == group[j]]
         orders = [order for i, j in pairs for order in ((i, j), (j, i))]
         texts = batch.texts
-        asked = [
+        questions = [
             self.options.compare_template.format(
                 prompt=as_text(batch.prompts[i]), first=texts[i], second=texts[j]
             )
             for i, j in orders
         ]
-        given = await _all([self._verdict(question, winner_in) for question in asked])
+        verdicts = await _gather_verdicts([self._verdict(question, winner_in) for question in questions])
         won, counted = torch.zeros(len(batch)), torch.zeros(len(batch))
-        for (i, j), one in zip(orders, given, strict=True):
-            if not isinstance(one, RewardError):
-                won[i] += one
-                won[j] += 1 - one
+        for (i, j), verdict in zip(orders, verdicts, strict=True):
+            if not isinstance(verdict, RewardError):
+                won[i] += verdict
+                won[j] += 1 - verdict
                 counted[[i, j]] += 1
-        failed = [(i, one) for (i, _), one in zip(orders, given, strict=True) if isinstance(one, RewardError)]
-        return _whole(torch.where(counted > 0, won / counted.clamp(min=1), math.nan), failed)
+        failed = [
+            (i, verdict)
+            for (i, _), verdict in zip(orders, verdicts, strict=True)
+            if isinstance(verdict, RewardError)
+        ]
+        return _scores_or_error(torch.where(counted > 0, won / counted.clamp(min=1), math.nan), failed)
 
     def _grade(self, reply: str) -> float | None:
         return grade_in(reply, self.options.lowest, self.options.highest)
 
     async def _verdict(self, question: str, parse: Any) -> float:
+        """Ask one question, and parse the reply."""
         o = self.options
         system = [] if o.system is None else [{"role": "system", "content": o.system}]
         answer = await self._client.post(
@@ -245,7 +259,7 @@ class Judge:
 
 
 def as_text(prompt: Any) -> str:
-    """A prompt as text; messages one below another, the role before each where there are several."""
+    """A prompt as text; several messages follow one another, each after its role."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -253,16 +267,17 @@ def as_text(prompt: Any) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-async def _all(asked: Sequence[Coroutine[Any, Any, float]]) -> list[float | RewardError]:
-    """All verdicts; a RewardError stands in the place of one that failed."""
-    given = await asyncio.gather(*asked, return_exceptions=True)
-    for one in given:
-        if isinstance(one, BaseException) and not isinstance(one, RewardError):
-            raise one
-    return [one for one in given if isinstance(one, (float, RewardError))]
+async def _gather_verdicts(requests: Sequence[Coroutine[Any, Any, float]]) -> list[float | RewardError]:
+    """All verdicts; a RewardError takes the place of one that failed."""
+    verdicts = await asyncio.gather(*requests, return_exceptions=True)
+    for verdict in verdicts:
+        if isinstance(verdict, BaseException) and not isinstance(verdict, RewardError):
+            raise verdict
+    return [verdict for verdict in verdicts if isinstance(verdict, (float, RewardError))]
 
 
-def _whole(row: torch.Tensor, failed: Sequence[tuple[int, RewardError]]) -> Scores:
+def _scores_or_error(row: torch.Tensor, failed: Sequence[tuple[int, RewardError]]) -> Scores:
+    """The scores; raises SomeRowsFailed with them if requests failed."""
     if not failed:
         return Scores(row=row)
     first, error = failed[0]

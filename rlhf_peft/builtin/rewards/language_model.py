@@ -1,4 +1,4 @@
-"""`language_model`: how likely the raw base finds a completion."""
+"""`language_model`: the likelihood of a completion under the base model without adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf_peft.plugin import Options, RewardBatch, RewardError, Scores
 
 
 class LanguageModelOptions(Options):
-    """It has none."""
+    """`language_model` has no options."""
 
 
 class LanguageModelReward:
@@ -28,7 +28,7 @@ class LanguageModelReward:
         pass
 
     async def score(self, batch: RewardBatch) -> Scores:
-        """One number a completion; one without a token abstains.
+        """One score for each completion; a completion without tokens abstains.
 
         Raises:
             RewardError: the base's log-probabilities were not computed.

@@ -1,4 +1,4 @@
-"""`learned`: the score of the reward heads on the shared base, one or an ensemble."""
+"""`learned`: the score of the reward heads on the shared base, of one head or an ensemble."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf_peft.plugin import Options, RewardBatch, RewardError, Scores
 
 
 class LearnedOptions(Options):
-    """How the heads of an ensemble become one score."""
+    """Options of `learned`: how the heads of an ensemble are combined."""
 
     reduce: Literal["mean", "min", "mean-std"] = Field(
         "mean", description="mean; min: the worst case; mean-std: mean - k * standard deviation."
@@ -45,7 +45,7 @@ def reduce_heads(heads: Tensor, how: str, k: float = 1.0) -> Tensor:
 
 
 class LearnedReward:
-    """Reads the reward heads that the stage computed."""
+    """Combines the scores of the reward heads, which the stage has computed."""
 
     Options = LearnedOptions
     roles = ("reward",)
@@ -59,7 +59,7 @@ class LearnedReward:
         self.options = options
 
     async def score(self, batch: RewardBatch) -> Scores:
-        """Reduce the heads; log how far they disagree."""
+        """Combine the heads; logs their disagreement."""
         if not batch.heads:
             raise RewardError(
                 "reward learned: there is no reward head. Put a reward_model stage before, or init.reward."

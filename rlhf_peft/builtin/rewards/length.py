@@ -1,4 +1,4 @@
-"""`length`: completions near a target length, or none that are overlong; in tokens, EOS included."""
+"""`length`: rewards completions near a target length, or penalises overlong ones; in tokens, EOS included."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf_peft.plugin import Options, RewardBatch, Scores
 
 
 class LengthOptions(Options):
-    """A target with its width, or a maximum with its cache."""
+    """Options of `length`: a target with its width, or a maximum with its cache."""
 
     target: int | None = Field(None, gt=0, le=2**24, description="Best length; scores 1.")
     width: int = Field(
@@ -36,12 +36,12 @@ class LengthOptions(Options):
 
 
 def near_target(lengths: Tensor, target: int, width: int) -> Tensor:
-    """1 at the target, falling evenly to 0.
+    """1 at the target, falling linearly to 0.
 
     s = max(0, 1 - |L - target| / width)
 
     Args:
-        lengths: [N] tokens.
+        lengths: [N], number of tokens.
         target: best length.
         width: distance at which the score is 0.
 
@@ -52,16 +52,16 @@ def near_target(lengths: Tensor, target: int, width: int) -> Tensor:
 
 
 def overlong(lengths: Tensor, longest: int, cache: int) -> Tensor:
-    """0 up to `longest - cache`, falling evenly to -1 at `longest`, -1 beyond.
+    """0 up to `longest - cache`, falling linearly to -1 at `longest`, -1 beyond.
 
     s = min(0, max(-1, (longest - cache - L) / cache))
 
     Yu et al. 2025 (DAPO), arXiv:2503.14476, eq. 13.
 
     Args:
-        lengths: [N] tokens.
+        lengths: [N], number of tokens.
         longest: most tokens.
-        cache: width of the slope; 0: none.
+        cache: width of the slope; 0: no slope.
 
     Returns:
         [N].
@@ -72,7 +72,7 @@ def overlong(lengths: Tensor, longest: int, cache: int) -> Tensor:
 
 
 class LengthReward:
-    """Scores lengths."""
+    """Scores the lengths of completions."""
 
     Options = LengthOptions
     roles: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ class LengthReward:
         self.options = options
 
     async def score(self, batch: RewardBatch) -> Scores:
-        """One number a completion."""
+        """One score for each completion."""
         o = self.options
         lengths = torch.tensor([float(len(ids)) for ids in batch.completion_ids])
         if o.target is not None:

@@ -1,4 +1,4 @@
-"""`numeric_answer`: 1 where the completion ends on the right number, as in GSM8K and MATH."""
+"""`numeric_answer`: 1 if the completion ends with the right number, as in GSM8K and MATH, else 0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import checks
 
 
 class NumericAnswerOptions(Options):
-    """Which column holds the answer, and who compares."""
+    """Options of `numeric_answer`: the column of the answer, and how it is compared."""
 
     column: str | None = Field(
         None, description="Column with the right answer; null: `answer`, else `solution`."
@@ -29,14 +29,14 @@ class NumericAnswerOptions(Options):
 
 
 class NumericAnswer(FunctionReward):
-    r"""Compares the last `\boxed{}`, else what follows `####`, else the last number.
+    r"""Compares the last `\boxed{}`, else the text after `####`, else the last number.
 
-    A row's own answer is compared as what it is: a number, a number with a unit, a percentage, a time, or an expression
-    such as a tuple or a polynomial, of which no single number counts. Rows whose own answer is prose abstain.
-    Runs in a worker process, as math-verify's time limits demand.
+    The dataset's answer decides how it is compared: as a number, a number with a unit, a percentage, a time, or an
+    expression such as a tuple or a polynomial, of which no single number counts. Rows whose answer is prose
+    abstain. It runs in a worker process, because math-verify's time limits need one.
 
     Raises:
-        UsageError: math-verify is asked for and not installed.
+        UsageError: math-verify is requested but not installed.
     """
 
     Options = NumericAnswerOptions
@@ -47,8 +47,8 @@ class NumericAnswer(FunctionReward):
                 "reward numeric_answer: checker is math-verify, which is not installed. pip install 'rlhf-peft[math]', "
                 "or checker: own."
             )
-        said = options.model_dump()
-        target = Target("numeric_scores", file=checks.__file__, keywords={"_options": said})
+        values = options.model_dump()
+        target = Target("numeric_scores", file=checks.__file__, keywords={"_options": values})
         super().__init__(
-            options, functools.partial(checks.numeric_scores, _options=said), "numeric_answer", target
+            options, functools.partial(checks.numeric_scores, _options=values), "numeric_answer", target
         )

@@ -1,4 +1,4 @@
-"""`regex`: a score for completions in which a pattern is found."""
+"""`regex`: a score for completions that match a pattern."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from . import checks
 
 
 class RegexOptions(Options):
-    """What to look for, and what it is worth."""
+    """Options of `regex`: the pattern, and the scores."""
 
     pattern: str = Field(description="Regular expression, in Python's syntax.")
     match: Literal["search", "fullmatch"] = Field(
         "search", description="search: anywhere; fullmatch: the whole completion."
     )
-    score: float = Field(1.0, ge=-1e6, le=1e6, description="Where it is found.")
-    otherwise: float = Field(0.0, ge=-1e6, le=1e6, description="Where it is not.")
+    score: float = Field(1.0, ge=-1e6, le=1e6, description="Score if the pattern matches.")
+    otherwise: float = Field(0.0, ge=-1e6, le=1e6, description="Score if it does not match.")
     flags: tuple[Literal["ignorecase", "multiline", "dotall", "ascii", "verbose"], ...] = Field(
         (), description="Python's flags by name."
     )
@@ -37,11 +37,11 @@ class RegexOptions(Options):
 
 
 class RegexReward(FunctionReward):
-    """Runs in a worker process: a pattern that never ends is stopped at the entry's timeout."""
+    """Scores completions by a pattern, in a worker process, where the reward's timeout can stop an endless match."""
 
     Options = RegexOptions
 
     def __init__(self, options: RegexOptions) -> None:
-        said = options.model_dump(mode="json")
-        target = Target("regex_scores", file=checks.__file__, keywords={"_options": said})
-        super().__init__(options, functools.partial(checks.regex_scores, _options=said), "regex", target)
+        values = options.model_dump(mode="json")
+        target = Target("regex_scores", file=checks.__file__, keywords={"_options": values})
+        super().__init__(options, functools.partial(checks.regex_scores, _options=values), "regex", target)

@@ -1,4 +1,4 @@
-"""`repetition`: a penalty for n-grams of tokens that come again."""
+"""`repetition`: a penalty for repeated n-grams of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf_peft.plugin import Options, RewardBatch, Scores
 
 
 class RepetitionOptions(Options):
-    """Which n-grams, and what they cost."""
+    """Options of `repetition`."""
 
     n: int = Field(3, gt=0, le=2**12, description="Tokens of an n-gram.")
     penalty: float = Field(
@@ -20,14 +20,14 @@ class RepetitionOptions(Options):
 
 
 def repeated(ids: Sequence[int], n: int) -> float:
-    """Share of the n-grams that occurred before.
+    """Share of the n-grams that are repetitions.
 
-    1 - different / all;  0 where there is none
+    1 - different / all;  0 if there are no n-grams
 
     Yeo et al. 2025, arXiv:2502.03373, appendix C.2.
 
     Args:
-        ids: tokens.
+        ids: token ids.
         n: length of an n-gram.
     """
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
@@ -45,6 +45,6 @@ class RepetitionReward:
         self.options = options
 
     async def score(self, batch: RewardBatch) -> Scores:
-        """One number a completion."""
+        """One score for each completion."""
         share = torch.tensor([repeated(ids, self.options.n) for ids in batch.completion_ids])
         return Scores(row=-self.options.penalty * share)

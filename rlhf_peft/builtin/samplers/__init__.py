@@ -12,7 +12,7 @@ from .vllm_server import VllmServerSampler
 
 @hookimpl
 def rlhf_peft_register_samplers(register: Register) -> None:
-    """Offer the built-in samplers."""
+    """Register the built-in samplers."""
     register("cached", CachedSampler)
     register("hf", HfSampler)
     register("vllm_server", VllmServerSampler)

@@ -1,4 +1,4 @@
-"""Wraps another sampler: draws n completions for each request and keeps the one that the stage's rewards like best.
+"""Wraps another sampler: draws n completions for each request and keeps the one with the highest reward of the stage.
 
     sampler:
       name: best_of_n
@@ -7,8 +7,8 @@
         name: cached
         max_new_tokens: 128
 
-What is kept follows no distribution of the policy's, so `provides` never has "on_policy": fit for rejection sampling
-and for preference data, not for importance ratios.
+The kept completions do not follow the policy's distribution, so `provides` never has "on_policy". They suit rejection
+sampling and preference data, but not importance ratios.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from rlhf_peft.plugin import (
 
 Make = Callable[[str, str, Mapping[str, Any]], Any]
 Memory = Callable[[str, str, Mapping[str, Any]], MemoryNeeds]
-"""`make(kind, name, options)`: something else that is registered."""
+"""`make(kind, name, options)` makes something that is registered; `memory(...)` gives its memory needs."""
 
 
-class Inner(Options):
-    """A sampler by name, with its own options beside the name."""
+class InnerSampler(Options):
+    """The name of a sampler, with its options beside the name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field("cached", description="The sampler that draws.")
 
     @model_validator(mode="after")
-    def _options(self) -> Inner:
+    def _options(self) -> InnerSampler:
         """Check the options of a built-in sampler now; those of a plugin's are checked when it is made."""
         factory = _builtins().get(self.name)
         try:
@@ -59,45 +59,45 @@ class Inner(Options):
 
 
 class BestOfNOptions(Options):
-    """How many completions are drawn, and by whom."""
+    """Options of `best_of_n`."""
 
     n: int = Field(4, ge=1, le=2**12, description="Completions drawn for each one that is kept.")
-    of: Inner = Field(
-        default_factory=lambda: Inner(), description="The sampler that draws, with its options."
+    of: InnerSampler = Field(
+        default_factory=lambda: InnerSampler(), description="The sampler that draws, with its options."
     )
 
 
 def _builtins() -> dict[str, Any]:
-    """Name to factory of the samplers of this folder."""
+    """The samplers of this package by name."""
     from . import rlhf_peft_register_samplers
 
-    known: dict[str, Any] = {}
-    rlhf_peft_register_samplers(known.__setitem__)
-    return known
+    samplers: dict[str, Any] = {}
+    rlhf_peft_register_samplers(samplers.__setitem__)
+    return samplers
 
 
 def make_builtin(kind: str, name: str, options: Mapping[str, Any]) -> Any:
-    """One of the samplers of this folder; the registry's own `make` knows the others too.
+    """Make one of the samplers of this package; the registry's own `make` knows plugins' samplers too.
 
     Raises:
-        SamplerError: there is none of that name.
+        SamplerError: there is no sampler of that name.
     """
-    known = _builtins()
-    if name not in known:
+    samplers = _builtins()
+    if name not in samplers:
         raise SamplerError(
-            f"sampler best_of_n: of.name: unknown sampler {name!r}. Known: {', '.join(sorted(known))}."
+            f"sampler best_of_n: of.name: unknown sampler {name!r}. Known: {', '.join(sorted(samplers))}."
         )
-    factory = known[name]
+    factory = samplers[name]
     return factory(factory.Options.model_validate(options))
 
 
 def no_needs(kind: str, name: str, options: Mapping[str, Any]) -> MemoryNeeds:
-    """What is known of a sampler where no registry knows it."""
+    """Memory needs of a sampler when there is no registry to ask."""
     return MemoryNeeds()
 
 
 class BestOfNSampler:
-    """Keeps the best of n."""
+    """Keeps the best of n completions."""
 
     Options = BestOfNOptions
     wants_make = True
@@ -106,7 +106,7 @@ class BestOfNSampler:
         self.options = options
         self.inner: Sampler = make("samplers", options.of.name, options.of.model_extra or {})
         self.params = self.inner.params
-        # The choice may depend on batch-mates, as scores may.
+        # The choice depends on scores, and a score may depend on the other rows of the batch.
         self.provides = frozenset(self.inner.provides) - {"on_policy", "row_seeds"}
 
     @classmethod
@@ -119,20 +119,21 @@ class BestOfNSampler:
         )
 
     def ready(self) -> None:
-        """Ask the sampler that draws."""
+        """Check that the inner sampler is ready."""
         if hasattr(self.inner, "ready"):
             self.inner.ready()
 
     def sync(self, policy: PolicyView, version: int) -> None:
-        """Hand the policy on."""
+        """Pass the policy to the inner sampler."""
         self.inner.sync(policy, version)
 
     def close(self) -> None:
-        """Close the sampler that draws."""
+        """Close the inner sampler."""
         self.inner.close()
 
     def sample(self, requests: Sequence[Request], context: SampleContext | None = None) -> Rollout:
-        """The best of n completions for each request; of equals the first, NaN only where all are.
+        """The best of n completions for each request: the first of equal ones, and one without a score only if all
+        are.
 
         Raises:
             SamplerError: there are no rewards to choose by, or their scores do not fit.
@@ -153,7 +154,7 @@ class BestOfNSampler:
 
 
 def candidates(request: Request, n: int) -> list[Request]:
-    """The request n times, each with its own seed, the first with the request's; once where it is greedy."""
+    """The request n times, each with its own seed, the first with the request's; only once if it is greedy."""
     count = 1 if request.params.temperature == 0 else n
     return [dataclasses.replace(request, seed=seed(request.seed, i)) for i in range(count)]
 
@@ -167,10 +168,10 @@ def seed(base: int, index: int) -> int:
 
 
 def best(scores: Tensor, counts: Sequence[int]) -> list[int]:
-    """The row of the highest score among each `counts[i]` that follow one another."""
+    """The row with the highest score in each group of `counts[i]` successive rows."""
     filled = scores.float().nan_to_num(nan=-float("inf"), posinf=float("inf"), neginf=-float("inf"))
-    kept, begin = [], 0
+    best_rows, start = [], 0
     for group in filled.split(list(counts)):
-        kept.append(begin + int(group.argmax()))
-        begin += len(group)
-    return kept
+        best_rows.append(start + int(group.argmax()))
+        start += len(group)
+    return best_rows

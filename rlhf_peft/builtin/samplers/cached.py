@@ -1,13 +1,13 @@
-"""The default sampler: decodes with dense merged weights and a cache that is written in place.
+"""The default sampler: decodes with dense merged weights and a preallocated cache.
 
-Each prompt is read once for its whole group; rows that have ended are dropped from the batch, and tokens are drawn by
-inverse CDF from one uniform number a row and token, so that a completion depends on its own seed and not on its
-batch-mates. How a step is computed is the engine's affair (`PolicyView.start_decoding`).
+Each prompt is processed once for its whole group. Rows that have ended are dropped from the batch. Tokens are drawn
+by inverse CDF from one uniform number for each row and token, so that a completion depends on its own seed and not
+on the other rows of its batch. The engine computes the steps (`PolicyView.start_decoding`).
 
-Models that keep something else than keys and values (Mamba's kind, convolutions, caches that layers share) are left to
-`hf`.
+Models whose cache holds something else than keys and values (Mamba, convolutions, caches that layers share) are
+decoded by `hf`.
 
-Left out on purpose: beams; several turns.
+Left out on purpose: beam search; several turns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CachedSampler(LocalSampler):
         self._other: HfSampler | None = None
 
     def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
-        """Write all rows to their end; by `hf` where the model's cache is of another kind."""
+        """Write all rows to their end; with `hf` if the model's cache is of another kind."""
         if view.can_decode(model):
             super().write(model, view, rows)
             return

@@ -1,10 +1,10 @@
 """Decodes with transformers' own `generate`: slower than `cached`, for architectures that `cached` cannot decode.
 
-Tokens are drawn as everywhere here: a logits processor draws each row's token from the row's own random numbers and
-leaves that token alone to be chosen, and `generate` chooses greedily. So a completion depends on its seed and not on
-its batch-mates. What else the model's own generation config asks for (a repetition penalty, banned words) is set
-aside: it would change the distribution that is trained. Prompts of models that keep a state are batched by length,
-unpadded, for such a model may see padding.
+Tokens are drawn as in the other samplers: a logits processor draws each row's token from the row's own random
+numbers and leaves only that token possible, so that `generate` chooses it greedily. So a completion depends on its
+seed and not on the other rows of its batch. Other settings of the model's generation config (a repetition penalty,
+banned words) are not used, because they would change the distribution that is trained. Prompts of models with a
+recurrent state are batched by length without padding, because such a model may process padding.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rlhf_peft.plugin import (
 
 
 class HfOptions(LocalOptions):
-    """How completions are drawn, and how many at once."""
+    """Options of `hf`."""
 
     max_rows: int = Field(64, gt=0, le=2**20, description="Most rows decoded at once.")
 
@@ -51,26 +51,26 @@ class HfSampler(LocalSampler):
 
 
 def batches(rows: list[Row], most: int, max_length: int, padded: bool) -> list[list[Row]]:
-    """Batches of at most so many rows; where not `padded`, of one prompt length each.
+    """Batches of at most `most` rows; if not `padded`, each batch has prompts of one length.
 
-    Rows that have ended go on with their batch, so none may pass the end of the context before the last has ended.
+    Rows that have ended stay in their batch, so no row may reach the end of the context before the last one has ended.
     """
-    made: list[list[Row]] = []
+    result: list[list[Row]] = []
     longest = room = 0
     for row in sorted(rows, key=lambda row: len(row.request.prompt_ids)):
         length = len(row.request.prompt_ids)
         room = max(room, row.room)
-        alike = padded or length == longest
-        if not made or len(made[-1]) == most or length + room > max_length or not alike:
-            made.append([])
+        fits_length = padded or length == longest
+        if not result or len(result[-1]) == most or length + room > max_length or not fits_length:
+            result.append([])
             room = row.room
-        made[-1].append(row)
+        result[-1].append(row)
         longest = length
-    return made
+    return result
 
 
 class RowDraws:
-    """What `generate` asks at each step: which token each row takes, and whether it has ended."""
+    """Callbacks of `generate` for each step: which token each row takes, and whether it has ended."""
 
     def __init__(self, rows: list[Row], view: PolicyView) -> None:
         self.rows, self.view, self.step = rows, view, 0
@@ -78,7 +78,7 @@ class RowDraws:
         self.options = DrawOptions.of([row.request.params for row in rows], view.device)
 
     def scores(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[B, V]: 0 at the drawn token, -inf elsewhere."""
+        """Draw a token for each row. Returns [B, V]: 0 at the drawn token, -inf elsewhere."""
         # transformers may look whether all rows have ended only after one more step.
         numbers = self.numbers[min(self.step, len(self.numbers) - 1)]
         tokens, logps = draw(scores, numbers, self.options)
@@ -88,7 +88,7 @@ class RowDraws:
         return torch.full_like(scores, -torch.inf).scatter_(-1, tokens.unsqueeze(-1), 0.0)
 
     def ended(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """[B] bool."""
+        """Whether each row has ended, [B] bool."""
         return torch.tensor([row.finish is not None for row in self.rows], device=input_ids.device)
 
 
@@ -111,10 +111,10 @@ def _generate(model: Any, view: PolicyView, rows: list[Row]) -> None:
 
 @contextmanager
 def generation_config(model: Any, config: Any) -> Iterator[None]:
-    """Inside, the model has this generation config and not its own."""
-    own = model.generation_config
+    """Give the model another generation config inside this context."""
+    original = model.generation_config
     model.generation_config = config
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = original

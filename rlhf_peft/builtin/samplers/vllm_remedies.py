@@ -1,4 +1,4 @@
-"""What to do about what a vLLM server answers, by the answer."""
+"""Advice on errors that a vLLM server reports."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ START = f"Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment
 
 
 def remedy(error: HttpError, folder: Path | None = None) -> str:
-    """What to do about a request that failed; empty where nothing is known.
+    """What to do about a request that failed; empty if the cause is not known.
 
     Args:
-        error: of the request.
-        folder: where adapters are written, if the request was about one.
+        error: error of the request.
+        folder: folder where adapters are written, if the request was about one.
     """
-    said = str(error).lower()
-    if error.status == 0 and "connecterror" in said:
+    text = str(error).lower()
+    if error.status == 0 and "connecterror" in text:
         return f"No server listens there. {START}; or set sampler.url to where it listens, or use sampler.name=cached."
     if error.status in (401, 403):
         return (
             "The server wants another key. Set sampler.api_key_env to the environment variable that holds it."
         )
-    if "enable-lora" in said or "enable_lora" in said or "lora is not enabled" in said:
+    if "enable-lora" in text or "enable_lora" in text or "lora is not enabled" in text:
         return f"The server was started without --enable-lora. {START}"
-    if "lora" in said and "rank" in said:
+    if "lora" in text and "rank" in text:
         return "Start the server with a --max-lora-rank of at least lora.r."
-    if "no adapter found" in said or "no such file" in said:
+    if "no adapter found" in text or "no such file" in text:
         return (
             f"The server must see {folder} by this very path: set sampler.folder to a folder that both see."
         )
-    if "does not exist" in said and "model" in said:
+    if "does not exist" in text and "model" in text:
         return (
             "The server has lost the adapter that it was given: it was started anew, or other clients' adapters have "
             "taken its place. Start it with a larger --max-loras and --max-cpu-loras, then: "
@@ -41,6 +41,6 @@ def remedy(error: HttpError, folder: Path | None = None) -> str:
     return ""
 
 
-def told(error: HttpError, folder: Path | None = None) -> str:
-    """The error's message with what to do about it."""
+def with_remedy(error: HttpError, folder: Path | None = None) -> str:
+    """The error's message, followed by what to do about it."""
     return " ".join(filter(None, (str(error), remedy(error, folder))))

@@ -1,4 +1,4 @@
-"""What `/v1/completions` of a vLLM server is asked for."""
+"""The request to a vLLM server's `/v1/completions`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 from rlhf_peft.plugin import SamplingParams
 
 
-def body(
+def completion_request(
     prompt: Tensor, seed: int, max_tokens: int, params: SamplingParams, eos_ids: Collection[int]
 ) -> dict[str, Any]:
-    """A request for one row; penalties are named, for those of the model are the default.
+    """The body of a request for one row. Penalties are set, because the model's defaults may be others.
 
     Args:
         prompt: [P] int64.
-        seed: of the row.
+        seed: seed of the row.
         max_tokens: most tokens of the completion.
-        params: how it is drawn.
-        eos_ids: tokens that end it.
+        params: how tokens are drawn.
+        eos_ids: tokens that end a completion.
 
     Returns:
-        All of it but the model's name.
+        The body without the model's name.
     """
-    asked = {
+    request = {
         "prompt": prompt.tolist(),
         "n": 1,
         "seed": seed % 2**63,
@@ -42,5 +42,5 @@ def body(
         "return_token_ids": True,
     }
     if params.stop:
-        asked |= {"stop": list(params.stop), "include_stop_str_in_output": True}
-    return asked
+        request |= {"stop": list(params.stop), "include_stop_str_in_output": True}
+    return request

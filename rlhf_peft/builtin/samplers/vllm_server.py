@@ -1,17 +1,17 @@
-"""Decodes on a vLLM server, over HTTP; the policy's adapter is pushed by path at each `sync`.
+"""Decodes on a vLLM server over HTTP; each `sync` writes the policy's adapter to a folder and has the server load it.
 
 Start the server on a machine that sees the same files:
 
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora --max-lora-rank 32 \\
         --logprobs-mode processed_logprobs
 
-At the first `sync` a few completions show whether the server has the very base that is trained.
+At the first `sync` a few completions show whether the server has exactly the base model that is trained.
 
-In TRL 1.16 `trl vllm-serve --model BASE --enable-lora ...` runs this very server and takes the same variable. Older
-ones of TRL have endpoints of their own and take whole weights over NCCL, no adapter by path: they are refused, for they
-would go on sampling from the base.
+In TRL 1.16 `trl vllm-serve --model BASE --enable-lora ...` runs this same server and takes the same variable. Older
+servers of TRL have their own endpoints and receive whole weights over NCCL, not an adapter by path. They are refused,
+because they would keep sampling from the base.
 
-Each row is a request of its own with its own seed. vLLM's arithmetic depends on batch-mates all the same, so rows do
+Each row is one request with its own seed. vLLM's arithmetic still depends on the other rows of its batch, so rows do
 not depend on their seed alone. Its weights differ a little from the 4-bit ones that are trained; `sampler_logps` show
 by how much.
 """
@@ -46,20 +46,20 @@ from rlhf_peft.plugin import (
 
 from .vllm_answer import finish, read_completion
 from .vllm_probe import check_base
-from .vllm_remedies import START, told
-from .vllm_request import body
+from .vllm_remedies import START, with_remedy
+from .vllm_request import completion_request
 
 log = logging.getLogger("rlhf_peft.samplers.vllm_server")
 
 WHO = "sampler vllm_server"
 FAREWELL = 10.0
-"""Seconds that a server has to drop an adapter at the end, or to say that it is there at the beginning."""
+"""Most seconds that a server may take to drop an adapter at the end, or to answer at the beginning."""
 ANSWER_BYTES, TOKEN_BYTES = 2**20, 2**10
-"""Bytes that an answer may have, and that each of its tokens adds."""
+"""Most bytes of an answer: a fixed part, and a part for each of its tokens."""
 
 
 class VllmServerOptions(SamplingOptions):
-    """Which server, and how completions are drawn."""
+    """Options of `vllm_server`: the server, and how completions are drawn."""
 
     url: str = Field(
         "http://localhost:8000",
@@ -74,8 +74,10 @@ class VllmServerOptions(SamplingOptions):
         description="Folder for adapters that this machine and the server see by the same path; null: a temporary one.",
     )
     timeout: float = Field(600.0, gt=0, le=1e7, description="Seconds for one answer.")
-    retries: int = Field(3, ge=0, le=1000, description="Further tries where the server is busy, ill or away.")
-    connections: int = Field(64, gt=0, le=10_000, description="Most requests under way at once.")
+    retries: int = Field(
+        3, ge=0, le=1000, description="Further attempts if the server is busy, fails or cannot be reached."
+    )
+    connections: int = Field(64, gt=0, le=10_000, description="Most requests at the same time.")
     check_base: bool = Field(
         True,
         description="Refuse a server whose log-probabilities are not the policy's, for it has another base; "
@@ -108,10 +110,10 @@ class VllmServerSampler:
         self._compared = not options.check_base
 
     def ready(self) -> None:
-        """Whether the server is there and is vLLM's own; asked before the model is loaded.
+        """Check that the server can be reached and is vLLM's own, before the model is loaded.
 
         Raises:
-            SamplerError: it is away, or something else.
+            SamplerError: the server cannot be reached, or is something else.
             UsageError: the API key is missing.
         """
         try:
@@ -122,17 +124,17 @@ class VllmServerSampler:
     # --- the adapter ---
 
     def sync(self, policy: PolicyView, version: int) -> None:
-        """Write the adapter, have the server load it under a new name, and drop the one before.
+        """Write the adapter, have the server load it under a new name, and drop the previous one.
 
         Raises:
-            SamplerError: the server is away, is no vLLM server, or does not take adapters.
+            SamplerError: the server cannot be reached, is no vLLM server, or does not take adapters.
             UsageError: the API key is missing.
         """
         client, folder = self._connect(), self._place()
         self._vocabulary = policy.vocab_size
         self._drop()
         self._pushed += 1
-        # Known before it is there, so that it is dropped however this ends.
+        # The name is set before the adapter exists, so that it is dropped even after an error.
         self._adapter = name = f"{folder.name}-{version}-{self._pushed}"
         policy.save_adapter(folder / name)
         try:
@@ -141,14 +143,14 @@ class VllmServerSampler:
             if error.status == 404 and "adapter" not in str(error).partition("status 404")[2].lower():
                 raise SamplerError(f"{error} The server does not take adapters at runtime. {START}") from None
             if not error.status or "already" not in str(error):  # an earlier try came through after all
-                raise SamplerError(told(error, folder)) from None
+                raise SamplerError(with_remedy(error, folder)) from None
         if not self._compared:
             check_base(WHO, policy, self._complete)
             self._compared = True
         self._view, self._version = policy, version
 
     def close(self) -> None:
-        """Have the server drop the adapter, and remove what was written."""
+        """Have the server drop the adapter, and remove the written files."""
         try:
             self._drop(timeout=FAREWELL, retries=0)
         except SamplerError as error:
@@ -161,6 +163,7 @@ class VllmServerSampler:
             self._client = self._view = self._folder = None
 
     def _connect(self, retries: int | None = None) -> JsonClient:
+        """The client of the server; checks at the first call that it is a vLLM server."""
         if self._client is None:
             o = self.options
             client = JsonClient(WHO, o.url, o.api_key_env, o.timeout, o.retries, o.connections)
@@ -169,16 +172,17 @@ class VllmServerSampler:
                 models = [str(model["id"]) for model in answer["data"]]
             except HttpError as error:
                 client.close()
-                raise SamplerError(_not_vllm(error) if error.status == 404 else told(error)) from None
+                raise SamplerError(_not_vllm(error) if error.status == 404 else with_remedy(error)) from None
             except (KeyError, TypeError):
                 client.close()
-                told_so = f"{WHO}: {client.shown}/v1/models: it gave {str(answer)[:200]!r}."
-                raise SamplerError(_not_vllm(told_so)) from None
+                message = f"{WHO}: {client.shown}/v1/models: it gave {str(answer)[:200]!r}."
+                raise SamplerError(_not_vllm(message)) from None
             log.debug("%s serves %s", client.shown, ", ".join(models))
             self._client = client
         return self._client
 
     def _place(self) -> Path:
+        """The folder for adapters."""
         if self._folder is None:
             if self.options.folder:
                 Path(self.options.folder).mkdir(parents=True, exist_ok=True)
@@ -186,6 +190,7 @@ class VllmServerSampler:
         return self._folder
 
     def _drop(self, timeout: float | None = None, retries: int | None = None) -> None:
+        """Have the server drop the current adapter, and remove its files."""
         if self._adapter is None or self._client is None or self._folder is None:
             return
         name, self._adapter = self._adapter, None
@@ -226,27 +231,29 @@ class VllmServerSampler:
         return rollout_of(rows, self._version)
 
     def _write(self, row: Row, view: PolicyView) -> None:
-        """Have one row written."""
+        """Request the completion of one row."""
         tokens, logps, reason = self._complete(
-            body(row.request.prompt_ids, row.request.seed, row.room, row.request.params, view.eos_ids)
+            completion_request(
+                row.request.prompt_ids, row.request.seed, row.room, row.request.params, view.eos_ids
+            )
         )
         row.tokens, row.logps, row.finish = tokens, logps, finish(tokens, reason, view.eos_ids)
 
-    def _complete(self, asked: dict[str, Any]) -> tuple[list[int], list[float], str]:
-        """Token ids, their log-probabilities, and why they ended."""
+    def _complete(self, request: dict[str, Any]) -> tuple[list[int], list[float], str]:
+        """Send a request; returns token ids, their log-probabilities, and the finish reason."""
         client = self._connect()
-        most = ANSWER_BYTES + TOKEN_BYTES * int(asked["max_tokens"])
+        most = ANSWER_BYTES + TOKEN_BYTES * int(request["max_tokens"])
         try:
-            answer = client.post("/v1/completions", {"model": self._adapter, **asked}, most=most)
+            answer = client.post("/v1/completions", {"model": self._adapter, **request}, most=most)
         except HttpError as error:
-            raise SamplerError(told(error, self._folder)) from None
+            raise SamplerError(with_remedy(error, self._folder)) from None
         where = f"{WHO}: {client.shown}/v1/completions"
-        return read_completion(where, answer, asked["max_tokens"], self._vocabulary)
+        return read_completion(where, answer, request["max_tokens"], self._vocabulary)
 
     def _check_logprobs(self, rows: list[Row]) -> None:
-        """Raise SamplerError where log-probabilities would be of another distribution than the one drawn from.
+        """Raise SamplerError if log-probabilities are not of the distribution that tokens are drawn from.
 
-        vLLM gives those of the untouched logits unless told otherwise. With one token to choose from it must say 0.
+        By default vLLM gives those of the unchanged logits. For a draw from one possible token it must give 0.
         """
         if self._processed or all(
             row.request.params.temperature in (0, 1) and not row.request.params.truncated for row in rows
@@ -267,5 +274,5 @@ class VllmServerSampler:
             )
 
 
-def _not_vllm(said: object) -> str:
-    return f"{said} This is not vLLM's own server. An old one of TRL takes no adapter by path. {START}"
+def _not_vllm(message: object) -> str:
+    return f"{message} This is not vLLM's own server. An old one of TRL takes no adapter by path. {START}"

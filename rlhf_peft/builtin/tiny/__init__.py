@@ -1,1 +1,1 @@
-"""The embedded default, `builtin:tiny`: a small world of text, its judge, and how its model is made."""
+"""The small model `builtin:tiny`: a closed world of texts, a judge of answers, and the training of the model."""

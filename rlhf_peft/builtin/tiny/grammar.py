@@ -1,9 +1,8 @@
-"""The grammar of `builtin:tiny`: questions, and answers of every quality from rude nonsense to a delight.
+"""The grammar of `builtin:tiny`: questions, and answers of every quality from rude nonsense to excellent.
 
-An answer is an opening, one or two sentences about a subject, and a closing; `care` between 0 and 1 turns
-the odds of each choice from careless to careful, and each choice is drawn on its own, so that answers to one
-question differ in many small ways. Left out on purpose: anything that would let the answer depend on what
-was said in earlier turns.
+An answer is an opening, one or two sentences about a subject, and a closing. `care` between 0 and 1 changes the
+odds of each choice from careless to careful. Each choice is drawn independently, so that answers to one question
+differ in many small ways. Left out on purpose: answers that depend on earlier turns.
 """
 
 from __future__ import annotations
@@ -161,7 +160,7 @@ BODIES: dict[str, tuple[str, ...]] = {
         "{A} is just {a}.",
     ),
 }
-"""First sentences about the subject, by the aspect they tell of."""
+"""First sentences about the subject, by the aspect that they describe."""
 
 SEQUELS: dict[str, tuple[str, ...]] = {
     "trait": ("It has {trait}.", "You will find {trait}."),
@@ -176,16 +175,16 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def question(kind: str, template: int, subject: Subject) -> str:
-    """Return the question of that kind and template number about the subject."""
+    """The question of this kind and template number about the subject."""
     return QUESTIONS[kind][template].format(a=subject.named())
 
 
 def answer(rng: Random, subject: Subject, kind: str, care: float) -> str:
-    """Return an answer to a question of this kind about the subject.
+    """Draw an answer to a question of this kind about the subject.
 
     Args:
         rng: source of every choice.
-        subject: what the question was about; a careless answer may be about something else.
+        subject: subject of the question; a careless answer may be about another one.
         kind: a key of `QUESTIONS`.
         care: 0 (careless) to 1 (careful); sets the odds of each choice, not the choice.
     """
@@ -202,6 +201,7 @@ def answer(rng: Random, subject: Subject, kind: str, care: float) -> str:
 
 
 def _tone(rng: Random, care: float) -> str:
+    """Draw the tone: kind, plain or rude."""
     draw = rng.random()
     if draw < 0.1 + 0.75 * care:
         return "kind"
@@ -209,6 +209,7 @@ def _tone(rng: Random, care: float) -> str:
 
 
 def _aspect(rng: Random, kind: str, care: float) -> str:
+    """Draw the aspect that a sentence describes."""
     draw = rng.random()
     if draw < 0.3 + 0.65 * care:
         return rng.choice(FITTING[kind])
@@ -216,7 +217,7 @@ def _aspect(rng: Random, kind: str, care: float) -> str:
 
 
 def _fill(rng: Random, frame: str, topic: Subject, care: float) -> str:
-    """Fill the slots of a frame, never the same phrase twice; the odds of a true detail grow with care."""
+    """Fill the slots of a frame, never the same phrase twice; true details are more likely with more care."""
     used: set[str] = set()
 
     def choose(slot: str) -> str:
@@ -235,14 +236,14 @@ def _fill(rng: Random, frame: str, topic: Subject, care: float) -> str:
 
 
 def _named(rng: Random, topic: Subject, care: float) -> str:
-    """Return the topic by name, in three cases of ten with an adjective."""
+    """The topic's name, in three cases of ten with an adjective."""
     if rng.random() < 0.7:
         return topic.named()
     return topic.named(rng.choice(ADJECTIVES[_tone(rng, care)]))
 
 
 def _damage(rng: Random, parts: list[str], care: float) -> str:
-    """Join the sentences; now and then, where care is low, repeat one or break off."""
+    """Join the sentences; sometimes, if care is low, repeat one or break off."""
     draw = rng.random() / max(1e-9, 1.0 - care)
     if draw < 0.12:
         parts = [*parts, rng.choice(parts)]

@@ -1,9 +1,9 @@
-"""The gold judge of `builtin:tiny`: scores an answer by rule, knowing the world and its grammar.
+"""The gold judge of `builtin:tiny`: scores an answer by rules, with knowledge of the world and its grammar.
 
-It stands for the human whose taste is to be learned and is used only to make preferences and to evaluate; it
-is never a training reward. Every part saturates or turns into a penalty, so that no single trick (one good
-word again and again, a list of good words, a heap of sentences) scores well. Left out on purpose: whether
-the end-of-sequence token came, which a text cannot show; a missing full stop counts instead.
+It takes the place of a human whose preferences are learned. It is used only to make preferences and to evaluate,
+never as a training reward. Every part of the score saturates or becomes a penalty, so that no single trick
+(repeating one good word, a list of good words, many sentences) scores well. Left out on purpose: whether the
+end-of-sequence token came, which a text cannot show; a missing full stop counts instead.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _TOKEN = re.compile(r"[a-z']+|[.,:;!?]")
 
 
 def gold_score(prompt: Prompt, completion: str) -> float:
-    """Return how good an answer is, in [-1, 1].
+    """Score an answer, in [-1, 1].
 
-    score = topic + details + tone + ending + length - repetition - strangeness, cut to [-1, 1].
+    score = topic + details + tone + ending + length - repetition - strangeness, clipped to [-1, 1].
 
     Args:
         prompt: the question, as plain text, as rendered by the chat template, or as messages.
@@ -69,40 +69,43 @@ def gold_score(prompt: Prompt, completion: str) -> float:
 
 
 def remarks(prompt: Prompt, completion: str) -> list[str]:
-    """Return what a reader would remark on an answer: one word for each side of it, not how much each counts.
+    """Describe an answer with one word for each side of it, without weights.
 
-    These words go into the text that the model is made from, so that, as every large model has, it has heard
-    of such notions before anyone states a preference.
+    These words are part of the texts that the model is pretrained on, so that it knows these notions before any
+    preference is learned, as large models do.
     """
     kind, subject = understand(prompt)
     text = _normal(completion)
     words = [token for token in _TOKEN.findall(text) if token[0].isalpha()]
     fitting, unfitting, false = _count_details(text, kind, subject)
-    true = fitting + unfitting
-    found = ["apt" if _topic(text, subject) > 0 else "astray"]
-    found.append("false" if false else ("empty", "true", "rich")[min(2, true)])
-    if true:
-        found.append("fitting" if fitting else "beside")
-    found.append("rude" if RUDE_WORDS & set(words) else "kind" if KIND_WORDS & set(words) else "plain")
-    found.append(
+    true_details = fitting + unfitting
+    words_of_note = ["apt" if _topic(text, subject) > 0 else "astray"]
+    words_of_note.append("false" if false else ("empty", "true", "rich")[min(2, true_details)])
+    if true_details:
+        words_of_note.append("fitting" if fitting else "beside")
+    words_of_note.append(
+        "rude" if RUDE_WORDS & set(words) else "kind" if KIND_WORDS & set(words) else "plain"
+    )
+    words_of_note.append(
         "broken" if _ending(text) < 0 else "repeated" if _repetition(text, words) >= 0.3 else "whole"
     )
-    return found
+    return words_of_note
 
 
 @lru_cache(maxsize=4096)
 def _understand(text: str) -> tuple[str, Subject | None]:
-    found = [
+    """The kind and the subject of the last question in a text."""
+    matches = [
         (match.end(), kind, match[1]) for kind, pattern in _patterns() for match in pattern.finditer(text)
     ]
-    if not found:
+    if not matches:
         return "", None
-    _, kind, noun = max(found)
+    _, kind, noun = max(matches)
     return kind, next(subject for subject in subjects() if subject.noun == noun)
 
 
 def understand(prompt: Prompt) -> tuple[str, Subject | None]:
-    """Return what the last question in the prompt asks for and about; ("", None) if of neither."""
+    """The kind and the subject of the last question in the prompt; ("", None) if there is none."""
     if not isinstance(prompt, str):
         users = [message["content"] for message in prompt if message["role"] == "user"]
         prompt = users[-1] if users else ""
@@ -111,6 +114,7 @@ def understand(prompt: Prompt) -> tuple[str, Subject | None]:
 
 @cache
 def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """For each question template, its kind and a pattern that matches it."""
     nouns = "|".join(subject.noun for subject in subjects())
     patterns = []
     for kind, templates in QUESTIONS.items():
@@ -124,15 +128,15 @@ def _normal(text: str) -> str:
 
 
 def _topic(text: str, subject: Subject | None) -> float:
-    """Reward naming the subject; punish naming others (details of any subject are not names)."""
+    """Reward for naming the subject, penalty for naming others (details of any subject do not count as names)."""
     named = _split(text)[1]
-    own = 0.0 if subject is None else 0.15 if subject.noun in named else -0.2
-    others = len(named - {subject.noun if subject else ""})
-    return own - 0.12 * min(2, others)
+    own_score = 0.0 if subject is None else 0.15 if subject.noun in named else -0.2
+    other_count = len(named - {subject.noun if subject else ""})
+    return own_score - 0.12 * min(2, other_count)
 
 
 def _details(text: str, kind: str, subject: Subject | None) -> float:
-    """Reward up to three different true details, most those that the question asks for; punish false ones."""
+    """Reward for up to three different true details, most for those that were asked for; penalty for false ones."""
     fitting, unfitting, false = _count_details(text, kind, subject)
     steps = (0.2, 0.1, 0.05)
     gain = sum(steps[:fitting])
@@ -141,7 +145,7 @@ def _details(text: str, kind: str, subject: Subject | None) -> float:
 
 
 def _count_details(text: str, kind: str, subject: Subject | None) -> tuple[int, int, int]:
-    """Return how many different details are true and asked for, true but not asked for, and false."""
+    """Number of different details that are true and asked for, true but not asked for, and false."""
     fitting = unfitting = false = 0
     if subject is None:
         return 0, 0, 0
@@ -156,21 +160,24 @@ def _count_details(text: str, kind: str, subject: Subject | None) -> tuple[int, 
 
 
 def _tone(words: list[str]) -> float:
+    """Reward for kind words, penalty for rude ones."""
     kind = len(KIND_WORDS & set(words))
     rude = len(RUDE_WORDS & set(words))
     return 0.5 * (1.0 - 0.5 ** min(2, kind)) - 0.3 * min(2, rude)
 
 
 def _ending(text: str) -> float:
+    """Reward for a complete last sentence, penalty for one that breaks off."""
     return 0.05 if text.endswith((".", "!", "?")) else -0.3
 
 
 def _length(words: int) -> float:
+    """Penalty for answers that are too short or too long."""
     return -0.06 * max(0, 6 - words) - 0.03 * max(0, words - 34)
 
 
 def _repetition(text: str, words: list[str]) -> float:
-    """Punish word pairs and whole sentences that come again."""
+    """Penalty for repeated word pairs and whole sentences."""
     pairs = list(pairwise(words))
     again = 1.0 - len(set(pairs)) / len(pairs) if pairs else 0.0
     sentences = [part.strip() for part in re.split(r"[.!?]", text) if part.strip()]
@@ -180,7 +187,7 @@ def _repetition(text: str, words: list[str]) -> float:
 
 
 def _strangeness(text: str) -> float:
-    """Punish word sequences that the grammar cannot make, such as a bare list of good words."""
+    """Penalty for word sequences that the grammar cannot make, such as a bare list of good words."""
     known = _known_pairs()
     pairs = [pair for pair in pairwise(_TOKEN.findall(text)) if pair[0] not in ".!?"]
     if not pairs:
@@ -190,6 +197,7 @@ def _strangeness(text: str) -> float:
 
 @cache
 def _detail_owners() -> dict[str, dict[str, str]]:
+    """For each detail, the subjects that it is true of, with its aspect."""
     owners: dict[str, dict[str, str]] = {}
     for subject in subjects():
         for aspect, phrases in subject.details.items():
@@ -200,7 +208,7 @@ def _detail_owners() -> dict[str, dict[str, str]]:
 
 @cache
 def _details_by_first_word() -> dict[str, list[tuple[str, ...]]]:
-    """Return the details as word sequences, the longest first, by their first word."""
+    """The details as word sequences, the longest first, by their first word."""
     table: dict[str, list[tuple[str, ...]]] = {}
     for phrase in sorted(_detail_owners(), key=lambda phrase: (-len(phrase.split()), phrase)):
         words = tuple(phrase.split())
@@ -210,30 +218,31 @@ def _details_by_first_word() -> dict[str, list[tuple[str, ...]]]:
 
 @lru_cache(maxsize=4096)
 def _split(text: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the different details in a text, and the subjects named in what is left of it."""
+    """The different details in a text, and the subjects named in the rest of it."""
     tokens = _TOKEN.findall(text)
     table = _details_by_first_word()
-    details, rest, at = set(), set(), 0
-    while at < len(tokens):
-        for words in table.get(tokens[at], ()):
-            if tuple(tokens[at : at + len(words)]) == words:
+    details, rest, position = set(), set(), 0
+    while position < len(tokens):
+        for words in table.get(tokens[position], ()):
+            if tuple(tokens[position : position + len(words)]) == words:
                 details.add(" ".join(words))
-                at += len(words)
+                position += len(words)
                 break
         else:
-            rest.add(tokens[at])
-            at += 1
+            rest.add(tokens[position])
+            position += 1
     return frozenset(details), frozenset(rest & _nouns())
 
 
 @cache
 def _nouns() -> frozenset[str]:
+    """The nouns of all subjects."""
     return frozenset(subject.noun for subject in subjects())
 
 
 @cache
 def _known_pairs() -> frozenset[tuple[str, str]]:
-    """Return every pair of neighbouring words and marks that the grammar can make inside a sentence."""
+    """Every pair of neighbouring words and punctuation marks that the grammar can make inside a sentence."""
     pairs: set[tuple[str, str]] = set()
     for table in (OPENINGS, CLOSINGS, BODIES, SEQUELS):
         for frame in (frame for frames in table.values() for frame in frames):
@@ -247,7 +256,7 @@ def _known_pairs() -> frozenset[tuple[str, str]]:
 
 @cache
 def _alternatives(part: str) -> tuple[tuple[str, ...], ...]:
-    """Return the word sequences that a slot, or a plain word, of a frame can stand for."""
+    """The word sequences that a slot, or a plain word, of a frame can become."""
     slot = part.strip("{}")
     phrases: Iterable[str]
     if slot == part:

@@ -1,4 +1,4 @@
-"""Offers the tiny world's data and its gold judge by the names `tiny` and `tiny-gold`."""
+"""Registers the tiny world's data as `tiny` and its gold judge as `tiny-gold`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from . import text
 
 
 class TinyDataOptions(Options):
-    """Which rows of the tiny world."""
+    """Options of `tiny`."""
 
     part: Literal["demonstrations", "preferences", "prompts"] = Field(description="Kind of rows.")
     questions: Literal["train", "test"] = Field(
         "train", description="Test questions occur in no training row."
     )
     size: int = Field(1000, gt=0, le=10**7, description="Rows.")
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="Of the rows.")
-    noise: float = Field(0.1, ge=0, le=1, description="Share of preferences that are the wrong way round.")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of the rows.")
+    noise: float = Field(0.1, ge=0, le=1, description="Share of preferences whose answers are exchanged.")
 
 
 class TinyData:
-    """Rows of the tiny world, the same for the same options."""
+    """Rows of the tiny world; the same options always give the same rows."""
 
     Options = TinyDataOptions
 
@@ -44,11 +44,11 @@ class TinyData:
 
 
 class GoldOptions(Options):
-    """The judge has none."""
+    """`tiny-gold` has no options."""
 
 
 class TinyGold:
-    """The tiny world's judge by rule; meant to measure, not to train on."""
+    """The tiny world's judge by rules; meant to measure, not to train on."""
 
     Options = GoldOptions
     roles: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class TinyGold:
         pass
 
     async def score(self, batch: RewardBatch) -> Scores:
-        """Score each answer to its question; one that did not end counts as the judge counts an open end."""
+        """Score each answer to its question; a truncated answer is penalised only for its open end."""
         questions = [p if isinstance(p, str) else str(p[-1]["content"]) for p in batch.prompts]
         return Scores(
             row=torch.tensor([text.gold_score(q, a) for q, a in zip(questions, batch.texts, strict=True)])
@@ -67,11 +67,11 @@ class TinyGold:
 
 @hookimpl
 def rlhf_peft_register_datasets(register: Register) -> None:
-    """Offer the rows."""
+    """Register the dataset."""
     register("tiny", TinyData)
 
 
 @hookimpl
 def rlhf_peft_register_rewards(register: Register) -> None:
-    """Offer the judge."""
+    """Register the judge."""
     register("tiny-gold", TinyGold)

@@ -1,7 +1,7 @@
 """The data of `builtin:tiny`: demonstrations, preferences and prompts for any seed, and the gold judge.
 
-Rows have TRL's conversational form. Every function is pure: the same arguments give the same rows on any
-machine. A question is a template and a subject; one pair in eight is kept for testing and occurs in no
+Rows are in TRL's conversational format. Every function is deterministic: the same arguments give the same rows on
+any machine. A question is a template and a subject. One such pair in eight is held out for testing: it occurs in no
 training row, nor in the text that the model was made from, though its template and its subject do.
 """
 
@@ -26,13 +26,13 @@ _SYSTEMS = ("You are a helpful assistant.", "Answer in a few words.", "Be kind."
 
 
 def prompts(n: int, seed: int, split: Split = "train") -> list[Row]:
-    """Return n prompts; none comes twice before all of the split have come once."""
+    """N prompts; no prompt occurs twice before every prompt of the split has occurred once."""
     asks = _asks(Random(f"prompts-{seed}"), split)
     return [{"prompt": _user(next(asks))} for _ in range(n)]
 
 
 def demonstrations(n: int, seed: int, split: Split = "train") -> list[Row]:
-    """Return n questions with an answer of middling quality: the start from which there is much to learn."""
+    """N questions, each with an answer of medium quality, so that much can still be learned."""
     rng = Random(f"demonstrations-{seed}")
     asks = _asks(rng, split)
     rows = []
@@ -43,13 +43,13 @@ def demonstrations(n: int, seed: int, split: Split = "train") -> list[Row]:
 
 
 def preferences(n: int, seed: int, noise: float = 0.1, split: Split = "train") -> list[Row]:
-    """Return n questions with two answers, the better one by the gold judge under `chosen`.
+    """N questions, each with two answers; `chosen` is the better one according to the gold judge.
 
     Args:
         n: number of rows.
-        seed: of every choice.
-        noise: the share of rows in which the two answers change places, as if a human had slipped.
-        split: which questions to ask.
+        seed: seed of every choice.
+        noise: share of rows in which the two answers are exchanged, like human errors.
+        split: questions to use.
     """
     if not 0.0 <= noise <= 1.0:
         raise ValueError(f"noise is a share between 0 and 1, not {noise}")
@@ -65,10 +65,10 @@ def preferences(n: int, seed: int, noise: float = 0.1, split: Split = "train") -
 
 
 def pretraining_texts(n: int, seed: int) -> list[Row]:
-    """Return n texts of all qualities: seven in eight are chats ("messages"), the rest is prose ("text").
+    """N texts of all qualities: seven in eight are chats ("messages"), the others prose ("text").
 
-    Few chats have a system message or a second turn. Four in five end with a reader's "note" on the last
-    answer. Only training questions are asked.
+    Few chats have a system message or a second turn. Four in five end with a "note" on the last answer. Only training
+    questions are used.
     """
     rng = Random(f"pretraining-{seed}")
     asks = _asks(rng, "train")
@@ -77,24 +77,26 @@ def pretraining_texts(n: int, seed: int) -> list[Row]:
 
 
 def _chat(rng: Random, asks: Iterator[_Ask]) -> Row:
+    """A chat, usually with a note on its last answer."""
     messages = [{"role": "system", "content": rng.choice(_SYSTEMS)}] if rng.random() < 0.04 else []
     for _ in range(2 if rng.random() < 0.04 else 1):
         ask = next(asks)
         messages += _user(ask) + _assistant(answer(rng, ask[2], ask[0], rng.uniform(0.0, 0.9)))
     if rng.random() < 0.2:
         return {"messages": messages}
-    found = remarks(messages[-2]["content"], messages[-1]["content"])
-    rng.shuffle(found)
-    return {"messages": messages, "note": ", ".join(found) + "."}
+    note = remarks(messages[-2]["content"], messages[-1]["content"])
+    rng.shuffle(note)
+    return {"messages": messages, "note": ", ".join(note) + "."}
 
 
 def _prose(rng: Random, asks: Iterator[_Ask]) -> Row:
+    """An answer without a question."""
     kind, _, subject = next(asks)
     return {"text": answer(rng, subject, kind, 0.5 + 0.5 * rng.random())}
 
 
 def _pair(rng: Random, ask: _Ask) -> tuple[str, str]:
-    """Return two answers to a question, the better one first; no one could rank closer ones."""
+    """Two answers to a question, the better one first; their scores differ clearly."""
     prompt = question(*ask)
     while True:
         pair = [answer(rng, ask[2], ask[0], rng.uniform(0.1, 1.0)) for _ in range(2)]
@@ -105,7 +107,7 @@ def _pair(rng: Random, ask: _Ask) -> tuple[str, str]:
 
 @cache
 def _questions(split: Split) -> tuple[_Ask, ...]:
-    """Return the questions of a split; every template and every subject occurs in both splits."""
+    """The questions of a split; every template and every subject occurs in both splits."""
     if split not in ("train", "test"):
         raise ValueError(f"split is 'train' or 'test', not {split!r}")
     asks = []

@@ -1,10 +1,10 @@
-"""Makes the model of `builtin:tiny` from nothing: tokenizer, chat template, and a million weights.
+"""Trains the model of `builtin:tiny` from scratch: tokenizer, chat template, and a million weights.
 
     python -m rlhf_peft.builtin.tiny.train --out rlhf_peft/assets/tiny
 
-Everything follows from the seed: on one thread and one version of torch the same files come out. The layer
-shapes are multiples of 64, so that every linear layer fits whole blocks of NF4 and of LoRA on any device.
-Left out on purpose: checkpoints, logging and devices; it is a few minutes of one CPU core.
+Everything follows from the seed: one thread and one version of torch always give the same files. The layer shapes are
+multiples of 64, so that every linear layer consists of whole blocks of NF4 and of LoRA on any device. Left out on
+purpose: checkpoints, logging and devices, because it takes a few minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .text import Row, pretraining_texts
 PAD, BOS, EOS, UNK = "<|pad|>", "<|begin|>", "<|end|>", "<|unk|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 NOTE_WEIGHT = 2.0
-"""How much a token of a reader's note counts in the loss, against 1 for any other: notes are short."""
+"""Weight of a note's tokens in the loss; other tokens have weight 1. Notes are short, so they count more."""
 
 Encoded = tuple[list[int], int]
 """Token ids, and the position where the note begins."""
@@ -45,7 +45,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer learned from the texts; it gives back any text exactly."""
+    """Train a byte-level BPE tokenizer on the texts; decoding restores any text exactly."""
     tokenizer = Tokenizer(models.BPE(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -70,7 +70,7 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return an untrained model of the Llama architecture for this tokenizer."""
+    """An untrained model of the Llama architecture for this tokenizer."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -89,7 +89,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> list[Encoded]:
-    """Return the token ids of prose and of chats, by the chat template, and where in them the note begins."""
+    """Token ids of prose and of chats (by the chat template), and the position where each note begins."""
     texts = [
         BOS + row["text"] + EOS
         if "text" in row
@@ -103,7 +103,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> list[Encoded]
 
 
 def batches(rows: list[Encoded], tokens: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield padded input ids and loss weights, both [B, T], of rows of like length, in a random order."""
+    """Yield padded input ids and loss weights, both [B, T], of rows of similar length, in a random order."""
     rng = Random(seed)
     order = sorted(range(len(rows)), key=lambda index: (len(rows[index][0]), rng.random()))
     groups: list[list[int]] = [[]]
@@ -124,7 +124,7 @@ def batches(rows: list[Encoded], tokens: int, seed: int) -> Iterator[tuple[torch
 
 
 def mean_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the weighted mean cross-entropy of each token given those before it."""
+    """The weighted mean cross-entropy of each token given those before it."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     weight = weights[:, 1:].flatten()
@@ -157,7 +157,7 @@ def fit(model: LlamaForCausalLM, rows: list[Encoded], tokens: int, peak: float, 
 
 
 def main() -> None:
-    """Make the model and write it, with its tokenizer, to a folder."""
+    """Train the model and write it, with its tokenizer, to a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,8 +1,8 @@
-"""The closed world of `builtin:tiny`: what its model can talk about, and the facts that hold there.
+"""The closed world of `builtin:tiny`: the subjects that its model can talk about, and their facts.
 
-The table in `world.txt` lists subjects and, for each, what it has, what it does, what one can do with it and
-what it is like. Every phrase is a fact that the judge can look up. Left out on purpose: plurals and the past
-tense. The world is meant to be small enough for a model of a million weights to know by heart.
+The table in `world.txt` lists subjects and, for each, what it has, what it does, what one can do with it and what
+it is like. Every phrase is a fact that the judge can look up. Left out on purpose: plurals and the past tense. The
+world is small enough for a model of a million weights to memorise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ASPECTS = ("trait", "act", "use", "image")
 
 @dataclass(frozen=True)
 class Subject:
-    """A thing one can ask about, with its article and its true details by aspect."""
+    """A subject of questions, with its article and its true details by aspect."""
 
     noun: str
     article: str
@@ -27,7 +27,7 @@ class Subject:
         return hash(self.noun)
 
     def named(self, adjective: str = "") -> str:
-        """Return the subject with its article and, if given, an adjective."""
+        """The subject with its article and, if given, an adjective."""
         if self.article == "the":
             return " ".join(filter(None, ("the", adjective, self.noun)))
         following = adjective or self.noun
@@ -35,6 +35,7 @@ class Subject:
 
 
 def _parse(block: str) -> Subject:
+    """Read one block of the table."""
     head, *lines = (line.strip() for line in block.strip().splitlines())
     article, noun = head.split(" ", 1)
     phrases = (tuple(phrase.strip() for phrase in line.split(";")) for line in lines)
@@ -43,7 +44,7 @@ def _parse(block: str) -> Subject:
 
 @cache
 def subjects() -> tuple[Subject, ...]:
-    """Return every subject of the world, in the order of the table."""
+    """Every subject of the world, in the order of the table."""
     text = (files(__package__) / "world.txt").read_text(encoding="utf-8")
     blocks = [block for block in text.split("\n\n") if not block.startswith("#")]
     return tuple(_parse(block) for block in blocks)

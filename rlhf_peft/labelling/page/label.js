@@ -5,34 +5,34 @@
 
   // A cookie, as the page is served at another port each time: cookies are of the host, local storage is of host and port.
   const remembered = () => {
-    const kept = document.cookie.split("; ").find((pair) => pair.startsWith("rlhf_peft_annotator="));
-    try { return kept ? decodeURIComponent(kept.split("=")[1]) : ""; } catch { return ""; }
+    const cookie = document.cookie.split("; ").find((pair) => pair.startsWith("rlhf_peft_annotator="));
+    try { return cookie ? decodeURIComponent(cookie.split("=")[1]) : ""; } catch { return ""; }
   };
   const remember = (name) => {
     document.cookie = `rlhf_peft_annotator=${encodeURIComponent(name)}; path=/; max-age=31536000; SameSite=Strict`;
   };
 
-  const ask = async (path, said) => {
-    const given = said && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(said) };
-    const response = await fetch(path, given);
-    const found = await response.json();
-    if (!response.ok) throw new Error(found.error || response.statusText);
-    return found;
+  const ask = async (path, body) => {
+    const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+    const response = await fetch(path, options);
+    const answer = await response.json();
+    if (!response.ok) throw new Error(answer.error || response.statusText);
+    return answer;
   };
 
   const messages = (prompt) => (typeof prompt === "string" ? [{ role: "", content: prompt }] : prompt);
 
-  const show = (found) => {
-    shown = found;
-    element("progress").textContent = `${found.done} of ${found.all}`;
+  const show = (state) => {
+    shown = state;
+    element("progress").textContent = `${state.done} of ${state.all}`;
     element("who").hidden = true;
-    element("work").hidden = found.pair === null;
-    element("end").hidden = found.pair !== null;
-    element("note").value = found.note || "";
+    element("work").hidden = state.pair === null;
+    element("end").hidden = state.pair !== null;
+    element("note").value = state.note || "";
     for (const side of ["left", "right"]) element(side).classList.remove("chosen");
-    if (found.pair === null) {
+    if (state.pair === null) {
       element("agreement").replaceChildren(
-        ...found.agreement.map((with_) => {
+        ...state.agreement.map((with_) => {
           const line = document.createElement("li");
           const share = Math.round(100 * with_.agreed);
           line.textContent = `You and ${with_.with} agree on ${share} % of ${with_.pairs} pairs, kappa ${with_.kappa.toFixed(2)}`;
@@ -43,7 +43,7 @@
     }
     const box = element("prompt");
     box.replaceChildren(
-      ...messages(found.prompt).map((message) => {
+      ...messages(state.prompt).map((message) => {
         const line = document.createElement("p");
         if (message.role) {
           const role = document.createElement("small");
@@ -54,13 +54,13 @@
         return line;
       }),
     );
-    element("left").querySelector("span").textContent = found.left;
-    element("right").querySelector("span").textContent = found.right;
+    element("left").querySelector("span").textContent = state.left;
+    element("right").querySelector("span").textContent = state.right;
     box.scrollTop = 0;
     begun = performance.now();
   };
 
-  const doing = async (work) => {
+  const showResult = async (work) => {
     if (busy) return;
     busy = true;
     try {
@@ -78,15 +78,15 @@
     if (!shown || shown.pair === null) return;
     if (choice === "left" || choice === "right") element(choice).classList.add("chosen");
     const seconds = (performance.now() - begun) / 1000;
-    doing(() => ask("judge", { annotator, pair: shown.pair, choice, note: element("note").value, seconds }));
+    showResult(() => ask("judge", { annotator, pair: shown.pair, choice, note: element("note").value, seconds }));
   };
-  const undo = () => doing(() => ask("undo", { annotator }));
+  const undo = () => showResult(() => ask("undo", { annotator }));
 
   const begin = (name) => {
     annotator = name.trim();
     if (!annotator) return;
     remember(annotator);
-    doing(() => ask(`next?annotator=${encodeURIComponent(annotator)}`));
+    showResult(() => ask(`next?annotator=${encodeURIComponent(annotator)}`));
   };
 
   for (const choice of ["left", "right", "tie", "skip"]) element(choice).addEventListener("click", () => judge(choice));

@@ -1,8 +1,8 @@
-"""The recipe: every key, its type, its default and what it is for.
+"""The schema of a recipe: every key, its type, its default and its description.
 
 Open sections (`quantization`, `algorithm`, `sampler`, each of `rewards`, a registered dataset) hold a `name` and that
-plugin's own options; the registry validates those. A recipe names registered things: no key imports code. A stage has
-the keys that it reads, so that a setting which would be ignored is an unknown key.
+plugin's own options; the registry validates those. A recipe names registered things only; no key imports code. A stage
+has only the keys that it reads, so that a setting which would be ignored is reported as an unknown key.
 """
 
 from .fields import RUN_NAME, check_run_name, check_stage_name

@@ -1,4 +1,4 @@
-"""The types of a recipe's values: names of runs and stages, numbers within bounds, arguments of chat templates."""
+"""Types of a recipe's values: names of runs and stages, numbers within bounds, arguments of chat templates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ WINDOWS_DEVICES = {
 
 
 LONGEST_NAME = 100
-"""Characters: file systems take names of 255 bytes, and checkpoints add to the names of stages."""
+"""Most characters of a name: file systems allow 255 bytes, and checkpoints add to the names of stages."""
 
 
 def check_run_name(name: str) -> str:
-    """The name itself, or ValueError: it must be safe as a folder name everywhere."""
+    """Return the name; raise ValueError unless it is safe as a folder name on every system."""
     if not RUN_NAME.fullmatch(name):
         raise ValueError(
             f"{name!r} cannot name a run: start with a letter or digit, then letters, digits, '.', '_' or "
@@ -40,7 +40,7 @@ def check_run_name(name: str) -> str:
 
 
 def check_stage_name(name: str) -> str:
-    """The name itself, or ValueError: it is a part of file names."""
+    """Return the name; raise ValueError unless it can be a part of file names."""
     if len(name) > LONGEST_NAME:
         raise ValueError(f"a name of {len(name)} characters; at most {LONGEST_NAME} are a part of file names")
     if name and not RUN_NAME.fullmatch(name):
@@ -52,13 +52,13 @@ def check_stage_name(name: str) -> str:
 
 
 def number(value: Any) -> Any:
-    """YAML reads `1e-6` as text: take it as the number it means. `true` is no number."""
+    """Convert text such as `1e-6`, which YAML does not read as a number; refuse `true` and `false`."""
     if isinstance(value, bool):
         raise PydanticCustomError("float_type", "Input should be a valid number")
     if isinstance(value, str):
-        for read in (int, float):
+        for parse in (int, float):
             try:
-                return read(value)
+                return parse(value)
             except ValueError:
                 continue
     return value
@@ -67,7 +67,7 @@ def number(value: Any) -> Any:
 RunName = Annotated[str, AfterValidator(check_run_name)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(number)]
 Count = Annotated[int, Field(gt=0, le=2**20), BeforeValidator(number)]
-"""Of rows, checkpoints and the like. This bound and the following ones stop slips of the keyboard, and no real run."""
+"""Number of rows, checkpoints and the like. This bound and those below only catch typing errors."""
 Steps = Annotated[int, Field(gt=0, le=10**8), BeforeValidator(number)]
 Tokens = Annotated[int, Field(gt=0, le=2**24), BeforeValidator(number)]
 Rank = Annotated[int, Field(gt=0, le=2**14), BeforeValidator(number)]
@@ -106,9 +106,9 @@ RENDERING = frozenset(
 JINJA = frozenset({"true", "false", "none", "loop", "caller", "varargs", "super", "context"})
 
 
-def check_template_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments themselves, or ValueError: their names become names in a template, their values literals."""
-    for name, value in given.items():
+def check_template_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments; raise ValueError unless their names are valid in a template and their values are finite."""
+    for name, value in arguments.items():
         if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name in JINJA:
             raise ValueError(
                 f"{name!r} cannot be an argument of a chat template: give a name of letters, digits and '_'"
@@ -121,7 +121,7 @@ def check_template_arguments(given: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{name} holds a number that is not finite, which no template can hold"
             ) from None
-    return given
+    return arguments
 
 
 TemplateArguments = Annotated[dict[str, Any], AfterValidator(check_template_arguments)]

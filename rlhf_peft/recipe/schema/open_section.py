@@ -1,4 +1,4 @@
-"""A section in which a plugin's own options stand."""
+"""A section that holds a plugin's own options."""
 
 from __future__ import annotations
 

@@ -23,20 +23,20 @@ class Quantization(OpenSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_name(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            return {"name": given}
-        if not isinstance(given, (Mapping, Quantization)):
+    def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, (Mapping, Quantization)):
             raise PydanticCustomError(
                 "quantization", "Input should be the name of a quantizer or keys with values"
             )
-        return given
+        return value
 
     @model_serializer(mode="wrap")
     def _short(self, handler: SerializerFunctionWrapHandler) -> Any:
-        """The name alone where there are no options."""
-        written = handler(self)
-        return written if self.model_extra else written["name"]
+        """The name alone if there are no options."""
+        section = handler(self)
+        return section if self.model_extra else section["name"]
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -17,8 +17,8 @@ from .stages import RewardModelStage, Stage
 class Recipe(Section):
     """A whole run."""
 
-    version: Literal[1] = Field(description="Of the recipe format.")
-    name: RunName = Field(description="Of the run: its folder under output_dir.")
+    version: Literal[1] = Field(description="Version of the recipe format.")
+    name: RunName = Field(description="Name of the run, and of its folder under output_dir.")
     seed: Seed = Field(
         17, description="Seeds data order, sampling and initialisation, each a stream of its own."
     )
@@ -26,7 +26,7 @@ class Recipe(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N, xpu, mps.")
     tracking: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
         default_factory=list,
-        description="Where figures go too: tensorboard, wandb, trackio, mlflow, each installed by you.",
+        description="Trackers that receive the metrics: tensorboard, wandb, trackio, mlflow, each installed by you.",
     )
     plugins: list[str] = Field(default_factory=list, description="Distributions that the recipe requires.")
     model: Model = Field(description="The base model.")
@@ -39,8 +39,8 @@ class Recipe(Section):
     def _inherit_lora(self) -> Recipe:
         for index, stage in enumerate(self.stages):
             if isinstance(stage, RewardModelStage) and stage.lora is not None:
-                own = {key: getattr(stage.lora, key) for key in stage.lora.model_fields_set}
-                lora = Lora(**{**self.lora.model_dump(), **own})
+                overrides = {key: getattr(stage.lora, key) for key in stage.lora.model_fields_set}
+                lora = Lora(**{**self.lora.model_dump(), **overrides})
                 self.stages[index] = stage.model_copy(update={"lora": lora})
         return self
 
@@ -49,9 +49,9 @@ class Recipe(Section):
         names = [stage.name for stage in self.stages]
         for name in names:
             check_run_name(name)
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two stages are called {', '.join(twice)}: give each its own `name`")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"two stages are called {', '.join(duplicates)}: give each its own `name`")
         return self
 
     @property
@@ -68,4 +68,4 @@ RESERVED: dict[str, frozenset[str]] = {
     "environments": frozenset(OpenSection.model_fields),
     "quantizers": frozenset(Quantization.model_fields),
 }
-"""Kind to the keys that the recipe itself has in a plugin's section; options so named would be hidden."""
+"""For each kind, the keys of a plugin's section that belong to the recipe itself; no option may have such a name."""

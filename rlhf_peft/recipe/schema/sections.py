@@ -29,8 +29,8 @@ class Model(Section):
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     quantization: Quantization = Field(
         default_factory=lambda: Quantization(name=DEFAULT_QUANTIZER),
-        description="How the base's weights are held: `nf4`, `fp4`, `int8`, `none` or a plugin's quantizer; its name, "
-        "or a section with `name` and its options.",
+        description="How the base's weights are stored: `nf4`, `fp4`, `int8`, `none` or a plugin's quantizer; its "
+        "name, or a section with `name` and its options.",
     )
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32."
@@ -86,7 +86,7 @@ class Lora(Section):
 
 
 class DatasetSource(BaseModel):
-    """Where rows come from: `path` for files and the hub, or only `name` for a registered dataset."""
+    """The source of rows: `path` for files and the hub, or only `name` for a registered dataset."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
@@ -181,12 +181,12 @@ class RlEval(PolicyEval):
 
 
 class Checkpoint(Section):
-    """Where a stage can go on after an interruption; its end is always one."""
+    """Points from which a stage can continue after an interruption; its end is always one."""
 
     every: Steps | None = Field(50, description="Updates between checkpoints; null: none on the way.")
     keep: Count = Field(2, description="Newest checkpoints of a stage that are kept while it trains.")
     keep_best: str | None = Field(
-        None, description="Figure whose highest checkpoint is kept too, such as `eval/reward`."
+        None, description="Metric whose highest checkpoint is kept too, such as `eval/reward`."
     )
 
 

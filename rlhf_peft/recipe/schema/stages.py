@@ -1,4 +1,4 @@
-"""The stages of a recipe; each has the keys that it reads, and no other."""
+"""The stages of a recipe; each has only the keys that it reads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .sections import (
 
 
 class StageBase(Section):
-    """What every stage shares."""
+    """The keys that all stages share."""
 
     name: Annotated[str, AfterValidator(check_stage_name)] = Field(
         "", description="Name of the stage in the run folder; default: its kind."
@@ -68,7 +68,8 @@ class StageBase(Section):
         "the run (exit 3).",
     )
     checkpoint: Checkpoint = Field(
-        default_factory=lambda: Checkpoint(), description="Where the stage can go on after an interruption."
+        default_factory=lambda: Checkpoint(),
+        description="Points from which the stage can continue after an interruption.",
     )
 
     @model_validator(mode="before")
@@ -86,7 +87,7 @@ class RowStage(StageBase):
 
 
 class TrlStage(RowStage):
-    """A stage that leaves its training of the policy to TRL."""
+    """A stage whose training of the policy is done by TRL."""
 
     eval: PolicyEval = Field(
         default_factory=lambda: PolicyEval(), description="Evaluation while the stage trains."
@@ -112,7 +113,7 @@ class SftStage(TrlStage):
 
 
 class PreferenceStage(TrlStage):
-    """Preferences straight into the policy (TRL's DPOTrainer and KTOTrainer)."""
+    """Training of the policy on preferences, without a reward model (TRL's DPOTrainer and KTOTrainer)."""
 
     stage: Literal["preference"]
     learning_rate: Rate = Field(1e-5, description="Peak learning rate.")
@@ -134,7 +135,7 @@ class PreferenceStage(TrlStage):
 
 
 class RewardModelStage(RowStage):
-    """Bradley-Terry on reward adapters and heads."""
+    """Training of reward adapters and heads with the Bradley-Terry loss."""
 
     stage: Literal["reward_model"]
     init: dict[Literal["reward"], str] = Field(
@@ -170,7 +171,9 @@ class RlStage(StageBase):
 
     stage: Literal["rl"]
     learning_rate: Rate = Field(1e-5, description="Peak learning rate of the policy.")
-    value_learning_rate: Rate | None = Field(None, description="Of the value role; null: the policy's.")
+    value_learning_rate: Rate | None = Field(
+        None, description="Learning rate of the value role; null: the policy's."
+    )
     eval: RlEval = Field(default_factory=lambda: RlEval(), description="Evaluation while the stage trains.")
     init: dict[Literal["policy", "reward", "value"], str] = Field(
         default_factory=dict, description="Role to earlier run, folder or hub id that it starts from."
@@ -180,7 +183,7 @@ class RlStage(StageBase):
     )
     checkpoint: Checkpoint = Field(
         default_factory=lambda: Checkpoint(every=10),
-        description="Where the stage can go on after an interruption.",
+        description="Points from which the stage can continue after an interruption.",
     )
     algorithm: OpenSection = Field(description="RL algorithm and its options.")
     sampler: OpenSection = Field(description="Sampler and its options.")
@@ -201,7 +204,7 @@ class RlStage(StageBase):
     )
     collapse: Collapse = Field(
         default_factory=lambda: Collapse(),
-        description="What a policy that repeats itself, falls silent or is told nothing does: warn or stop.",
+        description="What to do if the policy collapses (repeats itself, falls silent, gets no signal): warn or stop.",
     )
 
     @model_validator(mode="after")

@@ -1,1 +1,1 @@
-"""Configurations of TRL as recipes."""
+"""Converts configurations of TRL's trainers to recipes."""

@@ -1,7 +1,7 @@
-"""What is known of TRL's configuration files: which trainer has which key, its defaults, and what has no equivalent.
+"""Facts about TRL's configuration files: the keys of each trainer, its defaults, and the keys without an equivalent.
 
-Defaults are those of TRL 1.16 where they differ from transformers'; of PPO, which TRL 1.16 no longer has, those of its
-last release with it.
+Defaults are those of TRL 1.16 where they differ from transformers'. Those of PPO, which TRL 1.16 no longer has, are
+from the last release with it.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "whiten_rewards": False,
     },
 }
-"""Trainer to its defaults, for every key that is written into a recipe even where the file is silent."""
+"""For each trainer, the defaults of every key that is written into the recipe even if the file does not set it."""
 
-FORMER: dict[str, str] = {
+RENAMED_KEYS: dict[str, str] = {
     "torch_dtype": "dtype",
     "max_seq_length": "max_length",
     "evaluation_strategy": "eval_strategy",
@@ -111,9 +111,9 @@ FORMER: dict[str, str] = {
     "use_bnb_double_quant": "use_bnb_nested_quant",
     "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
 }
-"""What keys were called in earlier versions, to what they are called now; the present name wins."""
+"""Earlier names of keys and their present names; if a file has both, the present name wins."""
 
-_TELLS: dict[str, str] = {
+_KEYS_OF_TRAINERS: dict[str, str] = {
     "sft": "packing packing_strategy eval_packing completion_only_loss assistant_only_loss dataset_text_field",
     "reward": "center_rewards_coefficient",
     "dpo": "label_smoothing f_divergence_type use_weighting discopop_tau ld_alpha loss_weights rpo_alpha",
@@ -138,12 +138,12 @@ _TELLS: dict[str, str] = {
     "sft reward dpo kto online_dpo": "max_length",
     "sft dpo": "padding_free",
 }
-TELLS: dict[str, frozenset[str]] = {
-    key: frozenset(trainers.split()) for trainers, keys in _TELLS.items() for key in keys.split()
+TRAINERS_OF_KEY: dict[str, frozenset[str]] = {
+    key: frozenset(trainers.split()) for trainers, keys in _KEYS_OF_TRAINERS.items() for key in keys.split()
 }
-"""Key to the trainers that have it; a key of all trainers is not listed."""
+"""For each key, the trainers that have it; keys of all trainers are not listed."""
 
-LOSS_TELLS: dict[str, frozenset[str]] = {
+TRAINERS_OF_LOSS: dict[str, frozenset[str]] = {
     loss: frozenset(trainers.split())
     for trainers, losses in {
         "grpo": "grpo dr_grpo dapo bnpo cispo sapo luspo vespo",
@@ -154,7 +154,7 @@ LOSS_TELLS: dict[str, frozenset[str]] = {
     }.items()
     for loss in losses.split()
 }
-"""Value of `loss_type` to the trainers that have it."""
+"""For each value of `loss_type`, the trainers that have it."""
 
 _REASONS: Mapping[str, str] = {
     "metrics go to metrics.jsonl in the run folder, every step; observers are plugins": "logging_steps "
@@ -195,7 +195,7 @@ _REASONS: Mapping[str, str] = {
     "a run does all that its recipe says": "do_train do_eval do_predict tf32 torch_compile env",
 }
 REASONS: dict[str, str] = {key: reason for reason, keys in _REASONS.items() for key in keys.split()}
-"""Key to why a recipe needs none of it."""
+"""For each key that a recipe does not need, the reason."""
 
 REWARDS: dict[str, dict[str, Any]] = {
     "accuracy_reward": {"name": "numeric_answer", "column": "solution"},
@@ -208,4 +208,4 @@ REWARDS: dict[str, dict[str, Any]] = {
     },
     "get_soft_overlong_punishment": {"name": "length", "max": 1280, "cache": 256},
 }
-"""Reward functions of `trl.rewards` to what is built in."""
+"""For each reward function of `trl.rewards`, the equivalent built-in reward."""

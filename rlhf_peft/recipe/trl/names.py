@@ -1,6 +1,6 @@
-"""What TRL, transformers, PEFT and bitsandbytes call things, and where a recipe has them.
+"""Names of keys in TRL, transformers, PEFT and bitsandbytes, and the equivalent keys of a recipe.
 
-`*` stands for a stage. A name that this package uses for the same thing is not listed.
+`*` stands for a stage. Names that are the same in a recipe are not listed.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 _ALGORITHM = "stages.*.algorithm"
 _SAMPLER = "stages.*.sampler"
 
-OURS: dict[str, str] = {
-    # what is drawn
+RECIPE_KEYS: dict[str, str] = {
+    # sampling
     "max_completion_length": f"{_SAMPLER}.max_new_tokens",
     "response_length": f"{_SAMPLER}.max_new_tokens",
     "max_tokens": f"{_SAMPLER}.max_new_tokens",
@@ -87,4 +87,4 @@ OURS: dict[str, str] = {
     "run_name": "name",
     "data_seed": "seed",
 }
-"""Their name to our place."""
+"""For each of their names, the key of a recipe."""

@@ -1,4 +1,4 @@
-"""A stage of kind `rl` from the keys of TRL's GRPO and RLOO trainers."""
+"""Makes a stage of kind `rl` from the keys of TRL's GRPO and RLOO trainers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def online(read: Reader, trainer: str) -> dict[str, Any]:
-    """A stage of kind `rl`: a rollout of so many prompts, then the updates that TRL makes of it."""
+    """A stage of kind `rl`: a rollout of so many prompts, then the same updates that TRL makes of it."""
     generations, update, iterations = read.count("num_generations"), rows(read), read.count("num_iterations")
     rollout = _rollout(read)
     if rollout % generations:
@@ -52,17 +52,17 @@ def online(read: Reader, trainer: str) -> dict[str, Any]:
 
 
 def _rollout(read: Reader) -> int:
-    """Completions of one generation."""
+    """Number of completions of one generation."""
     if read("generation_batch_size") is not None:
         read("steps_per_generation")
         return read.count("generation_batch_size")
-    own = read("steps_per_generation") is not None
-    steps = read.count("steps_per_generation" if own else "gradient_accumulation_steps")
+    has_steps = read("steps_per_generation") is not None
+    steps = read.count("steps_per_generation" if has_steps else "gradient_accumulation_steps")
     return read.count("per_device_train_batch_size") * steps
 
 
 def _importance(read: Reader) -> dict[str, Any]:
-    """The weight between trainer and sampler, where the file says something about it."""
+    """The cap of the importance weight between trainer and sampler, if the file sets it."""
     correct, mode = read("vllm_importance_sampling_correction"), read("vllm_importance_sampling_mode")
     cap = read.number("vllm_importance_sampling_clip_max")
     if mode not in (None, "token_truncate"):
@@ -73,18 +73,18 @@ def _importance(read: Reader) -> dict[str, Any]:
 
 
 def missing_eos(read: Reader) -> dict[str, Any]:
-    """`missing_eos_penalty`, where the file has one."""
+    """The key `missing_eos_penalty`, if the file has it."""
     penalty = read.number("missing_eos_penalty")
     return {} if penalty is None else {"missing_eos_penalty": penalty}
 
 
 def sampler(read: Reader, length: str = "max_completion_length", *, ratios: bool = True) -> dict[str, Any]:
-    """`sampler`.
+    """The `sampler` section.
 
     Args:
         read: the configuration.
-        length: its key for the most tokens of a completion.
-        ratios: the algorithm takes ratios, which need draws from the whole distribution.
+        length: TRL's key for the most tokens of a completion.
+        ratios: whether the algorithm uses probability ratios, which need samples from the whole distribution.
     """
     section: dict[str, Any] = {"name": "cached", "max_new_tokens": read.count(length)}
     section["temperature"] = read.number("temperature")
@@ -99,6 +99,7 @@ def sampler(read: Reader, length: str = "max_completion_length", *, ratios: bool
 
 
 def _grpo(read: Reader) -> dict[str, Any]:
+    """The `algorithm` section of GRPO and its variants."""
     loss = str(read("loss_type"))
     level = read("importance_sampling_level") or "token"
     scale = read("scale_rewards")
@@ -125,7 +126,7 @@ def _grpo(read: Reader) -> dict[str, Any]:
 
 
 def _kl_estimator(read: Reader, beta: float) -> dict[str, Any]:
-    """TRL's KL term: k3, times the ratio where it corrects the bias.
+    """The estimator of TRL's KL term: k3, times the ratio if the bias is corrected.
 
     With r = pi / pi_old and d = log ref - log pi, grad [r k3] = (1 - e^d) + k3 = -d at r = 1, which is grad k2.
     """
@@ -142,6 +143,7 @@ def _kl_estimator(read: Reader, beta: float) -> dict[str, Any]:
 
 
 def _rloo(read: Reader) -> dict[str, Any]:
+    """The `algorithm` section of RLOO."""
     section = {"name": "rloo", "beta": read.number("beta"), "epsilon": read.number("epsilon")}
     high = read.number("epsilon_high")
     if high is not None:
@@ -151,7 +153,7 @@ def _rloo(read: Reader) -> dict[str, Any]:
 
 
 def rewards(read: Reader) -> list[dict[str, Any]]:
-    """What is built in by our name; functions of the user's by theirs, to be given with --reward."""
+    """The `rewards` section: built-in rewards by our name, the user's functions by theirs (given with --reward)."""
     model = read("reward_model_name_or_path")
     names = [*([model] if model else []), *read.list("reward_funcs")]
     if not names:
@@ -168,6 +170,7 @@ def rewards(read: Reader) -> list[dict[str, Any]]:
 
 
 def _reward(read: Reader, name: str) -> dict[str, Any]:
+    """The entry of one reward."""
     if name in REWARDS:
         entry = dict(REWARDS[name])
         read.note(f"reward_funcs.{name}", f"here: {entry['name']}")

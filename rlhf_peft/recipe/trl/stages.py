@@ -1,4 +1,4 @@
-"""The parts of a recipe, each read from TRL's keys."""
+"""Makes the sections of a recipe from TRL's keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOSSES = {"sft": "nll", "dpo": "sigmoid", "kto": "kto"}
 
 
 def model(read: Reader, online: bool) -> dict[str, Any]:
-    """`model`."""
+    """The `model` section."""
     path = read("model_name_or_path")
     trained = read("sft_model_path")
     if trained is not None:
@@ -66,14 +66,14 @@ def _quantization(read: Reader) -> str | dict[str, Any]:
 
 
 def _dtype(read: Reader) -> str:
-    half, brain = read("fp16"), read("bf16")
-    asked, compute = read("dtype"), read("bnb_4bit_compute_dtype")
-    if half:
+    fp16, bf16 = read("fp16"), read("bf16")
+    dtype, compute_dtype = read("dtype"), read("bnb_4bit_compute_dtype")
+    if fp16:
         return "float16"
-    if brain:
+    if bf16:
         return "bfloat16"
     known = ("bfloat16", "float16", "float32")
-    return next((str(name) for name in (compute, asked) if name in known), "auto")
+    return next((str(name) for name in (compute_dtype, dtype) if name in known), "auto")
 
 
 def _max_length(read: Reader, online: bool) -> int | None:
@@ -88,7 +88,7 @@ def _max_length(read: Reader, online: bool) -> int | None:
 
 
 def lora(read: Reader) -> dict[str, Any]:
-    """`lora`; where TRL would train the whole model, this says so."""
+    """The `lora` section; if TRL would train the whole model, a note says so."""
     section: dict[str, Any] = {
         "r": read("lora_r"),
         "alpha": read("lora_alpha"),
@@ -150,7 +150,7 @@ def _columns(read: Reader, trainer: str) -> dict[str, str]:
 
 
 def shared(read: Reader, trainer: str, updates: float = 1.0) -> dict[str, Any]:
-    """What every stage has; `updates` of TRL's are one step here."""
+    """The keys that every stage has; one step here is `updates` steps of TRL's."""
     steps = read.number("max_steps", -1)
     section: dict[str, Any] = {
         "dataset": _dataset(read, trainer),
@@ -195,7 +195,7 @@ def _optimizer(read: Reader) -> str:
 
 
 def _adam(read: Reader) -> dict[str, Any]:
-    """AdamW's coefficients, where they are not the usual ones."""
+    """AdamW's coefficients, if they are not the usual ones."""
     return {key: value for key, usual in _ADAM.items() if (value := read.number(key, usual)) != usual}
 
 
@@ -217,14 +217,16 @@ def _eval(read: Reader, updates: float) -> dict[str, Any]:
 
 
 def rows(read: Reader) -> int:
-    """Rows of one update."""
+    """Number of rows of one update."""
     return read.count("per_device_train_batch_size") * read.count("gradient_accumulation_steps")
 
 
 def _only_loss(read: Reader, trainer: str) -> None:
-    asked, ours = read("loss_type"), _LOSSES[trainer]
-    if asked not in (None, ours, [ours]):
-        read.note("loss_type", f"{asked} is not here: the recipe uses {ours}, which is another method")
+    loss_type, our_loss = read("loss_type"), _LOSSES[trainer]
+    if loss_type not in (None, our_loss, [our_loss]):
+        read.note(
+            "loss_type", f"{loss_type} is not here: the recipe uses {our_loss}, which is another method"
+        )
 
 
 def sft(read: Reader, trainer: str) -> dict[str, Any]:

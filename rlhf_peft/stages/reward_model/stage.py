@@ -58,8 +58,8 @@ def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[Sequence[Pair], Seque
     rows, eval_rows = ctx.train_and_held_out(stage)
     encoder = ctx.encoder(stage.dataset)
 
-    def encode(dataset: Any, source: str, say: bool = True) -> Sequence[Pair]:
-        require(dataset, "reward_model", source, stage=stage.name, say=say)
+    def encode(dataset: Any, source: str, warn: bool = True) -> Sequence[Pair]:
+        require(dataset, "reward_model", source, stage=stage.name, warn=warn)
         return encode_pairs(
             dataset,
             encoder,
@@ -75,7 +75,7 @@ def _pairs(stage: RewardModelStage, ctx: Context) -> tuple[Sequence[Pair], Seque
         raise DataError(f"{source}: {len(pairs)} usable pairs are too few for a reward model.")
     if eval_rows is None:
         return pairs, []
-    held_out, size = encode(eval_rows, source, say=False), stage.eval.size
+    held_out, size = encode(eval_rows, source, warn=False), stage.eval.size
     if len(held_out) > size:
         order = torch.randperm(len(held_out), generator=ctx.generator(stage.name, "eval")).tolist()
         held_out = [held_out[i] for i in sorted(order[:size])]

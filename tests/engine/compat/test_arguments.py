@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from rlhf_peft.builtin.quantizers.compat import compute_alike_on_every_cpu
+from rlhf_peft.builtin.quantizers.compat import disable_bf16_cpu_kernels
 from rlhf_peft.builtin.samplers.cached import CachedSampler
 from rlhf_peft.engine.compat import CACHE_KEYWORDS, cache_keyword
 from rlhf_peft.engine.fast.shared_prefix import share
@@ -120,15 +120,13 @@ def test_without_it_the_weights_would_be_repacked(folder_of, monkeypatch):
 
     monkeypatch.setattr("bitsandbytes.nn.modules._convert_weight_packed_for_cpu", convert)
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
-    monkeypatch.setattr(
-        "rlhf_peft.builtin.quantizers.four_bits.compute_alike_on_every_cpu", lambda model: None
-    )
+    monkeypatch.setattr("rlhf_peft.builtin.quantizers.four_bits.disable_bf16_cpu_kernels", lambda model: None)
     base = load(folder_of("llama"))
     with base.role("base", train=False), torch.no_grad():
         base.lm(input_ids=tokens(2, 7))
     assert packed
     packed.clear()
-    compute_alike_on_every_cpu(base.lm)
+    disable_bf16_cpu_kernels(base.lm)
     with base.role("base", train=False), torch.no_grad():
         base.lm(input_ids=tokens(2, 7))
     assert not packed

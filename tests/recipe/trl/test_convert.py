@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from rlhf_peft import cli, maths
 from rlhf_peft.errors import UsageError
 from rlhf_peft.recipe import convert, load
-from rlhf_peft.recipe.trl.config import DEFAULTS, FORMER, LOSS_TELLS, ONLINE, REASONS, TELLS, TRAINERS
+from rlhf_peft.recipe.trl.config import (
+    DEFAULTS,
+    ONLINE,
+    REASONS,
+    RENAMED_KEYS,
+    TRAINERS,
+    TRAINERS_OF_KEY,
+    TRAINERS_OF_LOSS,
+)
 from rlhf_peft.registry import Registry
 
 GRPO = """\
@@ -398,21 +406,30 @@ def test_the_defaults_are_those_of_the_trl_that_is_installed():
             else:
                 assert theirs == ours, (trainer, key)
             compared += 1
-        for key, owners in TELLS.items():
+        for key, owners in TRAINERS_OF_KEY.items():
             if key in fields and key not in ("max_prompt_length",):
                 assert trainer in owners, (trainer, key)
     assert compared > 100
 
 
 KEYS = sorted(
-    {*DEFAULTS["grpo"], *DEFAULTS["kto"], *TELLS, *REASONS, *FORMER, "datasets", "model_init_kwargs", "optim"}
+    {
+        *DEFAULTS["grpo"],
+        *DEFAULTS["kto"],
+        *TRAINERS_OF_KEY,
+        *REASONS,
+        *RENAMED_KEYS,
+        "datasets",
+        "model_init_kwargs",
+        "optim",
+    }
 )
 VALUES = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 64),
     st.floats(),
-    st.sampled_from([*LOSS_TELLS, "steps", "all-linear", "1e-5", ""]),
+    st.sampled_from([*TRAINERS_OF_LOSS, "steps", "all-linear", "1e-5", ""]),
     st.lists(st.one_of(st.integers(0, 3), st.text(max_size=5)), max_size=3),
     st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
 )

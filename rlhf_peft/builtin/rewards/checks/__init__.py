@@ -1,6 +1,7 @@
-"""Checks of answers that a worker process runs by itself; the standard library alone, so that it stays small.
+"""Checks of answers that run in a worker process; they import only the standard library, so that it stays small.
 
-Each is a function in TRL's form; `_options` holds what the recipe says, under a name that no dataset's column has.
+Each is a function in TRL's form. `_options` holds the options of the recipe, under a name that no dataset's column
+has.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _INSIDE = re.compile(r"[(\[{][^()\[\]{}]*,[^()\[\]{}]*$")
 _PART = re.compile(
     r"(?:\b[a-z]|\^\s*\{?\w+\}?|[)\]}])\s*(?:[+*/]|\\cdot|\\times|\s-\s|>|<|\\[lg]eq?)\s*$|\\(?:cdot|times)\s*$"
 )
-"""What stands before a number that is only a part of an expression."""
+"""The text before a number that is only a part of an expression."""
 _TERM = re.compile(r"(?:\b[a-z]|\^\s*\{?\w+\}?|[)\]}])\s*$")
 _EXPONENT = re.compile(r"[A-Za-z]\s*\^\s*\{?$")
 _UNITS = {
@@ -55,46 +56,44 @@ _UNITS = {
 LONGEST_EXPONENT = 300
 LARGEST_POWER = 10**6
 NO_COLUMNS = frozenset({"prompts", "completion_ids", "log_metric", "log_extra", "trainer_state"})
-"""What TRL gives a function beside the dataset's columns."""
+"""Arguments that TRL gives a function besides the dataset's columns."""
 
 
 def text_of(completion: Any) -> str:
-    """A completion as text, also where it is messages."""
+    """The text of a completion, which may be a list of messages."""
     return completion if isinstance(completion, str) else "".join(str(m["content"]) for m in completion)
 
 
 def gold_of(columns: Mapping[str, Sequence[Any]], column: str | None) -> Sequence[Any]:
-    """The column with the right answers: the one named, else `answer`, else `solution`.
+    """The column with the right answers: the given one, else `answer`, else `solution`.
 
     Raises:
-        LookupError: there is none.
+        LookupError: there is no such column.
     """
-    wanted = ("answer", "solution") if column is None else (column,)
-    for name in wanted:
+    names = ("answer", "solution") if column is None else (column,)
+    for name in names:
         if name in columns:
             return columns[name]
     known = ", ".join(sorted(set(columns) - NO_COLUMNS)) or "none"
-    raise LookupError(
-        f"the dataset has no column {' or '.join(wanted)}; it has {known}. Name one: column=..."
-    )
+    raise LookupError(f"the dataset has no column {' or '.join(names)}; it has {known}. Name one: column=...")
 
 
 def final_answer(text: str) -> str | None:
-    r"""What stands in the last `\\boxed{}`, else behind the last `####`; None where there is neither."""
+    r"""The content of the last `\boxed{}`, else the text after the last `####`; None if there is neither."""
     start = text.rfind("\\boxed{")
     if start >= 0:
         depth, begin = 0, start + len("\\boxed")
-        for at in range(begin, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
+        for end in range(begin, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
             if depth == 0:
-                return text[begin + 1 : at].strip()
+                return text[begin + 1 : end].strip()
     _, marker, rest = text.rpartition("####")
     return rest.strip().partition("\n")[0].strip() if marker else None
 
 
-def cleaned(text: str) -> str:
-    """A text without LaTeX's dress: delimiters, spacing, boxes for text, other forms of signs and fractions."""
-    for old, new in _DRESS:
+def clean_latex(text: str) -> str:
+    """A text without LaTeX markup of delimiters and spaces, with one form of signs and fractions."""
+    for old, new in _LATEX_REPLACEMENTS:
         text = text.replace(old, new)
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
@@ -102,7 +101,7 @@ def cleaned(text: str) -> str:
     return re.sub(r"\b(\d[\d.]*)\s+per\s?cent\b", r"\1%", text).strip()
 
 
-_DRESS = (
+_LATEX_REPLACEMENTS = (
     ("−", "-"), ("{,}", ","), ("\\$", ""), ("$", ""), ("€", ""), ("£", ""), ("\\!", ""), ("\\,", ""), ("\\;", " "),
     ("\\ ", " "), ("~", " "), ("\\%", "%"), ("\\left", ""), ("\\right", ""), ("\\dfrac", "\\frac"),
     ("\\tfrac", "\\frac"), ("²", "^2"), ("³", "^3"),
@@ -113,16 +112,16 @@ class Amount:
     """A plain number as it was written.
 
     Attributes:
-        value: exactly.
+        value: exact value.
         percent: whether it is a percentage.
-        unit: what follows it, in one spelling; empty where nothing does.
+        unit: normalised unit after the number; empty if there is none.
     """
 
     def __init__(self, value: Fraction, percent: bool, unit: str = "") -> None:
         self.value, self.percent, self.unit = value, percent, unit
 
     def equals(self, other: Amount, tolerance: float) -> bool:
-        """Whether another is the same: `50 %` is 50 and 0.5; units count where both are known."""
+        """Whether two amounts are the same: `50 %` equals 50 and 0.5; units count if both are known."""
         if _unit_known(self.unit) and _unit_known(other.unit) and self.unit != other.unit:
             return False
         readings = [other.value]
@@ -132,83 +131,85 @@ class Amount:
 
 
 def amount(text: str) -> Amount | None:
-    """The plain number, perhaps with a unit, that a cleaned text is; None where it is something else."""
+    """Parse a cleaned text that is one plain number, perhaps with a unit; None if it is something else."""
     text = text.strip().rstrip(".")
-    found = _NUMBER.match(text)
-    value = None if found is None else _value(found, "")
-    if found is None or value is None:
+    match = _NUMBER.match(text)
+    value = None if match is None else _value(match, "")
+    if match is None or value is None:
         return None
-    rest = text[found.end() :]
+    rest = text[match.end() :]
     if not rest:
-        return Amount(value, found["percent"] is not None)
+        return Amount(value, match["percent"] is not None)
     unit = _UNIT.fullmatch(rest)
     if (
         unit is None
-        or not (rest[0].isspace() or _unit_known(_spelled(rest)))
-        or (len(rest.strip()) < 2 and not _unit_known(_spelled(rest)))
+        or not (rest[0].isspace() or _unit_known(_normal_unit(rest)))
+        or (len(rest.strip()) < 2 and not _unit_known(_normal_unit(rest)))
     ):
         return None
-    return Amount(value, found["percent"] is not None, _spelled(rest))
+    return Amount(value, match["percent"] is not None, _normal_unit(rest))
 
 
 def last_amount(text: str) -> Amount | None:
-    """The last number of a cleaned text; None where there is none, or where it is only a part of an expression."""
+    """The last number of a cleaned text; None if there is none, or if it is only a part of an expression."""
     numbers = list(_NUMBER.finditer(text))
     while numbers and _EXPONENT.search(text[: numbers[-1].start()][-8:]):
         numbers.pop()
     if not numbers:
         return None
-    found = numbers[-1]
-    before, after = text[max(0, found.start() - 200) : found.start()], text[found.end() :]
-    if found["sign"] and _TERM.search(before):
+    match = numbers[-1]
+    before, after = text[max(0, match.start() - 200) : match.start()], text[match.end() :]
+    if match["sign"] and _TERM.search(before):
         return None
     if _INSIDE.search(before) or _PART.search(before) or re.search(r"\d\s*:\s*$|[A-Za-z)\]]_\{?$", before):
         return None
-    value = _value(found, before[-1:])
+    value = _value(match, before[-1:])
     unit = _UNIT.match(after)
     return (
         None
         if value is None
-        else Amount(value, found["percent"] is not None, _spelled(unit[1]) if unit else "")
+        else Amount(value, match["percent"] is not None, _normal_unit(unit[1]) if unit else "")
     )
 
 
-def _value(found: re.Match[str], before: str) -> Fraction | None:
-    value = _magnitude(found)
+def _value(match: re.Match[str], before: str) -> Fraction | None:
+    """The signed value of a match of `_NUMBER`; `before` is the character before it."""
+    value = _magnitude(match)
     if value is None:
         return None
     # In `10-3` and `x-3` the dash is no sign.
-    signs = [] if before.isalnum() or before == ")" else [found["sign"]]
-    return -value if [*signs, found["inner"]].count("-") % 2 == 1 else value
+    signs = [] if before.isalnum() or before == ")" else [match["sign"]]
+    return -value if [*signs, match["inner"]].count("-") % 2 == 1 else value
 
 
-def _magnitude(found: re.Match[str]) -> Fraction | None:
-    if found["whole"] is not None:
-        top, bottom = found["above"] or found["over"], int(found["below"] or found["under"])
-        return int(found["whole"]) + Fraction(int(top), bottom) if bottom else None
-    if found["top"] is not None:
-        return Fraction(int(found["top"]), int(found["bottom"])) if int(found["bottom"]) else None
-    if found["base"] is not None:
-        base, power = int(found["base"]), int(found["power"])
+def _magnitude(match: re.Match[str]) -> Fraction | None:
+    """The unsigned value of a match of `_NUMBER`; None if it is undefined or too large."""
+    if match["whole"] is not None:
+        top, bottom = match["above"] or match["over"], int(match["below"] or match["under"])
+        return int(match["whole"]) + Fraction(int(top), bottom) if bottom else None
+    if match["top"] is not None:
+        return Fraction(int(match["top"]), int(match["bottom"])) if int(match["bottom"]) else None
+    if match["base"] is not None:
+        base, power = int(match["base"]), int(match["power"])
         return Fraction(base) ** power if base <= LARGEST_POWER else None
-    value = Fraction(found["amount"].replace(",", ""))
-    if found["exponent"] is not None:
-        if abs(int(found["exponent"])) > LONGEST_EXPONENT:
+    value = Fraction(match["amount"].replace(",", ""))
+    if match["exponent"] is not None:
+        if abs(int(match["exponent"])) > LONGEST_EXPONENT:
             return None
-        value *= Fraction(10) ** int(found["exponent"])
-    over = int(found["divisor"]) if found["divisor"] is not None else 1
+        value *= Fraction(10) ** int(match["exponent"])
+    over = int(match["divisor"]) if match["divisor"] is not None else 1
     return value / over if over else None
 
 
-def _spelled(unit: str) -> str:
-    """A unit in one spelling: `square centimeters` as `cm^2`."""
+def _normal_unit(unit: str) -> str:
+    """A unit in its normal spelling: `square centimeters` as `cm^2`."""
     unit = re.sub(r"\s*\^\s*\{?(\d)\}?", r"^\1", unit.lower().replace(".", " ")).strip()
     unit = re.sub(r"^(square|cubic)\s+(\w+)", lambda m: f"{m[2]}^{2 if m[1] == 'square' else 3}", unit)
     parts = re.split(r"(\s*/\s*|\s+per\s+)", unit)
-    return "".join("/" if index % 2 else _spelled_part(part) for index, part in enumerate(parts))
+    return "".join("/" if index % 2 else _normal_unit_part(part) for index, part in enumerate(parts))
 
 
-def _spelled_part(part: str) -> str:
+def _normal_unit_part(part: str) -> str:
     name, caret, power = part.strip().partition("^")
     words = name.split()
     name = words[0] if words else ""
@@ -221,9 +222,9 @@ def _unit_known(unit: str) -> bool:
 
 
 def time_of(text: str) -> tuple[str, ...] | None:
-    """A time of day or a duration such as `3:45 PM`; None where a cleaned text is none."""
-    found = _TIME.fullmatch(text.strip())
-    return None if found is None else tuple((part or "").lower().lstrip("0") for part in found.groups())
+    """Parse a cleaned text that is a time of day or a duration such as `3:45 PM`; None if it is something else."""
+    match = _TIME.fullmatch(text.strip())
+    return None if match is None else tuple((part or "").lower().lstrip("0") for part in match.groups())
 
 
 def is_expression(text: str) -> bool:
@@ -233,42 +234,54 @@ def is_expression(text: str) -> bool:
 
 
 def plain_form(text: str) -> str:
-    """An expression without space and needless braces, for comparison."""
-    text = cleaned(text).rstrip(".").replace("\\cdot", "*").replace("\\times", "*")
+    """An expression without spaces and needless braces, for comparison."""
+    text = clean_latex(text).rstrip(".").replace("\\cdot", "*").replace("\\times", "*")
     text = re.sub(r"\\frac\s*\{(\w+|\\\w+)\}\s*\{(\w+|\\\w+)\}", r"\1/\2", text)
     text = re.sub(r"\{(\w+)\}", r"\1", text)
     return re.sub(r"\s+", "", text)
 
 
 def same_answer(gold: str, text: str, tolerance: float = 0.0, by_algebra: bool = False) -> bool | None:
-    """Whether a completion ends on the right answer; None where the gold one is nothing that can be compared.
+    r"""Whether a completion ends with the right answer; None if the gold answer cannot be compared.
 
-    A gold one that is a plain number, perhaps with a unit, is compared as a number; a time as a time; any other
+    A gold answer that is a plain number, perhaps with a unit, is compared as a number; a time as a time; any other
     expression by its form or, with math-verify, by its value.
 
     Args:
-        gold: the right answer; what stands in `\\boxed{}` or behind `####` counts, where there is such a thing.
-        text: the completion; the same counts of it, else the last number.
+        gold: the right answer; if it contains `\boxed{}` or `####`, the marked part counts.
+        text: the completion; its marked part counts, else its last number.
         tolerance: largest relative difference of numbers.
-        by_algebra: ask math-verify about expressions.
+        by_algebra: compare expressions with math-verify.
     """
-    right = cleaned(final_answer(gold) or gold).rstrip(".")
+    gold_text = clean_latex(final_answer(gold) or gold).rstrip(".")
     marked = final_answer(text)
-    given = cleaned(text if marked is None else marked)
-    number = amount(right)
+    answer_text = clean_latex(text if marked is None else marked)
+    number = amount(gold_text)
     if number is not None:
-        answer = amount(given) or (last_amount(given) if marked is None else None)
+        answer = amount(answer_text) or (last_amount(answer_text) if marked is None else None)
         if answer is not None:
             return number.equals(answer, tolerance)
-        return bool(by_algebra and marked is not None and is_expression(given) and _verified(right, given))
-    if time_of(right) is not None:
-        times = [given] if marked is not None else [found[0] for found in _TIME.finditer(given)][-1:]
-        return any(time_of(one) == time_of(right) for one in times)
-    if not is_expression(right):
+        return bool(
+            by_algebra
+            and marked is not None
+            and is_expression(answer_text)
+            and _equal_by_algebra(gold_text, answer_text)
+        )
+    if time_of(gold_text) is not None:
+        times = (
+            [answer_text] if marked is not None else [match[0] for match in _TIME.finditer(answer_text)][-1:]
+        )
+        return any(time_of(one) == time_of(gold_text) for one in times)
+    if not is_expression(gold_text):
         return None
-    if plain_form(given if marked is not None else _tail(given)) == plain_form(right):
+    if plain_form(answer_text if marked is not None else _after_verb(answer_text)) == plain_form(gold_text):
         return True
-    return bool(by_algebra and marked is not None and amount_or_expression(given) and _verified(right, given))
+    return bool(
+        by_algebra
+        and marked is not None
+        and amount_or_expression(answer_text)
+        and _equal_by_algebra(gold_text, answer_text)
+    )
 
 
 def amount_or_expression(text: str) -> bool:
@@ -276,22 +289,22 @@ def amount_or_expression(text: str) -> bool:
     return amount(text) is not None or is_expression(text)
 
 
-def _tail(text: str) -> str:
-    """What an answer without a mark says it is: after the last `is`, else the whole text."""
+def _after_verb(text: str) -> str:
+    """The text after the last `is` or `are`, else the whole text; for an answer without a mark."""
     return re.split(r"\b(?:is|are)\b", text)[-1]
 
 
-def _verified(gold: str, text: str) -> bool:
-    """Whether two expressions are the same to math-verify, which knows algebra; its limits need the main thread."""
+def _equal_by_algebra(gold: str, text: str) -> bool:
+    """Whether math-verify finds two expressions equal. Its time limits work only in the main thread."""
     from math_verify import parse, verify
 
     main = threading.current_thread() is threading.main_thread()
     limits = {} if main else {"parsing_timeout": None}
-    right = parse(f"\\boxed{{{gold}}}", **limits)
-    if not right:
+    parsed_gold = parse(f"\\boxed{{{gold}}}", **limits)
+    if not parsed_gold:
         return False
-    answer = parse(f"\\boxed{{{text}}}", **limits)
-    return bool(verify(right, answer, **({} if main else {"timeout_seconds": None})))
+    parsed_answer = parse(f"\\boxed{{{text}}}", **limits)
+    return bool(verify(parsed_gold, parsed_answer, **({} if main else {"timeout_seconds": None})))
 
 
 def has_math_verify() -> bool:
@@ -302,21 +315,21 @@ def has_math_verify() -> bool:
 def numeric_scores(
     completions: Sequence[Any], _options: Mapping[str, Any], **columns: Any
 ) -> list[float | None]:
-    """1 for the right number, 0 for another or none; None where the dataset's answer holds no number."""
+    """1 for the right answer, 0 for another or none; None if the dataset's answer cannot be compared."""
     gold = [str(value) for value in gold_of(columns, _options["column"])]
     by_algebra = _options["checker"] == "math-verify" or (
         _options["checker"] == "auto" and not _options["tolerance"] and has_math_verify()
     )
     out: list[float | None] = []
-    for right, completion in zip(gold, completions, strict=True):
+    for gold_answer, completion in zip(gold, completions, strict=True):
         text = text_of(completion)
-        same = same_answer(right, text, _options["tolerance"], by_algebra)
+        same = same_answer(gold_answer, text, _options["tolerance"], by_algebra)
         out.append(None if same is None else float(same))
     return out
 
 
 def regex_scores(completions: Sequence[Any], _options: Mapping[str, Any], **_: Any) -> list[float]:
-    """`score` where the pattern is found, `otherwise` where it is not."""
+    """`score` if the pattern matches, else `otherwise`."""
     flags = 0
     for name in _options["flags"]:
         flags |= int(getattr(re, name.upper()))

@@ -7,7 +7,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from rlhf_peft.data.complete import missing
+from rlhf_peft.data.completeness import missing
 from rlhf_peft.data.encode import Encoder
 from rlhf_peft.data.formats import detect
 from rlhf_peft.data.prompts import encode_pairs, encode_prompts

@@ -1,4 +1,4 @@
-"""Conversations to the text that is trained on: what the chat template writes, once it was seen to write all of it."""
+"""Writes conversations as text with the chat template, and checks that the template writes all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..engine.ends import turn_end
 from ..engine.templates import TemplateRefused, render
 from ..errors import DataError
-from .complete import missing
+from .completeness import missing
 from .conversation import THOUGHTS, Messages
 from .marks import Marked, mark, misplaced, unwritten_keys
 from .rows import BadRow
@@ -18,13 +18,13 @@ Tools = list[dict[str, Any]] | None
 Compose = Callable[[Messages, Tools], str]
 
 REFUSED = "refused by the chat template"
-"""The kind of a bad row for which a template raises an error."""
+"""`BadRow.kind` of a row for which the template raises an error."""
 SHAPES = 4096
-"""Most shapes of conversations that an encoder remembers."""
+"""Most shapes of conversations whose results are remembered."""
 
 
 class Writer:
-    """Writes conversations as the chat template does; `BadRow` where it does not write all that they say.
+    """Writes conversations with the chat template; raises `BadRow` if the template does not write all of one.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -32,7 +32,7 @@ class Writer:
         ends: tokens that end an answer.
 
     Attributes:
-        notes: what was found so far that is no error.
+        notes: remarks on the conversations so far that are no errors.
     """
 
     def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any], ends: Collection[str]) -> None:
@@ -44,65 +44,67 @@ class Writer:
         self._latest: tuple[Messages, Tools, str] | None = None
 
     def prompt(self, prompt: Messages, tools: Tools) -> str:
-        """The text of a prompt, ready to be continued by an answer."""
-        return self._written(self._prompt_text, prompt, tools)[0]
+        """Text of a prompt, to be continued by an answer."""
+        return self._write(self._prompt_text, prompt, tools)[0]
 
     def conversation(self, messages: Messages, tools: Tools) -> tuple[str, Messages]:
-        """The text of a whole conversation, and the form of it in which the template writes all of it."""
-        return self._written(self._render, self._unended(messages), tools)
+        """Text of a whole conversation, and the variant of the conversation that the template writes completely."""
+        return self._write(self._render, self._without_ends(messages), tools)
 
-    def answered(self, before: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
-        """The text of a prompt and its answer; it begins with the prompt's own text."""
+    def prompt_with_answer(self, before: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
+        """Text of a prompt and its answer; it begins with the prompt's own text."""
 
         def compose(messages: Messages, tools: Tools) -> str:
-            return self._answered(messages[: len(prompt)], messages[len(prompt) :], tools)
+            return self._prompt_with_answer(messages[: len(prompt)], messages[len(prompt) :], tools)
 
-        text, _ = self._written(compose, [*prompt, *self._unended(answer)], tools)
+        text, _ = self._write(compose, [*prompt, *self._without_ends(answer)], tools)
         if not text.startswith(before):
-            raise rewritten()
+            raise rewritten_error()
         return text
 
-    def _answered(self, prompt: Messages, answer: Messages, tools: Tools) -> str:
-        """The text of a prompt, as sampling sees it, and of its answer."""
-        before, whole = self._prompt_text(prompt, tools), self._render(joined(prompt, answer), tools)
+    def _prompt_with_answer(self, prompt: Messages, answer: Messages, tools: Tools) -> str:
+        """Text of a prompt, as sampling sees it, followed by its answer."""
+        before, whole = self._prompt_text(prompt, tools), self._render(join_messages(prompt, answer), tools)
         return (
-            whole if whole.startswith(before) else before + self._after(before, whole, prompt, answer, tools)
+            whole
+            if whole.startswith(before)
+            else before + self._answer_text(before, whole, prompt, answer, tools)
         )
 
-    def _after(self, before: str, whole: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
-        """The answer as the template writes it, where the template changes the prompt once it is answered."""
+    def _answer_text(self, before: str, whole: str, prompt: Messages, answer: Messages, tools: Tools) -> str:
+        """The answer's text, if the template writes the prompt differently once it is answered."""
         self.notes.add(
             "hold a prompt that the chat template writes differently once it is answered; answers are put after the "
             "prompt alone, as in sampling (model.chat_template_kwargs may make the two agree)"
         )
-        # The answer's first text stands where its mark would stand; its turn begins where the two texts part.
+        # The first mark shows where the answer's text begins; its turn begins where the two texts start to differ.
         marked = mark(answer)
-        other = self._render(joined(prompt, marked.messages), tools)
-        first = min((other.find(m.text) for m in marked.marks if m.text in other), default=-1)
-        if first < 0 or not whole.startswith(other[:first]):
-            raise rewritten()
-        asked = self._render(prompt, tools) if prompt[-1]["role"] != "assistant" else ""
-        floor = agreeing(asked, whole)
-        start = max(floor, min(agreeing(before, whole), first))
+        marked_text = self._render(join_messages(prompt, marked.messages), tools)
+        first = min((marked_text.find(m.text) for m in marked.marks if m.text in marked_text), default=-1)
+        if first < 0 or not whole.startswith(marked_text[:first]):
+            raise rewritten_error()
+        prompt_text = self._render(prompt, tools) if prompt[-1]["role"] != "assistant" else ""
+        shared = agreeing(prompt_text, whole)
+        start = max(shared, min(agreeing(before, whole), first))
         if any(m.kind == "thought" for m in marked.marks if m.message == 0):
-            thought = whole.find("<think>", floor, start)
+            thought = whole.find("<think>", shared, start)
             start = start if thought < 0 else thought
         for opening, closing in (
             "<>",
             "[]",
         ):  # not in the middle of a tag that begins like one of the prompt's
-            opened = whole.rfind(opening, floor, start)
-            start = opened if opened > whole.rfind(closing, floor, start) else start
+            opened = whole.rfind(opening, shared, start)
+            start = opened if opened > whole.rfind(closing, shared, start) else start
         return whole[start:]
 
     def assistant_spans(self, messages: Messages, tools: Tools, text: str) -> list[tuple[int, int]]:
-        """Where the assistant's turns stand in a rendered conversation, each with its end."""
+        """Spans of the assistant's messages in a rendered conversation, with their ends: [start, end) in characters."""
         spans = []
-        for place, message in enumerate(messages):
+        for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._prompt_text(messages[:place], tools) if place else ""
-            turn = self._render(messages[: place + 1], tools).rstrip()
+            before = self._prompt_text(messages[:index], tools) if index else ""
+            turn = self._render(messages[: index + 1], tools).rstrip()
             if not text.startswith(before) or not text.startswith(turn):
                 raise BadRow(
                     "assistant_only_loss: the chat template writes earlier turns differently than later ones, so "
@@ -115,7 +117,7 @@ class Writer:
         return spans
 
     def _prompt_text(self, prompt: Messages, tools: Tools) -> str:
-        """The text that the model continues; an unfinished turn of the assistant is left open."""
+        """The text that the model continues; an unfinished message of the assistant at the end stays open."""
         if self._latest is not None and self._latest[:2] == (prompt, tools):
             return self._latest[2]  # a prompt is written again with each of its answers
         unfinished = bool(prompt) and is_unfinished(prompt[-1])
@@ -126,7 +128,7 @@ class Writer:
         return text
 
     def _render(self, messages: Messages, tools: Tools, **how: Any) -> str:
-        """The text that the chat template makes of a conversation; BadRow where it refuses it."""
+        """The output of the chat template for a conversation; raises BadRow if the template refuses it."""
         if not self.tokenizer.chat_template:
             called = getattr(self.tokenizer, "name_or_path", None) or "the model"
             raise DataError(
@@ -139,30 +141,30 @@ class Writer:
         except TemplateRefused as error:
             raise BadRow(str(error), REFUSED) from error
 
-    def _written(self, compose: Compose, messages: Messages, tools: Tools) -> tuple[str, Messages]:
-        """The text of a conversation, and the conversation in the first form that the template writes whole.
+    def _write(self, compose: Compose, messages: Messages, tools: Tools) -> tuple[str, Messages]:
+        """Text of a conversation, and the first variant of the conversation that the template writes completely.
 
         Raises:
-            BadRow: the template refuses every form, or does not write everything once and in its place.
+            BadRow: the template refuses every variant, or does not write everything once and in its place.
         """
         first: BadRow | None = None
         marked = mark(messages, tools)
-        for place, form in enumerate(FORMS):
-            version = form(messages)
-            if place and version == messages:
+        for index, convert in enumerate(FORMS):
+            version = convert(messages)
+            if index and version == messages:
                 continue
             try:
                 text = compose(version, tools)
-                self._check_shape(compose, place, marked)
+                self._check_shape(compose, index, marked)
                 self._check_text(text, messages, tools)
                 return text, version
-            except BadRow as bad:  # what a template leaves out says more than that it refuses another form
+            except BadRow as bad:  # an error about missing text is more useful than a refused variant
                 first = bad if first is None or first.kind == REFUSED != bad.kind else first
         assert first is not None
         raise first
 
     def _check_shape(self, compose: Compose, form: int, marked: Marked) -> None:
-        """BadRow unless everything in a conversation of this shape is written, once and in its place."""
+        """Raise BadRow unless all texts of a conversation of this shape are written once and in their place."""
         kind = (compose.__name__, form, marked.shape)
         if kind not in self._problems:
             if len(self._problems) >= SHAPES:
@@ -174,13 +176,13 @@ class Writer:
                 self._problems[kind] = None, []
         problem, keys = self._problems[kind]
         if problem is not None:
-            raise changed(problem)
+            raise changed_error(problem)
         self.notes |= {
             f"hold the key {key} in messages, which the chat template does not write" for key in keys
         }
 
     def _check_text(self, text: str, messages: Messages, tools: Tools) -> None:
-        """BadRow unless everything that the conversation says stands in its text, and in its place."""
+        """Raise BadRow unless all texts of this conversation appear in the rendered text, in their place."""
         lost, thoughts = missing(text, messages, tools)
         if thoughts:
             self.notes.add(
@@ -188,29 +190,31 @@ class Writer:
                 "not trained on"
             )
         if lost is not None:
-            raise changed(f"{lost} does not stand in its text, or not in its place")
+            raise changed_error(f"{lost} does not stand in its text, or not in its place")
 
-    def _unended(self, messages: Messages) -> Messages:
-        """Messages of the assistant without an end that is written out in them, where the template writes one."""
+    def _without_ends(self, messages: Messages) -> Messages:
+        """The messages without end tokens written out in the assistant's content, if the template adds its own."""
         if not self.ends:
             return messages
-        made = []
+        result = []
         for message in messages:
             content = message["content"] or ""
             while message["role"] == "assistant" and content.rstrip().endswith(self.ends):
                 last = next(end for end in self.ends if content.rstrip().endswith(end))
                 content = content.rstrip().removesuffix(last)
-            made.append({**message, "content": content} if content != (message["content"] or "") else message)
-        return made
+            result.append(
+                {**message, "content": content} if content != (message["content"] or "") else message
+            )
+        return result
 
 
 def is_unfinished(message: Mapping[str, Any]) -> bool:
-    """Whether a message at the end of a prompt is to be continued; one that calls tools is at its end."""
+    """Whether the last message of a prompt is to be continued; a message that calls tools is complete."""
     return message["role"] == "assistant" and not message.get("tool_calls")
 
 
-def joined(prompt: Messages, answer: Messages) -> Messages:
-    """A conversation and its answer; an unfinished turn of the assistant and what continues it are one turn."""
+def join_messages(prompt: Messages, answer: Messages) -> Messages:
+    """A prompt and its answer as one conversation; an unfinished message and its continuation become one message."""
     last, first = prompt[-1], answer[0]
     if not is_unfinished(last) or first["role"] != "assistant":
         return [*prompt, *answer]
@@ -224,22 +228,22 @@ def joined(prompt: Messages, answer: Messages) -> Messages:
 
 
 def filled_contents(messages: Messages) -> Messages:
-    """A conversation with empty contents in the place of None."""
+    """A conversation in which a content of None is replaced by the empty text."""
     return [{**m, "content": m["content"] or ""} for m in messages]
 
 
 def bare_calls(messages: Messages) -> Messages:
-    """A conversation whose tool calls without text have the content None."""
+    """A conversation in which tool calls without text have the content None."""
     return [{**m, "content": m["content"] or None} if m.get("tool_calls") else m for m in messages]
 
 
 def text_arguments(messages: Messages) -> Messages:
-    """A conversation whose tool calls have their arguments as JSON text, and empty contents."""
+    """A conversation whose tool calls have their arguments as JSON text, and empty text instead of None."""
     return [as_text(m) for m in filled_contents(messages)]
 
 
 def bare_text_calls(messages: Messages) -> Messages:
-    """The same, with the content None where there are only tool calls."""
+    """The same, with the content None for messages that only call tools."""
     return bare_calls(text_arguments(messages))
 
 
@@ -250,17 +254,17 @@ FORMS: tuple[Callable[[Messages], Messages], ...] = (
     text_arguments,
     bare_text_calls,
 )
-"""A conversation as templates may want it; the first that is written whole is taken."""
+"""Variants of a conversation that different templates expect; the first that is written completely is used."""
 
 
 def agreeing(first: str, second: str) -> int:
-    """How many letters two texts begin with alike."""
+    """Length of the common beginning of two texts."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def rewritten() -> BadRow:
-    """What is wrong with a row whose answer cannot be found in the template's text."""
+def rewritten_error() -> BadRow:
+    """The error for a row whose answer cannot be located in the template's text."""
     return BadRow(
         "the chat template rewrites the answer beyond recognition",
         "rewritten by the template",
@@ -268,8 +272,8 @@ def rewritten() -> BadRow:
     )
 
 
-def changed(problem: str) -> BadRow:
-    """What is wrong with a row that the template does not write as it is."""
+def changed_error(problem: str) -> BadRow:
+    """The error for a row that the template does not write completely."""
     return BadRow(
         f"the chat template would change what is trained on: {problem}",
         "that the chat template does not write whole",

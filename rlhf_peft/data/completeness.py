@@ -1,9 +1,9 @@
-"""Whether everything that a conversation says stands in the text that the chat template made of it.
+"""Checks that everything in a conversation appears in the text that the chat template made of it.
 
-Templates leave out what they do not know: roles, tools, parts of content, thoughts. A model would then be trained on
-something else than the row, and nobody would see it. `missing` finds what is left out or stands in another place
-because of what a text is; what a template does with any text, `marks` finds. Blanks are not compared, and text may
-stand as JSON writes it.
+Templates leave out what they do not know: roles, tools, parts of a content, thoughts. A model would then be trained
+on something else than the row, and nobody would notice. `missing` finds texts of this one conversation that are
+left out or moved; the module `marks` finds what the template does with every text in that place. Blanks are not
+compared, and a text may appear as JSON writes it.
 """
 
 from __future__ import annotations
@@ -15,48 +15,49 @@ from typing import Any
 from .conversation import THOUGHTS, Messages
 
 SHOWN = 40
-"""Letters of a text that a message shows."""
+"""Most characters of a text that a message quotes."""
 
 
 def missing(
     text: str, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None
 ) -> tuple[str | None, bool]:
-    """What a rendered text does not hold of a conversation.
+    """Find what a rendered text does not hold of a conversation.
 
     Args:
-        text: as the chat template wrote it.
+        text: output of the chat template.
         messages: the conversation, in the form of `conversation.messages_of`.
-        tools: JSON schemas that were offered.
+        tools: JSON schemas of the offered tools.
 
     Returns:
-        What is missing, in words for a message, or None; and whether thoughts of earlier turns are left out, as many
+        A description of the first missing text, or None; and whether thoughts of earlier turns are left out,
+            which many
         templates do on purpose.
     """
-    bare = squeezed(text)
+    bare = without_blanks(text)
     for what, value in tool_texts(tools or ()):
-        if find(bare, value, 0) < 0:
+        if find_end(bare, value, 0) < 0:
             return what, False
-    place, left_out = 0, False
+    turn_end, left_out = 0, False
     for number, message in enumerate(messages, start=1):
         where = f"message {number} ({message['role']})"
-        start = 0 if message["role"] in ("system", "developer") else place
+        start = 0 if message["role"] in ("system", "developer") else turn_end
         earlier = message["role"] == "assistant" and any(m["role"] == "user" for m in messages[number:])
         end = start
-        for what, value in said_texts(message):
-            found = find(bare, value, start)
-            if found < 0 and earlier and thought(what, value):
+        for what, value in message_texts(message):
+            match_end = find_end(bare, value, start)
+            if match_end < 0 and earlier and is_thought(what, value):
                 left_out, rest = True, value.rpartition("</think>")[2] if what == "the content" else ""
-                found = find(bare, rest, start)
-            if found < 0:
-                return f"{what} of {where}, {shown(value)},", left_out
-            end = max(end, found)
+                match_end = find_end(bare, rest, start)
+            if match_end < 0:
+                return f"{what} of {where}, {quoted(value)},", left_out
+            end = max(end, match_end)
         if message["role"] not in ("system", "developer"):
-            place = end
+            turn_end = end
     return None, left_out
 
 
-def said_texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every text of a message that must come out, with its name."""
+def message_texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every text of a message that the rendered text must hold, each with its name for messages."""
     for key in THOUGHTS:
         if isinstance(message.get(key), str):
             yield key, message[key]
@@ -75,11 +76,11 @@ def tool_texts(tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         function = tool.get("function", tool)
         yield f"the tool {function['name']}", function["name"]
         for key, value in schema_texts(function):
-            yield f"the {key} {shown(value)} of the tool {function['name']}", value
+            yield f"the {key} {quoted(value)} of the tool {function['name']}", value
 
 
 def schema_texts(schema: Any, names: bool = False) -> Iterator[tuple[str, str]]:
-    """What a JSON schema says to a model: names of parameters, descriptions, allowed values."""
+    """The texts of a JSON schema that a model reads: names of parameters, descriptions, allowed values."""
     if isinstance(schema, list):
         for item in schema:
             yield from schema_texts(item)
@@ -109,33 +110,33 @@ def leaves(value: Any) -> Iterator[str]:
         yield value if isinstance(value, str) else json.dumps(value)
 
 
-def thought(what: str, value: str) -> bool:
+def is_thought(what: str, value: str) -> bool:
     """Whether a text is a thought, or begins with one."""
     return what in THOUGHTS or "</think>" in value
 
 
-def find(text: str, value: str, start: int) -> int:
-    """Where a value ends in a text without blanks, in one of the ways that it may be written; -1: nowhere."""
+def find_end(text: str, value: str, start: int) -> int:
+    """Where a value ends in a text without blanks, in any of its written forms; -1 if it is not in the text."""
     ends = []
     for form in forms(value):
-        at = text.find(form, start)
-        if at >= 0:
-            ends.append(at + len(form))
+        position = text.find(form, start)
+        if position >= 0:
+            ends.append(position + len(form))
     return min(ends, default=-1)
 
 
 def forms(value: str) -> set[str]:
-    """A text without blanks, as it is and as JSON or Python write it."""
-    written = {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
-    written |= {{"true": "True", "false": "False", "null": "None"}.get(value, value)}
-    return {squeezed(form) for form in written}
+    """A text without blanks, as it is and as JSON or Python writes it."""
+    variants = {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    variants |= {{"true": "True", "false": "False", "null": "None"}.get(value, value)}
+    return {without_blanks(form) for form in variants}
 
 
-def squeezed(text: str) -> str:
+def without_blanks(text: str) -> str:
     """The text without blanks."""
     return "".join(text.split())
 
 
-def shown(text: str) -> str:
+def quoted(text: str) -> str:
     """The beginning of a text, quoted."""
     return repr(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…")

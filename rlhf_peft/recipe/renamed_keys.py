@@ -1,12 +1,12 @@
-"""Keys of earlier recipes, put where they stand now, so that the recipe of an earlier run is still read."""
+"""Moves keys of older recipes to their present places, so that the recipe of an earlier run can still be read."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def move_former_keys(data: dict[str, Any]) -> None:
-    """`model.double_quantization` is an option of the quantizer; its default, true, is what quantizers have too."""
+def move_renamed_keys(data: dict[str, Any]) -> None:
+    """Make `model.double_quantization` an option of the quantizer; its default, true, is the quantizers' too."""
     model = data.get("model")
     if not isinstance(model, dict) or "double_quantization" not in model:
         return

@@ -8,7 +8,7 @@ from rlhf_peft.data.encode import Encoder
 from rlhf_peft.data.rows import BadRow
 
 from .conftest import assistant, user
-from .test_complete import TURN, calls
+from .test_completeness import TURN, calls
 from .test_marks import CALLS
 
 CLOSED = "<think>\n\n</think>\n\n"

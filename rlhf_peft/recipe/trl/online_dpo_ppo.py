@@ -1,4 +1,4 @@
-"""A stage of kind `rl` from the keys of TRL's online DPO and PPO trainers."""
+"""Makes a stage of kind `rl` from the keys of TRL's online DPO and PPO trainers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def online_dpo(read: Reader, trainer: str) -> dict[str, Any]:
-    """A stage whose algorithm is `online_dpo`: two completions of each prompt are a pair.
+    """A stage with the algorithm `online_dpo`: two completions of each prompt make a pair.
 
     Args:
         read: the configuration.
-        trainer: its name.
+        trainer: name of the trainer.
     """
     beta, loss = read("beta"), str(read("loss_type"))
     if isinstance(beta, list) and beta:
@@ -45,11 +45,11 @@ def online_dpo(read: Reader, trainer: str) -> dict[str, Any]:
 
 
 def ppo(read: Reader, trainer: str) -> dict[str, Any]:
-    """A stage whose algorithm is `ppo`: one completion of each prompt, and a value with an adapter of its own.
+    """A stage with the algorithm `ppo`: one completion of each prompt, and a value role with its own adapter.
 
     Args:
         read: the configuration.
-        trainer: its name.
+        trainer: name of the trainer.
     """
     minibatches = read.count("num_mini_batches")
     rollout = rows(read) * minibatches
