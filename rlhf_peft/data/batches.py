@@ -5,8 +5,10 @@ While the tokenizer works on one batch, the next one is read, checked and writte
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -75,7 +77,7 @@ def in_batches(
     """
     rows = iter(rows)
     tokenizer = encoder.tokenizer
-    with ThreadPoolExecutor(1, "tokenizer") as thread:
+    with ThreadPoolExecutor(1, "tokenizer") as thread, _older_objects_left_alone():
         waiting: tuple[list[_Job[T]], Any] | None = None
         while batch := list(islice(rows, ROWS)):
             jobs = [_Job(Outcome[T](number, row), start(row), encoder) for number, row in batch]
@@ -86,6 +88,19 @@ def in_batches(
             waiting = jobs, tokens
         if waiting is not None:
             yield from _finished(*waiting, tokenizer)
+
+
+@contextmanager
+def _older_objects_left_alone() -> Iterator[None]:
+    """Let the garbage collector search only objects that are made from here on.
+
+    A pass makes so many that it would search all older ones again and again, which took a sixth of the time.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _finished(jobs: list[_Job[T]], first: Any, tokenizer: Any) -> Iterator[Outcome[T]]:
