@@ -54,16 +54,13 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-# Optimizer steps: SFT 1 to 4, two rewards of 3, RL 4 in each of 4 updates.
+# Optimizer steps: SFT 1 to 4, two rewards of 3.
 @pytest.mark.parametrize(
     ("at", "name"),
     [
         (2, "sft-2"),
-        (13, "rl-1"),
-        (16, "rl-2"),
         pytest.param(6, "reward_model-2", marks=pytest.mark.slow),
         pytest.param(8, "reward_model-4", marks=pytest.mark.slow),
-        pytest.param(26, "rl-4", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_in_an_update_stops_the_run_after_it(tmp_path, whole, caplog, at, name):
@@ -79,58 +76,85 @@ def test_a_signal_in_an_update_stops_the_run_after_it(tmp_path, whole, caplog, a
     same(ended(tmp_path / "run"), whole[0])
 
 
-def test_a_second_signal_stops_the_run_in_the_update(tmp_path, whole):
-    recipe = pipeline(tmp_path)
-    with after_step(16, lambda: (interrupt(), interrupt())), pytest.raises(KeyboardInterrupt) as caught:
-        run(recipe)
+@pytest.fixture
+def before_rl(interrupted, tmp_path):
+    """A run that has done all stages but RL, whose four updates have four optimizer steps each."""
+    interrupted(12)
+
+    def recipe(**settings):
+        return pipeline(tmp_path, rl={"checkpoint": {"every": None, **settings}})
+
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("at", "name"), [(3, "rl-1"), (6, "rl-2"), pytest.param(16, "rl-4", marks=pytest.mark.slow)]
+)
+def test_a_signal_in_an_update_of_rl_stops_the_run_after_it(tmp_path, whole, before_rl, at, name):
+    with after_step(at, interrupt), pytest.raises(KeyboardInterrupt) as caught:
+        run(before_rl(), resume=True)
+    assert f"Checkpoint {name} is safe" in caught.value.__notes__[0] and name in checkpoints(tmp_path)
+    run(before_rl(), resume=True)
+    same(ended(tmp_path / "run"), whole[0])
+
+
+def test_a_second_signal_stops_the_run_in_the_update(tmp_path, whole, before_rl):
+    with after_step(6, lambda: (interrupt(), interrupt())), pytest.raises(KeyboardInterrupt) as caught:
+        run(before_rl(every=1), resume=True)
     assert "Checkpoint rl-1 is safe" in caught.value.__notes__[0]
-    run(recipe, resume=True)
+    run(before_rl(), resume=True)
     same(ended(tmp_path / "run"), whole[0])
 
 
 @pytest.mark.parametrize("step", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_an_evaluation_is_interrupted_at_once_and_done_again(tmp_path, whole, monkeypatch, step):
+def test_an_evaluation_is_interrupted_at_once_and_done_again(tmp_path, whole, before_rl, monkeypatch, step):
     """The update before it is not lost."""
-    recipe, evaluate = pipeline(tmp_path, rl={"checkpoint": {"every": None}}), Evaluator.run
+    evaluate = Evaluator.run
 
     def interrupted(evaluator, at):
         if at == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            interrupt()
         return evaluate(evaluator, at)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
         patch.setattr(Evaluator, "run", interrupted)
-        run(recipe)
+        run(before_rl(), resume=True)
     assert f"Checkpoint rl-{step} is safe" in caught.value.__notes__[0]
-    run(recipe, resume=True)
+    run(before_rl(), resume=True)
     same(ended(tmp_path / "run"), whole[0])
 
 
-def test_an_error_in_an_update_leaves_the_last_checkpoint(tmp_path, whole):
+def test_an_error_in_an_update_leaves_the_last_checkpoint(tmp_path, whole, before_rl):
     def fail():
         raise RuntimeError("out of luck")
 
-    recipe = pipeline(tmp_path, rl={"checkpoint": {"every": 2}})
-    with after_step(24, fail), pytest.raises(RuntimeError, match="luck") as caught:
-        run(recipe)
+    with after_step(11, fail), pytest.raises(RuntimeError, match="luck") as caught:
+        run(before_rl(every=2), resume=True)
     assert "Checkpoint rl-2 is safe" in caught.value.__notes__[0]
-    run(recipe, resume=True)
+    run(before_rl(), resume=True)
     same(ended(tmp_path / "run"), whole[0])
 
 
+@pytest.fixture(scope="module")
+def plain_dpo(tmp_path_factory):
+    """What a run of SFT and DPO leaves behind."""
+    folder = tmp_path_factory.mktemp("plain")
+    run(preferences(folder, "dpo", dropout=0.0))
+    return ended(folder / "run")
+
+
 @pytest.mark.parametrize(("at", "every"), [(3, None), (5, 2)])
-def test_an_update_that_fails_for_memory_in_its_step_is_done_again(tmp_path, at, every, caplog):
+def test_an_update_that_fails_for_memory_in_its_step_is_done_again(tmp_path, plain_dpo, at, every, caplog):
     """The optimizer has changed weights by then: its stage goes back to its checkpoint, else to its beginning."""
 
     def fail():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
     recipe = preferences(tmp_path, "dpo", every, dropout=0.0)
-    run(preferences(tmp_path / "plain", "dpo", dropout=0.0))
     with after_step(at, fail):
         run(recipe)
     assert "out of memory. From here on 1 rows" in caplog.text
-    ours, plain = ended(tmp_path / "run"), ended(tmp_path / "plain" / "run")
+    ours, plain = ended(tmp_path / "run"), plain_dpo
     assert list(ours) == list(plain)
     updates = [key for key in plain if key.startswith("preference ") and "loss" in plain[key]]
     assert len(updates) == 5

@@ -67,8 +67,8 @@ def test_interrupted_again_and_again(tmp_path, whole):
 
 
 def test_a_finished_run_is_left_alone(tmp_path, whole):
-    recipe = pipeline(tmp_path, sft={"max_steps": 1}, rl={"max_steps": 1})
-    run(recipe)
+    recipe = pipeline(tmp_path)
+    shutil.copytree(whole[2], tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
     again = run(recipe, resume=True)
     assert list(again.stages) == ["sft", "reward_model", "rl"]
@@ -122,9 +122,8 @@ def test_a_finished_run_gets_its_adapters_back(tmp_path, whole, caplog):
         ({"sft": {"batch_size": 4}}, "stages.sft.batch_size: 8 -> 4"),
     ],
 )
-def test_what_has_changed_is_refused_by_name(tmp_path, whole, changes, named):
-    with pytest.raises(KeyboardInterrupt):
-        run(pipeline(tmp_path), after=13)
+def test_what_has_changed_is_refused_by_name(tmp_path, interrupted, changes, named):
+    interrupted(13)
     lines = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     named, told = ".".join(named.split(".")[:2]), named
     with pytest.raises(RunFolderError, match=rf"{named} changed \({told}\).*--allow-changed {named}"):
@@ -148,10 +147,8 @@ def test_a_changed_dataset_is_refused(tmp_path, whole):
         run(recipe, after=2, resume=True, allow_changed=("dataset.sft",))
 
 
-def test_a_second_process_is_refused(tmp_path, whole):
-    recipe = pipeline(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, after=3)
+def test_a_second_process_is_refused(tmp_path, interrupted):
+    recipe = interrupted(13)
     from rlhf_peft.runs.lock import lock
 
     ready, write = os.pipe()
@@ -190,15 +187,13 @@ def test_only_some_checkpoints_are_kept(tmp_path, whole):
     shutil.rmtree(tmp_path / "run")
 
 
-def test_no_file_of_ours_is_a_pickle(tmp_path, whole, monkeypatch):
+def test_no_file_of_ours_is_a_pickle(tmp_path, interrupted, monkeypatch):
     import pickle
 
     def never(*arguments, **named):
         raise AssertionError("unpickled a file")
 
-    recipe = pipeline(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, after=3)
+    recipe = interrupted(13)
     kinds = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert kinds <= {".json", ".jsonl", ".yaml", ".safetensors", ".lock", ""}, kinds
     monkeypatch.setattr(torch, "load", never)
@@ -279,12 +274,10 @@ def test_out_of_memory_in_the_first_update_after_a_resume_loses_nothing(tmp_path
     run(recipe, resume=True)
 
 
-def test_a_run_that_is_to_be_replaced_stays_where_nothing_fits(tmp_path, whole, monkeypatch):
+def test_a_run_that_is_to_be_replaced_stays_where_nothing_fits(tmp_path, interrupted, monkeypatch):
     from rlhf_peft.errors import RlhfPeftError
 
-    recipe = pipeline(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, after=4)
+    recipe = interrupted(13)
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
     out_of_memory(monkeypatch, 0)
     with pytest.raises(RlhfPeftError, match="out of memory with 1 rows"):
@@ -294,10 +287,8 @@ def test_a_run_that_is_to_be_replaced_stays_where_nothing_fits(tmp_path, whole, 
     } == before
 
 
-def test_where_no_checkpoint_is_whole_nothing_is_replaced(tmp_path, whole):
-    recipe = pipeline(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, after=2)
+def test_where_no_checkpoint_is_whole_nothing_is_replaced(tmp_path, interrupted):
+    recipe = interrupted(13)
     for file in (tmp_path / "run" / "checkpoints").glob("*/checkpoint.json"):
         file.write_text(file.read_text().replace('"number"', '"nomber"'))
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -326,10 +317,8 @@ def written_with(folder, **versions):
     path.write_text(json.dumps(manifest))
 
 
-def test_a_resume_under_other_versions_says_so_in_one_line(tmp_path, whole, caplog):
-    recipe = pipeline(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, after=5)
+def test_a_resume_under_other_versions_says_so_in_one_line(tmp_path, interrupted, whole, caplog):
+    recipe = interrupted(13)
     written_with(tmp_path / "run", torch="2.0.1", bitsandbytes="0.1", numpy="1.0")
     run(recipe, resume=True)
     told = [r.getMessage() for r in caplog.records if "was written with" in r.getMessage()]
