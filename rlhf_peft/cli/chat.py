@@ -1,4 +1,4 @@
-"""`rlhf-peft chat`: talk to what a run has trained."""
+"""`rlhf-peft chat`: talk to the policy that a run has trained."""
 
 from __future__ import annotations
 
@@ -47,8 +47,10 @@ def chat(
     registry = open_registry_of(context.obj, folder)
     opened = open_run(folder, device=device, trust_remote_code=trust_remote_code, registry=registry)
     opened.need(reference=reference)
-    told = system if system is not None else opened.recipe.stages[-1].dataset.system
-    talk = Talk(temperature, seed, max_new_tokens, told, dict(opened.recipe.model.chat_template_kwargs))
+    system_message = system if system is not None else opened.recipe.stages[-1].dataset.system
+    talk = Talk(
+        temperature, seed, max_new_tokens, system_message, dict(opened.recipe.model.chat_template_kwargs)
+    )
     Session(opened, talk, reference, score).run()
 
 
@@ -57,11 +59,11 @@ class Session:
 
     def __init__(self, opened: Opened, talk: Talk, reference: bool, score: bool) -> None:
         self.opened, self.talk, self.reference, self.score = opened, talk, reference, score
-        self.said: list[Message] = []
+        self.messages: list[Message] = []
         self.terminal = sys.stdin.isatty()
 
     def run(self) -> None:
-        """Until the input ends, or /quit."""
+        """Answer lines of the input until it ends or says /quit."""
         if not self.terminal and isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         if self.terminal:
@@ -102,33 +104,33 @@ class Session:
         from ..engine import POLICY, REFERENCE
         from ..trained.chat import answer, encode, scores
 
-        said: list[Message] = [*self.said, {"role": "user", "content": text}]
-        ids = encode(self.opened.base, said, self.talk)
+        messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        ids = encode(self.opened.base, messages, self.talk)
         roles = [REFERENCE, POLICY] if self.reference else [POLICY]
-        written: list[str] = []
+        pieces: list[str] = []
         for role in roles:
             if len(roles) > 1:
                 print(f"{role}: ", end="", flush=True)
-            written.clear()
-            given = answer(self.opened.base, ids, self.talk, role, partial(self._told, written))
+            pieces.clear()
+            answer_ids = answer(self.opened.base, ids, self.talk, role, partial(self._print_piece, pieces))
             print(flush=True)
             if self.score and self.opened.rewards:
-                found = scores(self.opened, [*ids, *given])
+                reward_scores = scores(self.opened, [*ids, *answer_ids])
                 print(
-                    "  ".join(f"{name} {value:.3f}" for name, value in found.items()),
+                    "  ".join(f"{name} {value:.3f}" for name, value in reward_scores.items()),
                     file=sys.stderr,
                     flush=True,
                 )
         if self.terminal:
-            self.said = [*said, {"role": "assistant", "content": "".join(written)}]
+            self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     @staticmethod
-    def _told(written: list[str], piece: str) -> None:
-        written.append(piece)
+    def _print_piece(pieces: list[str], piece: str) -> None:
+        pieces.append(piece)
         print(piece, end="", flush=True)
 
     def _command(self, line: str) -> bool:
-        """Do what it says; whether to go on."""
+        """Carry out a line that begins with a slash; returns whether the conversation goes on."""
         word, _, rest = line.partition(" ")
         try:
             if word in ("/quit", "/exit", "/q"):
@@ -152,7 +154,7 @@ class Session:
                 self.talk = replace(self.talk, seed=int(rest))
                 self._note(f"seed {self.talk.seed}")
             elif word == "/new":
-                self.said = []
+                self.messages = []
                 self._note("forgotten")
             else:
                 self._note(HELP if word == "/help" else f"{word} is unknown.\n{HELP}")

@@ -1,4 +1,4 @@
-"""`rlhf-peft export`: a run's policy or reward for the tools it is deployed with."""
+"""`rlhf-peft export`: write a run's policy or reward model for the tools that serve it."""
 
 from __future__ import annotations
 

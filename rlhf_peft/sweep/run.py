@@ -37,7 +37,7 @@ class Outcome:
         name: of its run folder.
         values: swept key to value.
         status: `done` now, `kept` from before, `failed`, or `waiting`.
-        figures: the last of each stage's figures that matter, by name.
+        metrics: the last values of the most important metrics of each stage, by name.
         seconds: of the run, shared stages not counted.
         error: why it failed.
         traceback: where an error came from that nobody raised on purpose.
@@ -47,11 +47,15 @@ class Outcome:
     name: str
     values: dict[str, Any]
     status: str = "waiting"
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
     traceback: str = ""
     shared: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The outcome as it stands in the sweep's JSON file, where the metrics are called `figures`."""
+        return {("figures" if key == "metrics" else key): value for key, value in asdict(self).items()}
 
 
 @dataclass
@@ -117,7 +121,7 @@ class Sweep:
             outcome.seconds = time.perf_counter() - begun
             outcome.status = "failed" if outcome.error else "done"
         if outcome.status != "failed":
-            outcome.figures = figures(cell.recipe.run_folder)
+            outcome.metrics = final_metrics(cell.recipe.run_folder)
 
     def _shared(self, recipe: Recipe, sharers: int = 1) -> Recipe | None:
         """The stages that this and other cells begin with, as a run of their own."""
@@ -167,7 +171,7 @@ class Sweep:
 
     def _write(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        cells = [asdict(outcome) for outcome in self.outcomes]
+        cells = [outcome.as_dict() for outcome in self.outcomes]
         write_text(self.file, json.dumps({"name": self.name, "cells": cells}, indent=2) + "\n")
 
 
@@ -199,8 +203,8 @@ def _check_room(recipe: Recipe, overwrite: bool) -> None:
     RunFolder.plan(recipe.output_dir, recipe.name, overwrite=True)
 
 
-def figures(folder: Path) -> dict[str, float]:
-    """The last figures that matter of a run's last stage."""
+def final_metrics(folder: Path) -> dict[str, float]:
+    """The last values of the most important metrics of a run's last stage, by name."""
     rows = read_metrics(folder)
     last: dict[str, float] = {}
     for row in rows:

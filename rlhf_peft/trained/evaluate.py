@@ -52,12 +52,12 @@ class Evaluation:
 
     Attributes:
         prompts: how many.
-        figures: name to what was measured.
+        metrics: name to the measured mean and interval.
         samples: prompt, both answers, their scores.
     """
 
     prompts: int
-    figures: dict[str, Measured]
+    metrics: dict[str, Measured]
     samples: list[dict[str, Any]]
 
 
@@ -203,15 +203,15 @@ def _summary(prompts: Sequence[Any], answers: _Answers, seed: int) -> Evaluation
         return measured((torch.sign(values[0::2] - values[1::2]) + 1) / 2)
 
     scores, components = answers.batch.scores, answers.batch.components
-    figures = {"reward": measured(scores[0::2], scores[1::2]), "win rate": wins(scores)}
+    metrics = {"reward": measured(scores[0::2], scores[1::2]), "win rate": wins(scores)}
     for name, values in components.items() if len(components) > 1 else ():
-        figures[name] = measured(values[0::2], values[1::2])
-        figures[f"win rate by {name}"] = wins(values)
-    figures["KL to the reference"] = measured(answers.kl[0::2])
+        metrics[name] = measured(values[0::2], values[1::2])
+        metrics[f"win rate by {name}"] = wins(values)
+    metrics["KL to the reference"] = measured(answers.kl[0::2])
     lengths = answers.batch.rollout.completion_lengths.float()
-    figures["tokens"] = measured(lengths[0::2], lengths[1::2])
+    metrics["tokens"] = measured(lengths[0::2], lengths[1::2])
     ended = torch.tensor([float(word != "length") for word in answers.batch.rollout.finish])
-    figures["ended by themselves"] = measured(ended[0::2], ended[1::2])
+    metrics["ended by themselves"] = measured(ended[0::2], ended[1::2])
     samples = [
         {
             "prompt": prompt.columns["prompt"],
@@ -222,4 +222,4 @@ def _summary(prompts: Sequence[Any], answers: _Answers, seed: int) -> Evaluation
         }
         for i, prompt in enumerate(prompts)
     ]
-    return Evaluation(len(prompts), figures, samples)
+    return Evaluation(len(prompts), metrics, samples)

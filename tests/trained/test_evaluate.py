@@ -21,10 +21,10 @@ def found(trained):
 def test_every_figure_has_an_interval(found):
     assert found.prompts == 8 and len(found.samples) == 8
     names = {"reward", "win rate", "learned", "tiny-gold", "win rate by tiny-gold"}
-    assert names | {"KL to the reference", "tokens", "ended by themselves"} <= set(found.figures)
-    for name, value in found.figures.items():
+    assert names | {"KL to the reference", "tokens", "ended by themselves"} <= set(found.metrics)
+    for name, value in found.metrics.items():
         assert value.low <= value.policy <= value.high, name
-    assert 0.0 <= found.figures["win rate"].policy <= 1.0
+    assert 0.0 <= found.metrics["win rate"].policy <= 1.0
 
 
 class Shorter:
@@ -58,8 +58,8 @@ def test_a_reward_that_compares_sees_both_answers(trained):
     registry.add(Plugin(), "shorter")
     found = evaluate(open_run(trained), registry, rewards=[RewardEntry(name="shorter")], size=6)
     lengths = [(len(row["policy"]), len(row["reference"])) for row in found.samples]
-    assert found.figures["reward"].policy == pytest.approx(sum(p <= r for p, r in lengths) / 6)
-    assert found.figures["reward"].reference == pytest.approx(sum(r <= p for p, r in lengths) / 6)
+    assert found.metrics["reward"].policy == pytest.approx(sum(p <= r for p, r in lengths) / 6)
+    assert found.metrics["reward"].reference == pytest.approx(sum(r <= p for p, r in lengths) / 6)
     assert len(lengths) == 6 and any(p != r for p, r in lengths)
 
 
@@ -67,8 +67,8 @@ def test_the_reference_against_itself_is_a_tie(trained):
     opened = open_run(trained)
     opened.base.roles.add("policy", like="reference")
     found = evaluate(opened, Registry.load(no_plugins=True), size=6)
-    assert found.figures["win rate"].policy == 0.5
-    assert found.figures["KL to the reference"].policy == pytest.approx(0.0, abs=1e-4)
+    assert found.metrics["win rate"].policy == 0.5
+    assert found.metrics["KL to the reference"].policy == pytest.approx(0.0, abs=1e-4)
     assert all(row["policy"] == row["reference"] for row in found.samples)
 
 
