@@ -144,7 +144,7 @@ def add_rewards(registry: Registry, rewards: Sequence[str] | None) -> list[str]:
 
 def add_plugins_of(registry: Registry, run: Path) -> None:
     """Register the plugin files that a run used and that are not known, from the copies in its `code/` folder."""
-    from ..runs.folder import CODE
+    from ..runs.layout import CODE
 
     known = {plugin.name for plugin in registry.plugins}
     for file in sorted((run / CODE).glob("*.py")):
@@ -168,7 +168,7 @@ def add_code_of(registry: Registry, run: Path, recipe: Recipe) -> list[str]:
     """
     from ..builtin.rewards.function import FunctionReward
     from ..recipe import RlStage
-    from ..runs.folder import CODE
+    from ..runs.layout import CODE
 
     add_plugins_of(registry, run)
     files = sorted((run / CODE).glob("*.py"))

@@ -20,7 +20,7 @@ from ..engine.base_spec import hardware
 from ..errors import CheckpointError, RunFolderError
 from ..recipe import Recipe, dump
 from ..registry import Registry
-from ..runs import Elsewhere, RunFolder, read_manifest
+from ..runs import NullFolder, RunFolder, read_manifest
 from ..stages import Context, Ranks, Reporter, Saver, changed_keys, check_rows, fingerprints, runner
 from .prepare import check_data, check_samplers, load_base
 from .resume import Begun
@@ -99,15 +99,15 @@ class Run:
         # The folder is fixed now: code of others may change the current one.
         output_dir, name = os.path.abspath(self.recipe.output_dir), self.recipe.name
         self.result = Result(self.recipe.run_folder)
-        self.folder: RunFolder = Elsewhere(Path(output_dir) / name)
+        self.folder: RunFolder = NullFolder(Path(output_dir) / name)
         if self.ranks.main and self.begun is not None:
             lines, manifest = self.begun.checkpoint.info["lines"], self.begun.manifest
             self.folder = RunFolder.resume(
-                output_dir, name, lines=lines, manifest=manifest, made=self._write_beginning
+                output_dir, name, lines=lines, manifest=manifest, on_made=self._write_beginning
             )
         elif self.ranks.main:
             self.folder = RunFolder.plan(
-                output_dir, name, overwrite=self.overwrite, made=self._write_beginning
+                output_dir, name, overwrite=self.overwrite, on_made=self._write_beginning
             )
 
     def execute(self) -> Result:
@@ -195,12 +195,12 @@ class Run:
         stopped = getattr(error, "exit_code", 1) == 3 or isinstance(error, KeyboardInterrupt)
         self.status = "stopped" if stopped else "failed"
         library_messages.keep(f"{self.status}: {type(error).__name__}: {error}")
-        if self.ctx is not None and self.folder.made:
+        if self.ctx is not None and self.folder.is_made:
             _save(self.ctx.saver, error)
 
     def _close(self) -> None:
         """Write how the run ended, tell the observers, and release the folder."""
-        made = self.ctx is not None and self.folder.made
+        made = self.ctx is not None and self.folder.is_made
         if made:
             _finish(self.folder, self.status, told=_of_the_disk(sys.exception()))
         self.reporter.close()

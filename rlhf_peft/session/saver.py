@@ -161,7 +161,7 @@ class Saver:
             CheckpointError: it cannot be written; the last one stays.
         """
         moment = self._moment
-        if moment is None or moment.saved or not self.run.made:
+        if moment is None or moment.saved or not self.run.is_made:
             return self.safe
         self.run.sync()
         if stage is not None:
