@@ -16,7 +16,7 @@ from .options import Device, RunName, Trust, Verbose, find_run, open_registry_of
 
 if TYPE_CHECKING:
     from ..trained import Opened
-    from ..trained.chat import Message, Talk
+    from ..trained.chat import ChatSettings, Message
 
 HELP = """/ref     the reference's answer beside the policy's, on or off
 /score   what the reward heads say, on or off
@@ -41,24 +41,24 @@ def chat(
 ) -> None:
     """Talk to the policy of a run. Works with a pipe too: each line is a conversation of its own, with one answer."""
     from ..trained import open_run
-    from ..trained.chat import Talk
+    from ..trained.chat import ChatSettings
 
     folder = find_run(run)
     registry = open_registry_of(context.obj, folder)
     opened = open_run(folder, device=device, trust_remote_code=trust_remote_code, registry=registry)
     opened.need(reference=reference)
     system_message = system if system is not None else opened.recipe.stages[-1].dataset.system
-    talk = Talk(
+    settings = ChatSettings(
         temperature, seed, max_new_tokens, system_message, dict(opened.recipe.model.chat_template_kwargs)
     )
-    Session(opened, talk, reference, score).run()
+    Session(opened, settings, reference, score).run()
 
 
 class Session:
     """A conversation at a terminal, or through a pipe."""
 
-    def __init__(self, opened: Opened, talk: Talk, reference: bool, score: bool) -> None:
-        self.opened, self.talk, self.reference, self.score = opened, talk, reference, score
+    def __init__(self, opened: Opened, settings: ChatSettings, reference: bool, score: bool) -> None:
+        self.opened, self.settings, self.reference, self.score = opened, settings, reference, score
         self.messages: list[Message] = []
         self.terminal = sys.stdin.isatty()
 
@@ -105,14 +105,16 @@ class Session:
         from ..trained.chat import answer, encode, scores
 
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        ids = encode(self.opened.base, messages, self.talk)
+        ids = encode(self.opened.base, messages, self.settings)
         roles = [REFERENCE, POLICY] if self.reference else [POLICY]
         pieces: list[str] = []
         for role in roles:
             if len(roles) > 1:
                 print(f"{role}: ", end="", flush=True)
             pieces.clear()
-            answer_ids = answer(self.opened.base, ids, self.talk, role, partial(self._print_piece, pieces))
+            answer_ids = answer(
+                self.opened.base, ids, self.settings, role, partial(self._print_piece, pieces)
+            )
             print(flush=True)
             if self.score and self.opened.rewards:
                 reward_scores = scores(self.opened, [*ids, *answer_ids])
@@ -148,11 +150,11 @@ class Session:
                 value = float(rest)
                 if value < 0:
                     raise ValueError
-                self.talk = replace(self.talk, temperature=value)
+                self.settings = replace(self.settings, temperature=value)
                 self._note(f"temperature {value:g}")
             elif word == "/seed":
-                self.talk = replace(self.talk, seed=int(rest))
-                self._note(f"seed {self.talk.seed}")
+                self.settings = replace(self.settings, seed=int(rest))
+                self._note(f"seed {self.settings.seed}")
             elif word == "/new":
                 self.messages = []
                 self._note("forgotten")
