@@ -113,7 +113,7 @@ REWARDS = {
         "check it with compares_rows=True",
     ),
     "token": (dict(score=giving(lambda b: Scores(lengths(b), torch.zeros(4, 2)))), r"token scores \(4, 2\)"),
-    "figure": (dict(score=giving(lambda b: Scores(lengths(b), metrics={"x": float("nan")}))), "figure 'x'"),
+    "metric": (dict(score=giving(lambda b: Scores(lengths(b), metrics={"x": float("nan")}))), "metric 'x'"),
     "extra": (
         dict(score=giving(lambda b: Scores(lengths(b), extra={"x": [1]}))),
         "extra 'x' is 4 JSON values",
