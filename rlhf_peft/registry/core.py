@@ -16,8 +16,8 @@ from .. import __version__, entry_points
 from ..errors import PluginError, RlhfPeftError
 from ..hookspecs import REGISTERS, DeclaresMemory
 from ..kit.functions import FileFunction
-from ..kit.functions.in_process import undisturbed
-from ..kit.functions.process import NotImported, look
+from ..kit.functions.in_process import preserved_settings
+from ..kit.functions.process import NotImported, inspect_function
 from ..recipe.messages import did_you_mean, rewrite
 from ..types import MemoryNeeds
 from .isolation import (
@@ -323,7 +323,7 @@ class Registry:
             if self._failures[name] >= MAX_FAILURES:
                 continue
             try:
-                with undisturbed():
+                with preserved_settings():
                     implementation.function(*(kwargs[argument] for argument in implementation.argnames))
             except Exception as error:
                 self._failed(name, hook_name, error)
@@ -346,7 +346,7 @@ def _examined(function: FileFunction, where: str) -> FileFunction:
     """
     name = function.target.qualname
     try:
-        told = look(function.target)
+        told = inspect_function(function.target)
     except NotImported as error:
         if error.functions is None:
             raise PluginError(

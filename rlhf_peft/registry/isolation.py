@@ -19,8 +19,8 @@ from pydantic import BaseModel
 from .. import foreign
 from ..errors import PluginError
 from ..hookspecs import HOOK_API, PROJECT, REGISTERS, Factory, HookSpecs, Register, hookimpl
-from ..kit.functions.in_process import EVERYTHING, import_file, undisturbed
-from ..kit.functions.replaced import Replaced
+from ..kit.functions.in_process import EVERYTHING, import_file, preserved_settings
+from ..kit.functions.replaced import FunctionSnapshot
 from ..recipe.schema import RESERVED
 from .records import Entry, Loaded
 
@@ -52,7 +52,7 @@ def held(loaded: Loaded) -> Iterator[None]:
     if loaded.origin == "built-in":
         yield
         return
-    before, running = Replaced(), len(foreign.threads)
+    before, running = FunctionSnapshot(), len(foreign.threads)
     replaced: list[str] = []
     try:
         with foreign.importing(str(loaded), loaded.remedy):
@@ -79,7 +79,7 @@ def import_safely(load: Callable[[], Any]) -> Any:
 def _safely(call: Callable[[], Any], what: str) -> Any:
     """Call a plugin's code at the door: only Ctrl-C gets through as it is, and stdout stays clean."""
     try:
-        with contextlib.redirect_stdout(sys.stderr), undisturbed(EVERYTHING):
+        with contextlib.redirect_stdout(sys.stderr), preserved_settings(EVERYTHING):
             return call()
     except (PluginError, pluggy.PluginValidationError, KeyboardInterrupt):
         raise
