@@ -52,7 +52,7 @@ def run_sweep(
         name,
         cells,
         overwrite=overwrite,
-        say=lambda text: None if quiet else print(text, file=sys.stderr, flush=True),
+        report=lambda text: None if quiet else print(text, file=sys.stderr, flush=True),
         registry=registry,
         reporter=lambda: reporter(quiet=quiet),
         code_files=registry.code_files,
