@@ -15,7 +15,7 @@ from ..errors import PluginError, UsageError
 from ..recipe.document import section as options_section
 
 if TYPE_CHECKING:
-    from ..registry import Entry, Loaded, Registry
+    from ..registry import Entry, LoadedPlugin, Registry
     from ..testing import Finding
 
 Row = dict[str, Any]
@@ -85,14 +85,14 @@ def page(registry: Registry, name: str, *, markdown: bool) -> str:
     return "\n".join(write(loaded, _entries_to_show(loaded, name)) for loaded in plugins)
 
 
-def _matches(loaded: Loaded, name: str) -> bool:
+def _matches(loaded: LoadedPlugin, name: str) -> bool:
     distribution, colon, short = name.rpartition(":")
     if colon and distribution != loaded.distribution:
         return False
     return short in (loaded.name, loaded.distribution, *(entry.name for entry in loaded.entries))
 
 
-def _entries_to_show(loaded: Loaded, name: str) -> list[Entry]:
+def _entries_to_show(loaded: LoadedPlugin, name: str) -> list[Entry]:
     """All entries of a plugin if the name is the plugin's; otherwise only the entry with that name."""
     short = name.rpartition(":")[2]
     if short in (loaded.name, loaded.distribution):
@@ -100,7 +100,7 @@ def _entries_to_show(loaded: Loaded, name: str) -> list[Entry]:
     return [entry for entry in loaded.entries if entry.name == short]
 
 
-def _as_markdown(loaded: Loaded, entries: Sequence[Entry]) -> str:
+def _as_markdown(loaded: LoadedPlugin, entries: Sequence[Entry]) -> str:
     parts = [f"# {loaded.distribution} {loaded.version}", "", _about(loaded), ""]
     for entry in entries:
         about = _first_line(entry.factory)
@@ -112,7 +112,7 @@ def _as_markdown(loaded: Loaded, entries: Sequence[Entry]) -> str:
     return "\n".join(parts)
 
 
-def _as_text(loaded: Loaded, entries: Sequence[Entry]) -> str:
+def _as_text(loaded: LoadedPlugin, entries: Sequence[Entry]) -> str:
     lines = [f"{loaded.name}: {loaded.distribution} {loaded.version}, API {loaded.api}, {loaded.origin}"]
     if _about(loaded):
         lines.append(f"  {_about(loaded)}")
@@ -204,7 +204,7 @@ def _word(entry: Entry) -> str:
     return entry.kind.removesuffix("s").capitalize()
 
 
-def _about(loaded: Loaded) -> str:
+def _about(loaded: LoadedPlugin) -> str:
     return (getattr(loaded.module, "__doc__", None) or "").strip().split("\n")[0]
 
 
