@@ -1,4 +1,4 @@
-"""What will and will not work on this machine."""
+"""Checks what works on this machine: versions, devices, quantizers, disks, the hub and plugins."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "note", "wrong"]
 PLUGIN_LIMIT = foreign.IMPORT_LIMIT + 120
-"""Seconds that the import of the plugins may take."""
+"""Most seconds for the import of all plugins."""
 SMALL_DISK = 10 * 2**30
 WORST_ERROR = 0.2
-"""Relative error of a quantized layer's output from which on it is taken for broken."""
+"""Largest relative error of a quantized layer's output; a larger one means that it is broken."""
 DISTRIBUTION = "rlhf-peft"
 TESTED = "constraints.txt"
 BUILT_FOR_TORCH = ("torchvision", "torchaudio", "xformers", "torchcodec")
-"""Packages whose compiled code fits one release of torch alone, which their metadata names."""
+"""Packages whose compiled code works with only one release of torch, which their metadata names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """Releases that do not go together, each within its bounds.
+    """Releases of packages that do not work together, although each is within its bounds.
 
     Attributes:
         versions: distribution to its releases, as a specifier.
@@ -60,34 +60,38 @@ BAD_COMBINATIONS = (
         "pip uninstall kernels, or set HF_HUB_OFFLINE=1.",
     ),
 )
-"""Known to be bad; whoever finds another one adds it."""
+"""Combinations that are known not to work; a new one is added here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: was looked at.
+        what: was checked.
         state: ok, note (works, with a limit) or wrong.
-        found: what is there.
-        remedy: what to do about it.
+        detail: what was found.
+        remedy: what to do about it; empty where nothing has to be done.
     """
 
     what: str
     state: State
-    found: str
+    detail: str
     remedy: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """The finding for `--json`, in which the detail is called `found`."""
+        return {"what": self.what, "state": self.state, "found": self.detail, "remedy": self.remedy}
 
 
 def checks(*, no_plugins: bool = False) -> Iterator[Finding]:
-    """Everything that is looked at, one after the other; what fails to be looked at is itself a finding."""
-    looks = (_python, _packages, _combinations, _device, _memory, _quantization, _disk, _hub)
-    for look in looks if no_plugins else (*looks, _plugins):
+    """Run all checks one after the other; a check that raises is itself a finding."""
+    check_functions = (_python, _packages, _combinations, _device, _memory, _quantization, _disk, _hub)
+    for check in check_functions if no_plugins else (*check_functions, _plugins):
         try:
-            yield from look()
-        except Exception as error:  # a broken installation may raise anything, and is what we are asked about
-            yield Finding(look.__name__.strip("_"), "wrong", f"{type(error).__name__}: {error}")
+            yield from check()
+        except Exception as error:  # a broken installation may raise anything
+            yield Finding(check.__name__.strip("_"), "wrong", f"{type(error).__name__}: {error}")
 
 
 def _python() -> Iterator[Finding]:
@@ -101,33 +105,43 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """Installed versions against the bounds of this package, and against the versions that were tested."""
+    """Compare installed versions with the bounds of this package, and with the versions that were tested."""
     try:
-        wanted = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or ()]
+        requirements = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or ()]
     except importlib.metadata.PackageNotFoundError:
         yield Finding(
             "packages", "note", "rlhf-peft is not installed, it runs from its source.", "pip install -e ."
         )
         return
     newest, newer = tested(), []
-    for need in (need for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})):
-        there = _version(need.name)
-        if there is None:
-            yield Finding(need.name, "wrong", "is not installed.", f"pip install '{need}'")
+    for requirement in (
+        requirement
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ):
+        installed = _version(requirement.name)
+        if installed is None:
+            yield Finding(requirement.name, "wrong", "is not installed.", f"pip install '{requirement}'")
             continue
-        pin = newest.get(canonicalize_name(need.name))
-        if not need.specifier.contains(Version(there).base_version, prereleases=True):
-            above = pin is not None and Version(there) > pin
-            told = (
-                f"{there} was never tried: {need.specifier} is."
+        pin = newest.get(canonicalize_name(requirement.name))
+        if not requirement.specifier.contains(Version(installed).base_version, prereleases=True):
+            above = pin is not None and Version(installed) > pin
+            detail = (
+                f"{installed} was never tried: {requirement.specifier} is."
                 if above
-                else f"{there}, and {need.specifier} is needed."
+                else f"{installed}, and {requirement.specifier} is needed."
             )
-            yield Finding(need.name, "note" if above else "wrong", told, f"pip install '{need}'")
-        elif pin is not None and Version(there) > pin and Version(there).base_version != pin.base_version:
-            newer.append(f"{need.name} {there} ({pin})")
-        elif need.name in PACKAGES:
-            yield Finding(need.name, "ok", there)
+            yield Finding(
+                requirement.name, "note" if above else "wrong", detail, f"pip install '{requirement}'"
+            )
+        elif (
+            pin is not None
+            and Version(installed) > pin
+            and Version(installed).base_version != pin.base_version
+        ):
+            newer.append(f"{requirement.name} {installed} ({pin})")
+        elif requirement.name in PACKAGES:
+            yield Finding(requirement.name, "ok", installed)
     if newer:
         yield Finding(
             "versions",
@@ -145,7 +159,7 @@ def _version(name: str) -> str | None:
 
 
 def tested() -> dict[str, Version]:
-    """The versions of `constraints.txt`, by canonical name: the newest with which all tests were passed."""
+    """The versions of `constraints.txt`, by canonical name: the newest with which all tests passed."""
     inside = Path(__file__).parent / "assets" / TESTED
     file = inside if inside.is_file() else Path(__file__).parents[1] / TESTED
     if not file.is_file():
@@ -155,11 +169,11 @@ def tested() -> dict[str, Version]:
 
 
 def _combinations() -> Iterator[Finding]:
-    """Packages that are installed beside one another and do not go together."""
+    """Find installed packages that do not work together."""
     torch = _version("torch")
     for name in BUILT_FOR_TORCH:
-        there = _version(name)
-        pins = [Requirement(text) for text in (importlib.metadata.requires(name) or ())] if there else []
+        installed = _version(name)
+        pins = [Requirement(text) for text in (importlib.metadata.requires(name) or ())] if installed else []
         for pin in pins:
             if (
                 pin.name == "torch"
@@ -169,16 +183,19 @@ def _combinations() -> Iterator[Finding]:
                 yield Finding(
                     name,
                     "wrong",
-                    f"{there} is built for torch{pin.specifier}, and torch is {torch}: what imports it, transformers "
-                    "too, may fail.",
+                    f"{installed} is built for torch{pin.specifier}, and torch is {torch}: what imports it, "
+                    "transformers too, may fail.",
                     f"pip uninstall {name}, or install the one for this torch.",
                 )
     for combination in BAD_COMBINATIONS:
-        found = {name: _version(name) or "" for name in combination.versions}
-        bad = (SpecifierSet(combination.versions[name]) for name in found)
-        if all(version and some.contains(version) for version, some in zip(found.values(), bad, strict=True)):
-            told = " with ".join(f"{name} {version}" for name, version in found.items())
-            yield Finding("combination", "note", f"{told}: {combination.trouble}", combination.remedy)
+        versions = {name: _version(name) or "" for name in combination.versions}
+        bad = (SpecifierSet(combination.versions[name]) for name in versions)
+        if all(
+            version and specifier.contains(version)
+            for version, specifier in zip(versions.values(), bad, strict=True)
+        ):
+            names = " with ".join(f"{name} {version}" for name, version in versions.items())
+            yield Finding("combination", "note", f"{names}: {combination.trouble}", combination.remedy)
 
 
 def _device() -> Iterator[Finding]:
@@ -194,9 +211,9 @@ def _device() -> Iterator[Finding]:
                 "Look at nvidia-smi: driver?",
             )
         elif shutil.which("nvidia-smi"):
-            told = "there is an NVIDIA driver, and torch is built without CUDA."
+            detail = "there is an NVIDIA driver, and torch is built without CUDA."
             yield Finding(
-                "GPU", "wrong", told, "Install torch for your driver: https://pytorch.org/get-started"
+                "GPU", "wrong", detail, "Install torch for your driver: https://pytorch.org/get-started"
             )
         else:
             yield Finding("GPU", "note", f"none; {os.cpu_count()} CPU cores. Small models train on them.")
@@ -207,19 +224,19 @@ def _device() -> Iterator[Finding]:
         half = (
             "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16: fp16 or float32"
         )
-        told = f"{card.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GB free, {half}"
-        yield Finding(f"GPU {index}", "ok" if free > total / 2 else "note", told)
+        detail = f"{card.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GB free, {half}"
+        yield Finding(f"GPU {index}", "ok" if free > total / 2 else "note", detail)
 
 
 def _memory() -> Iterator[Finding]:
     import psutil
 
-    found = psutil.virtual_memory()
-    yield Finding("memory", "ok", f"{found.available / 2**30:.1f} of {found.total / 2**30:.1f} GB free")
+    memory = psutil.virtual_memory()
+    yield Finding("memory", "ok", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GB free")
 
 
 def _quantization() -> Iterator[Finding]:
-    """Quantize a model and multiply for real: a package imports where it cannot work, too."""
+    """Quantize a small model and compute with it, because a package may import and yet not work."""
     import torch
 
     from .engine import BaseSpec
@@ -249,13 +266,13 @@ def _quantizer(name: str, spec: BaseSpec) -> Finding:
 
 def _disk() -> Iterator[Finding]:
     for what, place in (("disk here", Path.cwd()), ("disk for models", _cache())):
-        there = next(p for p in (place, *place.parents) if p.exists())
-        free = shutil.disk_usage(there).free
-        told = f"{free / 2**30:.0f} GB free at {there}"
+        existing = next(p for p in (place, *place.parents) if p.exists())
+        free = shutil.disk_usage(existing).free
+        detail = f"{free / 2**30:.0f} GB free at {existing}"
         yield Finding(
             what,
             "ok" if free > SMALL_DISK else "note",
-            told,
+            detail,
             "" if free > SMALL_DISK else "An 8B model is 16 GB.",
         )
     try:
@@ -278,36 +295,36 @@ def _hub() -> Iterator[Finding]:
     if HF_HUB_OFFLINE:
         yield Finding("hub", "note", "HF_HUB_OFFLINE is set: models come from folders and the cache only.")
     else:
-        told = (
+        detail = (
             "a token is there" if get_token() else "no token; public models need none (else: hf auth login)"
         )
-        yield Finding("hub", "ok", told)
+        yield Finding("hub", "ok", detail)
 
 
 def _plugins() -> Iterator[Finding]:
-    """Plugins are imported in a process of their own: one of them may end it, or never come back."""
-    rows, _ = _listed({}, None)
+    """Import the plugins in another process, because one of them may end the process or never return."""
+    rows, _ = _list_plugins({}, None)
     if rows is None:
-        yield from _fatal()
+        yield from _crashing_plugins()
         return
     for row in rows:
-        called = f"plugin {row['name']} ({row['distribution']} {row['version']})"
+        plugin = f"plugin {row['name']} ({row['distribution']} {row['version']})"
         if row["status"] == "broken":
             remedy = f"rlhf-peft plugins uninstall {row['distribution']}"
-            yield Finding("plugin", "wrong", f"{called} was left out: {row['reason']}", remedy)
+            yield Finding("plugin", "wrong", f"{plugin} was left out: {row['reason']}", remedy)
         for note in row["notes"]:
-            yield Finding("plugin", "note", f"{called} {note} as it was imported")
+            yield Finding("plugin", "note", f"{plugin} {note} as it was imported")
     working = {row["distribution"] for row in rows if row["status"] == "ok"}
     yield Finding("plugins", "ok", f"{len(working)} distributions bring something")
 
 
-def _fatal() -> Iterator[Finding]:
-    """The plugins that end the process that imports them, found by importing each alone."""
-    there = [point for point in entry_points.points(entry_points.PLUGINS) if not point.disabled]
-    for point in there:
-        others = {name for other in there if other is not point for name in (other.name, other.distribution)}
+def _crashing_plugins() -> Iterator[Finding]:
+    """Find the plugins that end the process that imports them, by importing each alone."""
+    points = [point for point in entry_points.points(entry_points.PLUGINS) if not point.disabled]
+    for point in points:
+        others = {name for other in points if other is not point for name in (other.name, other.distribution)}
         names = ",".join(sorted(others - {point.name, point.distribution}))
-        rows, ended = _listed({entry_points.DISABLE: names}, subprocess.DEVNULL)
+        rows, ended = _list_plugins({entry_points.DISABLE: names}, subprocess.DEVNULL)
         if rows is None:
             yield Finding(
                 "plugin",
@@ -317,8 +334,18 @@ def _fatal() -> Iterator[Finding]:
             )
 
 
-def _listed(variables: Mapping[str, str], stderr: int | None) -> tuple[list[dict[str, Any]] | None, str]:
-    """The rows of `plugins list`, as another process tells them; None, and how that ended, where it tells none."""
+def _list_plugins(
+    variables: Mapping[str, str], stderr: int | None
+) -> tuple[list[dict[str, Any]] | None, str]:
+    """Run `plugins list` in another process.
+
+    Args:
+        variables: of the environment, beside this process's own.
+        stderr: of the process, as for `subprocess.run`.
+
+    Returns:
+        The rows and an empty text; or None and how the process ended, where it returned no rows.
+    """
     command = [sys.executable, "-m", "rlhf_peft", "plugins", "list", "--json"]
     try:
         done = subprocess.run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import typer
 
@@ -16,10 +15,10 @@ def doctor(context: typer.Context, as_json: Json = False) -> None:
 
     results = list(checks(no_plugins=context.obj.no_plugins))
     if as_json:
-        print(json.dumps([asdict(check) for check in results], indent=2))
+        print(json.dumps([check.as_dict() for check in results], indent=2))
     else:
         for check in results:
             remedy = f" {check.remedy}" if check.remedy else ""
-            print(f"{check.state:<5}  {check.what}: {check.found}{remedy}")
+            print(f"{check.state:<5}  {check.what}: {check.detail}{remedy}")
     if any(check.state == "wrong" for check in results):
         raise typer.Exit(1)

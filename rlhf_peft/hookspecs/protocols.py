@@ -56,7 +56,7 @@ class Sampler(Protocol):
     """Samples completions.
 
     A sampler that needs something outside, such as a server, may also have a method `ready()`. It is called before the
-    model is loaded, and raises SamplerError where that is not available. It is not called where a recipe is only checked.
+    model is loaded, and raises SamplerError where that is not available. It is not called while recipes are checked.
 
     Attributes:
         provides: a subset of "logps" (sampler_logps are set), "row_seeds" (a row depends on its seed alone) and

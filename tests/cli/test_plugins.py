@@ -356,7 +356,7 @@ class Fake:
 
 @pytest.fixture
 def pip(monkeypatch):
-    monkeypatch.setattr(installer, "is_uvs", lambda: False)
+    monkeypatch.setattr(installer, "is_uv_environment", lambda: False)
 
 
 def test_install_shows_what_changes_and_asks(pip, monkeypatch, capsys):
@@ -414,7 +414,7 @@ def test_uninstall_asks_and_removes_the_distribution(letters, pip, monkeypatch, 
 
 
 def test_uvs_environment_is_changed_by_uv(monkeypatch):
-    monkeypatch.setattr(installer, "is_uvs", lambda: True)
+    monkeypatch.setattr(installer, "is_uv_environment", lambda: True)
     monkeypatch.setattr(installer.shutil, "which", lambda name: "/bin/uv")
     told = "Would install 3 packages\n - pluggy==1.0\n + pluggy==9.0\n + rlhf-peft-x==0.1.0\n ~ y @ file:///tmp/y\n"
     fake = Fake(monkeypatch, stderr=told)
@@ -431,11 +431,11 @@ def test_uvs_environment_is_changed_by_uv(monkeypatch):
 
 def test_whose_environment_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(installer.sys, "prefix", str(tmp_path))
-    assert not installer.is_uvs()
+    assert not installer.is_uv_environment()
     (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\nuv = 0.9.1\n")
-    assert installer.is_uvs()
+    assert installer.is_uv_environment()
     (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin/uv = 3\n")
-    assert not installer.is_uvs()
+    assert not installer.is_uv_environment()
 
 
 def test_changes_in_words():

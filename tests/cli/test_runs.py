@@ -117,18 +117,18 @@ def test_the_doctor_compares_versions_with_those_that_were_tested(with_versions)
     assert newest["torch"] and newest["transformers"] and newest["ruff"]
     found = with_versions(transformers="5.999.0", peft="0.1.0", rich=None)
     assert found["versions"].state == "note"
-    assert f"transformers 5.999.0 ({newest['transformers']})" in found["versions"].found
+    assert f"transformers 5.999.0 ({newest['transformers']})" in found["versions"].detail
     for name, there, command in (
         ("peft", "0.1.0, and <1,>=", "pip install 'peft<1,>="),
         ("rich", "is not installed", "pip install 'rich<"),
     ):
-        assert found[name].state == "wrong" and found[name].found.startswith(there)
+        assert found[name].state == "wrong" and found[name].detail.startswith(there)
         assert found[name].remedy.startswith(command)
 
 
 def test_the_doctor_notes_what_is_newer_than_the_bounds(with_versions):
     found = with_versions(torch="2.99.0")["torch"]
-    assert found.state == "note" and found.found.startswith("2.99.0 was never tried: <")
+    assert found.state == "note" and found.detail.startswith("2.99.0 was never tried: <")
     assert found.remedy.startswith("pip install 'torch<")
 
 
@@ -147,8 +147,8 @@ def test_the_doctor_names_combinations_that_are_bad(with_versions, monkeypatch):
         ),
     )
     found = with_versions(torchvision="0.16.0", kernels="0.12.0")
-    assert found["torchvision"].state == "wrong" and "built for torch==2.1.0" in found["torchvision"].found
-    assert found["combination"].state == "note" and "kernels 0.12.0" in found["combination"].found
+    assert found["torchvision"].state == "wrong" and "built for torch==2.1.0" in found["torchvision"].detail
+    assert found["combination"].state == "note" and "kernels 0.12.0" in found["combination"].detail
     assert "torchvision" not in with_versions(torchvision=None) and "combination" not in with_versions()
 
 
