@@ -24,7 +24,7 @@ def read_small(path: Path, most: int) -> bytes:
         TooLarge: it has more, or is a device, a pipe or a socket, which may never end.
         OSError: it cannot be read.
     """
-    # A pipe that nobody writes into would wait here for ever if it were opened first.
+    # Opening a pipe that nobody writes to would block for ever, so the type is checked first.
     if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
         raise TooLarge(f"{path}: a device or a pipe, not a file")
     with path.open("rb") as file:

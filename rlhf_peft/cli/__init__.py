@@ -32,18 +32,18 @@ from ..errors import (
 from ..redact import scrub
 from .app import PROGRAM, app
 from .options import Settings
-from .terminal import only_visible
+from .terminal import escaped_output
 
 __all__ = ["execute", "main"]
 
 _exit = os._exit
 """The real `os._exit`: while a plugin's code runs, `os._exit` is replaced by a function that raises."""
 
-ELSEWHERE = "Name another place to write to, or change its permissions."
-ROOM = "Make room on that disk, or name a place on another one."
-FILE_SYSTEM = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ELSEWHERE),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
+ADVICE_PLACE = "Name another place to write to, or change its permissions."
+ADVICE_SPACE = "Make room on that disk, or name a place on another one."
+FILE_SYSTEM_ERRORS = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ADVICE_PLACE),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ADVICE_SPACE),
     **dict.fromkeys(
         (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), "Look at the path."
     ),
@@ -61,10 +61,10 @@ class HungUp(Terminated):
     """SIGHUP was received: the terminal was closed, or the connection to it was lost."""
 
 
-ENDS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}
+SIGNALS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}
 """Name of each signal that ends a command, and the exception that is raised for it."""
-CODES = {KeyboardInterrupt: EXIT_INTERRUPTED, Terminated: EXIT_TERMINATED, HungUp: EXIT_HUNG_UP}
-WORDS = {KeyboardInterrupt: "interrupted", Terminated: "terminated", HungUp: "hung up"}
+EXIT_CODES = {KeyboardInterrupt: EXIT_INTERRUPTED, Terminated: EXIT_TERMINATED, HungUp: EXIT_HUNG_UP}
+ENDINGS = {KeyboardInterrupt: "interrupted", Terminated: "terminated", HungUp: "hung up"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -83,7 +83,7 @@ def execute(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    with only_visible(), _signals():
+    with escaped_output(), _signals():
         try:
             _invoke(arguments, settings)
             sys.stdout.flush()
@@ -135,8 +135,8 @@ def _report_error(error: BaseException, settings: Settings) -> int:
         _print_error("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, KeyboardInterrupt):
         kind = next(kind for kind in (HungUp, Terminated, KeyboardInterrupt) if isinstance(error, kind))
-        _print_error(_with_notes(WORDS[kind], error))
-        return CODES[kind]
+        _print_error(_with_notes(ENDINGS[kind], error))
+        return EXIT_CODES[kind]
     if isinstance(error, RlhfPeftError):
         _print_error(
             _with_notes(f"{'stopped (exit 3)' if error.exit_code == 3 else 'error'}: {error}", error)
@@ -145,7 +145,7 @@ def _report_error(error: BaseException, settings: Settings) -> int:
     if hasattr(error, "format_message"):
         _print_error(f"error: {_usage(error)}")
         return EXIT_USAGE
-    if isinstance(error, OSError) and error.errno in FILE_SYSTEM:
+    if isinstance(error, OSError) and error.errno in FILE_SYSTEM_ERRORS:
         _print_error(_with_notes(f"error: {_refused(error)}", error))
         return EXIT_FAILED
     message = " ".join(str(error).split())
@@ -165,7 +165,7 @@ def _refused(error: OSError) -> str:
     """What the file system refused, in one sentence, and what to do about it."""
     where = f"{error.filename}: " if error.filename else ""
     assert error.errno is not None
-    return f"{where}{os.strerror(error.errno)}. {FILE_SYSTEM[error.errno]}"
+    return f"{where}{os.strerror(error.errno)}. {FILE_SYSTEM_ERRORS[error.errno]}"
 
 
 def _usage(error: Any) -> str:
@@ -212,7 +212,7 @@ def _signals() -> Iterator[None]:
     A signal that is ignored stays ignored: SIGHUP under nohup.
     """
     signals_received = 0
-    raised = {getattr(signal, name): error for name, error in ENDS.items() if hasattr(signal, name)}
+    raised = {getattr(signal, name): error for name, error in SIGNALS.items() if hasattr(signal, name)}
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal signals_received
@@ -221,7 +221,7 @@ def _signals() -> Iterator[None]:
             raise raised[number]
         if signals_received == 2:
             _end_at_once()
-        _exit(CODES[raised[number]])
+        _exit(EXIT_CODES[raised[number]])
 
     try:
         before = {

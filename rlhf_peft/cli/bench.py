@@ -1,4 +1,4 @@
-"""`rlhf-peft bench`: a few steps of a recipe on this machine, measured."""
+"""`rlhf-peft bench`: measure a few steps of a recipe on this machine."""
 
 from __future__ import annotations
 

@@ -37,10 +37,10 @@ def data(
 ) -> None:
     """Format, rows, duplicates, lengths, length bias, and which method suits. Exit 1 where rows cannot be used."""
     from ..data.inspect import inspect, model_encoder
-    from .progress import rows_shown
+    from .progress import row_progress
 
     mapping = None if columns is None else _mapping(columns)
-    with rows_shown(as_json=as_json):
+    with row_progress(as_json=as_json):
         inspection = inspect(
             source,
             split=split,

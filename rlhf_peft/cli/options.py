@@ -184,7 +184,7 @@ def add_code_of(registry: Registry, run: Path, recipe: Recipe) -> list[str]:
 
 
 def defines(file: Path, name: str) -> bool:
-    """Whether a file defines a function of that name; it is read, not run."""
+    """Whether a Python file defines a function of that name; the file is parsed, and not executed."""
     import ast
 
     try:
@@ -207,7 +207,7 @@ def open_recipe(
     quiet: bool = False,
     as_json: bool = False,
 ) -> tuple[Recipe, Registry]:
-    """A checked recipe and the registry it was checked against."""
+    """Load a recipe; returns it with the registry it was checked against."""
     from ..recipe import load
 
     registry = open_registry(settings, plugins, strict=strict, quiet=quiet, as_json=as_json)

@@ -13,26 +13,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ..data.progress import watched
 from ..runs.headlines import live
-from .terminal import Visible, make_console
+from .terminal import EscapingStream, make_console
 
 LINES_PER_STAGE = 10
-ROWS_A_LINE = 200_000
-"""Rows of a file of unknown length after which a line is written."""
+ROWS_PER_LINE = 200_000
+"""A line is written after this many rows of a file of unknown length."""
 
 
 def describe(metrics: Mapping[str, float]) -> str:
     """The most important metrics in one line of text."""
-    shown = [(h.label, metrics[h.name]) for h in live() if metrics.get(h.name) is not None]
-    each = [
+    parts = [(h.label, metrics[h.name]) for h in live() if metrics.get(h.name) is not None]
+    single_rewards = [
         (key.split("/")[1], metrics[key])
         for key in metrics
         if key.startswith("rewards/") and key.endswith("/mean") and key.count("/") == 2
     ]
-    if len(each) > 1:
-        place = next((i for i, (name, _) in enumerate(shown, 1) if name == "reward"), 0)
-        shown[place:place] = each
+    if len(single_rewards) > 1:
+        place = next((i for i, (name, _) in enumerate(parts, 1) if name == "reward"), 0)
+        parts[place:place] = single_rewards
     return "  ".join(
-        f"{name} {value:.0f}" if abs(value) >= 100 else f"{name} {value:.3g}" for name, value in shown
+        f"{name} {value:.0f}" if abs(value) >= 100 else f"{name} {value:.3g}" for name, value in parts
     )
 
 
@@ -54,7 +54,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Plain:
+class PlainReporter:
     """Plain lines on stderr, about ten for each stage, so that a log file stays readable."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Plain:
         """A long pass over rows goes on; a line is written after every tenth of it."""
         if self._pass != what:
             self._pass, self._last_tenth, self._pass_begun = what, 0, time.monotonic()
-        tenth = done // ROWS_A_LINE if total is None else done * LINES_PER_STAGE // max(1, total)
+        tenth = done // ROWS_PER_LINE if total is None else done * LINES_PER_STAGE // max(1, total)
         if tenth > self._last_tenth:
             self._last_tenth = tenth
             of = "" if total is None else f" of {total:,}"
@@ -100,7 +100,7 @@ class Plain:
         """There is nothing to close."""
 
 
-class Live:
+class BarReporter:
     """A progress bar for each stage, with the most important metrics and the time left."""
 
     def __init__(self) -> None:
@@ -117,8 +117,8 @@ class Live:
         self._passes: dict[str, TaskID] = {}
         self._before = sys.stdout, sys.stderr
         self._progress.start()
-        # rich has put streams of its own there, which draw what is printed above the bars.
-        sys.stdout, sys.stderr = Visible(sys.stdout), Visible(sys.stderr)
+        # rich has replaced both streams by its own, which print text above the bars.
+        sys.stdout, sys.stderr = EscapingStream(sys.stdout), EscapingStream(sys.stderr)
 
     def stage(self, name: str, total: int) -> None:
         """A stage of `total` updates begins."""
@@ -144,20 +144,20 @@ class Live:
         self._progress.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bars, and restore the streams."""
         self._progress.stop()
         sys.stdout, sys.stderr = self._before
 
 
-class Quiet(Plain):
+class QuietReporter(PlainReporter):
     """A reporter that prints nothing."""
 
     def say(self, text: str) -> None:
         """Print nothing."""
 
 
-class Lines:
-    """One JSON object a line on stderr, for programs: `event` is stage, step, rows or note."""
+class JsonReporter:
+    """A reporter for programs: JSON objects on stderr, one on each line; `event` is stage, step, rows or note."""
 
     def stage(self, name: str, total: int) -> None:
         """A stage of `total` updates begins."""
@@ -184,19 +184,19 @@ class Lines:
         print(json.dumps(event, ensure_ascii=False), file=sys.stderr, flush=True)
 
 
-def reporter(*, quiet: bool = False, as_json: bool = False) -> Plain | Live | Lines:
+def reporter(*, quiet: bool = False, as_json: bool = False) -> PlainReporter | BarReporter | JsonReporter:
     """The reporter for the options given: silent, JSON lines, bars on a terminal, or plain lines."""
     if quiet:
-        return Quiet()
+        return QuietReporter()
     if as_json:
-        return Lines()
-    return Live() if sys.stderr.isatty() else Plain()
+        return JsonReporter()
+    return BarReporter() if sys.stderr.isatty() else PlainReporter()
 
 
 @contextmanager
-def rows_shown(*, as_json: bool = False) -> Iterator[None]:
+def row_progress(*, as_json: bool = False) -> Iterator[None]:
     """Show the progress of long passes over rows inside the block; short passes show nothing."""
-    reporters: list[Plain | Live | Lines] = []
+    reporters: list[PlainReporter | BarReporter | JsonReporter] = []
 
     def watch(what: str, done: int, total: int | None) -> None:
         if not reporters:

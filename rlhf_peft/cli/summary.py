@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..runs.headlines import HEADLINES, headline
-from .terminal import make_console, visible
+from .terminal import escape, make_console
 
 if TYPE_CHECKING:
     from ..api import Result
@@ -113,9 +113,9 @@ def _samples(console: Console, samples: list[dict[str, Any]]) -> None:
     for sample in samples[:SHOWN]:
         prompt = sample["prompt"]
         text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-        # What a model writes is no markup.
+        # A model's text must not be read as markup.
         parts = (text, sample["before"], sample["after"])
-        table.add_row(*(Text(visible(part.strip())) for part in parts))
+        table.add_row(*(Text(escape(part.strip())) for part in parts))
     console.print(table)
 
 

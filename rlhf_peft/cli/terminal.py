@@ -2,8 +2,8 @@
 
 Names of columns and rewards, messages of exceptions and texts of a model may hold control characters, which clear the
 screen, set its title, or change the order of lines. They are shown as `\\u001b`. All that is printed goes through
-`Visible`, which replaces sys.stdout and sys.stderr while a command runs. rich's own control sequences bypass it; the
-text that rich is given goes through `make_console`.
+`EscapingStream`, which replaces sys.stdout and sys.stderr while a command runs. rich's own control sequences bypass it;
+the text that rich is given goes through `make_console`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ BARS = "tqdm"
 """The one library that draws progress bars of downloads itself, with control characters of its own."""
 
 
-def visible(text: str) -> str:
-    r"""The text with its control characters written out: `\u001b` for ESC; tabs and new lines stay."""
+def escape(text: str) -> str:
+    r"""The text with its control characters escaped: `\u001b` for ESC; tabs and new lines stay."""
     return _CONTROL.sub(_escaped, text)
 
 
@@ -40,7 +40,7 @@ def _escaped(match: re.Match[str]) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-class Lasting:
+class HangupSafeStream:
     """A stream that discards all output, without an error, once its terminal is gone.
 
     Args:
@@ -73,7 +73,7 @@ class Lasting:
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            # What Python still has in its buffer goes nowhere, too.
+            # What is still in Python's buffer is discarded too.
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
@@ -87,7 +87,7 @@ class Lasting:
         return hash(self.stream)
 
 
-class Visible(Lasting):
+class EscapingStream(HangupSafeStream):
     """A stream on which control characters of printed text are made visible."""
 
     @property
@@ -101,15 +101,15 @@ class Visible(Lasting):
     def write(self, text: str) -> int:
         """Write a text; returns its length."""
         foreign = _CONTROL.search(text) and sys._getframe(1).f_globals.get("__name__", "").startswith(BARS)
-        super().write(text if foreign else visible(text))
+        super().write(text if foreign else escape(text))
         return len(text)
 
 
 @contextmanager
-def only_visible() -> Iterator[None]:
-    """Send all that is printed inside the block through `Visible`."""
+def escaped_output() -> Iterator[None]:
+    """Send all that is printed inside the block through `EscapingStream`."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Visible(Lasting(stream)) for stream in before)  # type: ignore[arg-type]
+    sys.stdout, sys.stderr = (EscapingStream(HangupSafeStream(stream)) for stream in before)  # type: ignore[arg-type]
     try:
         yield
     finally:
@@ -127,16 +127,16 @@ def make_console(*, stderr: bool = False) -> Console:
     class Plain(Console):
         def render_str(self, text: str, **how: Any) -> Text:
             return super().render_str(
-                visible(text), **{**how, "markup": False, "highlight": False, "emoji": False}
+                escape(text), **{**how, "markup": False, "highlight": False, "emoji": False}
             )
 
         def render(
             self, renderable: RenderableType, options: ConsoleOptions | None = None
         ) -> Iterator[Segment]:
             if isinstance(renderable, Text) and _CONTROL.search(renderable.plain):
-                renderable = Text(visible(renderable.plain), style=renderable.style)
+                renderable = Text(escape(renderable.plain), style=renderable.style)
             yield from super().render(renderable, options)
 
     stream: Any = sys.stderr if stderr else sys.stdout
-    below = getattr(stream, "rich_proxied_file", stream)
-    return Plain(soft_wrap=False, markup=False, highlight=False, emoji=False, file=below, stderr=stderr)
+    raw_stream = getattr(stream, "rich_proxied_file", stream)
+    return Plain(soft_wrap=False, markup=False, highlight=False, emoji=False, file=raw_stream, stderr=stderr)

@@ -43,7 +43,7 @@ class ResumePoint:
         recorded = self.manifest.get("artifacts", {})
         damaged_names = [name for name in lost_files(folder.path, self.adapters) if name in recorded]
         restore(folder.path, self.adapters)
-        # What was written after the checkpoint is another file too, and is no damage.
+        # A file that was written again after the checkpoint differs too, but is not damaged.
         restored = [name for name in damaged_names if recorded[name] == self.adapters[name]]
         if restored:
             log.warning(RESTORED, folder.path, ", ".join(restored))

@@ -22,7 +22,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Options(BaseModel):
-    """Base of every plugin's options: unknown keys are refused, every field is described."""
+    """Base class of every plugin's options: unknown keys are refused, and every field needs a description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 

@@ -17,10 +17,10 @@ from ..types import (
 
 
 class TokenDecoder(Protocol):
-    """Rows that are being decoded, one token a step.
+    """Decodes a batch of rows, one token for each row in a step.
 
     Attributes:
-        logits: [B, V] after what every row has so far; at the beginning, after its prompt.
+        logits: [B, V], of the next token of every row; at the beginning, of the first one after its prompt.
     """
 
     logits: Tensor
@@ -56,7 +56,7 @@ class PolicyView(Protocol):
     vocab_size: int
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of some tokens, special tokens left out."""
+        """The text of some tokens, without special tokens."""
         ...
 
     def decoder(self) -> AbstractContextManager[nn.Module]:
@@ -117,7 +117,7 @@ class Prompt(Protocol):
 
 
 class RequestContext(Protocol):
-    """What an algorithm needs to make requests."""
+    """The context of a call to `Algorithm.requests`."""
 
     params: SamplingParams
 

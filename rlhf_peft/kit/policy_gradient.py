@@ -112,11 +112,11 @@ class AlgorithmBase:
 
     @classmethod
     def memory(cls, options: Any) -> MemoryNeeds:
-        """`num_generations` rows of each prompt."""
+        """The memory needs: `num_generations` rows of each prompt."""
         return MemoryNeeds(rows_per_prompt=options.num_generations)
 
     def requests(self, prompts: Sequence[Prompt], context: RequestContext) -> list[Request]:
-        """`num_generations` completions of each prompt."""
+        """Request `num_generations` completions of each prompt."""
         self.max_new_tokens = context.params.max_new_tokens
         return [
             Request(prompt.ids, group, context.seed(group, k), context.params, columns=prompt.columns)
@@ -191,7 +191,7 @@ class PolicyGradient(AlgorithmBase):
         self.step_metrics: dict[str, float] = {}
 
     def requests(self, prompts: Sequence[Prompt], context: RequestContext) -> list[Request]:
-        """`num_generations` completions of each prompt."""
+        """Request `num_generations` completions of each prompt."""
         if context.round == 0:
             self._prompts, self.step_metrics = len(prompts), {}
         return super().requests(prompts, context)
@@ -218,7 +218,7 @@ class PolicyGradient(AlgorithmBase):
         return Selection(train & among, zero_loss=None if zero_loss is None else zero_loss & among)
 
     def prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The advantages, [N] or [N, T]."""
+        """The column `advantages`, [N] or [N, T], and metrics to log."""
         advantages = self.advantages(batch, self.shaped(batch))
         return {"advantages": advantages}, self.describe(advantages, batch.mask & batch.train.unsqueeze(-1))
 

@@ -42,7 +42,7 @@ class Change:
     old: str | None
 
     def __str__(self) -> str:
-        """`+ name 1.0`, or `~ name 1.0 -> 1.1`."""
+        """The change as text: `+ name 1.0`, or `~ name 1.0 -> 1.1`."""
         if self.old is None:
             return f"+ {self.name} {self.new}"
         return f"~ {self.name} {self.old} -> {self.new}{' (again)' if self.old == self.new else ''}"

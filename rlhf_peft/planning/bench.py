@@ -107,7 +107,7 @@ def bench(
     Args:
         recipe: checked.
         registry: with its plugins.
-        reporter: is told of the steps.
+        reporter: shows the progress.
         steps: how many.
         trust_remote_code: run code from the model's repository.
 
@@ -127,15 +127,15 @@ def bench(
         peaks.lap("loading")
         run = RunFolder.create(Path(folder), recipe.name)
         ctx = Context(recipe, base, registry, run, recorded)
-        notes = _stand_ins(stage, ctx, registry)
+        notes = _add_untrained_roles(stage, ctx, registry)
         ctx.seed_everything(stage.name)
         # 3. The steps.
         if isinstance(short, RlStage):
-            phases = _rl(short, ctx, peaks, recorded)
+            phases = _run_rl(short, ctx, peaks, recorded)
         else:
             runner(stage.stage)(short, ctx)
             peaks.lap("update")
-            phases = _whole(recorded, peaks)
+            phases = _update_phase(recorded, peaks)
     reporter.close()
     return Bench(
         stage=stage.name,
@@ -170,7 +170,7 @@ def _is_cpu(recipe: Recipe) -> bool:
     return resolve_device(recipe.device).type != "cuda"
 
 
-def _stand_ins(stage: AnyStage, ctx: Context, registry: Registry) -> list[str]:
+def _add_untrained_roles(stage: AnyStage, ctx: Context, registry: Registry) -> list[str]:
     """Add untrained roles where an earlier stage would have trained them; returns a note for each."""
     if not isinstance(stage, RlStage):
         return []
@@ -185,7 +185,7 @@ def _stand_ins(stage: AnyStage, ctx: Context, registry: Registry) -> list[str]:
     return notes
 
 
-def _rl(stage: RlStage, ctx: Context, peaks: Peaks, recorded: _StepRecorder) -> dict[str, Phase]:
+def _run_rl(stage: RlStage, ctx: Context, peaks: Peaks, recorded: _StepRecorder) -> dict[str, Phase]:
     """Run the RL stage's steps without evaluation and without saving; returns its phases."""
     from ..stages.rl.loop import train_step
     from ..stages.rl.parts import build, load_roles
@@ -211,7 +211,7 @@ def _phases(steps: list[dict[str, float]], peaks: Peaks) -> dict[str, Phase]:
     return phases
 
 
-def _whole(recorded: _StepRecorder, peaks: Peaks) -> dict[str, Phase]:
+def _update_phase(recorded: _StepRecorder, peaks: Peaks) -> dict[str, Phase]:
     """The one phase of a stage that only updates; its metric `num_tokens` counts the tokens read so far."""
     seconds = _median(recorded.times)
     read = [metrics.get("num_tokens", 0.0) for metrics in recorded.metrics]

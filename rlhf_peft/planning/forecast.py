@@ -63,7 +63,7 @@ def precision_notes(recipe: Recipe, registry: Registry) -> list[str]:
 
 
 Again = Callable[[Sequence[str]], Plan]
-"""Plans a recipe with overrides."""
+"""A function from overrides to the plan of the recipe with them."""
 
 
 def _planned(

@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def peak(self) -> Phase:
-        """The phase that needs most."""
+        """The phase that needs the most memory."""
         return max(self.phases, key=lambda phase: phase.total)
 
     @property
@@ -64,5 +64,5 @@ Lengths = Callable[[StageBase, int], tuple[int, str]]
 """From a stage and a limit in tokens to the longest prompt or row in tokens, and a note on how that is known."""
 
 
-Evaluated = Callable[[RlStage], int]
+EvaluationPrompts = Callable[[RlStage], int]
 """From a stage to the number of held-out prompts that its evaluation answers."""

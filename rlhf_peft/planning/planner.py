@@ -11,7 +11,7 @@ from ..registry import Registry
 from ..trl_bridge.rows import micro_batch
 from . import sizes
 from .gpus import Budget
-from .plan import Evaluated, Lengths, Phase, Plan
+from .plan import EvaluationPrompts, Lengths, Phase, Plan
 from .rl_planner import RlPlanner
 from .shape import Shape
 
@@ -34,7 +34,7 @@ def make_plan(
     registry: Registry,
     budget: Budget,
     lengths: Lengths,
-    evaluated: Evaluated,
+    evaluated: EvaluationPrompts,
 ) -> Plan:
     """Plan all stages of a recipe.
 
@@ -70,7 +70,7 @@ class Planner:
         registry: Registry,
         budget: Budget,
         lengths: Lengths,
-        evaluated: Evaluated,
+        evaluated: EvaluationPrompts,
     ) -> None:
         self.recipe, self.shape, self.registry = recipe, shape, registry
         self.lengths, self.evaluated = lengths, evaluated

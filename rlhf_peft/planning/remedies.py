@@ -27,7 +27,7 @@ class Remedy:
 
 
 Again = Callable[[list[str]], Plan]
-"""Plans the recipe again with overrides."""
+"""A function from overrides to the plan of the recipe with them."""
 
 
 def candidates(recipe: Recipe, registry: Registry, *, gpu: bool) -> list[str]:

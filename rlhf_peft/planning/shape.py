@@ -1,4 +1,4 @@
-"""The shape of a model, from its configuration alone: no weights are read, any architecture of transformers.
+"""The shape of a model, read from its configuration without any weights, for all architectures of transformers.
 
 The model is made on the meta device, which holds no data; parameters are then counted exactly. Only sizes of
 activations are read from the configuration, under the names that most decoders use.

@@ -13,7 +13,7 @@ from .shape import Linear, Shape
 
 TILE = (4096, 32_768)
 SMALL_TENSOR = 4096
-"""Tensors with fewer values keep their optimizer state in 32 bits."""
+"""The optimizer state of tensors with fewer values than this is not quantized."""
 
 
 def weight_bytes(shape: Shape) -> int:
@@ -22,12 +22,12 @@ def weight_bytes(shape: Shape) -> int:
 
 
 def lora_values(layers: Sequence[Linear], r: int) -> int:
-    """Values of an adapter: r (in + out) for each layer."""
+    """Number of values of an adapter: r (in + out) for each layer."""
     return sum(r * (layer.inputs + layer.outputs) for layer in layers)
 
 
 def optimizer_bytes(layers: Sequence[Linear], r: int, head: int, optimizer: str) -> int:
-    """Two moments of each trained value: 8 bytes; 2 and their scales with an 8-bit optimizer."""
+    """Optimizer state: two moments of each trained value, 8 bytes; with an 8-bit optimizer 2 bytes and the scales."""
     sizes = [r * size for layer in layers for size in (layer.inputs, layer.outputs)] + (
         [head] if head else []
     )
@@ -47,7 +47,7 @@ def largest_layer(shape: Shape) -> int:
 
 
 def cache_bytes(shape: Shape, tokens: int) -> int:
-    """Keys and values of so many tokens: 2 n layers x heads x size x d."""
+    """Keys and values of n tokens: 2 n layers x heads x size x d."""
     return 2 * tokens * shape.layers * shape.kv_heads * shape.head_size * shape.itemsize
 
 

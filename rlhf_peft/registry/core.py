@@ -243,11 +243,11 @@ class Registry:
         return check_requirement(requirement, loaded, self.broken, self.no_plugins, self.disabled)
 
     def versions(self) -> dict[str, str]:
-        """Distribution to version of every plugin that works; a file has the hash of its contents."""
+        """The versions of all plugins that work, by distribution; the version of a file is its hash."""
         return {loaded.distribution: loaded.version for loaded in self.plugins}
 
     def describe(self) -> list[dict[str, Any]]:
-        """Each working plugin: name, distribution, version, api, origin, registrations, observed hooks, notes."""
+        """All plugins that work, as plain data: name, distribution, version, api, origin, entries, hooks and notes."""
         return [
             {
                 "name": loaded.name,

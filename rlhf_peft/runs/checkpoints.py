@@ -47,7 +47,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """`<stage>-<step>` or `<stage>-done`."""
+        """The name: `<stage>-<step>` or `<stage>-done`."""
         return self.path.name
 
 

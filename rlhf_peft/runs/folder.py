@@ -237,11 +237,11 @@ class RunFolder:
         self._line_files.append(file, rows)
 
     def lines(self) -> dict[str, int]:
-        """Bytes of each file of lines; of a folder that is not made yet, those that it will have."""
+        """The size in bytes of metrics.jsonl and samples.jsonl; of a folder that is not made yet, as they will be."""
         return self._line_files.sizes() if self.is_made else dict(self._lines)
 
     def line_hashes(self) -> dict[str, str]:
-        """sha256 of each file of lines as far as it is written; of a folder that is not made yet, none."""
+        """The sha256 of metrics.jsonl and samples.jsonl as they are now; empty for a folder that is not made yet."""
         return self._line_files.hashes() if self.is_made else {}
 
     def sync(self) -> None:

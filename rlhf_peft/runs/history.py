@@ -56,7 +56,7 @@ class History:
 
     @property
     def status(self) -> str:
-        """running, done, failed, stopped or killed."""
+        """The status: running, done, failed, stopped or killed."""
         return status_of(self.path, self.manifest)
 
     @cached_property
@@ -108,7 +108,7 @@ class History:
 
     @property
     def started(self) -> float | None:
-        """When it was begun, in seconds since 1970; None: unknown."""
+        """When the run began, in seconds since 1970; None: unknown."""
         return known_time(self.manifest.get("started"))
 
     @property
@@ -121,7 +121,7 @@ class History:
         return sum(self.elapsed(before, after) for before, after in pairwise(known_times))
 
     def elapsed(self, before: float, after: float) -> float:
-        """Seconds between two lines, without those in which the run was not running."""
+        """Seconds between two times, without the time in which the run was interrupted."""
         resumed = (t for value in self.manifest.get("resumed", []) if (t := known_time(value)) is not None)
         return max(0.0, after - max((t for t in resumed if before < t < after), default=before))
 

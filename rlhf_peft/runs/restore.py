@@ -109,6 +109,6 @@ def restore(run: Path, hashes: Mapping[str, str]) -> list[str]:
 
 
 def adapters_at(checkpoint: Checkpoint, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Path inside the run to sha256, of every file of an adapter that was there when a checkpoint was written."""
+    """Path inside the run to sha256, of every adapter's file that existed when a checkpoint was written."""
     hashes = checkpoint.info.get("artifacts", manifest.get("artifacts", {}))
     return {name: digest for name, digest in hashes.items() if Path(name).parts[0] == ADAPTERS}

@@ -57,7 +57,7 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all in it, or a link but not what it leads to; nothing where nothing is."""
+    """Remove a file, a folder with all its content, or a link (but not its target), if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif os.path.lexists(path):

@@ -1,4 +1,4 @@
-"""The rules of algorithms."""
+"""Checks that algorithms keep the rules of the plugin interface."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class _Check:
             "values": "value" in algorithm.roles,
             "entropy": "entropy" in algorithm.needs,
         }
-        absent: dict[str, Any] = {name: None for name, wanted in allowed.items() if not wanted}
+        absent: dict[str, Any] = {name: None for name, used in allowed.items() if not used}
         return replace(whole, **absent)
 
     def select(self, algorithm: Any, batch: Batch) -> None:
@@ -177,9 +177,9 @@ class _Check:
                 fits,
                 f"{who}.prepare: {name} is {tuple(column.shape)}, expected [N] or [N, T] = {tuple(batch.mask.shape)}.",
             )
-            kept = column[batch.train] if column.dim() == 1 else column[real]
+            trained_values = column[batch.train] if column.dim() == 1 else column[real]
             require(
-                not kept.is_floating_point() or kept.isfinite().all(),
+                not trained_values.is_floating_point() or trained_values.isfinite().all(),
                 f"{who}.prepare: {name} is not finite in a row that is trained on.",
             )
         batch.columns = dict(columns)

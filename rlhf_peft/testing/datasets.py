@@ -1,4 +1,4 @@
-"""The rules of registered datasets."""
+"""Checks that registered datasets keep the rules of the plugin interface."""
 
 from __future__ import annotations
 

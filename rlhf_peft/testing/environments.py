@@ -1,4 +1,4 @@
-"""The rules of environments."""
+"""Checks that environments keep the rules of the plugin interface."""
 
 from __future__ import annotations
 

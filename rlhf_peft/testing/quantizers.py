@@ -1,4 +1,4 @@
-"""The rules of quantizers, tried on the small model that ships with the package."""
+"""Checks that quantizers keep the rules of the plugin interface, on the small model that ships with the package."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def stored_bytes(layer: nn.Module) -> int:
             parts += part.values()
         elif isinstance(part, list | tuple):
             parts += part
-        elif type(part).__name__.endswith("State"):  # bitsandbytes keeps scales so
+        elif type(part).__name__.endswith("State"):  # bitsandbytes stores scales in such objects
             parts += vars(part).values()
     return sum(storages.values())
 

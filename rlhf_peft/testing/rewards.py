@@ -1,4 +1,4 @@
-"""The rules of rewards."""
+"""Checks that rewards keep the rules of the plugin interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of samplers."""
+"""Checks that samplers keep the rules of the plugin interface."""
 
 from __future__ import annotations
 

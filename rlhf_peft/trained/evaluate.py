@@ -104,7 +104,7 @@ def evaluate(
         stack.callback(completion_sampler.close)
         reward_set = Rewards(registry, entries, opened.base, stage=NAME, reachable=False)
         stack.callback(reward_set.close)
-        answers = _both(opened, completion_sampler, prompts, reward_set, seed)
+        answers = _answers_of_both(opened, completion_sampler, prompts, reward_set, seed)
     return _summary(prompts, answers, seed)
 
 
@@ -157,7 +157,9 @@ def _seed(*stream: str | int) -> int:
     return zlib.crc32("/".join(map(str, stream)).encode())
 
 
-def _both(opened: Opened, sampler: Any, prompts: Sequence[Any], rewards: Rewards, seed: int) -> _Answers:
+def _answers_of_both(
+    opened: Opened, sampler: Any, prompts: Sequence[Any], rewards: Rewards, seed: int
+) -> _Answers:
     """Sample both roles' answers with the same seeds, and score them together."""
     base = opened.base
     generator = lambda: torch.Generator().manual_seed(_seed(NAME, seed))  # noqa: E731

@@ -114,7 +114,7 @@ def export_classifier(
 
 
 def _plain(opened: Opened, kind: Any, dtype: torch.dtype, **options: Any) -> Any:
-    """The base without quantization, in main memory."""
+    """Load the base without quantization into main memory."""
     from transformers.utils import logging
 
     source, before = opened.base.loaded.spec, logging.get_verbosity()

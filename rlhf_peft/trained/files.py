@@ -17,7 +17,7 @@ from ..recipe import Recipe
 
 SHARD = "4GB"
 _BACKENDS = ("TokenizersBackend",)
-"""Tokenizer classes of transformers 5 that hold nothing but a tokenizer.json."""
+"""Tokenizer classes of transformers 5 that consist of a tokenizer.json alone."""
 _LONGROPE = ("short_factor", "long_factor")
 """The only keys beside the type that transformers 4 accepts in `rope_scaling` of a Phi 3."""
 

@@ -62,11 +62,11 @@ def open_run(
     trust_remote_code: bool = False,
     registry: Registry | None = None,
 ) -> Opened:
-    """Load what a run has trained, as far as its finished stages go.
+    """Load the adapters and heads that the finished stages of a run have trained.
 
     Args:
         path: the run's folder.
-        device: instead of the recipe's.
+        device: that replaces the recipe's; None: the recipe's.
         trust_remote_code: run code from the model's repository.
         registry: makes the quantizer; None: with all installed plugins.
 

@@ -55,11 +55,11 @@ def prompts_of(
     elif stage is None:
         raise UsageError(f"{opened.path}: has no RL stage that names prompts. Name a dataset.")
     else:
-        trained, kept = split_rows(stage, registry, opened.recipe.seed, split=split)
-        use_held_out = held_out and kept is not None
+        trained, held_out_rows = split_rows(stage, registry, opened.recipe.seed, split=split)
+        use_held_out = held_out and held_out_rows is not None
         if held_out and not use_held_out:
             log.warning("%s: its RL stage holds out no rows, so these prompts were trained on.", opened.path)
-        rows = kept if use_held_out else trained
+        rows = held_out_rows if use_held_out else trained
         source = stage.eval.dataset if use_held_out and stage.eval.dataset is not None else stage.dataset
     name = source.path or str(source.name)
     require(rows, "rl", name, stage=what)

@@ -134,7 +134,7 @@ def test_run_hands_all_it_was_given_to_the_api(here, api, capsys):
     registry = options.pop("registry")
     assert registry.strict_plugins
     assert registry.make("rewards", "short").name == "short"
-    assert type(options.pop("reporter")).__name__ == "Quiet"
+    assert type(options.pop("reporter")).__name__ == "QuietReporter"
     assert options == {
         "overwrite": True,
         "code_files": [Path("mine.py")],

@@ -90,7 +90,7 @@ def _module(owner: Any) -> str:
 
 
 def _called(owner: Any) -> str:
-    """`torch.nn.functional`, `torch.Tensor`."""
+    """The name of a module or class as text: `torch.nn.functional`, `torch.Tensor`."""
     if not isinstance(owner, type):
         return str(owner.__name__)
     return f"{owner.__module__}.{owner.__qualname__}"

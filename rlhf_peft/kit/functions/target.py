@@ -61,14 +61,14 @@ class FileFunction:
         self.is_async = is_async
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it in this process."""
+        """Import the file into this process, and call the function."""
         return _look_up(import_file(Path(str(self.target.file))), self.target.qualname)(*args, **kwargs)
 
 
 def target_of(thing: Any) -> Target | None:
-    """Where a function or class can be imported from; None for what has no name: lambdas, closures, made objects.
+    """Where a function or class can be imported from; None where it cannot be: lambdas, closures, instances.
 
-    A `functools.partial` of an importable function is one, too, where its keywords are JSON.
+    A `functools.partial` of an importable function has a target too, where its keywords are JSON.
     """
     if isinstance(thing, FileFunction):
         return thing.target

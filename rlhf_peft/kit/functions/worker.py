@@ -25,7 +25,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 MAIN = "__mp_main__"
-"""What multiprocessing calls the main module in the processes that it starts."""
+"""The name that multiprocessing gives the main module in the processes that it starts."""
 MARK = "RLHF_PEFT_WORKER"
 """Environment variable that marks a worker, and all processes that it starts."""
 EXPECTED = "a list, a tuple or a one-dimensional array with one number, or None,"
@@ -44,7 +44,7 @@ class BadScores(ValueError):
 def keywords(
     arguments: Mapping[str, Any], step: int, metrics: dict[str, float], extra: dict[str, list[Any]]
 ) -> dict[str, Any]:
-    """The keywords that TRL's trainers give a reward function.
+    """The keyword arguments that TRL's trainers pass to a reward function.
 
     Args:
         arguments: prompts, completions, completion_ids and the dataset's columns.
@@ -249,7 +249,7 @@ def _result_or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _error_text(error: BaseException) -> str:
-    """An error on one line, with the last place in the reward's own file, else the last place of all."""
+    """An error on one line, with the last line in the reward's file where it occurred, or else the last line of all."""
     frames = traceback.extract_tb(error.__traceback__)
     main = getattr(sys.modules.get(MAIN), "__file__", None)
     last = next(

@@ -37,7 +37,7 @@ class Answer:
         """The body as JSON.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the body is no JSON.
         """
         try:
             return json.loads(self.content)

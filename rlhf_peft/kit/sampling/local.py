@@ -27,7 +27,7 @@ class LocalSampler:
 
     Attributes:
         name: for messages.
-        params: what a request asks for where the algorithm does not say otherwise.
+        params: the parameters of a request where the algorithm sets no others.
         provides: see `hookspecs.Sampler`.
         max_rows: most rows that are decoded at once.
         shares_prompts: whether `write` keeps a prompt in memory once for all its rows.
@@ -55,7 +55,7 @@ class LocalSampler:
         )
 
     def sync(self, policy: PolicyView, version: int) -> None:
-        """Take the policy; its weights are read when sampling begins."""
+        """Store the policy; its weights are read when sampling begins."""
         self._view, self._version = policy, version
 
     def close(self) -> None:
