@@ -7,6 +7,7 @@ import pytest
 
 from rlhf_peft import doctor
 from rlhf_peft.cli import execute
+from rlhf_peft.doctor import versions
 
 from ..analysis.conftest import make_run  # noqa: F401 (a fixture)
 from ..children import with_full_disk
@@ -95,7 +96,7 @@ def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):
         raise ImportError("libcuda.so.1: cannot open shared object file")
         yield
 
-    monkeypatch.setattr(doctor, "_quantization", broken)
+    monkeypatch.setattr(doctor, "check_quantization", broken)
     assert execute(["doctor"]) == 1
     assert "wrong  broken: ImportError: libcuda.so.1" in capsys.readouterr().out
 
@@ -103,17 +104,17 @@ def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):
 @pytest.fixture
 def with_versions(monkeypatch):
     """Some packages in other versions than they are, or not there at all."""
-    own = doctor._version
+    own = versions._version
 
     def make(**changed):
-        monkeypatch.setattr(doctor, "_version", lambda name: changed.get(name, own(name)))
+        monkeypatch.setattr(versions, "_version", lambda name: changed.get(name, own(name)))
         return {finding.what: finding for finding in doctor.checks(no_plugins=True)}
 
     return make
 
 
 def test_the_doctor_compares_versions_with_those_that_were_tested(with_versions):
-    newest = doctor.tested()
+    newest = versions.tested()
     assert newest["torch"] and newest["transformers"] and newest["ruff"]
     found = with_versions(transformers="5.999.0", peft="0.1.0", rich=None)
     assert found["versions"].state == "note"
@@ -133,16 +134,16 @@ def test_the_doctor_notes_what_is_newer_than_the_bounds(with_versions):
 
 
 def test_the_doctor_takes_another_build_of_what_was_tested_for_tested(with_versions):
-    newest = doctor.tested()["torch"]
+    newest = versions.tested()["torch"]
     found = with_versions(torch=f"{newest}+cu130")
-    assert found["torch"].state == "ok" and "torch" not in getattr(found.get("versions"), "found", "")
+    assert found["torch"].state == "ok" and "torch" not in getattr(found.get("versions"), "detail", "")
 
 
 def test_the_doctor_names_combinations_that_are_bad(with_versions, monkeypatch):
     monkeypatch.setattr(
-        doctor.importlib.metadata,
+        versions.importlib.metadata,
         "requires",
-        lambda name, own=doctor.importlib.metadata.requires: (
+        lambda name, own=versions.importlib.metadata.requires: (
             ["numpy", "torch==2.1.0"] if name == "torchvision" else own(name)
         ),
     )
