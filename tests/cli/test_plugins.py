@@ -70,7 +70,7 @@ def test_show_of_one_built_in_shows_that_alone(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["show", "nothing"], "no plugin 'nothing'. Known: "),
         (["check", "nothing"], "is no file, no folder and no plugin"),
@@ -89,11 +89,11 @@ def test_show_of_one_built_in_shows_that_alone(capsys):
         (["new", "../up", "--kind", "reward"], "is no name of a package"),
     ],
 )
-def test_usage_errors(tmp_path, monkeypatch, capsys, arguments, told):
+def test_usage_errors(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert cli.execute(["plugins", *arguments]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and told in err
+    assert out == "" and err.startswith("error: ") and message in err
     assert list(tmp_path.iterdir()) == []
 
 

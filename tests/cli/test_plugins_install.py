@@ -68,14 +68,14 @@ def test_install_what_a_recipe_requires(pip, tmp_path, monkeypatch, capsys):
     assert cli.execute(["plugins", "install", "-r", str(recipe)]) == 0
     assert fake.calls[0][-1] == "rlhf-peft-x>=0.1,<2"
     assert "installed already" in capsys.readouterr().err
-    for text, told in (
+    for text, message in (
         ("plugins: [x @ https://host/x.zip]", "never a URL"),
         ("plugins: 3", "expected a list"),
         ("plugins: ['--pre']", "is no requirement"),
     ):
         recipe.write_text(text)
         assert cli.execute(["plugins", "install", "-r", str(recipe)]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     recipe.write_text("version: 1\n")
     assert cli.execute(["plugins", "install", "-r", str(recipe)]) == 0
     assert "requires no plugins" in capsys.readouterr().err and len(fake.calls) == 1
@@ -93,8 +93,8 @@ def test_uninstall_asks_and_removes_the_distribution(letters, pip, monkeypatch, 
 def test_uvs_environment_is_changed_by_uv(monkeypatch):
     monkeypatch.setattr(installer, "is_uv_environment", lambda: True)
     monkeypatch.setattr(installer.shutil, "which", lambda name: "/bin/uv")
-    told = "Would install 3 packages\n - pluggy==1.0\n + pluggy==9.0\n + rlhf-peft-x==0.1.0\n ~ y @ file:///tmp/y\n"
-    fake = Fake(monkeypatch, stderr=told)
+    uv_output = "Would install 3 packages\n - pluggy==1.0\n + pluggy==9.0\n + rlhf-peft-x==0.1.0\n ~ y @ file:///tmp/y\n"
+    fake = Fake(monkeypatch, stderr=uv_output)
     changes = Installer().plan(["rlhf-peft-x", "./y"])
     assert [change.name for change in changes] == ["pluggy", "rlhf-peft-x", "y"]
     assert str(changes[1]) == "+ rlhf-peft-x 0.1.0" and str(changes[2]) == "+ y file:///tmp/y"

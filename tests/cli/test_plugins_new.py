@@ -48,8 +48,8 @@ def test_every_kind_of_new_package_passes_its_own_tests_at_once(tmp_path, monkey
         assert "__" not in (path / "pyproject.toml").read_text() + (path / "README.md").read_text()
         for linter in ("check", "--select=E,F,I,B,UP,SIM,RUF"), ("format", "--check"):
             ruff = [sys.executable, "-m", "ruff", *linter, "--line-length=120", "--no-cache", "."]
-            told = subprocess.run(ruff, capture_output=True, text=True, timeout=60, check=False, cwd=path)
-            assert told.returncode == 0, told.stdout
+            result = subprocess.run(ruff, capture_output=True, text=True, timeout=60, check=False, cwd=path)
+            assert result.returncode == 0, result.stdout
 
 
 def test_new_never_overwrites(tmp_path, capsys):

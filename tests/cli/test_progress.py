@@ -8,7 +8,7 @@ import sys
 from rlhf_peft.cli.progress import reporter
 
 
-def tell(shown):
+def report_all(shown):
     shown.stage("rl", 30)
     for step in range(1, 31):
         shown.step("rl", step, {"reward": 0.123456, "kl": 2.0, "other": 1.0})
@@ -17,7 +17,7 @@ def tell(shown):
 
 
 def test_progress_in_a_log_file_is_a_few_whole_lines(capsys):
-    tell(reporter())
+    report_all(reporter())
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
@@ -56,20 +56,20 @@ def test_the_time_that_is_left_counts_from_where_a_stage_was_resumed(monkeypatch
 
 
 def test_progress_as_json_is_an_object_a_line(capsys):
-    tell(reporter(as_json=True))
-    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert told[0] == {"event": "stage", "stage": "rl", "total": 30} and told[-1] == {
+    report_all(reporter(as_json=True))
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert events[0] == {"event": "stage", "stage": "rl", "total": 30} and events[-1] == {
         "event": "note",
         "text": "[news]",
     }
     metrics = {"reward": 0.123456, "kl": 2.0, "other": 1.0}
-    assert told[1:-1] == [
+    assert events[1:-1] == [
         {"event": "step", "stage": "rl", "step": i, "metrics": metrics} for i in range(1, 31)
     ]
 
 
 def test_quiet_says_nothing(capsys):
-    tell(reporter(quiet=True))
+    report_all(reporter(quiet=True))
     assert capsys.readouterr() == ("", "")
 
 
@@ -80,7 +80,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
 
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    tell(reporter())
+    report_all(reporter())
     assert "reward 0.123" in stream.getvalue()
     assert "30/30" in stream.getvalue()
     assert "[news]" in stream.getvalue()

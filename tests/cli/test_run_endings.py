@@ -16,7 +16,7 @@ from .cli_support import ROOT
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [
         (RlhfPeftError("the reward broke"), 1, "error: the reward broke\n"),
         (GuardError("loss is NaN at step 3"), 3, "stopped (exit 3): loss is NaN at step 3\n"),
@@ -30,13 +30,13 @@ from .cli_support import ROOT
         (BrokenPipeError("a worker is gone"), 1, "error: unexpected BrokenPipeError: a worker is gone."),
     ],
 )
-def test_how_a_run_can_end(here, api, capsys, error, code, told):
+def test_how_a_run_can_end(here, api, capsys, error, code, message):
     def run(recipe, **options):
         raise error
 
     api.run = run
     assert cli.execute(["run", "r.yaml"]) == code
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert cli.execute(["--traceback", "run", "r.yaml"]) == code
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 

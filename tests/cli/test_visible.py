@@ -37,8 +37,8 @@ def test_both_streams_and_back_again(capsys):
 def test_json_stays_json(capsys):
     with escaped_output():
         print(json.dumps({"x": EVIL}, ensure_ascii=False).replace("\\U000e0041", ""))
-    told = capsys.readouterr().out.replace("\\U000e0041", "\U000e0041")
-    assert json.loads(told) == {"x": EVIL}
+    output = capsys.readouterr().out.replace("\\U000e0041", "\U000e0041")
+    assert json.loads(output) == {"x": EVIL}
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -37,11 +37,11 @@ def module(**rewards):
 def test_a_plugin_is_checked_whole():
     bad = with_(Letters, score=giving(lambda b: Scores(row=torch.zeros(3))))
     broken = with_(Letters, score=giving(lambda b: 1 / 0))
-    found = check_plugin(module(fine=Letters, bad=bad, broken=broken, needy=with_(Letters, Options=Needy)))
-    told = [str(finding) for finding in found]
-    assert told[0] == "ok      reward fine"
-    assert told[1].startswith("FAILED  reward bad: reward Bad gave scores (3,) for 4")
-    assert told[2] == "FAILED  reward broken: raised ZeroDivisionError: division by zero"
-    assert told[3] == "skipped reward needy: its options need a value: path"
+    findings = check_plugin(module(fine=Letters, bad=bad, broken=broken, needy=with_(Letters, Options=Needy)))
+    lines = [str(finding) for finding in findings]
+    assert lines[0] == "ok      reward fine"
+    assert lines[1].startswith("FAILED  reward bad: reward Bad gave scores (3,) for 4")
+    assert lines[2] == "FAILED  reward broken: raised ZeroDivisionError: division by zero"
+    assert lines[3] == "skipped reward needy: its options need a value: path"
     with pytest.raises(PluginError, match="the name learned is taken"):
         check_plugin(module(learned=Letters))

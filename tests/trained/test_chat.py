@@ -43,19 +43,19 @@ def test_half_a_letter_is_not_told(opened):
             return bytes(ids).decode("utf-8", "replace")
 
     for text in ("aé→b", "😀 hi", "日本", "é"):
-        told = []
-        streamer = Streamer(Bytes(), told.append)
+        pieces = []
+        streamer = Streamer(Bytes(), pieces.append)
         streamer.put(torch.tensor([1]))
         for byte in text.encode():
             streamer.put(torch.tensor([byte]))
         streamer.end()
-        assert told == list(text)
+        assert pieces == list(text)
 
 
 def test_scores_are_those_of_the_heads(opened):
     ids = encode(opened.base, [{"role": "user", "content": "Tell me about a fox."}], ChatSettings())
-    found = scores(opened, ids)
-    assert set(found) == {"reward-0", "reward-1"} and found["reward-0"] != found["reward-1"]
+    head_scores = scores(opened, ids)
+    assert set(head_scores) == {"reward-0", "reward-1"} and head_scores["reward-0"] != head_scores["reward-1"]
 
 
 def test_a_conversation_that_leaves_no_room_is_refused(opened):

@@ -101,9 +101,9 @@ def test_the_key_comes_from_the_environment(make, server, monkeypatch):
     make(api_key_env="MY_KEY")
     assert {headers["Authorization"] for _, _, headers in server.asked} == {"Bearer sesame"}
     server.failures[LOAD] = [(403, "no")]
-    with pytest.raises(SamplerError) as told:
+    with pytest.raises(SamplerError) as caught:
         make(api_key_env="MY_KEY")
-    assert "sesame" not in str(told.value)
+    assert "sesame" not in str(caught.value)
 
 
 def test_a_key_and_a_password_are_one_too_many(make, server, monkeypatch):

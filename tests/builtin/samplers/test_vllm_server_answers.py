@@ -91,7 +91,7 @@ def noise(handler):
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         (cut, "without sending complete message body"),
         (drip, r"did not end within 0\.3 seconds"),
@@ -109,11 +109,11 @@ def noise(handler):
         (noise, "RemoteProtocolError"),
     ],
 )
-def test_answers_that_are_cut_off_slow_or_nonsense_are_told(make, server, answer, told):
+def test_answers_that_are_cut_off_slow_or_nonsense_are_told(make, server, answer, message):
     sampler = make(timeout=0.3, retries=0)
     server.raw[COMPLETE] = answer
     begun = time.monotonic()
-    with pytest.raises(SamplerError, match=f"sampler vllm_server: .*/v1/completions: .*{told}"):
+    with pytest.raises(SamplerError, match=f"sampler vllm_server: .*/v1/completions: .*{message}"):
         sampler.sample(asked(1))
     assert time.monotonic() - begun < 5
 
@@ -130,7 +130,7 @@ def change(**values):
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         (lambda answer: {}, r"no token_ids with logprobs\. vLLM 0\.10\.2"),
         (lambda answer: "hello", "no token_ids with logprobs"),
@@ -172,8 +172,8 @@ def change(**values):
         ),
     ],
 )
-def test_answers_that_are_no_completions_are_refused(make, server, answer, told):
+def test_answers_that_are_no_completions_are_refused(make, server, answer, message):
     sampler = make()
     server.change = answer
-    with pytest.raises(SamplerError, match=f"sampler vllm_server: {server.url}/v1/completions: .*{told}"):
+    with pytest.raises(SamplerError, match=f"sampler vllm_server: {server.url}/v1/completions: .*{message}"):
         sampler.sample(asked(1))

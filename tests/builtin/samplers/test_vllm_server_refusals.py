@@ -33,10 +33,10 @@ def test_what_is_wrong_is_not_asked_again(make, server, status):
 def test_an_absent_server_is_named_without_credentials(make, server):
     host = server.url.removeprefix("http://")
     server.failures[MODELS] = [(401, "who are you")] * 3
-    with pytest.raises(SamplerError) as told:
+    with pytest.raises(SamplerError) as caught:
         make(url=f"http://anna:secret@{host}")
-    assert f"http://{host}/v1/models: status 401: who are you" in str(told.value)
-    assert "anna" not in str(told.value) and "secret" not in str(told.value)
+    assert f"http://{host}/v1/models: status 401: who are you" in str(caught.value)
+    assert "anna" not in str(caught.value) and "secret" not in str(caught.value)
     with pytest.raises(
         SamplerError, match=r"sampler vllm_server: http://127.0.0.1:9/v1/models .*ConnectError"
     ):
@@ -115,7 +115,7 @@ def test_raw_logprobs_are_refused_where_they_would_be_wrong(make, server, params
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "remedy"),
+    ("status", "message", "remedy"),
     [
         (400, "LoRA is not enabled. Use `--enable-lora` to enable LoRA.", "started without --enable-lora"),
         (500, "RuntimeError: LoRA is not enabled.", "started without --enable-lora"),
@@ -126,12 +126,12 @@ def test_raw_logprobs_are_refused_where_they_would_be_wrong(make, server, params
         (403, "no", "sampler.api_key_env"),
     ],
 )
-def test_the_remedy_fits_what_the_server_says(make, server, status, said, remedy):
-    server.failures[LOAD] = [(status, {"error": {"message": said}} if said != "Not Found" else said)]
-    with pytest.raises(SamplerError, match=remedy) as told:
+def test_the_remedy_fits_what_the_server_says(make, server, status, message, remedy):
+    server.failures[LOAD] = [(status, {"error": {"message": message}} if message != "Not Found" else message)]
+    with pytest.raises(SamplerError, match=remedy) as caught:
         make()
     others = ["started without --enable-lora", "at least lora.r", "by this very path", "api_key_env"]
-    assert sum(other in str(told.value) for other in others) <= 1
+    assert sum(other in str(caught.value) for other in others) <= 1
 
 
 def test_an_adapter_that_the_server_has_lost_is_said(make, server):

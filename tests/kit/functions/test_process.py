@@ -44,14 +44,14 @@ def offered(tmp_path):
 
 def alive(mark):
     """Processes of which the command line holds a word."""
-    found = []
+    processes = []
     for each in psutil.process_iter():
         try:
             if mark in " ".join(each.cmdline()) and each.status() != psutil.STATUS_ZOMBIE:
-                found.append(each)
+                processes.append(each)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 # --- what stands beside the file ---

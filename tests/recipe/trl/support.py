@@ -67,10 +67,10 @@ warmup_steps: 20
 """
 
 
-def notes_of(found):
-    return dict(found.notes)
+def notes_of(conversion):
+    return dict(conversion.notes)
 
 
-def only_stage(found):
-    (stage,) = found.data["stages"]
+def only_stage(conversion):
+    (stage,) = conversion.data["stages"]
     return stage

@@ -17,13 +17,13 @@ from .support import DPO, GRPO, notes_of, only_stage
 
 
 def test_what_is_printed_is_the_recipe_with_its_notes(made, tmp_path):
-    found = made(GRPO)
-    assert yaml.safe_load(found.text) == found.data
-    comment = [line for line in found.text.splitlines() if line.startswith("#")]
-    for key, text in found.notes:
+    conversion = made(GRPO)
+    assert yaml.safe_load(conversion.text) == conversion.data
+    comment = [line for line in conversion.text.splitlines() if line.startswith("#")]
+    for key, text in conversion.notes:
         assert f"#   {key}: {text}" in comment
-    (tmp_path / "mine.yaml").write_text(found.text)
-    assert load(tmp_path / "mine.yaml").name == found.data["name"]
+    (tmp_path / "mine.yaml").write_text(conversion.text)
+    assert load(tmp_path / "mine.yaml").name == conversion.data["name"]
 
 
 def test_the_command_prints_the_recipe_and_tells_the_rest_on_stderr(tmp_path, capsys):
@@ -35,7 +35,7 @@ def test_the_command_prints_the_recipe_and_tells_the_rest_on_stderr(tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("text", "trainer", "told"),
+    ("text", "trainer", "message"),
     [
         (
             "learning_rate: 1e-5\n",
@@ -63,10 +63,10 @@ def test_the_command_prints_the_recipe_and_tells_the_rest_on_stderr(tmp_path, ca
         ("a: [\n", "sft", "not valid YAML"),
     ],
 )
-def test_what_cannot_be_a_recipe_says_why(made, text, trainer, told):
+def test_what_cannot_be_a_recipe_says_why(made, text, trainer, message):
     with pytest.raises(UsageError) as caught:
         made(text, trainer)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "config.yaml" in str(caught.value) or "--trainer gpro" in str(caught.value)
 
 
@@ -88,8 +88,8 @@ def test_a_name_decides_where_the_keys_leave_two(made, where, name):
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_an_empty_configuration_is_trls_defaults_and_says_what_is_missing(made, trainer, registry):
-    found = made("{}", trainer)
-    stage, defaults = only_stage(found), DEFAULTS[trainer]
+    conversion = made("{}", trainer)
+    stage, defaults = only_stage(conversion), DEFAULTS[trainer]
     assert stage["learning_rate"] == defaults["learning_rate"]
     assert stage["num_train_epochs"] == 3
     if trainer in ONLINE:
@@ -98,8 +98,8 @@ def test_an_empty_configuration_is_trls_defaults_and_says_what_is_missing(made, 
         assert stage["sampler"]["max_new_tokens"] == most
     else:
         assert stage["batch_size"] == 8
-    assert {"model_name_or_path", "dataset_name"} <= set(notes_of(found))
-    assert load(found.data).seed == 42
+    assert {"model_name_or_path", "dataset_name"} <= set(notes_of(conversion))
+    assert load(conversion.data).seed == 42
 
 
 def test_the_defaults_are_those_of_the_trl_that_is_installed():
@@ -145,9 +145,9 @@ def test_any_configuration_gives_a_recipe_or_a_reason(tmp_path_factory, data, tr
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(data))
     try:
-        found = convert(path, trainer)
+        conversion = convert(path, trainer)
     except UsageError as error:
         assert "any.json" in str(error)
         return
-    assert load(found.data) is not None
-    assert yaml.safe_load(found.text) == found.data
+    assert load(conversion.data) is not None
+    assert yaml.safe_load(conversion.text) == conversion.data

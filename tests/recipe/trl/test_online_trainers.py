@@ -23,9 +23,9 @@ top_p: 0.9
 
 
 def test_grpo(made, registry):
-    found = made(GRPO)
-    stage, notes = only_stage(found), notes_of(found)
-    recipe = found.data
+    conversion = made(GRPO)
+    stage, notes = only_stage(conversion), notes_of(conversion)
+    recipe = conversion.data
     assert recipe["name"] == "Qwen2.5-1.5B-GRPO"
     assert recipe["seed"] == 7
     assert recipe["model"] == {
@@ -67,8 +67,8 @@ def test_grpo(made, registry):
 
 
 def test_rloo(made, registry):
-    found = made(RLOO)
-    stage, notes = only_stage(found), notes_of(found)
+    conversion = made(RLOO)
+    stage, notes = only_stage(conversion), notes_of(conversion)
     assert stage["algorithm"]["name"] == "rloo"
     assert stage["algorithm"]["normalize_advantages"] is True
     assert stage["algorithm"]["beta"] == 0.05
@@ -83,7 +83,7 @@ def test_rloo(made, registry):
         }
     ]
     assert "top_p" in notes
-    load(found.data, plugins=registry)
+    load(conversion.data, plugins=registry)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,13 @@ def test_rloo(made, registry):
     ],
 )  # fmt: skip
 def test_kinds_of_grpo(made, registry, more, algorithm):
-    found = made(f"model_name_or_path: m\ndataset_name: d/d\nreward_funcs: accuracy_reward\n{more}", "grpo")
-    ours = only_stage(found)["algorithm"]
+    conversion = made(
+        f"model_name_or_path: m\ndataset_name: d/d\nreward_funcs: accuracy_reward\n{more}", "grpo"
+    )
+    ours = only_stage(conversion)["algorithm"]
     assert {key: ours[key] for key in algorithm} == algorithm
-    assert ("loss_type" in notes_of(found)) == ("sapo" in more or "sequence" in more)
-    load(found.data, plugins=registry)
+    assert ("loss_type" in notes_of(conversion)) == ("sapo" in more or "sequence" in more)
+    load(conversion.data, plugins=registry)
 
 
 def test_the_sampler_is_corrected_as_asked(made):
@@ -147,15 +149,15 @@ learning_rate: 3e-6
 
 
 def test_online_dpo(made, registry):
-    found = made(ONLINE_DPO)
-    stage = only_stage(found)
+    conversion = made(ONLINE_DPO)
+    stage = only_stage(conversion)
     assert stage["algorithm"] == {"name": "online_dpo", "num_generations": 2, "beta": 0.2, "loss_type": "ipo"}
     assert (stage["prompts_per_step"], stage["missing_eos_penalty"]) == (32, 1.0)
     assert stage["sampler"] == {"name": "cached", "max_new_tokens": 48, "temperature": 0.9, "top_p": 0.9}
     assert stage["rewards"][0] == {"name": "classifier", "model": "some/reward-model", "weight": 1.0}
-    assert found.data["model"]["max_length"] == 256
-    assert not any("left out" in text for _, text in found.notes)
-    load(found.data, plugins=registry)
+    assert conversion.data["model"]["max_length"] == 256
+    assert not any("left out" in text for _, text in conversion.notes)
+    load(conversion.data, plugins=registry)
 
 
 def test_a_plain_dpo_is_not_taken_for_an_online_one(made):
@@ -165,8 +167,8 @@ def test_a_plain_dpo_is_not_taken_for_an_online_one(made):
 
 
 def test_ppo(made, registry):
-    found = made(PPO)
-    stage, notes = only_stage(found), notes_of(found)
+    conversion = made(PPO)
+    stage, notes = only_stage(conversion), notes_of(conversion)
     assert stage["algorithm"] == {
         "name": "ppo",
         "num_generations": 1,
@@ -184,12 +186,12 @@ def test_ppo(made, registry):
     }
     assert (stage["prompts_per_step"], stage["max_steps"], stage["missing_eos_penalty"]) == (128, 79, 1.0)
     assert stage["sampler"] == {"name": "cached", "max_new_tokens": 32, "temperature": 0.7}
-    assert found.data["model"]["path"] == "me/pythia-160m-sft" and "sft_model_path" in notes
-    load(found.data, plugins=registry)
+    assert conversion.data["model"]["path"] == "me/pythia-160m-sft" and "sft_model_path" in notes
+    load(conversion.data, plugins=registry)
 
 
 @pytest.mark.parametrize(
-    ("more", "estimator", "said"),
+    ("more", "estimator", "noted"),
     [
         ("beta: 0.04\n", "k2", True),
         ("beta: 0.04\nuse_bias_correction_kl: true\n", "k2", True),
@@ -198,11 +200,13 @@ def test_ppo(made, registry):
         ("beta: 0.0\n", None, False),
     ],
 )
-def test_the_kl_has_the_gradient_of_trls(made, registry, more, estimator, said):
-    found = made(f"model_name_or_path: m\ndataset_name: d/d\nreward_funcs: accuracy_reward\n{more}", "grpo")
-    assert only_stage(found)["algorithm"].get("kl_estimator") == estimator
-    assert ("use_bias_correction_kl" in notes_of(found)) is said
-    load(found.data, plugins=registry)
+def test_the_kl_has_the_gradient_of_trls(made, registry, more, estimator, noted):
+    conversion = made(
+        f"model_name_or_path: m\ndataset_name: d/d\nreward_funcs: accuracy_reward\n{more}", "grpo"
+    )
+    assert only_stage(conversion)["algorithm"].get("kl_estimator") == estimator
+    assert ("use_bias_correction_kl" in notes_of(conversion)) is noted
+    load(conversion.data, plugins=registry)
 
 
 def test_a_corrected_k3_and_k2_have_one_gradient_where_the_ratio_is_1():
@@ -223,15 +227,17 @@ def test_several_rewards_are_combined_as_in_trl(made, registry):
     text = "model_name_or_path: m\ndataset_name: d/d\nreward_funcs: [accuracy_reward, think_format_reward]\n"
     stage = only_stage(made(text, "grpo"))
     assert stage["algorithm"]["scale_rewards"] == "group" and "normalize" not in stage["rewards"][0]
-    found = made(text + "multi_objective_aggregation: normalize_then_sum\n")
-    stage = only_stage(found)
+    conversion = made(text + "multi_objective_aggregation: normalize_then_sum\n")
+    stage = only_stage(conversion)
     assert [entry["normalize"] for entry in stage["rewards"]] == ["group", "group"]
-    assert stage["algorithm"]["scale_rewards"] == "batch" and "multi_objective_aggregation" in notes_of(found)
-    load(found.data, plugins=registry)
+    assert stage["algorithm"]["scale_rewards"] == "batch" and "multi_objective_aggregation" in notes_of(
+        conversion
+    )
+    load(conversion.data, plugins=registry)
 
 
 @pytest.mark.parametrize("trainer", ONLINE)
 def test_a_penalty_for_a_missing_end_is_kept(made, registry, trainer):
-    found = made("model_name_or_path: m\ndataset_name: d/d\nmissing_eos_penalty: 0.5\n", trainer)
-    assert only_stage(found)["missing_eos_penalty"] == 0.5
-    assert "missing_eos_penalty" not in notes_of(found)
+    conversion = made("model_name_or_path: m\ndataset_name: d/d\nmissing_eos_penalty: 0.5\n", trainer)
+    assert only_stage(conversion)["missing_eos_penalty"] == 0.5
+    assert "missing_eos_penalty" not in notes_of(conversion)
