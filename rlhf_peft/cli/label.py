@@ -86,15 +86,15 @@ def label(
         print(f"{count} new pairs, {len(store.pairs())} in {store.path}", file=sys.stderr)
     if export is not None or results:
         _export(store, export)
-    else:
-        if instructions is not None:
-            store.instructions = instructions
-        title = "Blind test: which answer is better?" if compare else "Which answer is better?"
-        _serve(store, numbers, port, title, browser)
+        _results(store, as_json)
+        return
+    if instructions is not None:
+        store.instructions = instructions
+    title = "Blind test: which answer is better?" if compare else "Which answer is better?"
+    _serve(store, numbers, port, title, browser)
     _results(store, as_json)
-    if not (export is not None or results):
-        print(f"next: rlhf-peft label --db {store.path}  goes on with it", file=sys.stderr)
-        print(f"next: rlhf-peft label --db {store.path} --export preferences.jsonl", file=sys.stderr)
+    print(f"next: rlhf-peft label --db {store.path}  goes on with it", file=sys.stderr)
+    print(f"next: rlhf-peft label --db {store.path} --export preferences.jsonl", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,8 @@ from filelock import BaseFileLock
 
 from ..atomic import copy_file, write_text
 from ..errors import RunFolderError
-from ..redact import scrub
 from .clock import RunClock, last_time
-from .layout import ADAPTERS, CODE, LOG, RECIPE, RUN_FILES, make_folder
+from .layout import ADAPTERS, CODE, LOG, RECIPE, RUN_FILES, make_folder, without_credentials
 from .lines import LineFiles
 from .links import check_links, path_inside
 from .lock import lock
@@ -341,12 +340,3 @@ class RunFolder:
         known = {**self._manifest.get("artifacts", {}), **self.line_hashes()}
         names = sorted({file.relative_to(self.path).as_posix() for file in files} | known.keys())
         return {name: known.get(name) or sha256(self.path / name) for name in names}
-
-
-def without_credentials(recipe: str) -> str:
-    """A recipe's text as it is written into the run folder; unchanged where it holds no credentials."""
-    data = yaml.safe_load(recipe)
-    clean = scrub(data)
-    return (
-        recipe if clean == data else yaml.safe_dump(clean, sort_keys=False, allow_unicode=True, width=2**20)
-    )

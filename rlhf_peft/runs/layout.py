@@ -1,14 +1,16 @@
-"""The files of a run's folder, and making a new one."""
+"""The files of a run's folder, making a new folder, and the recipe as it is written there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import BaseFileLock
 
 from ..atomic import remove_leftovers
 from ..errors import RunFolderError
+from ..redact import scrub
 from .lock import lock
 from .manifest import FILE, FORMAT, VERSION, versions, write_manifest
 from .read import METRICS, SAMPLES
@@ -55,3 +57,12 @@ def make_folder(path: Path, overwrite: bool, now: float) -> tuple[BaseFileLock, 
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be made: {error}") from None
     return run_lock, manifest
+
+
+def without_credentials(recipe: str) -> str:
+    """A recipe's text as it is written into the run folder; unchanged where it holds no credentials."""
+    data = yaml.safe_load(recipe)
+    clean = scrub(data)
+    return (
+        recipe if clean == data else yaml.safe_dump(clean, sort_keys=False, allow_unicode=True, width=2**20)
+    )

@@ -23,8 +23,8 @@ from ..atomic import write_text
 from ..errors import RlhfPeftError, RunFolderError, UsageError
 from ..recipe import Recipe, dump
 from ..runs import RunFolder, read_manifest, read_metrics
-from ..runs.folder import without_credentials
 from ..runs.headlines import ranked
+from ..runs.layout import without_credentials
 from ..runs.manifest import is_run
 from .grid import Cell, beginning, prefix, shared_stages
 
