@@ -15,7 +15,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import rlhf_peft
-from rlhf_peft.execution.run import Silent
+from rlhf_peft.execution.run import NullReporter
 from rlhf_peft.stages.rl import loop
 
 PACKAGE = Path(rlhf_peft.__file__).parent
@@ -86,7 +86,7 @@ class Walk:
         return "\n".join(rows)
 
 
-class Begin(Silent):
+class Begin(NullReporter):
     """A reporter that begins to count when the stage of RL has been set up."""
 
     def __init__(self, walk: Walk) -> None:

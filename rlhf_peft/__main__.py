@@ -1,4 +1,4 @@
-"""Where the program starts: `rlhf-peft`, `python -m rlhf_peft`, `accelerate launch -m rlhf_peft run ...`."""
+"""The program's entry point: `rlhf-peft`, `python -m rlhf_peft`, `accelerate launch -m rlhf_peft run ...`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from . import library_messages
 
 
 def main() -> NoReturn:
-    """Run the program and exit; what other libraries say is taken care of before any of them is imported."""
+    """Run the program and exit; messages of other libraries are handled from before the first of them is imported."""
     library_messages.install()
     from .cli import main
 

@@ -1,4 +1,4 @@
-"""The Python API: what the command line does, in a few lines.
+"""The Python API: the functions behind the command line.
 
     import rlhf_peft
     recipe = rlhf_peft.load_recipe("quickstart", ["seed=3"])
@@ -17,8 +17,8 @@ from typing import Any
 
 from .errors import ModelError
 from .execution.prepare import check_data, check_samplers, check_tracking, load_base, sampler_ready
-from .execution.resume import begun, is_finished, refuse_changes
-from .execution.run import Result, Run, Silent
+from .execution.resume import find_resume_point, is_finished, refuse_changes
+from .execution.run import NullReporter, Result, Run
 from .recipe import Recipe, check_settings, load
 from .registry import Registry
 from .runs import Check, Checkpoints, other_versions, read_manifest, verify_files
@@ -39,10 +39,10 @@ __all__ = [
 def load_recipe(
     source: str | Path, overrides: Sequence[str] = (), *, registry: Registry | None = None
 ) -> Recipe:
-    """A validated recipe: a path, or the name of a shipped one, with `K=V` overrides.
+    """Load and validate a recipe from a path, or by the name of a shipped one, with `K=V` overrides.
 
     Raises:
-        RecipeError: with every problem in it.
+        RecipeError: the recipe has problems; the error lists all of them.
     """
     registry = registry or Registry.load()
     return load(source, overrides, plugins=registry)
@@ -63,21 +63,21 @@ def run(
 ) -> Result:
     """Run all stages of a recipe.
 
-    An interruption or an error leaves a checkpoint of the last update; with `resume` the run goes on from there, and
-    ends with the very files that it would have ended with.
+    An interruption or an error leaves a checkpoint of the last update. With `resume` the run goes on from there, and
+    ends with exactly the files that it would have had without the interruption.
 
     Args:
         recipe: from `load_recipe`.
         registry: with the plugins; default: built-ins and installed ones.
         overwrite: replace a run of the same name.
-        reporter: is told what happens; default: nobody.
+        reporter: shows the progress; default: nothing is shown.
         code_files: plugin and reward files, copied into the run folder.
         trust_remote_code: run code from the model's repository.
-        begun_by: a finished run of the recipe's first stages, taken up instead of running them again.
-        resume: go on with a run of that name; begin where there is none, and do nothing where it is finished.
-        resume_from: name of the checkpoint to go on from; default: the newest that is whole.
+        begun_by: a finished run of the recipe's first stages, whose results are used instead of running them again.
+        resume: go on with a run of that name; begin one where there is none, and do nothing where it is finished.
+        resume_from: name of the checkpoint to go on from; default: the newest complete one.
         allow_changed: what may differ from the run that is resumed, or from the base of adapters that are loaded, by
-            the names of the message that refuses it.
+            the names that the error message gives.
 
     Raises:
         UsageError: the recipe, the data, the model or the folder cannot be used; nothing was trained.
@@ -94,21 +94,21 @@ def run(
     return Run(
         recipe,
         registry,
-        reporter if reporter is not None and ranks.main else Silent(),
+        reporter if reporter is not None and ranks.main else NullReporter(),
         files=files,
         trust_remote_code=trust_remote_code,
         allow_changed=allow_changed,
         overwrite=overwrite or resume,
-        begun=begun(recipe, resume_from, allow_changed) if resume or resume_from else None,
+        resume_point=find_resume_point(recipe, resume_from, allow_changed) if resume or resume_from else None,
         begun_by=begun_by,
         ranks=ranks,
     ).execute()
 
 
 def _results(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the stages of a run returned, as far as its last checkpoint knows."""
-    found, _ = Checkpoints(folder).newest()
-    return {} if found is None else dict(found.info["results"])
+    """What the stages of a run returned, as its newest checkpoint has it."""
+    checkpoint, _ = Checkpoints(folder).newest()
+    return {} if checkpoint is None else dict(checkpoint.info["results"])
 
 
 def verify(
@@ -117,7 +117,7 @@ def verify(
     """Check every hash of a run, and load every adapter and head on its base.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         trust_remote_code: run code from the model's repository.
         registry: makes the quantizer; None: with all installed plugins.
 

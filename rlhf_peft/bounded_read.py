@@ -1,4 +1,4 @@
-"""Reads files that are small by their nature, and no other: never a device, a pipe, or gigabytes."""
+"""Reads files that must be small: it refuses devices, pipes and files that are too large."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import Path
 
 
 class TooLarge(OSError):
-    """A file is larger than what it is read as can be, or is no file at all."""
+    """A file is larger than allowed, or is no regular file."""
 
 
 def read_small(path: Path, most: int) -> bytes:
-    """The content of a file that holds no more than so many bytes.
+    """The content of a file with at most `most` bytes.
 
-    What is counted is what is read: a file may grow, and those of /proc say that they hold nothing.
+    The bytes that are read are counted, because a file may grow, and files of /proc report a size of 0.
 
     Args:
         path: of the file.
-        most: bytes that it may hold.
+        most: bytes that it may have.
 
     Raises:
-        TooLarge: it holds more, or is a device, a pipe or a socket, which may never end.
+        TooLarge: it has more, or is a device, a pipe or a socket, which may never end.
         OSError: it cannot be read.
     """
-    # A pipe that nobody writes into would wait here for ever if it were opened first.
+    # Opening a pipe that nobody writes to would block for ever, so the type is checked first.
     if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
         raise TooLarge(f"{path}: a device or a pipe, not a file")
     with path.open("rb") as file:
-        found = file.read(most + 1)
-    if len(found) > most:
+        content = file.read(most + 1)
+    if len(content) > most:
         raise TooLarge(f"{path}: more than {most:,} bytes")
-    return found
+    return content

@@ -1,7 +1,7 @@
 """Every error that this package raises on purpose.
 
     RlhfPeftError               exit 1   the run failed
-    ├── UsageError              exit 2   the user can mend it before anything runs
+    ├── UsageError              exit 2   the user can correct it before anything runs
     │   ├── RecipeError                  one or more problems in a recipe, all at once
     │   ├── DataError                    a dataset is missing, malformed or does not fit
     │   ├── ModelError                   a model, tokenizer, adapter or head cannot be used
@@ -12,7 +12,7 @@
     ├── SamplerError            exit 1   a sampler gave something that is not a rollout
     └── GuardError              exit 3   a guard stopped the run (non-finite, reference mismatch, KL limit)
 
-A message is one paragraph: where, what was found, what was expected, what to type next.
+A message is one paragraph: the place, what was found, what was expected, and what to do next.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Problem:
 
     Attributes:
         key: dotted key, such as `stages.rl.algorithm.beta`.
-        message: what was found, what was expected, what to type.
+        message: what was found, what was expected, and what to do.
         line: line in the recipe file, counted from 1; None for overrides and defaults.
     """
 
@@ -56,7 +56,7 @@ class Problem:
     line: int | None = None
 
     def __str__(self) -> str:
-        """`key (line N): message`."""
+        """The problem as text: `key (line N): message`."""
         where = f"{self.key} (line {self.line})" if self.line is not None else self.key
         return f"{where}: {self.message}"
 
@@ -93,7 +93,7 @@ class RewardError(RlhfPeftError):
 
 
 class CheckpointError(RlhfPeftError):
-    """A checkpoint could not be written, because the disk is full, say; earlier ones are as they were."""
+    """A checkpoint could not be written, for example on a full disk; earlier ones are unchanged."""
 
 
 class SamplerError(RlhfPeftError):

@@ -1,7 +1,7 @@
-"""Imports code of others: it cannot hang, end the program or flood the terminal without being named.
+"""Imports foreign code such as plugins: it cannot hang, exit or flood the terminal without an error that names it.
 
-What its import changes in numbers and settings is put back by `functions.in_process`, which knows torch; this does not,
-so that a plugin's command starts quickly.
+`kit.functions.in_process` restores random states and settings that an import changes. It needs torch; this module does
+not, so that a plugin's command starts quickly.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from typing import Any
 from .redact import scrub
 
 IMPORT_LIMIT = 120.0
-"""Seconds that the import of a file or a plugin may take in this process."""
+"""Most seconds for the import of a file or a plugin in this process."""
 PATIENCE = 5.0
-"""Seconds after which an import that still goes on is named."""
-AGAIN = 1.0
-"""Seconds after which code that has caught the error of a time limit gets it again."""
+"""Seconds after which a message names an import that has not ended."""
+REPEAT = 1.0
+"""Seconds after which the error of a time limit is raised again, where the code has caught it."""
 PRINTED = 2**16
-"""Bytes of what an import prints that are shown."""
+"""Most bytes of an import's output that are shown."""
 
 threads: list[tuple[str, threading.Thread]] = []
-"""Threads that imports have started, with whose import it was."""
+"""Threads that imports have started, each with the name of what was imported."""
 
 
 class ProcessExit(RuntimeError):
-    """Code in this process called `os._exit` or `os.abort`, which would have ended it without a word."""
+    """Code in this process called `os._exit` or `os.abort`, which would have ended it without a message."""
 
 
 @contextlib.contextmanager
 def importing(who: str, remedy: str) -> Iterator[None]:
-    """Import code of others.
+    """Protect the process while foreign code is imported inside the block.
 
-    What it prints comes out on stderr once it is done, up to a limit. After `PATIENCE` it is named; it cannot be ended
-    safely from outside, so after `IMPORT_LIMIT` it gets an error.
+    The output of the import is shown on stderr once it is done, up to a limit. After `PATIENCE` seconds a message names
+    it. It cannot be ended safely from outside, so after `IMPORT_LIMIT` seconds an error is raised in it.
 
     Args:
-        who: names it: "the plugin x (rlhf-peft-x 1.2)".
+        who: names the code: "the plugin x (rlhf-peft-x 1.2)".
         remedy: how to go on without it.
 
     Raises:
-        TimeoutError: it takes longer than `IMPORT_LIMIT`.
-        BaseException: whatever it raises; Ctrl-C says what was interrupted.
+        TimeoutError: the import takes longer than `IMPORT_LIMIT`.
+        BaseException: whatever the import raises; a note on Ctrl-C names what was interrupted.
     """
     before = set(threading.enumerate())
     try:
         with (
-            _shown(who) as terminal,
-            _named_when_slow(who, remedy, terminal),
+            _captured_output(who) as terminal,
+            _warning_when_slow(who, remedy, terminal),
             no_exit(),
             time_limit(IMPORT_LIMIT),
         ):
@@ -68,7 +68,7 @@ def importing(who: str, remedy: str) -> Iterator[None]:
 
 
 def lasting() -> list[tuple[str, threading.Thread]]:
-    """The threads of imports that still run and would keep the program from ending."""
+    """Threads of imports that still run and would keep the program from ending, each with whose import it was."""
     return [(who, thread) for who, thread in threads if thread.is_alive() and not thread.daemon]
 
 
@@ -76,20 +76,24 @@ def lasting() -> list[tuple[str, threading.Thread]]:
 
 
 @contextlib.contextmanager
-def _shown(who: str) -> Iterator[int]:
-    """Keep what Python, C or a child process prints, and show its beginning afterwards; gives the real stderr."""
-    with tempfile.TemporaryFile() as kept:
+def _captured_output(who: str) -> Iterator[int]:
+    """Capture what Python, C or a child process prints, and show its beginning afterwards.
+
+    Yields:
+        The file descriptor of the real stderr.
+    """
+    with tempfile.TemporaryFile() as output:
         try:
             with (
-                _handles(kept.fileno()) as terminal,
+                _redirected_descriptors(output.fileno()) as terminal,
                 contextlib.redirect_stdout(sys.stderr),
-                _crashes_told(terminal),
+                _crash_reports(terminal),
             ):
                 yield terminal
         finally:
-            size = os.fstat(kept.fileno()).st_size
-            os.lseek(kept.fileno(), 0, os.SEEK_SET)
-            text = os.read(kept.fileno(), PRINTED).decode("utf-8", "replace")
+            size = os.fstat(output.fileno()).st_size
+            os.lseek(output.fileno(), 0, os.SEEK_SET)
+            text = os.read(output.fileno(), PRINTED).decode("utf-8", "replace")
             text = str(scrub(text))
             if size > PRINTED:
                 text += f"\n{who} printed {size:,} bytes as it was imported; the rest is left out.\n"
@@ -99,8 +103,8 @@ def _shown(who: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _handles(target: int) -> Iterator[int]:
-    """Let the handles of stdout and stderr lead to a file meanwhile; gives the real stderr."""
+def _redirected_descriptors(target: int) -> Iterator[int]:
+    """Redirect the file descriptors of stdout and stderr to a file inside the block; yields that of the real stderr."""
     saved: dict[int, int] = {}
     _flush()
     for handle in (1, 2):
@@ -123,8 +127,8 @@ def _flush() -> None:
 
 
 @contextlib.contextmanager
-def _crashes_told(terminal: int) -> Iterator[None]:
-    """Let a crash of the interpreter say in which file it was."""
+def _crash_reports(terminal: int) -> Iterator[None]:
+    """Let `faulthandler` report a crash of the interpreter inside the block."""
     if faulthandler.is_enabled():
         yield
         return
@@ -140,13 +144,13 @@ def _crashes_told(terminal: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named_when_slow(who: str, remedy: str, terminal: int) -> Iterator[None]:
-    def name() -> None:
-        told = f"{who} has been importing for {PATIENCE:g} s, and may take {IMPORT_LIMIT:g}. {remedy}\n"
+def _warning_when_slow(who: str, remedy: str, terminal: int) -> Iterator[None]:
+    def warn() -> None:
+        message = f"{who} has been importing for {PATIENCE:g} s, and may take {IMPORT_LIMIT:g}. {remedy}\n"
         with contextlib.suppress(OSError):
-            os.write(terminal, told.encode())
+            os.write(terminal, message.encode())
 
-    timer = threading.Timer(PATIENCE, name)
+    timer = threading.Timer(PATIENCE, warn)
     timer.daemon = True
     timer.start()
     try:
@@ -158,7 +162,7 @@ def _named_when_slow(who: str, remedy: str, terminal: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the main thread after so long; elsewhere, and on Windows, there is no limit."""
+    """Raise TimeoutError after some seconds in the main thread; in other threads, and on Windows, there is no limit."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -169,7 +173,7 @@ def time_limit(seconds: float) -> Iterator[None]:
             raise TimeoutError(f"it took longer than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, late)
-    left = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    left = signal.setitimer(signal.ITIMER_REAL, seconds, REPEAT)
     try:
         yield
     finally:
@@ -182,7 +186,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 class _Exits:
-    """Replaces what ends a process at once while anyone asks for it; children of this process end as ever."""
+    """Replaces `os._exit` and `os.abort` while at least one block needs it; children of this process can still exit."""
 
     def __init__(self) -> None:
         self._lock, self._users, self._pid = threading.Lock(), 0, 0
@@ -206,11 +210,11 @@ class _Exits:
 
     def _refusing(self, name: str) -> Callable[..., Any]:
         def refuse(*status: int) -> None:
-            # What was kept may be called later: at the end of the program, say.
+            # A reference to this function may be called later, for example at the end of the program.
             if os.getpid() != self._pid or not self._users:
                 self._real[name](*status)
-            given = ", ".join(map(str, status))
-            raise ProcessExit(f"it called os.{name}({given}), which would end the run")
+            arguments = ", ".join(map(str, status))
+            raise ProcessExit(f"it called os.{name}({arguments}), which would end the run")
 
         return refuse
 
@@ -219,5 +223,5 @@ _exits = _Exits()
 
 
 def no_exit() -> contextlib.AbstractContextManager[None]:
-    """Let `os._exit` and `os.abort` raise `ProcessExit` in this process."""
+    """A context in which `os._exit` and `os.abort` raise `ProcessExit` in this process."""
     return _exits

@@ -1,16 +1,16 @@
-"""Keeps what other libraries say off the terminal: their warnings and log lines go into the run's log instead.
+"""Writes warnings and log lines of other libraries into the run's log, and not to the terminal.
 
 The program calls `install()` before it imports any of them. From then on
 
-- a Python warning from an installed package or from the standard library is written down and not shown, and no warning
+- a Python warning from an installed package or from the standard library is logged and not shown, and no warning
   becomes an error: `PYTHONWARNINGS` and `-W` do not apply;
-- log lines of other libraries are written down, and their handlers that write to the terminal do not get them; errors
-  are shown all the same;
-- warnings and log lines of the user's own files (a reward, a plugin in one file) are shown as ever;
+- log lines of other libraries are logged, and their handlers that write to the terminal do not get them; errors are
+  shown all the same;
+- warnings and log lines of the user's own files (a reward, a plugin in one file) are shown as usual;
 - with `--verbose` everything is shown.
 
-A log holds each message of a library once. Messages that come before the run has a folder wait until `write_to` names
-the file.
+A log has each message of a library once. Messages that come before the run has a folder wait until `write_to` names the
+file.
 
 Used from Python, the package installs nothing of this: warnings and logging belong to the program that imports it.
 """
@@ -32,11 +32,11 @@ from typing import TextIO
 from .atomic import never_a_link
 from .redact import scrub
 
-OURS = "rlhf_peft"
+PACKAGE = "rlhf_peft"
 MOST = 1000
-"""Messages that wait for a file, or that are remembered so that each is kept once."""
+"""Most messages that wait for a file, and most that are remembered so that each is logged once."""
 VERBOSE = "RLHF_PEFT_VERBOSE"
-"""Environment variable that tells the processes of a run to show what libraries say."""
+"""Environment variable that lets all processes of a run show the messages of libraries."""
 PACKAGES = frozenset({"site-packages", "dist-packages", "transformers_modules"})
 """Folders of installed packages, and of code that came with a model."""
 
@@ -45,7 +45,7 @@ class Messages:
     """Collects messages; they wait in memory until there is a file to write them to.
 
     Attributes:
-        verbose: show everything on stderr, too.
+        verbose: show all messages on stderr, too.
         as_json: show messages as JSON lines.
     """
 
@@ -57,12 +57,12 @@ class Messages:
         self._path: Path | None = None
 
     def add(self, text: str, source: str, *, error: bool = False, details: str = "") -> None:
-        """Keep a message, and show it if it is to be seen.
+        """Log a message, and show it unless it is a library's.
 
         Args:
             text: the message, one line or several.
             source: the file whose code it came from.
-            error: it is shown in any case.
+            error: show it in any case.
             details: a traceback, for the log alone.
         """
         text, library = str(scrub(text)).rstrip(), is_library(source)
@@ -84,12 +84,12 @@ class Messages:
             self._append([line])
 
     def take(self) -> list[str]:
-        """The messages that wait, which do so no more."""
+        """Return the messages that wait for a file, and forget them."""
         lines, self._waiting = self._waiting, []
         return [line.split(" ", 2)[2].rstrip() for line in lines]
 
     def write_to(self, path: Path | None) -> None:
-        """Write what waits, and all that comes, to the end of this file; None: the run is over, and nothing waits."""
+        """Append waiting and later messages to this file; None: the run is over, and waiting messages are dropped."""
         self._path = path
         lines, self._waiting = self._waiting, []
         if path is None:
@@ -117,10 +117,10 @@ class Messages:
 
 
 class OwnLog(logging.Handler):
-    """Writes the log of this package into the run's log, too."""
+    """A handler that writes the log of this package into the run's log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line."""
+        """Write a log record into the run's log."""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         keep(f"{level}{record.getMessage()}")
 
@@ -129,7 +129,7 @@ _messages: Messages | None = None
 
 
 def install(as_json: bool = False) -> None:
-    """Take over Python's warnings, and the log lines of other libraries, in this process.
+    """Handle Python's warnings, and the log lines of other libraries, in this process from now on.
 
     Args:
         as_json: show messages as JSON lines.
@@ -142,31 +142,31 @@ def install(as_json: bool = False) -> None:
     warnings.resetwarnings()
     warnings.simplefilter("always")
     warnings.simplefilter("ignore", ResourceWarning)  # as Python has it
-    warnings.showwarning = _warned
-    # Libraries make loggers at any time, of their own classes, with their own handlers: all come through here.
+    warnings.showwarning = _show_warning
+    # Libraries make loggers at any time, of their own classes, with their own handlers: all of them call this method.
     logging.Logger.callHandlers = _call_handlers  # type: ignore[method-assign, assignment]
 
 
 def settings() -> dict[str, bool] | None:
-    """How another process of the run is to treat messages, for its `install`; None: it is to leave them alone."""
+    """The arguments of `install` for another process of the run; None: nothing is installed there."""
     return None if _messages is None else {"as_json": _messages.as_json}
 
 
 def show_all() -> None:
-    """Show on stderr what libraries say, also in the processes that this one starts."""
+    """Show the messages of libraries on stderr, also in the processes that this one starts."""
     os.environ[VERBOSE] = "1"
     if _messages is not None:
         _messages.verbose = True
 
 
 def show_as_json(as_json: bool) -> None:
-    """Show messages as JSON lines, or plainly."""
+    """Show messages as JSON lines, or as plain text."""
     if _messages is not None:
         _messages.as_json = as_json
 
 
 def write_to(path: Path | None) -> None:
-    """The file that messages go to from now on; None: the run is over. Does nothing where nothing is installed."""
+    """Write messages to this file from now on; None: the run is over. Does nothing where nothing is installed."""
     if _messages is not None:
         _messages.write_to(path)
 
@@ -178,11 +178,11 @@ def keep(text: str) -> None:
 
 
 def take() -> list[str]:
-    """The messages that wait for a file, which do so no more; for a process that hands them to another one."""
+    """Return the messages that wait for a file, and forget them; for a worker that sends them to the run's process."""
     return [] if _messages is None else _messages.take()
 
 
-def _warned(
+def _show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -194,13 +194,13 @@ def _warned(
     _messages.add(f"{_short(filename)}:{lineno}: {category.__name__}: {message}", filename)
 
 
-_own_call_handlers = logging.Logger.callHandlers
+_original_call_handlers = logging.Logger.callHandlers
 
 
 def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
-    """Stands in for `logging.Logger.callHandlers`: handlers that write to the terminal get no library's records."""
-    if logger.name.split(".")[0] == OURS or not is_library(record.pathname):
-        _own_call_handlers(logger, record)
+    """Replaces `logging.Logger.callHandlers`: handlers that write to the terminal get no records of libraries."""
+    if logger.name.split(".")[0] == PACKAGE or not is_library(record.pathname):
+        _original_call_handlers(logger, record)
         return
     _collect(record)
     here: logging.Logger | None = logger
@@ -220,17 +220,17 @@ def _collect(record: logging.LogRecord) -> None:
     if _messages is None or record.levelno < logging.WARNING:
         return
     try:
-        said = record.getMessage()
+        message = record.getMessage()
     except Exception:  # the library's own mistake in formatting
-        said = str(record.msg)
+        message = str(record.msg)
     details = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
-    text = f"{record.name}: {record.levelname.lower()}: {said}"
+    text = f"{record.name}: {record.levelname.lower()}: {message}"
     _messages.add(text, record.pathname, error=record.levelno >= logging.ERROR, details=details)
 
 
 @lru_cache(maxsize=4096)
 def is_library(filename: str) -> bool:
-    """Whether a file belongs to an installed package, to Python or to this package; what is no file does, too."""
+    """Whether a file belongs to an installed package, to Python or to this package; true also for what is no file."""
     path = os.path.abspath(filename)
     if not os.path.isfile(path) or PACKAGES & set(Path(path).parts):
         return True
@@ -244,7 +244,7 @@ def _folders() -> tuple[str, ...]:
 
 
 def _short(filename: str) -> str:
-    """A library's file from its package on: where packages are installed says nothing."""
+    """The path of a library's file, without the folder in which packages are installed."""
     parts = Path(filename).parts
     for name in PACKAGES & set(parts):
         return "/".join(parts[len(parts) - parts[::-1].index(name) :])

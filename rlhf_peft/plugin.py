@@ -1,4 +1,4 @@
-"""The public surface for plugins: import from here and from nowhere else in the package.
+"""The public interface for plugins; a plugin imports from here, and from no other module of the package.
 
 A plugin is one module:
 

@@ -1,4 +1,4 @@
-"""The fixtures of `rlhf_peft.testing` for pytest, which loads this file every time: it imports nothing heavy."""
+"""The pytest fixtures of `rlhf_peft.testing`. pytest loads this file every time, so it imports nothing large."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reward_batch() -> RewardBatch:
 
 @pytest.fixture
 def fake_context() -> FakeSampleContext:
-    """What a sampler may ask while it samples."""
+    """A context for samplers, which scores rollouts."""
     from .testing import FakeSampleContext
 
     return FakeSampleContext()

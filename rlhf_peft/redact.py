@@ -1,7 +1,7 @@
-"""Text without credentials: what is written down, shown or logged goes through here.
+"""Removes credentials from text; everything that is written to a file, shown or logged passes through `scrub`.
 
-Kept lists of patterns were looked at first: detect-secrets imports requests, knows neither Hugging Face's nor Google's
-keys, and takes any word that begins with AKC for a password. So the forms stand here.
+The patterns are this module's own: detect-secrets imports requests, knows neither Hugging Face's nor Google's keys, and
+takes any word that begins with AKC for a password.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SHORTEST = 8
-"""Values that are shorter are no secrets, and may stand in any text."""
+"""Fewest characters of a secret; shorter values are never hidden."""
 HIDDEN = "***"
 
 _SECRET_WORDS = frozenset(
@@ -49,10 +49,10 @@ _SECRET_KEY = re.compile(
     r"x[-_][-_a-z]*(?:key|token)|authorization|cookie)(?:[-_.]?[0-9]+)?",
     re.IGNORECASE,
 )
-"""Keys of a mapping whose text is a secret. `key`, `token` and `eos_token` are not: options are called so."""
+"""Keys of a mapping whose values are secrets. `key`, `token` and `eos_token` are not: they are names of options."""
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{1,30}://?)(?P<rest>[^\s<>]+)")
-"""A path that was made of a URL has lost a slash. One letter is a drive."""
+"""Also matches a URL with one slash, as a path that was made of a URL has it. One letter would be a drive."""
 _HOST = re.compile(r"(localhost|[^:]*\.[^:]*|\[.*\]):[0-9]*", re.IGNORECASE)
 _QUERY = re.compile(
     r"(?P<key>[?&;](?:[A-Za-z0-9_.-]{0,60}(?:token|key|secret|password|passwd|signature|sig|credential|auth)))=[^&;\s'\"]+",
@@ -92,11 +92,11 @@ _KINDS = (_TOKEN, _AWS, _JWT, _TELEGRAM, _SLACK, _PEM)
 
 
 def scrub(value: Any) -> Any:
-    """The value without credentials, all texts inside it too.
+    """A value without credentials, in all texts inside it too.
 
-    Taken out are user names and passwords in URLs, tokens in queries and headers, tokens of known forms, what is
-    assigned to a password or a key, and whatever an environment variable holds of whose name one word is KEY, TOKEN,
-    SECRET, PASS, PAT, CREDENTIAL or the like.
+    These are hidden: user names and passwords in URLs, tokens in queries and headers, tokens of known forms, values
+    that are assigned to a password or a key, and the values of environment variables whose names have a word such as
+    KEY, TOKEN, SECRET, PASS, PAT or CREDENTIAL.
     """
     return _scrubbed(value, _environment())
 
@@ -127,29 +127,29 @@ def _text(text: str, secrets: list[str]) -> str:
     return _ASSIGNED.sub(_assigned, text)
 
 
-def _url(found: re.Match[str]) -> str:
-    """A URL without what stands before the last `@`, where that is a user's name and password.
+def _url(match: re.Match[str]) -> str:
+    """A URL without the part before the last `@`, where that is a user's name and password.
 
-    A password may hold any character, `@` and `/` among them. `https://host:8000/x@y` and `s3://bucket/x@y` hold none.
+    A password may have any character, `@` and `/` too. `https://host:8000/x@y` and `s3://bucket/x@y` have none.
     """
-    rest = found["rest"]
+    rest = match["rest"]
     before, at, after = rest.rpartition("@")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     secret = "@" in authority or (":" in authority and not _HOST.fullmatch(authority))
-    return f"{found['scheme']}{HIDDEN}@{after}" if at and before and secret else found[0]
+    return f"{match['scheme']}{HIDDEN}@{after}" if at and before and secret else match[0]
 
 
-def _assigned(found: re.Match[str]) -> str:
-    """An assignment without its value, unless that is a variable's name."""
-    return found[0] if _VARIABLE.fullmatch(found["value"]) else f"{found['key']}{HIDDEN}"
+def _assigned(match: re.Match[str]) -> str:
+    """An assignment with its value hidden, unless the value is the name of a variable."""
+    return match[0] if _VARIABLE.fullmatch(match["value"]) else f"{match['key']}{HIDDEN}"
 
 
 def _environment() -> list[str]:
-    found: set[str] = set()
+    values: set[str] = set()
     for name, value in os.environ.items():
         if is_secret_name(name) and not os.path.exists(value):
-            found |= {value, *(value.splitlines() if "\n" in value else ())}
-    return sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True)
+            values |= {value, *(value.splitlines() if "\n" in value else ())}
+    return sorted((value for value in values if len(value) >= SHORTEST), key=len, reverse=True)
 
 
 def is_secret_name(name: str) -> bool:

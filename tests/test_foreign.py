@@ -77,7 +77,7 @@ def stubborn():
 @pytest.mark.parametrize("code", [lambda: time.sleep(30), stubborn])
 def test_an_import_that_hangs_gets_an_error(monkeypatch, code):
     monkeypatch.setattr(foreign, "IMPORT_LIMIT", 0.2)
-    monkeypatch.setattr(foreign, "AGAIN", 0.2)
+    monkeypatch.setattr(foreign, "REPEAT", 0.2)
     begun = time.monotonic()
     try:
         with importing():

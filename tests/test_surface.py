@@ -1,11 +1,10 @@
-"""What third parties import does not shrink; a name goes only by `rlhf_peft.deprecation`."""
+"""The names that third parties import stay: a name goes only after it has been deprecated."""
 
 import warnings
 
 import pytest
 
 from rlhf_peft import plugin, testing
-from rlhf_peft.deprecation import Deprecated, deprecated_names
 
 PLUGIN = [
     "BASELINE",
@@ -79,14 +78,3 @@ def test_the_surface_does_not_shrink(module, names):
     assert sorted(set(names) - set(module.__all__)) == []
     assert len(set(module.__all__)) == len(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
-
-
-def test_a_deprecated_name_works_and_says_what_to_use():
-    get = deprecated_names("rlhf_peft.plugin", {"Old": Deprecated(3, "0.9", "New")})
-    with pytest.warns(
-        DeprecationWarning,
-        match=r"rlhf_peft\.plugin\.Old is deprecated since 0\.9 and goes in 0\.11\. Use New",
-    ):
-        assert get("Old") == 3
-    with pytest.raises(AttributeError, match="has no attribute 'Older'"):
-        get("Older")

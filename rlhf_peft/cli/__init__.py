@@ -1,4 +1,4 @@
-"""The command line: one file a verb, and here what all of them share: exit codes and how errors are told.
+"""The command line: one file for each command, and here what all of them share: exit codes and error messages.
 
 Results go to stdout, everything else to stderr. Nothing heavy is imported until a verb needs it.
 """
@@ -32,46 +32,46 @@ from ..errors import (
 from ..redact import scrub
 from .app import PROGRAM, app
 from .options import Settings
-from .terminal import only_visible
+from .terminal import escaped_output
 
 __all__ = ["execute", "main"]
 
 _exit = os._exit
-"""Kept, for while a plugin's code runs `os._exit` is an error."""
+"""The real `os._exit`: while a plugin's code runs, `os._exit` is replaced by a function that raises."""
 
-ELSEWHERE = "Name another place to write to, or change its permissions."
-ROOM = "Make room on that disk, or name a place on another one."
-FILE_SYSTEM = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ELSEWHERE),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
+ADVICE_PLACE = "Name another place to write to, or change its permissions."
+ADVICE_SPACE = "Make room on that disk, or name a place on another one."
+FILE_SYSTEM_ERRORS = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ADVICE_PLACE),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ADVICE_SPACE),
     **dict.fromkeys(
         (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), "Look at the path."
     ),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "The disk does not work: look at it before you go on."),
     errno.EMFILE: "Raise the limit of open files: ulimit -n 4096.",
 }
-"""What the operating system refuses for reasons that are no mistake of this program: error number to a remedy."""
+"""Error numbers of the operating system that are no mistake of this program, and the advice for each."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM; whoever tidies up after Ctrl-C tidies up after this."""
+    """SIGTERM was received. Code that cleans up after Ctrl-C cleans up after this too."""
 
 
 class HungUp(Terminated):
-    """SIGHUP: the terminal was closed, or the connection to it was lost."""
+    """SIGHUP was received: the terminal was closed, or the connection to it was lost."""
 
 
-ENDS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}
-"""Name of a signal that ends a verb to what is raised."""
-CODES = {KeyboardInterrupt: EXIT_INTERRUPTED, Terminated: EXIT_TERMINATED, HungUp: EXIT_HUNG_UP}
-WORDS = {KeyboardInterrupt: "interrupted", Terminated: "terminated", HungUp: "hung up"}
+SIGNALS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}
+"""Name of each signal that ends a command, and the exception that is raised for it."""
+EXIT_CODES = {KeyboardInterrupt: EXIT_INTERRUPTED, Terminated: EXIT_TERMINATED, HungUp: EXIT_HUNG_UP}
+ENDINGS = {KeyboardInterrupt: "interrupted", Terminated: "terminated", HungUp: "hung up"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit."""
     code = execute(sys.argv[1:] if arguments is None else arguments)
     _wait_for_threads(code)
-    # Nothing is left to be tidied up: another Ctrl-C ends what Python itself still does, without a traceback.
+    # Nothing is left to clean up: another Ctrl-C ends what Python itself still does, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
@@ -83,7 +83,7 @@ def execute(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    with only_visible(), _signals():
+    with escaped_output(), _signals():
         try:
             _invoke(arguments, settings)
             sys.stdout.flush()
@@ -91,23 +91,25 @@ def execute(arguments: Sequence[str]) -> int:
         except typer.Exit as exit_:
             return exit_.exit_code
         except BaseException as error:
-            return _told(error, settings)
+            return _report_error(error, settings)
 
 
 def _wait_for_threads(code: int) -> None:
-    """Wait a while for threads that plugins have started as they were imported, and then end without them."""
+    """Wait a while for threads that plugins started while they were imported, and then exit without them."""
     end = time.monotonic() + foreign.PATIENCE
     for _, thread in foreign.lasting():
         thread.join(max(0.0, end - time.monotonic()))
     left = [f"{who}: its thread {thread.name}" for who, thread in foreign.lasting()]
     if left:
-        _say(f"{'; '.join(left)} goes on, and was not waited for any longer. It should be a daemon thread.")
+        _print_error(
+            f"{'; '.join(left)} goes on, and was not waited for any longer. It should be a daemon thread."
+        )
         sys.stdout.flush()
         _exit(code)
 
 
 def _wait_shortly() -> None:
-    """How long torch's threads spin while they wait for one another, unless the user has said it.
+    """Set how long torch's threads spin while they wait for one another, unless the user has set it.
 
     Small models on a CPU spend their time in short parallel regions. A PPO step of the shipped model on two cores took
     4.2 seconds with threads that sleep at once and 2.3 with 3,000 turns; with another program on one of the cores 3.5
@@ -123,56 +125,58 @@ def _invoke(arguments: Sequence[str], settings: Settings) -> None:
         command.invoke(context)
 
 
-def _told(error: BaseException, settings: Settings) -> int:
-    """Tell an error in one paragraph; returns the exit code."""
+def _report_error(error: BaseException, settings: Settings) -> int:
+    """Print an error as one paragraph on stderr, and return the exit code."""
     if isinstance(error, BrokenPipeError) and _stdout_is_closed():
         return EXIT_DONE
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else EXIT_FAILED
     if settings.traceback:
-        _say("".join(traceback.format_exception(error)).rstrip())
+        _print_error("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, KeyboardInterrupt):
         kind = next(kind for kind in (HungUp, Terminated, KeyboardInterrupt) if isinstance(error, kind))
-        _say(_noted(WORDS[kind], error))
-        return CODES[kind]
+        _print_error(_with_notes(ENDINGS[kind], error))
+        return EXIT_CODES[kind]
     if isinstance(error, RlhfPeftError):
-        _say(_noted(f"{'stopped (exit 3)' if error.exit_code == 3 else 'error'}: {error}", error))
+        _print_error(
+            _with_notes(f"{'stopped (exit 3)' if error.exit_code == 3 else 'error'}: {error}", error)
+        )
         return error.exit_code
     if hasattr(error, "format_message"):
-        _say(f"error: {_usage(error)}")
+        _print_error(f"error: {_usage(error)}")
         return EXIT_USAGE
-    if isinstance(error, OSError) and error.errno in FILE_SYSTEM:
-        _say(_noted(f"error: {_refused(error)}", error))
+    if isinstance(error, OSError) and error.errno in FILE_SYSTEM_ERRORS:
+        _print_error(_with_notes(f"error: {_refused(error)}", error))
         return EXIT_FAILED
     message = " ".join(str(error).split())
-    told = f"error: unexpected {type(error).__name__}{': ' if message else ''}{message}"
-    told = _noted(told, error)
-    _say(f"{told}{'' if told.endswith('.') else '.'} For the whole story: {PROGRAM} --traceback ...")
+    text = f"error: unexpected {type(error).__name__}{': ' if message else ''}{message}"
+    text = _with_notes(text, error)
+    _print_error(f"{text}{'' if text.endswith('.') else '.'} For the whole story: {PROGRAM} --traceback ...")
     return EXIT_FAILED
 
 
-def _noted(message: str, error: BaseException) -> str:
-    """A message with what was noted on the error: where a run can go on, say."""
+def _with_notes(message: str, error: BaseException) -> str:
+    """The message followed by the notes of the error, for example how a run can be resumed."""
     notes = getattr(error, "__notes__", [])
     return " ".join([message if message.endswith(".") else f"{message}.", *notes]) if notes else message
 
 
 def _refused(error: OSError) -> str:
-    """What the file system has refused, in one sentence, and what to do about it."""
+    """What the file system refused, in one sentence, and what to do about it."""
     where = f"{error.filename}: " if error.filename else ""
     assert error.errno is not None
-    return f"{where}{os.strerror(error.errno)}. {FILE_SYSTEM[error.errno]}"
+    return f"{where}{os.strerror(error.errno)}. {FILE_SYSTEM_ERRORS[error.errno]}"
 
 
 def _usage(error: Any) -> str:
-    """A usage error of typer's with the command whose help to read."""
+    """The message of one of typer's usage errors, with the command whose help to read."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else PROGRAM
     message = error.format_message()
     return f"{message}{'' if message.endswith(('.', '?', '!')) else '.'} See {path} --help."
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     try:
         print(scrub(text), file=sys.stderr, flush=True)
     except OSError:
@@ -180,7 +184,7 @@ def _say(text: str) -> None:
 
 
 def _stdout_is_closed() -> bool:
-    """Whether the reader of our output went away, as `head` does; if so, say no more."""
+    """Whether the program that reads our output has closed it, as `head` does; if so, later output is discarded."""
     try:
         handle = sys.stdout.fileno()
         poll = select.poll()
@@ -194,30 +198,30 @@ def _stdout_is_closed() -> bool:
 
 
 def _end_at_once() -> None:
-    """Write down that runs have stopped, where one is being written, and say so; no checkpoint is written."""
+    """Mark the runs that are being written as stopped, and print a message; no checkpoint is written."""
     folders: Any = sys.modules.get("rlhf_peft.runs.folder")
     if folders is not None:
         folders.abandon()
-    _say("interrupted again: ended at once, without a checkpoint of the last update.")
+    _print_error("interrupted again: ended at once, without a checkpoint of the last update.")
 
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """The first SIGTERM, SIGHUP or Ctrl-C is raised, so that a run can be written down; a second one ends the program.
+    """Raise the first SIGTERM, SIGHUP or Ctrl-C as an exception, so that a run can be saved; a second one exits.
 
-    What is ignored stays ignored: SIGHUP under nohup.
+    A signal that is ignored stays ignored: SIGHUP under nohup.
     """
-    asked = 0
-    raised = {getattr(signal, name): error for name, error in ENDS.items() if hasattr(signal, name)}
+    signals_received = 0
+    raised = {getattr(signal, name): error for name, error in SIGNALS.items() if hasattr(signal, name)}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
+        nonlocal signals_received
+        signals_received += 1
+        if signals_received == 1:
             raise raised[number]
-        if asked == 2:
+        if signals_received == 2:
             _end_at_once()
-        _exit(CODES[raised[number]])
+        _exit(EXIT_CODES[raised[number]])
 
     try:
         before = {

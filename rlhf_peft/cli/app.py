@@ -1,4 +1,4 @@
-"""The program's verbs and its global options."""
+"""The program's commands and its global options."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ app = typer.Typer(
 )
 
 
-def _without(context: typer.Context, asked: bool) -> bool:
-    """Eager, so that a `--help` after it lists no plugin's command."""
-    context.obj.no_plugins = asked
-    return asked
+def _set_no_plugins(context: typer.Context, no_plugins: bool) -> bool:
+    """Store `--no-plugins` before other options are read, so that `--help` lists no plugin's command."""
+    context.obj.no_plugins = no_plugins
+    return no_plugins
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
@@ -58,11 +58,14 @@ def _version(asked: bool) -> None:
 def _global(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     no_plugins: Annotated[
         bool,
-        typer.Option("--no-plugins", callback=_without, is_eager=True, help="Leave installed plugins out."),
+        typer.Option(
+            "--no-plugins", callback=_set_no_plugins, is_eager=True, help="Leave installed plugins out."
+        ),
     ] = False,
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where in the code an error came from.")

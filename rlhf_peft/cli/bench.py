@@ -1,4 +1,4 @@
-"""`rlhf-peft bench`: a few steps of a recipe on this machine, measured."""
+"""`rlhf-peft bench`: measure a few steps of a recipe on this machine."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ def bench(
     from ..planning.bench import bench as measure
     from .progress import reporter
 
-    found = measure(loaded, registry, reporter(quiet=quiet), steps=steps, trust_remote_code=trust_remote_code)
+    result = measure(
+        loaded, registry, reporter(quiet=quiet), steps=steps, trust_remote_code=trust_remote_code
+    )
     if as_json:
-        print(json.dumps(asdict(found), indent=2))
+        print(json.dumps(asdict(result), indent=2))
     else:
-        show(found)
+        show(result)
 
 
-def show(found: Bench) -> None:
-    """A table on stdout."""
+def show(result: Bench) -> None:
+    """Print the measurements as a table on stdout."""
     from rich.box import SIMPLE
     from rich.table import Table
 
     from .plan import size
 
     console = make_console()
-    title = (
-        f"{found.stage}: {found.seconds:.2f} s a step, median of {max(1, found.steps - 1)}, {found.device}"
-    )
-    memory = "peak memory" if found.exact else "memory at its end"
+    title = f"{result.stage}: {result.seconds:.2f} s a step, median of {max(1, result.steps - 1)}, {result.device}"
+    memory = "peak memory" if result.exact else "memory at its end"
     table = Table(
         "phase", "seconds", "tokens/s", "share", memory, box=SIMPLE, title=title, title_justify="left"
     )
-    for name, phase in found.phases.items():
+    for name, phase in result.phases.items():
         peak = "" if phase.peak is None else size(phase.peak)
         table.add_row(name, f"{phase.seconds:.2f}", f"{phase.tokens:,.0f}", f"{phase.share:.0%}", peak)
     console.print(table)
-    for note in found.notes:
+    for note in result.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

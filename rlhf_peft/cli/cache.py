@@ -1,4 +1,4 @@
-"""`rlhf-peft cache`: the rows that are kept on the disk, and away with them."""
+"""`rlhf-peft cache`: list the rows that are kept on the disk, and remove them."""
 
 from __future__ import annotations
 
@@ -35,23 +35,25 @@ def list_(as_json: Json = False) -> None:
     from ..data import cache
     from .terminal import make_console
 
-    folder, found = cache.root(), cache.entries()
-    total, most = sum(entry.size for entry in found), cache.limit()
+    folder, entries = cache.root(), cache.entries()
+    total, most = sum(entry.size for entry in entries), cache.limit()
     if as_json:
-        entries = [{**_plain(entry), "bytes": entry.size, "rows": entry.rows} for entry in found]
+        plain_entries = [{**_plain(entry), "bytes": entry.size, "rows": entry.rows} for entry in entries]
         place = None if folder is None else str(folder)
-        print(json.dumps({"folder": place, "bytes": total, "limit": most, "entries": entries}, indent=2))
+        print(
+            json.dumps({"folder": place, "bytes": total, "limit": most, "entries": plain_entries}, indent=2)
+        )
         return
     if folder is None:
         print(f"The cache is switched off by {cache.FOLDER_VARIABLE}.", file=sys.stderr)
         return
-    if not found:
+    if not entries:
         print(f"{folder} holds nothing.", file=sys.stderr)
         return
     table = Table("kept", "made of", "rows", "size", "last used", box=SIMPLE)
-    for entry in found:
-        told = _plain(entry)
-        table.add_row(told["kind"], told["about"], f"{entry.rows:,}", _size(entry.size), told["used"])
+    for entry in entries:
+        plain = _plain(entry)
+        table.add_row(plain["kind"], plain["about"], f"{entry.rows:,}", _size(entry.size), plain["used"])
     make_console().print(table)
     print(f"{folder}: {_size(total)} of at most {_size(most)}; {cache.LIMIT_VARIABLE} sets the limit in GB")
 
@@ -61,13 +63,13 @@ def clear(yes: Yes = False) -> None:
     """Remove all that is kept; it is made again when it is needed."""
     from ..data import cache
 
-    folder, found = cache.root(), cache.entries()
+    folder, entries = cache.root(), cache.entries()
     if folder is None:
         raise UsageError(
             f"The cache is switched off by {cache.FOLDER_VARIABLE}, so it is not known where it is."
         )
-    print(f"{folder}: {len(found)} entries, {_size(sum(entry.size for entry in found))}")
-    if found:
+    print(f"{folder}: {len(entries)} entries, {_size(sum(entry.size for entry in entries))}")
+    if entries:
         confirm("Remove them?", yes)
     cache.clear()
 
@@ -79,7 +81,7 @@ def _plain(entry: cache.Entry) -> dict[str, str]:
 
 
 def _size(size: int) -> str:
-    """Bytes in the unit that suits them."""
+    """A number of bytes in kB, MB or GB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""`rlhf-peft chat`: talk to what a run has trained."""
+"""`rlhf-peft chat`: talk to the policy that a run has trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .options import Device, RunName, Trust, Verbose, find_run, open_registry_of
 
 if TYPE_CHECKING:
     from ..trained import Opened
-    from ..trained.chat import Message, Talk
+    from ..trained.chat import ChatSettings, Message
 
 HELP = """/ref     the reference's answer beside the policy's, on or off
 /score   what the reward heads say, on or off
@@ -41,27 +41,29 @@ def chat(
 ) -> None:
     """Talk to the policy of a run. Works with a pipe too: each line is a conversation of its own, with one answer."""
     from ..trained import open_run
-    from ..trained.chat import Talk
+    from ..trained.chat import ChatSettings
 
     folder = find_run(run)
     registry = open_registry_of(context.obj, folder)
     opened = open_run(folder, device=device, trust_remote_code=trust_remote_code, registry=registry)
     opened.need(reference=reference)
-    told = system if system is not None else opened.recipe.stages[-1].dataset.system
-    talk = Talk(temperature, seed, max_new_tokens, told, dict(opened.recipe.model.chat_template_kwargs))
-    Session(opened, talk, reference, score).run()
+    system_message = system if system is not None else opened.recipe.stages[-1].dataset.system
+    settings = ChatSettings(
+        temperature, seed, max_new_tokens, system_message, dict(opened.recipe.model.chat_template_kwargs)
+    )
+    Session(opened, settings, reference, score).run()
 
 
 class Session:
     """A conversation at a terminal, or through a pipe."""
 
-    def __init__(self, opened: Opened, talk: Talk, reference: bool, score: bool) -> None:
-        self.opened, self.talk, self.reference, self.score = opened, talk, reference, score
-        self.said: list[Message] = []
+    def __init__(self, opened: Opened, settings: ChatSettings, reference: bool, score: bool) -> None:
+        self.opened, self.settings, self.reference, self.score = opened, settings, reference, score
+        self.messages: list[Message] = []
         self.terminal = sys.stdin.isatty()
 
     def run(self) -> None:
-        """Until the input ends, or /quit."""
+        """Answer lines of the input until it ends or says /quit."""
         if not self.terminal and isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         if self.terminal:
@@ -102,33 +104,35 @@ class Session:
         from ..engine import POLICY, REFERENCE
         from ..trained.chat import answer, encode, scores
 
-        said: list[Message] = [*self.said, {"role": "user", "content": text}]
-        ids = encode(self.opened.base, said, self.talk)
+        messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        ids = encode(self.opened.base, messages, self.settings)
         roles = [REFERENCE, POLICY] if self.reference else [POLICY]
-        written: list[str] = []
+        pieces: list[str] = []
         for role in roles:
             if len(roles) > 1:
                 print(f"{role}: ", end="", flush=True)
-            written.clear()
-            given = answer(self.opened.base, ids, self.talk, role, partial(self._told, written))
+            pieces.clear()
+            answer_ids = answer(
+                self.opened.base, ids, self.settings, role, partial(self._print_piece, pieces)
+            )
             print(flush=True)
             if self.score and self.opened.rewards:
-                found = scores(self.opened, [*ids, *given])
+                reward_scores = scores(self.opened, [*ids, *answer_ids])
                 print(
-                    "  ".join(f"{name} {value:.3f}" for name, value in found.items()),
+                    "  ".join(f"{name} {value:.3f}" for name, value in reward_scores.items()),
                     file=sys.stderr,
                     flush=True,
                 )
         if self.terminal:
-            self.said = [*said, {"role": "assistant", "content": "".join(written)}]
+            self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     @staticmethod
-    def _told(written: list[str], piece: str) -> None:
-        written.append(piece)
+    def _print_piece(pieces: list[str], piece: str) -> None:
+        pieces.append(piece)
         print(piece, end="", flush=True)
 
     def _command(self, line: str) -> bool:
-        """Do what it says; whether to go on."""
+        """Carry out a line that begins with a slash; returns whether the conversation goes on."""
         word, _, rest = line.partition(" ")
         try:
             if word in ("/quit", "/exit", "/q"):
@@ -146,13 +150,13 @@ class Session:
                 value = float(rest)
                 if value < 0:
                     raise ValueError
-                self.talk = replace(self.talk, temperature=value)
+                self.settings = replace(self.settings, temperature=value)
                 self._note(f"temperature {value:g}")
             elif word == "/seed":
-                self.talk = replace(self.talk, seed=int(rest))
-                self._note(f"seed {self.talk.seed}")
+                self.settings = replace(self.settings, seed=int(rest))
+                self._note(f"seed {self.settings.seed}")
             elif word == "/new":
-                self.said = []
+                self.messages = []
                 self._note("forgotten")
             else:
                 self._note(HELP if word == "/help" else f"{word} is unknown.\n{HELP}")

@@ -1,7 +1,7 @@
 """Commands that plugins bring: listed by name from their metadata, imported when they are used.
 
 An entry point of group `rlhf_peft.commands` names a typer app, a click command or a plain function with typer's
-annotations. What a broken one raises is told when it is used; the program's own verbs come first.
+annotations. The error of a broken one is shown when it is used. The program's own commands come first.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ Point = entry_points.Point
 
 
 class PluginGroup(TyperGroup):
-    """The program's verbs, and after them what plugins bring."""
+    """The program's commands, followed by those of plugins."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names only; nothing is imported."""
-        own = super().list_commands(ctx)
-        return [*own, *(name for name in _points(ctx) if name not in own)]
+        """The names of all commands; no plugin is imported."""
+        built_in = super().list_commands(ctx)
+        return [*built_in, *(name for name in _points(ctx) if name not in built_in)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Our verb, or one that imports its plugin when it is invoked."""
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
+        """The program's command, or one that imports its plugin when it is invoked; None: there is none."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            return command
         point = _points(ctx).get(cmd_name)
         return None if point is None else _deferred(point)
 
 
 def _points(ctx: Any) -> dict[str, Point]:
-    """By name; of two distributions with one name the first has it."""
+    """Entry points of commands by name; where two distributions use one name, the first is taken."""
     if getattr(ctx.obj, "no_plugins", False):
         return {}
-    found: dict[str, Point] = {}
+    points: dict[str, Point] = {}
     for point in entry_points.points(entry_points.COMMANDS):
         if not point.disabled:
-            found.setdefault(point.name, point)
-    return found
+            points.setdefault(point.name, point)
+    return points
 
 
 def _deferred(point: Point) -> TyperCommand:
-    """A command that takes any arguments and hands them on, `--help` too."""
+    """A command that takes any arguments, `--help` included, and passes them to the plugin's command."""
     return _Deferred(
         point.name,
         help=f"From the plugin {point.distribution} {point.version}.",
@@ -73,7 +73,7 @@ class _Deferred(TyperCommand):
 
 
 def load(point: Point) -> Any:
-    """The command that an entry point stands for.
+    """Import the command that an entry point names.
 
     Raises:
         PluginError: its import failed, or it is no command.
@@ -87,15 +87,15 @@ def load(point: Point) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PluginError(f"{where}: its import failed: {told}. The other commands work.") from error
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(f"{where}: its import failed: {message}. The other commands work.") from error
 
 
-def _as_command(found: Any) -> Any:
-    if hasattr(found, "make_context"):
-        return found
-    if isinstance(found, typer.Typer):
-        return typer.main.get_command(found)
+def _as_command(command: Any) -> Any:
+    if hasattr(command, "make_context"):
+        return command
+    if isinstance(command, typer.Typer):
+        return typer.main.get_command(command)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(found)
+    app.command()(command)
     return typer.main.get_command(app)

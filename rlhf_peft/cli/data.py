@@ -1,4 +1,4 @@
-"""`rlhf-peft data`: a dataset, looked at before anything is trained on it."""
+"""`rlhf-peft data`: describe a dataset before anything is trained on it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def data(
 ) -> None:
     """Format, rows, duplicates, lengths, length bias, and which method suits. Exit 1 where rows cannot be used."""
     from ..data.inspect import inspect, model_encoder
-    from .progress import rows_shown
+    from .progress import row_progress
 
     mapping = None if columns is None else _mapping(columns)
-    with rows_shown(as_json=as_json):
-        found = inspect(
+    with row_progress(as_json=as_json):
+        inspection = inspect(
             source,
             split=split,
             name=name,
@@ -50,10 +50,10 @@ def data(
             model=model,
         )
     if as_json:
-        print(json.dumps(found.plain(), indent=2, ensure_ascii=False))
+        print(json.dumps(inspection.plain(), indent=2, ensure_ascii=False))
     else:
-        show(found)
-    if found.bad or found.format is None:
+        show(inspection)
+    if inspection.bad or inspection.format is None:
         raise typer.Exit(1)
 
 
@@ -67,67 +67,69 @@ def _mapping(text: str) -> dict[str, str | list[str]]:
     import yaml
 
     try:
-        given = yaml.safe_load(text)
+        mapping = yaml.safe_load(text)
     except yaml.YAMLError:
-        given = None
-    if not isinstance(given, dict):
+        mapping = None
+    if not isinstance(mapping, dict):
         raise UsageError(
             f"--columns {text}: expected a mapping such as '{{prompt: Question, chosen: Good}}'."
         )
     return {
         str(ours): [str(name) for name in theirs] if isinstance(theirs, list) else str(theirs)
-        for ours, theirs in given.items()
+        for ours, theirs in mapping.items()
     }
 
 
-def show(found: Inspection) -> None:
-    """What was found, on stdout."""
-    kind = "not a TRL format" if found.format is None else found.format.kind.replace("_", " ")
-    how = " (conversational)" if found.format is not None and found.format.conversational else ""
-    print(f"{found.source}: {found.rows:,} rows; format: {kind}{how}; columns: {', '.join(found.columns)}")
-    for note in found.notes:
+def show(inspection: Inspection) -> None:
+    """Print what the inspection of a dataset found on stdout."""
+    kind = "not a TRL format" if inspection.format is None else inspection.format.kind.replace("_", " ")
+    how = " (conversational)" if inspection.format is not None and inspection.format.conversational else ""
+    print(
+        f"{inspection.source}: {inspection.rows:,} rows; format: {kind}{how}; columns: {', '.join(inspection.columns)}"
+    )
+    for note in inspection.notes:
         print(f"note: {note}")
-    for name, bad in found.bad.items():
+    for name, bad in inspection.bad.items():
         print(f"unusable: {bad.count:,} {name} (first: row {bad.first:,}: {bad.reason})")
-    if found.duplicates:
-        rows = "row repeats an earlier one" if found.duplicates == 1 else "rows repeat earlier ones"
-        print(f"duplicates: {found.duplicates:,} {rows}")
-    if found.unread:
-        print(f"not read: the columns {', '.join(found.unread)} (an rl stage gives them to its rewards)")
-    for part, values in found.lengths.items():
-        histogram(part, values, found.unit)
-    if found.limit is not None:
+    if inspection.duplicates:
+        rows = "row repeats an earlier one" if inspection.duplicates == 1 else "rows repeat earlier ones"
+        print(f"duplicates: {inspection.duplicates:,} {rows}")
+    if inspection.unread:
+        print(f"not read: the columns {', '.join(inspection.unread)} (an rl stage gives them to its rewards)")
+    for part, values in inspection.lengths.items():
+        histogram(part, values, inspection.unit)
+    if inspection.limit is not None:
         cut = (
-            f"{found.too_long:,} rows are longer than the context of {found.limit:,} tokens"
-            if found.too_long
+            f"{inspection.too_long:,} rows are longer than the context of {inspection.limit:,} tokens"
+            if inspection.too_long
             else ""
         )
-        print(cut or f"every row fits the context of {found.limit:,} tokens")
-    if found.longer_chosen is not None:
-        print(f"length bias: chosen is longer in {found.longer_chosen:.0%} of pairs")
-    show_example(found)
-    for line in found.advice:
+        print(cut or f"every row fits the context of {inspection.limit:,} tokens")
+    if inspection.longer_chosen is not None:
+        print(f"length bias: chosen is longer in {inspection.longer_chosen:.0%} of pairs")
+    show_example(inspection)
+    for line in inspection.advice:
         print(line if line.startswith(" ") else f"advice: {line}")
 
 
-def show_example(found: Inspection) -> None:
-    """The first usable row, as a stage would read it."""
-    if not found.example:
+def show_example(inspection: Inspection) -> None:
+    """Print the first usable row as a stage would read it."""
+    if not inspection.example:
         return
     how = (
         "as it is trained on"
-        if found.unit == "tokens"
+        if inspection.unit == "tokens"
         else "as it is read; --model shows it as it is trained on"
     )
-    print(f"row {found.example['row']:,}, {how}:")
-    for part, text in found.example.items():
+    print(f"row {inspection.example['row']:,}, {how}:")
+    for part, text in inspection.example.items():
         if part != "row":
             short = text if len(text) <= LETTERS else f"{text[:LETTERS]}… ({len(text):,} letters)"
             print(f"  {part}: {json.dumps(short, ensure_ascii=False)}")
 
 
 def histogram(part: str, values: list[int], unit: str) -> None:
-    """Lengths as bars of text."""
+    """Print the distribution of lengths as bars of text."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
     median, most = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]

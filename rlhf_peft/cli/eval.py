@@ -1,4 +1,4 @@
-"""`rlhf-peft eval`: a run's policy beside its reference, with intervals."""
+"""`rlhf-peft eval`: compare a run's policy with its reference, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -73,17 +73,14 @@ def evaluate(
 ) -> None:
     """Reward, win rate against the reference, KL and length on held-out prompts, with 95 % intervals."""
     from ..api import sampler_ready
-    from ..atomic import write_output
     from ..recipe import RewardEntry, load
-    from ..runs import plain
     from ..trained import open_run
     from ..trained.evaluate import evaluate as measure
     from ..trained.evaluate import sampler_of
-    from ..trained.prompts import last_rl
 
     registry = open_registry(context.obj, plugin)
-    entries = [RewardEntry.model_validate(entry) for entry in _parsed(rewards)]
-    given = add_rewards(registry, reward)
+    entries = [RewardEntry.model_validate(entry) for entry in _reward_entries(rewards)]
+    function_names = add_rewards(registry, reward)
     source = dataset_source(registry, dataset)
     if samples is not None and not samples.parent.is_dir():
         raise UsageError(f"--samples {samples}: there is no folder {samples.parent}.")
@@ -91,14 +88,13 @@ def evaluate(
     recipe = load(path / "recipe.yaml", (), plugins=None)
     add_code_of(registry, path, recipe)
     check_names(registry, recipe, entries)
-    writer = sampler_of(recipe, _named(sampler))
-    sampler_ready(registry, *writer)
+    sampler_choice = sampler_of(recipe, _sampler_choice(sampler))
+    sampler_ready(registry, *sampler_choice)
     opened = open_run(path, device=device, trust_remote_code=trust_remote_code, registry=registry)
-    # A function that the recipe names is only brought back; another one scores instead.
-    stage = last_rl(opened.recipe)
-    named = set() if stage is None else {entry.name for entry in [*stage.rewards, *stage.eval.rewards]}
-    entries += [RewardEntry(name=name) for name in given if name not in named]
-    found = measure(
+    # A `--reward` function that the recipe names only supplies its code; any other replaces the recipe's rewards.
+    recipe_names = {entry.name for entry in _recipe_rewards(opened.recipe)}
+    entries += [RewardEntry(name=name) for name in function_names if name not in recipe_names]
+    evaluation = measure(
         opened,
         registry,
         dataset=source,
@@ -106,94 +102,123 @@ def evaluate(
         rewards=entries,
         size=size,
         seed=seed,
-        sampler=writer,
+        sampler=sampler_choice,
     )
     if as_json:
-        figures = {name: asdict(value) for name, value in found.figures.items()}
-        print(json.dumps(plain({"prompts": found.prompts, "figures": figures}), indent=2))
+        print(_as_json(evaluation))
     else:
-        show(found)
+        show(evaluation)
     if samples is not None:
-        lines = (json.dumps(plain(row), ensure_ascii=False) for row in found.samples)
-        write_output(samples, "".join(f"{line}\n" for line in lines))
-        print(f"written: {samples}", file=sys.stderr)
+        _write_samples(evaluation, samples)
+
+
+def _as_json(evaluation: Evaluation) -> str:
+    from ..runs import plain
+
+    metrics = {name: asdict(value) for name, value in evaluation.metrics.items()}
+    return json.dumps(plain({"prompts": evaluation.prompts, "figures": metrics}), indent=2)
+
+
+def _write_samples(evaluation: Evaluation, file: Path) -> None:
+    """Write all answers to a file of JSON lines."""
+    from ..atomic import write_output
+    from ..runs import plain
+
+    lines = (json.dumps(plain(row), ensure_ascii=False) for row in evaluation.samples)
+    write_output(file, "".join(f"{line}\n" for line in lines))
+    print(f"written: {file}", file=sys.stderr)
+
+
+def _recipe_rewards(recipe: Recipe) -> list[RewardEntry]:
+    """The rewards of a recipe's last RL stage and of its evaluation; empty where there is no such stage."""
+    from ..trained.prompts import last_rl
+
+    stage = last_rl(recipe)
+    return [] if stage is None else [*stage.rewards, *stage.eval.rewards]
 
 
 def check_names(registry: Registry, recipe: Recipe, entries: Sequence[RewardEntry]) -> None:
     """Refuse unknown rewards before anything is loaded.
 
     Args:
-        registry: what is known.
-        recipe: of the run, whose last RL stage names what is used.
+        registry: with every reward that is known.
+        recipe: of the run; the rewards of its last RL stage are used.
         entries: rewards that the command line names; with them, those of the run are not used.
 
     Raises:
-        PluginError: a name is unknown; says how to give it.
+        PluginError: a name is unknown; the message says how to supply it.
     """
-    from ..trained.prompts import last_rl
-
-    stage = last_rl(recipe)
-    used = [*entries] if entries or stage is None else [*stage.rewards, *stage.eval.rewards]
-    for entry in used:
+    for entry in entries or _recipe_rewards(recipe):
         registry.entry("rewards", entry.name)
 
 
-def _parsed(text: str | None) -> list[Any]:
+def _reward_entries(text: str | None) -> list[Any]:
+    """Parse `--rewards`: a list of mappings, each with a `name`; empty where it is not given.
+
+    Raises:
+        UsageError: the text is not YAML, or no such list.
+    """
     import yaml
 
     if text is None:
         return []
     try:
-        given = yaml.safe_load(text)
+        entries = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"--rewards {text}: not YAML ({error}).") from error
-    if not isinstance(given, list) or not all(isinstance(entry, dict) and "name" in entry for entry in given):
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and "name" in entry for entry in entries
+    ):
         raise UsageError(
             f"--rewards {text}: expected a list such as '[{{name: learned}}, {{name: length, target: 64}}]'."
         )
-    return given
+    return entries
 
 
-def _named(text: str | None) -> dict[str, Any] | None:
-    """A sampler's name, and maybe its options."""
+def _sampler_choice(text: str | None) -> dict[str, Any] | None:
+    """Parse `--sampler`: the sampler's `name` and its options as a mapping; None where it is not given.
+
+    Raises:
+        UsageError: the text is not YAML, or has no name.
+    """
     import yaml
 
     if text is None:
         return None
     try:
-        given = yaml.safe_load(text)
+        choice = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"--sampler {text}: not YAML ({error}).") from error
-    given = {"name": given} if isinstance(given, str) else given
-    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+    choice = {"name": choice} if isinstance(choice, str) else choice
+    if not isinstance(choice, dict) or not isinstance(choice.get("name"), str):
         raise UsageError(
             f"--sampler {text}: expected a name such as cached, or one with options such as "
             "'{name: vllm_server, url: http://localhost:8000}'."
         )
-    return given
+    return choice
 
 
-def show(found: Evaluation) -> None:
-    """A table on stdout, and a few answers."""
+def show(evaluation: Evaluation) -> None:
+    """Print the metrics as a table on stdout, and a few answers."""
     from rich.box import SIMPLE
     from rich.table import Table
 
     console = make_console()
     table = Table(
-        "figure",
+        "metric",
         "policy",
         "95 % interval",
         "reference",
         box=SIMPLE,
-        title=f"{found.prompts} prompts",
+        title=f"{evaluation.prompts} prompts",
         title_justify="left",
     )
-    for name, value in found.figures.items():
+    for name, value in evaluation.metrics.items():
         other = "" if value.reference is None else f"{value.reference:.3g}"
         table.add_row(name, f"{value.policy:.3g}", f"{value.low:.3g} to {value.high:.3g}", other)
     console.print(table)
     answers = Table("prompt", "policy", "reference", box=SIMPLE)
-    for row in found.samples[:SHOWN]:
+    for row in evaluation.samples[:SHOWN]:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1].get("content"))
         answers.add_row(*(text.strip() for text in (prompt, row["policy"], row["reference"])))
     console.print(answers)

@@ -1,4 +1,4 @@
-"""`rlhf-peft export`: a run's policy or reward for the tools it is deployed with."""
+"""`rlhf-peft export`: write a run's policy or reward model for the tools that serve it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def export(
     registry = open_registry_of(context.obj, folder)
     words = [folder.resolve().name, *([] if role == "policy" else [role]), to]
     target = output or Path("exports") / "-".join(words)
-    done = write(
+    exported = write(
         folder,
         to,  # type: ignore[arg-type]
         target,
@@ -57,21 +57,22 @@ def export(
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
         registry=registry,
-        say=lambda text: print(text, file=sys.stderr),
+        report=lambda text: print(text, file=sys.stderr),
     )
-    print(done.folder)
-    if done.difference is not None:
-        what = "logit" if done.offset is None else "score"
+    print(exported.folder)
+    if exported.difference is not None:
+        what = "logit" if exported.offset is None else "score"
         print(
-            f"largest {what} difference to what was trained: {done.difference:.4g} (largest {what}: {done.scale:.4g})"
+            f"largest {what} difference to what was trained: {exported.difference:.4g} "
+            f"(largest {what}: {exported.scale:.4g})"
         )
-    if done.offset is not None:
-        print(f"its scores are the reward head's less a constant: add {done.offset:.6g}")
+    if exported.offset is not None:
+        print(f"its scores are the reward head's less a constant: add {exported.offset:.6g}")
     print("next:")
-    for command in done.commands or done.use.splitlines():
+    for command in exported.commands or exported.use.splitlines():
         print(f"  {command}".rstrip())
     if push is not None:
-        print(f"pushed: {_push(done.folder, push)}")
+        print(f"pushed: {_push(exported.folder, push)}")
 
 
 def _push(folder: Path, name: str) -> str:

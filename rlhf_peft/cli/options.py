@@ -1,4 +1,4 @@
-"""Arguments that several verbs take, and what they turn into."""
+"""Arguments that several commands take, and the functions that turn them into runs, recipes and registries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("rlhf_peft")
 
 @dataclass
 class Settings:
-    """What the global options say.
+    """The values of the global options.
 
     Attributes:
         no_plugins: installed plugins are left out.
@@ -88,7 +88,7 @@ def open_registry(
     quiet: bool = False,
     as_json: bool = False,
 ) -> Registry:
-    """Built-ins and plugins; those left out are told as warnings."""
+    """The registry of built-ins and plugins; a warning is logged for each plugin that was left out."""
     from ..registry import Registry
 
     log_to_stderr(quiet, as_json)
@@ -102,17 +102,17 @@ def open_registry(
 
 
 def open_registry_of(settings: Settings, run: Path) -> Registry:
-    """Built-ins, installed plugins, and the plugin files that a run used, from their copies in its `code/` folder."""
+    """The registry of built-ins, installed plugins, and the plugin files copied into a run's `code/` folder."""
     registry = open_registry(settings, quiet=True)
     add_plugins_of(registry, run)
     return registry
 
 
 def find_run(name: str | None, output_dir: Path = Path("runs")) -> Path:
-    """A run's folder: a name under runs/, a path, or, with nothing, the newest, which is then named.
+    """The folder of a run: a name under runs/ or a path; for None the newest run, whose path is printed.
 
     Raises:
-        RunFolderError: there is none.
+        RunFolderError: there is no such run.
     """
     from ..runs import is_run
 
@@ -130,7 +130,7 @@ def find_run(name: str | None, output_dir: Path = Path("runs")) -> Path:
 
 
 def add_rewards(registry: Registry, rewards: Sequence[str] | None) -> list[str]:
-    """Register the functions of `--reward`; returns their names."""
+    """Register the functions that `--reward` names; returns their names."""
     from ..builtin.rewards.function import FunctionReward
 
     names = []
@@ -144,7 +144,7 @@ def add_rewards(registry: Registry, rewards: Sequence[str] | None) -> list[str]:
 
 def add_plugins_of(registry: Registry, run: Path) -> None:
     """Register the plugin files that a run used and that are not known, from the copies in its `code/` folder."""
-    from ..runs.folder import CODE
+    from ..runs.layout import CODE
 
     known = {plugin.name for plugin in registry.plugins}
     for file in sorted((run / CODE).glob("*.py")):
@@ -154,35 +154,37 @@ def add_plugins_of(registry: Registry, run: Path) -> None:
 
 
 def add_code_of(registry: Registry, run: Path, recipe: Recipe) -> list[str]:
-    """Register what a run's recipe names and is not known, from the copies in the run's `code/` folder.
+    """Register plugins and reward functions that a run's recipe names, from the copies in the run's `code/` folder.
+
+    Names that are registered already stay as they are.
 
     Args:
-        registry: with what is installed, and what the command line names.
+        registry: the installed plugins, and what the command line names.
         run: the run's folder.
         recipe: of the run.
 
     Returns:
-        The names of the functions that were brought back.
+        The names of the reward functions that were registered.
     """
     from ..builtin.rewards.function import FunctionReward
     from ..recipe import RlStage
-    from ..runs.folder import CODE
+    from ..runs.layout import CODE
 
     add_plugins_of(registry, run)
     files = sorted((run / CODE).glob("*.py"))
     stages = [stage for stage in recipe.stages if isinstance(stage, RlStage)]
     names = dict.fromkeys(entry.name for stage in stages for entry in [*stage.rewards, *stage.eval.rewards])
-    brought = []
+    registered = []
     for name in names:
-        found = None if registry.has("rewards", name) else next((f for f in files if defines(f, name)), None)
-        if found is not None:
-            log.warning("%s: the reward %s is the function in its code/%s", run, name, found.name)
-            brought.append(registry.add_reward_function(found, name, FunctionReward))
-    return brought
+        file = None if registry.has("rewards", name) else next((f for f in files if defines(f, name)), None)
+        if file is not None:
+            log.warning("%s: the reward %s is the function in its code/%s", run, name, file.name)
+            registered.append(registry.add_reward_function(file, name, FunctionReward))
+    return registered
 
 
 def defines(file: Path, name: str) -> bool:
-    """Whether a file defines a function of that name; it is read, not run."""
+    """Whether a Python file defines a function of that name; the file is parsed, and not executed."""
     import ast
 
     try:
@@ -205,7 +207,7 @@ def open_recipe(
     quiet: bool = False,
     as_json: bool = False,
 ) -> tuple[Recipe, Registry]:
-    """A checked recipe and the registry it was checked against."""
+    """Load a recipe; returns it with the registry it was checked against."""
     from ..recipe import load
 
     registry = open_registry(settings, plugins, strict=strict, quiet=quiet, as_json=as_json)
@@ -225,7 +227,7 @@ def dataset_source(registry: Registry, name: str | None) -> DatasetSource | None
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask, unless told.
+    """Ask a question on the terminal, unless `yes` is set.
 
     Raises:
         UsageError: there is no terminal to ask on, or the answer was no.
@@ -240,7 +242,7 @@ def confirm(question: str, yes: bool) -> None:
 
 
 def log_to_stderr(quiet: bool, as_json: bool = False) -> None:
-    """Send our log to stderr: warnings only if quiet, as JSON lines if asked."""
+    """Send this package's log to stderr: only warnings if `quiet`, and as JSON lines if `as_json`."""
     logger = logging.getLogger("rlhf_peft")
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     for handler in [*logger.handlers]:
@@ -260,5 +262,5 @@ class _ToStderr(logging.Handler):
 
 class _JsonToStderr(_ToStderr):
     def emit(self, record: logging.LogRecord) -> None:
-        told = {"event": "log", "level": record.levelname.lower(), "text": scrub(record.getMessage())}
-        print(json.dumps(told, ensure_ascii=False), file=sys.stderr)
+        event = {"event": "log", "level": record.levelname.lower(), "text": scrub(record.getMessage())}
+        print(json.dumps(event, ensure_ascii=False), file=sys.stderr)

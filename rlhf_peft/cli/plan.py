@@ -1,4 +1,4 @@
-"""`rlhf-peft plan`: the memory that a recipe needs, before anything is downloaded but the model's configuration."""
+"""`rlhf-peft plan`: the memory that a recipe needs; only the model's configuration is downloaded."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def plan(
 
     check_settings(loaded, registry, here=gpu is None)
 
-    found = forecast(loaded, registry, gpu=gpu, trust_remote_code=trust_remote_code)
+    result = forecast(loaded, registry, gpu=gpu, trust_remote_code=trust_remote_code)
     if as_json:
-        print(json.dumps(as_dict(found), indent=2))
+        print(json.dumps(as_dict(result), indent=2))
     else:
-        show(found)
-    if found.plan.verdict == "does not fit":
+        show(result)
+    if result.plan.verdict == "does not fit":
         raise typer.Exit(1)
 
 
-def as_dict(found: Forecast) -> dict[str, Any]:
-    """Everything, in bytes."""
-    plan = found.plan
+def as_dict(forecast: Forecast) -> dict[str, Any]:
+    """The forecast as plain data; sizes are in bytes."""
+    plan = forecast.plan
     return {
         "parameters": plan.parameters,
         "roles": plan.roles,
@@ -57,18 +57,18 @@ def as_dict(found: Forecast) -> dict[str, Any]:
         "available": {"name": plan.budget.name, "total": plan.budget.total, "reserve": plan.budget.reserve},
         "verdict": plan.verdict,
         "remedies": [
-            {"overrides": list(r.overrides), "saves": r.saves, "fits": r.fits} for r in found.remedies
+            {"overrides": list(r.overrides), "saves": r.saves, "fits": r.fits} for r in forecast.remedies
         ],
         "notes": plan.notes,
     }
 
 
-def show(found: Forecast) -> None:
-    """Tables, the verdict and what to paste, on stdout."""
+def show(forecast: Forecast) -> None:
+    """Print the tables, the verdict and the overrides that help on stdout."""
     from rich.box import SIMPLE
     from rich.table import Table
 
-    plan, console = found.plan, make_console()
+    plan, console = forecast.plan, make_console()
     roles = Table("role", "what", "size", box=SIMPLE)
     for role, took in plan.roles.items():
         for what, amount in (took or {"shares the base": 0}).items():
@@ -78,29 +78,29 @@ def show(found: Forecast) -> None:
     phases = Table("stage", "phase", "total", "of which", box=SIMPLE)
     for phase in plan.phases:
         items = sorted(phase.items.items(), key=lambda item: -item[1])
-        told = ", ".join(f"{name} {size(amount)}" for name, amount in items)
-        phases.add_row(phase.stage, phase.name, size(phase.total), told)
+        largest_items = ", ".join(f"{name} {size(amount)}" for name, amount in items)
+        phases.add_row(phase.stage, phase.name, size(phase.total), largest_items)
     console.print(phases)
-    for line in lines(found):
+    for line in lines(forecast):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def lines(found: Forecast) -> list[str]:
-    """The verdict, what would help, and what was assumed."""
-    plan = found.plan
-    room, peak = plan.budget, plan.peak
-    said = [
-        f"{plan.verdict}: {size(peak.total)} at the peak ({peak.stage}, {peak.name}); {room.name} has "
-        f"{size(room.total)}, of which {size(room.reserve)} stay in reserve"
+def lines(forecast: Forecast) -> list[str]:
+    """Lines of text with the verdict, the overrides that help, and the assumptions."""
+    plan = forecast.plan
+    budget, peak = plan.budget, plan.peak
+    verdict = [
+        f"{plan.verdict}: {size(peak.total)} at the peak ({peak.stage}, {peak.name}); {budget.name} has "
+        f"{size(budget.total)}, of which {size(budget.reserve)} stay in reserve"
     ]
-    for remedy in found.remedies:
+    for remedy in forecast.remedies:
         enough = "enough" if remedy.fits else "not enough alone"
         if len(remedy.overrides) > 1:
             enough = "together, enough" if remedy.fits else "together, still not enough: take a smaller model"
-        said.append(f"  {' '.join(remedy.overrides)}  saves {size(remedy.saves)} ({enough})")
-    return [*said, *(f"note: {note}" for note in plan.notes)]
+        verdict.append(f"  {' '.join(remedy.overrides)}  saves {size(remedy.saves)} ({enough})")
+    return [*verdict, *(f"note: {note}" for note in plan.notes)]
 
 
 def size(amount: float) -> str:
-    """Bytes in a unit that reads well."""
+    """A number of bytes in MB or GB."""
     return f"{amount / 1024**3:.2f} GB" if amount >= 1024**3 else f"{amount / 1024**2:.1f} MB"

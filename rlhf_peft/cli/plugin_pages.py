@@ -1,4 +1,4 @@
-"""What `rlhf-peft plugins` prints: the table, the page of one plugin, the findings of a check."""
+"""Texts that `rlhf-peft plugins` prints: the table, the page of one plugin, the results of a check."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from ..errors import PluginError, UsageError
 from ..recipe.document import section as options_section
 
 if TYPE_CHECKING:
-    from ..registry import Entry, Loaded, Registry
+    from ..registry import Entry, LoadedPlugin, Registry
     from ..testing import Finding
 
 Row = dict[str, Any]
 
 
 def as_rows(registry: Registry) -> list[Row]:
-    """One mapping a plugin: `status` is ok, broken (with `reason`) or disabled."""
-    working: list[Row] = [{**row, "status": "ok", "reason": None} for row in registry.describe()]
+    """One mapping for each plugin: `status` is ok, broken (with `reason`) or disabled."""
+    rows: list[Row] = [{**row, "status": "ok", "reason": None} for row in registry.describe()]
     nothing: Row = {"api": None, "origin": "installed", "registers": {}, "hooks": [], "notes": []}
     for broken in registry.broken:
-        told = {"name": broken.name, "distribution": broken.distribution, "version": broken.version}
-        working.append({**told, **nothing, "status": "broken", "reason": broken.reason})
+        identity = {"name": broken.name, "distribution": broken.distribution, "version": broken.version}
+        rows.append({**identity, **nothing, "status": "broken", "reason": broken.reason})
     for name in dict.fromkeys(registry.disabled):
-        told = {"name": name, "distribution": name, "version": _version(name)}
+        identity = {"name": name, "distribution": name, "version": _version(name)}
         reason = "RLHF_PEFT_DISABLE_PLUGINS names it"
-        working.append({**told, **nothing, "status": "disabled", "reason": reason})
-    return working
+        rows.append({**identity, **nothing, "status": "disabled", "reason": reason})
+    return rows
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """Columns of text; then a line for each plugin that was left out."""
+    """A table of the plugins that work, and a line for each plugin that was left out."""
     head = ("PLUGIN", "DISTRIBUTION", "VERSION", "API", "REGISTERS", "LISTENS TO")
     body = [
         (r["name"], r["distribution"], r["version"], str(r["api"]), _registers(r), _hooks(r))
@@ -58,49 +58,49 @@ def as_table(rows: Sequence[Row]) -> str:
 
 def requirement_lines(rows: Sequence[Row]) -> list[str]:
     """`name==version` of every installed distribution that works."""
-    own = {
+    installed = {
         (row["distribution"], row["version"])
         for row in rows
         if row["status"] == "ok" and row["origin"] == "installed"
     }
-    return [f"{distribution}=={version}" for distribution, version in sorted(own)]
+    return [f"{distribution}=={version}" for distribution, version in sorted(installed)]
 
 
 def page(registry: Registry, name: str, *, markdown: bool) -> str:
-    """All about the plugins of that name, of that distribution, or that register it.
+    """The page of the plugins with this name or distribution, or that register something of this name.
 
     Raises:
-        PluginError: there is none; lists what there is.
+        PluginError: there is none; the message lists the known names.
     """
     for row in as_rows(registry):
         if row["status"] != "ok" and name in (row["name"], row["distribution"]):
             return f"{row['name']} ({row['distribution']} {row['version']}) is {row['status']}: {row['reason']}\n"
-    found = [loaded for loaded in registry.plugins if _matches(loaded, name)]
-    if not found:
+    plugins = [loaded for loaded in registry.plugins if _matches(loaded, name)]
+    if not plugins:
         known = sorted(
             {row["distribution"] for row in as_rows(registry)} | {row["name"] for row in as_rows(registry)}
         )
         raise PluginError(f"no plugin {name!r}. Known: {', '.join(known)}; and whatever they register.")
     write = _as_markdown if markdown else _as_text
-    return "\n".join(write(loaded, _shown(loaded, name)) for loaded in found)
+    return "\n".join(write(loaded, _entries_to_show(loaded, name)) for loaded in plugins)
 
 
-def _matches(loaded: Loaded, name: str) -> bool:
+def _matches(loaded: LoadedPlugin, name: str) -> bool:
     distribution, colon, short = name.rpartition(":")
     if colon and distribution != loaded.distribution:
         return False
     return short in (loaded.name, loaded.distribution, *(entry.name for entry in loaded.entries))
 
 
-def _shown(loaded: Loaded, name: str) -> list[Entry]:
-    """All entries where the plugin is named; the one of that name else."""
+def _entries_to_show(loaded: LoadedPlugin, name: str) -> list[Entry]:
+    """All entries of a plugin if the name is the plugin's; otherwise only the entry with that name."""
     short = name.rpartition(":")[2]
     if short in (loaded.name, loaded.distribution):
         return loaded.entries
     return [entry for entry in loaded.entries if entry.name == short]
 
 
-def _as_markdown(loaded: Loaded, entries: Sequence[Entry]) -> str:
+def _as_markdown(loaded: LoadedPlugin, entries: Sequence[Entry]) -> str:
     parts = [f"# {loaded.distribution} {loaded.version}", "", _about(loaded), ""]
     for entry in entries:
         about = _first_line(entry.factory)
@@ -112,7 +112,7 @@ def _as_markdown(loaded: Loaded, entries: Sequence[Entry]) -> str:
     return "\n".join(parts)
 
 
-def _as_text(loaded: Loaded, entries: Sequence[Entry]) -> str:
+def _as_text(loaded: LoadedPlugin, entries: Sequence[Entry]) -> str:
     lines = [f"{loaded.name}: {loaded.distribution} {loaded.version}, API {loaded.api}, {loaded.origin}"]
     if _about(loaded):
         lines.append(f"  {_about(loaded)}")
@@ -131,25 +131,28 @@ def _as_text(loaded: Loaded, entries: Sequence[Entry]) -> str:
 def check_findings(
     plugin: str, options: Mapping[str, Mapping[str, Any]], registry: Callable[[], Registry]
 ) -> list[Finding]:
-    """What the rules say of a file, of a package's folder, or of what is installed.
+    """Check a plugin in a file, in a package's folder, or an installed one, and return all findings.
 
     Raises:
-        PluginError: no such plugin, or it does not join.
+        PluginError: there is no such plugin, or it cannot be registered.
     """
     from ..testing.plugins import check_entries, check_plugin
 
     path = Path(plugin)
     if path.is_file() or path.is_dir():
-        found = []
+        findings = []
         for name, module in _modules(path).items():
-            found += check_plugin(module, options, name=name)
-        return found
+            findings += check_plugin(module, options, name=name)
+        return findings
     loaded = registry()
     reasons = [broken for broken in loaded.broken if plugin in (broken.name, broken.distribution)]
     if reasons:
         raise PluginError(f"{reasons[0]}")
     entries = [
-        entry for owner in loaded.plugins if _matches(owner, plugin) for entry in _shown(owner, plugin)
+        entry
+        for owner in loaded.plugins
+        if _matches(owner, plugin)
+        for entry in _entries_to_show(owner, plugin)
     ]
     if not entries and not any(_matches(owner, plugin) for owner in loaded.plugins):
         raise PluginError(f"{plugin!r} is no file, no folder and no plugin that is installed.")
@@ -157,38 +160,40 @@ def check_findings(
 
 
 def _modules(path: Path) -> dict[str, Any]:
-    """The modules of a file or of a package's folder."""
+    """Import the modules of a file or of a package's folder; returns them by name."""
     from ..packages.source import entry_modules, import_path
     from ..registry import import_safely, load_file
 
     if path.is_file():
         return {path.stem: load_file(path)}
-    wanted = entry_modules(path)
+    module_names = entry_modules(path)
     sys.path.insert(0, str(import_path(path).resolve()))
-    return {name: import_safely(partial(importlib.import_module, module)) for name, module in wanted.items()}
+    return {
+        name: import_safely(partial(importlib.import_module, module)) for name, module in module_names.items()
+    }
 
 
-def read_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`name.key=value` words as name to key to value.
+def read_options(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Parse `name.key=value` words into a mapping from name to key to value.
 
     Raises:
         UsageError: a word has another form.
     """
-    out: dict[str, dict[str, Any]] = {}
-    for word in given:
+    options: dict[str, dict[str, Any]] = {}
+    for word in words:
         key, equals, value = word.partition("=")
         name, dot, option = key.rpartition(".")
         if not (equals and dot and name and option):
             raise UsageError(f"{word}: expected NAME.KEY=VALUE, such as brevity.target=20.")
-        out.setdefault(name, {})[option] = yaml.safe_load(value)
-    return out
+        options.setdefault(name, {})[option] = yaml.safe_load(value)
+    return options
 
 
 def _registers(row: Row) -> str:
-    told = (
+    parts = (
         f"{kind.removesuffix('s')} {', '.join(names)}" for kind, names in row["registers"].items() if names
     )
-    return "; ".join(told) or "-"
+    return "; ".join(parts) or "-"
 
 
 def _hooks(row: Row) -> str:
@@ -199,7 +204,7 @@ def _word(entry: Entry) -> str:
     return entry.kind.removesuffix("s").capitalize()
 
 
-def _about(loaded: Loaded) -> str:
+def _about(loaded: LoadedPlugin) -> str:
     return (getattr(loaded.module, "__doc__", None) or "").strip().split("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""`rlhf-peft plugins`: what is installed, what it brings, and what is wrong with it; and new ones."""
+"""`rlhf-peft plugins`: list, show, install, check and remove plugins, and write new ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _group(context: typer.Context) -> None:
 
 
 def _registry(context: typer.Context) -> Registry:
-    """Everything that is installed; what is broken is listed, so nobody need be warned."""
+    """The registry of what is installed; the commands here list broken plugins, so no warning is logged."""
     from ..registry import Registry
 
     return Registry.load(no_plugins=context.obj.no_plugins)
@@ -78,8 +78,8 @@ def install(
     yes: Yes = False,
 ) -> None:
     """Install plugins here; torch, transformers, peft and bitsandbytes stay as they are."""
-    wanted = [*(specs or ()), *(_required(recipe) if recipe else ())]
-    if not wanted:
+    requirements = [*(specs or ()), *(_required(recipe) if recipe else ())]
+    if not requirements:
         if recipe:
             print(f"{recipe}: requires no plugins.", file=sys.stderr)
             return
@@ -87,13 +87,13 @@ def install(
     from ..packages import Installer
 
     installer = Installer()
-    changes = installer.plan(wanted)
+    changes = installer.plan(requirements)
     if not changes:
         print("everything is installed already.", file=sys.stderr)
         return
     print(*changes, sep="\n")
     confirm("Install these?", yes)
-    installer.install(wanted)
+    installer.install(requirements)
     print("next: rlhf-peft plugins list", file=sys.stderr)
 
 
@@ -126,11 +126,13 @@ def new(
     files = write(name, kind, folder)
     short = registered_name(name)
     if kind != "observer" and _registry(context).has(f"{kind}s", short):
-        told = f"warning: the {kind} {short} is there already; register another name before you install this."
-        print(told, file=sys.stderr)
+        warning = (
+            f"warning: the {kind} {short} is there already; register another name before you install this."
+        )
+        print(warning, file=sys.stderr)
     print(*files, sep="\n")
-    there = folder if folder.is_absolute() else f"./{folder}"
-    print(f"next: (cd {there} && pytest) && rlhf-peft plugins install {there}", file=sys.stderr)
+    location = folder if folder.is_absolute() else f"./{folder}"
+    print(f"next: (cd {location} && pytest) && rlhf-peft plugins install {location}", file=sys.stderr)
 
 
 @app.command()
@@ -154,35 +156,35 @@ def check(
 
 
 def _required(recipe: str) -> list[str]:
-    """The requirements of a recipe, which need not be whole while its plugins are not there."""
+    """The `plugins` that a recipe requires; the recipe is not checked, because its plugins may be missing."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     from ..recipe.load import open_source
 
-    written = open_source(recipe).data.get("plugins") or []
-    if not isinstance(written, list):
+    lines = open_source(recipe).data.get("plugins") or []
+    if not isinstance(lines, list):
         raise UsageError(f"{recipe}: plugins: expected a list of requirements such as rlhf-peft-x>=0.1.")
-    for line in written:
+    for line in lines:
         try:
-            wanted = Requirement(str(line))
+            requirement = Requirement(str(line))
         except InvalidRequirement:
             raise UsageError(f"{recipe}: plugins: {line!r} is no requirement.") from None
-        if wanted.url:
+        if requirement.url:
             raise UsageError(f"{recipe}: plugins: {line!r}: a recipe names a distribution, never a URL.")
-    return [str(line) for line in written]
+    return [str(line) for line in lines]
 
 
 def _installed(name: str) -> tuple[str, str]:
-    """Distribution and version of an installed plugin, from metadata alone: it may be broken."""
+    """Distribution and version of an installed plugin, read from metadata alone because it may be broken."""
     from packaging.utils import canonicalize_name
 
     from .. import entry_points
 
     groups = (entry_points.PLUGINS, entry_points.COMMANDS, entry_points.RECIPES)
     known = {point.distribution: point for group in groups for point in entry_points.points(group)}
-    wanted = canonicalize_name(name)
+    canonical = canonicalize_name(name)
     by_name = {
-        p.distribution: p for p in known.values() if wanted in (p.distribution, canonicalize_name(p.name))
+        p.distribution: p for p in known.values() if canonical in (p.distribution, canonicalize_name(p.name))
     }
     if len(by_name) == 1:
         ((distribution, point),) = by_name.items()

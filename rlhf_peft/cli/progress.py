@@ -1,4 +1,4 @@
-"""What is seen while a run goes on: a live line a stage on a terminal, a few plain lines elsewhere, JSON if asked."""
+"""Progress of a run: one live line for each stage on a terminal, a few plain lines elsewhere, or JSON lines."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ..data.progress import progress_reports
 from ..runs.headlines import live
-from .terminal import Visible, make_console
+from .terminal import EscapingStream, make_console
 
 LINES_PER_STAGE = 10
-ROWS_A_LINE = 200_000
-"""Rows of a file of unknown length after which a line is written."""
+ROWS_PER_LINE = 200_000
+"""A line is written after this many rows of a file of unknown length."""
 
 
 def describe(metrics: Mapping[str, float]) -> str:
-    """The figures that matter, in one line."""
-    shown = [(h.label, metrics[h.name]) for h in live() if metrics.get(h.name) is not None]
-    each = [
+    """The most important metrics in one line of text."""
+    parts = [(h.label, metrics[h.name]) for h in live() if metrics.get(h.name) is not None]
+    single_rewards = [
         (key.split("/")[1], metrics[key])
         for key in metrics
         if key.startswith("rewards/") and key.endswith("/mean") and key.count("/") == 2
     ]
-    if len(each) > 1:
-        place = next((i for i, (name, _) in enumerate(shown, 1) if name == "reward"), 0)
-        shown[place:place] = each
+    if len(single_rewards) > 1:
+        place = next((i for i, (name, _) in enumerate(parts, 1) if name == "reward"), 0)
+        parts[place:place] = single_rewards
     return "  ".join(
-        f"{name} {value:.0f}" if abs(value) >= 100 else f"{name} {value:.3g}" for name, value in shown
+        f"{name} {value:.0f}" if abs(value) >= 100 else f"{name} {value:.3g}" for name, value in parts
     )
 
 
 def memory() -> str:
-    """What is in use: the most that torch has held of the GPU, else this process's main memory."""
+    """Memory in use as text: the peak that torch reserved on the GPU, or else this process's main memory."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -54,22 +54,22 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Plain:
-    """Plain lines on stderr, about ten a stage, so that a log file stays readable."""
+class PlainReporter:
+    """Plain lines on stderr, about ten for each stage, so that a log file stays readable."""
 
     def __init__(self) -> None:
         self._total, self._begun, self._last = 1, time.monotonic(), 0
         self._before: int | None = None
-        self._pass, self._told, self._pass_begun = "", 0, 0.0
+        self._pass, self._last_tenth, self._pass_begun = "", 0, 0.0
 
     def stage(self, name: str, total: int) -> None:
-        """A stage of so many updates begins."""
+        """A stage of `total` updates begins."""
         self._total, self._begun, self._last = total, time.monotonic(), 0
         self._before = None
         self.say(f"{name}: {total} updates")
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """An update is done; every tenth of the stage is told."""
+        """An update is done; a line is written after every tenth of the stage."""
         # A stage that is resumed does not begin at 0.
         if self._before is None:
             self._before, self._begun = (step, time.monotonic()) if step == 0 else (step - 1, self._begun)
@@ -83,25 +83,25 @@ class Plain:
         self.say(f"  {stage} {step}/{self._total}  {clock(seconds)}{left}  {describe(metrics)}  {memory()}")
 
     def rows(self, what: str, done: int, total: int | None) -> None:
-        """A long pass over rows goes on; every tenth of it is told."""
+        """A long pass over rows goes on; a line is written after every tenth of it."""
         if self._pass != what:
-            self._pass, self._told, self._pass_begun = what, 0, time.monotonic()
-        tenth = done // ROWS_A_LINE if total is None else done * LINES_PER_STAGE // max(1, total)
-        if tenth > self._told:
-            self._told = tenth
+            self._pass, self._last_tenth, self._pass_begun = what, 0, time.monotonic()
+        tenth = done // ROWS_PER_LINE if total is None else done * LINES_PER_STAGE // max(1, total)
+        if tenth > self._last_tenth:
+            self._last_tenth = tenth
             of = "" if total is None else f" of {total:,}"
             self.say(f"  {what}: {done:,}{of}  {clock(time.monotonic() - self._pass_begun)}")
 
     def say(self, text: str) -> None:
-        """One line of news."""
+        """Print one message."""
         print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
 
-class Live:
-    """A progress bar a stage, with the figures that matter and the time left."""
+class BarReporter:
+    """A progress bar for each stage, with the most important metrics and the time left."""
 
     def __init__(self) -> None:
         console = make_console(stderr=True)
@@ -110,102 +110,102 @@ class Live:
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[metrics]}", markup=False),
             console=console,
         )
         self._task: TaskID | None = None
         self._passes: dict[str, TaskID] = {}
         self._before = sys.stdout, sys.stderr
         self._progress.start()
-        # rich has put streams of its own there, which draw what is printed above the bars.
-        sys.stdout, sys.stderr = Visible(sys.stdout), Visible(sys.stderr)
+        # rich has replaced both streams by its own, which print text above the bars.
+        sys.stdout, sys.stderr = EscapingStream(sys.stdout), EscapingStream(sys.stderr)
 
     def stage(self, name: str, total: int) -> None:
-        """A stage of so many updates begins."""
-        self._task = self._progress.add_task(name, total=total, figures="")
+        """A stage of `total` updates begins."""
+        self._task = self._progress.add_task(name, total=total, metrics="")
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """An update is done."""
         if self._task is not None:
             if step > 1 and not self._progress.tasks[self._task].completed:
                 self._progress.reset(self._task, completed=step - 1)  # a stage that is resumed
-            self._progress.update(self._task, completed=step, figures=f"{describe(metrics)}  {memory()}")
+            self._progress.update(self._task, completed=step, metrics=f"{describe(metrics)}  {memory()}")
 
     def rows(self, what: str, done: int, total: int | None) -> None:
-        """A long pass over rows goes on; its bar goes when it is done."""
+        """A long pass over rows goes on; its bar is removed when it is done."""
         if what not in self._passes:
-            self._passes[what] = self._progress.add_task(what, total=total, figures="")
+            self._passes[what] = self._progress.add_task(what, total=total, metrics="")
         self._progress.update(self._passes[what], completed=done)
         if done == total:
             self._progress.remove_task(self._passes.pop(what))
 
     def say(self, text: str) -> None:
-        """One line of news, above the bars."""
+        """Print one message above the bars."""
         self._progress.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bars, and restore the streams."""
         self._progress.stop()
         sys.stdout, sys.stderr = self._before
 
 
-class Quiet(Plain):
-    """Says nothing."""
+class QuietReporter(PlainReporter):
+    """A reporter that prints nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Print nothing."""
 
 
-class Lines:
-    """One JSON object a line on stderr, for programs: `event` is stage, step, rows or note."""
+class JsonReporter:
+    """A reporter for programs: JSON objects on stderr, one on each line; `event` is stage, step, rows or note."""
 
     def stage(self, name: str, total: int) -> None:
-        """A stage of so many updates begins."""
-        self._tell(event="stage", stage=name, total=total)
+        """A stage of `total` updates begins."""
+        self._write_event(event="stage", stage=name, total=total)
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """An update is done."""
         from ..runs import plain
 
-        self._tell(event="step", stage=stage, step=step, metrics=plain(metrics))
+        self._write_event(event="step", stage=stage, step=step, metrics=plain(metrics))
 
     def rows(self, what: str, done: int, total: int | None) -> None:
         """A long pass over rows goes on."""
-        self._tell(event="rows", what=what, done=done, total=total)
+        self._write_event(event="rows", what=what, done=done, total=total)
 
     def say(self, text: str) -> None:
-        """One line of news."""
-        self._tell(event="note", text=text)
+        """Write one message as an event."""
+        self._write_event(event="note", text=text)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
-    def _tell(self, **event: Any) -> None:
+    def _write_event(self, **event: Any) -> None:
         print(json.dumps(event, ensure_ascii=False), file=sys.stderr, flush=True)
 
 
-def reporter(*, quiet: bool = False, as_json: bool = False) -> Plain | Live | Lines:
-    """The reporter that fits where stderr goes, and what was asked for."""
+def reporter(*, quiet: bool = False, as_json: bool = False) -> PlainReporter | BarReporter | JsonReporter:
+    """The reporter for the options given: silent, JSON lines, bars on a terminal, or plain lines."""
     if quiet:
-        return Quiet()
+        return QuietReporter()
     if as_json:
-        return Lines()
-    return Live() if sys.stderr.isatty() else Plain()
+        return JsonReporter()
+    return BarReporter() if sys.stderr.isatty() else PlainReporter()
 
 
 @contextmanager
-def rows_shown(*, as_json: bool = False) -> Iterator[None]:
-    """Show how far long passes over rows inside are; nothing is shown where none takes long."""
-    made: list[Plain | Live | Lines] = []
+def row_progress(*, as_json: bool = False) -> Iterator[None]:
+    """Show the progress of long passes over rows inside the block; short passes show nothing."""
+    reporters: list[PlainReporter | BarReporter | JsonReporter] = []
 
     def watch(what: str, done: int, total: int | None) -> None:
-        if not made:
-            made.append(reporter(as_json=as_json))
-        made[0].rows(what, done, total)
+        if not reporters:
+            reporters.append(reporter(as_json=as_json))
+        reporters[0].rows(what, done, total)
 
     try:
         with progress_reports(watch):
             yield
     finally:
-        for one in made:
-            one.close()
+        for shown in reporters:
+            shown.close()

@@ -1,4 +1,4 @@
-"""`rlhf-peft recipes`: those that are shipped, to look at and to start from."""
+"""`rlhf-peft recipes`: show and copy the recipes that are shipped, and convert TRL's configurations."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def list_(as_json: Json = False) -> None:
     """List the shipped recipes."""
     from ..recipe import shipped
 
-    found = [(name, shipped.summary(name), shipped.path(name)) for name in shipped.names()]
+    recipes = [(name, shipped.summary(name), shipped.path(name)) for name in shipped.names()]
     if as_json:
-        rows = [{"name": name, "summary": summary, "path": str(path)} for name, summary, path in found]
+        rows = [{"name": name, "summary": summary, "path": str(path)} for name, summary, path in recipes]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    width = max((len(name) for name, _, _ in found), default=0)
-    for name, summary, _ in found:
+    width = max((len(name) for name, _, _ in recipes), default=0)
+    for name, summary, _ in recipes:
         print(f"{name:<{width}}  {summary}".rstrip())
 
 
@@ -85,9 +85,9 @@ def from_trl(
     """Print a TRL configuration as a recipe; what has no equivalent goes to stderr and into its comment."""
     from ..recipe import convert
 
-    found = convert(file, trainer)
-    print(found.text, end="")
-    for key, note in found.notes:
+    conversion = convert(file, trainer)
+    print(conversion.text, end="")
+    for key, note in conversion.notes:
         print(f"{key}: {note}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""`rlhf-peft report`: one HTML file that opens anywhere."""
+"""`rlhf-peft report`: write the report of one or several runs as one HTML file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def report(
     from ..runs import History
 
     names: list[str | None] = [*runs] if runs else [None]
-    found = [History.of(find_run(name)) for name in names]
-    page = page_of(found)
+    histories = [History.of(find_run(name)) for name in names]
+    page = page_of(histories)
     if output is not None:
         write_output(output, page)
         print(output)
         return
-    target = found[0].path / "report.html"
+    target = histories[0].path / "report.html"
     write_text(target, page)
     print(target)

@@ -1,10 +1,10 @@
-"""`rlhf-peft run`: everything that a recipe says."""
+"""`rlhf-peft run`: train what a recipe describes."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,10 @@ from .options import (
     open_recipe,
     open_registry,
 )
+
+if TYPE_CHECKING:
+    from ..api import Result
+    from ..recipe import Recipe
 
 
 def run(
@@ -64,14 +68,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Train what the recipe says; the result goes to <output_dir>/<name>/."""
-    if overwrite and (resume or resume_from):
-        raise UsageError("--overwrite and --resume contradict each other: give one.")
-    if sweep and (resume or resume_from):
-        raise UsageError("--resume does not go with --sweep. Resume the runs of a sweep one by one.")
-    if sweep and as_json:
-        raise UsageError("--json does not go with --sweep. A sweep writes its results to <name>-sweep.json.")
-    if sweep and allow_changed:
-        raise UsageError("--allow-changed does not go with --sweep. Run the cell that needs it by itself.")
+    _check_options(bool(sweep), overwrite, resume or bool(resume_from), as_json, bool(allow_changed))
     if sweep:
         from .sweep import run_sweep
 
@@ -91,10 +88,7 @@ def run(
         context.obj, recipe, overrides, plugin, reward, strict=strict_plugins, quiet=quiet, as_json=as_json
     )
     from .. import api
-    from ..runs import plain
-    from ..stages import Ranks
     from .progress import reporter
-    from .summary import show
 
     result = api.run(
         loaded,
@@ -107,7 +101,34 @@ def run(
         resume_from=resume_from,
         allow_changed=tuple(filter(None, (allow_changed or "").split(","))),
     )
-    if Ranks().main and as_json:
-        print(json.dumps(plain({**asdict(result), "name": loaded.name}), indent=2, ensure_ascii=False))
-    elif Ranks().main:
-        show(result, loaded)
+    _print_result(result, loaded, as_json)
+
+
+def _check_options(sweep: bool, overwrite: bool, resume: bool, as_json: bool, allow_changed: bool) -> None:
+    """Refuse options that contradict each other; each argument says whether its option is given.
+
+    Raises:
+        UsageError: two of the options cannot be used together.
+    """
+    if overwrite and resume:
+        raise UsageError("--overwrite and --resume contradict each other: give one.")
+    if sweep and resume:
+        raise UsageError("--resume does not go with --sweep. Resume the runs of a sweep one by one.")
+    if sweep and as_json:
+        raise UsageError("--json does not go with --sweep. A sweep writes its results to <name>-sweep.json.")
+    if sweep and allow_changed:
+        raise UsageError("--allow-changed does not go with --sweep. Run the cell that needs it by itself.")
+
+
+def _print_result(result: Result, recipe: Recipe, as_json: bool) -> None:
+    """Print the result of a run, as JSON or as tables; of several processes only the main one prints."""
+    from ..runs import plain
+    from ..stages import Ranks
+    from .summary import show
+
+    if not Ranks().main:
+        return
+    if as_json:
+        print(json.dumps(plain({**asdict(result), "name": recipe.name}), indent=2, ensure_ascii=False))
+    else:
+        show(result, recipe)

@@ -1,4 +1,4 @@
-"""`rlhf-peft runs`: what is in an output folder, one run, several beside each other, and away with one."""
+"""`rlhf-peft runs`: list the runs of an output folder, show one, compare several, and remove one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = typer.Typer(help="List, show, compare and remove runs.")
 
 Dir = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder that holds the runs.")]
 MANY = 10
-"""Runs from which the bootstrap interval of their mean can be trusted."""
+"""The bootstrap interval of a mean can be trusted from this many runs on."""
 KNOWN = ("eval/reward", "reward", "eval/accuracy", "eval_loss", "loss")
 
 
@@ -39,29 +39,31 @@ def list_(directory: Dir = Path("runs"), as_json: Json = False) -> None:
     from ..runs import histories
     from .progress import clock
 
-    found = [_row_or_damage(run) for run in histories(directory)]
+    rows = [_row_or_damage(run) for run in histories(directory)]
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(rows, indent=2))
         return
-    if not found:
+    if not rows:
         print(f"{directory}/ holds no run. Begin one: rlhf-peft run quickstart", file=sys.stderr)
         return
     table = _table("run", "status", "stages", "started", "time", "at the end")
-    for row in found:
-        told = row.get("damage") or "  ".join(f"{key} {value:.3g}" for key, value in row["figures"].items())
+    for row in rows:
+        summary = row.get("damage") or "  ".join(
+            f"{key} {value:.3g}" for key, value in row["figures"].items()
+        )
         table.add_row(
             row["name"],
             row["status"],
             row["stages"],
             row["started"] or "",
             "" if row["seconds"] is None else clock(row["seconds"]),
-            told,
+            summary,
         )
     _print(table)
 
 
 def _row_or_damage(run: History) -> dict[str, Any]:
-    """One run that cannot be read hides no other."""
+    """The row of a run; one that cannot be read gets a row too, with `damage` in it."""
     try:
         return _row(run)
     except RunFolderError as error:
@@ -71,40 +73,40 @@ def _row_or_damage(run: History) -> dict[str, Any]:
 
 def _row(run: History) -> dict[str, Any]:
     started = run.started
-    done, kinds = run.manifest.get("stages_done", []), run.kinds
-    begun = [name for name in kinds if run.lines(name)]
-    last = run.last(begun[-1]) if begun else {}
-    figures = {key: last[key] for key in KNOWN if key in last}
+    finished, kinds = run.manifest.get("stages_done", []), run.kinds
+    begun_stages = [name for name in kinds if run.lines(name)]
+    last = run.last(begun_stages[-1]) if begun_stages else {}
+    metrics = {key: last[key] for key in KNOWN if key in last}
     return {
         "name": run.name,
         "path": str(run.path),
         "status": run.status,
-        "stages": f"{len(done)} of {len(kinds)}",
+        "stages": f"{len(finished)} of {len(kinds)}",
         "started": datetime.fromtimestamp(started).strftime("%Y-%m-%d %H:%M")
         if started is not None
         else None,
         "seconds": run.seconds,
-        "figures": dict(list(figures.items())[:2]),
+        "figures": dict(list(metrics.items())[:2]),
     }
 
 
 @app.command()
 def show(run: RunName = None, as_json: Json = False) -> None:
-    """Show one run: its stages and the last figures of each."""
+    """Show one run: its stages and the last metrics of each."""
     from ..runs import History
     from .progress import clock
 
-    found = History.of(find_run(run))
-    figures = {name: found.last(name) for name in found.kinds}
+    history = History.of(find_run(run))
+    metrics = {name: history.last(name) for name in history.kinds}
     if as_json:
-        stages = {name: {"kind": kind, "figures": figures[name]} for name, kind in found.kinds.items()}
-        print(json.dumps({**_row(found), "stages": stages, "manifest": dict(found.manifest)}, indent=2))
+        stages = {name: {"kind": kind, "figures": metrics[name]} for name, kind in history.kinds.items()}
+        print(json.dumps({**_row(history), "stages": stages, "manifest": dict(history.manifest)}, indent=2))
         return
-    row = _row(found)
-    took = "no time known" if found.seconds is None else clock(found.seconds)
-    print(f"{found.name}: {found.status}, {row['stages']} stages, {took}, in {found.path}")
-    table = _table("stage", "figure", "last value")
-    for name, values in figures.items():
+    row = _row(history)
+    took = "no time known" if history.seconds is None else clock(history.seconds)
+    print(f"{history.name}: {history.status}, {row['stages']} stages, {took}, in {history.path}")
+    table = _table("stage", "metric", "last value")
+    for name, values in metrics.items():
         for key, value in values.items():
             table.add_row(name, key, f"{value:.4g}")
     _print(table)
@@ -118,7 +120,7 @@ def compare(
         typer.Option("--by", metavar="K", help="Key of the recipe that groups runs; seeds fall together."),
     ] = None,
     axis: Annotated[str, typer.Option("--x", help="steps, tokens, seconds or kl.")] = "steps",
-    figure: Annotated[str | None, typer.Option("--y", metavar="FIGURE", help="Of metrics.jsonl.")] = None,
+    figure: Annotated[str | None, typer.Option("--y", metavar="METRIC", help="Of metrics.jsonl.")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="Default: the last that all have.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="F", help="Write the curves there.")] = None,
     pdf: Annotated[Path | None, typer.Option("--pdf", metavar="F", help="Draw them there.")] = None,
@@ -133,7 +135,7 @@ def compare(
 
     if axis not in AXES:
         raise UsageError(f"--x {axis}: expected {', '.join(AXES)}.")
-    found = compare_runs(
+    comparison = compare_runs(
         [History.of(find_run(name)) for name in runs],
         by=by,
         axis=axis,  # type: ignore[arg-type]
@@ -141,20 +143,20 @@ def compare(
         stage=stage,
     )
     if as_json:
-        print(json.dumps(_plain(found), indent=2))
+        print(json.dumps(_plain(comparison), indent=2))
     else:
-        _show(found)
+        _show(comparison)
     if csv is not None:
-        write_output(csv, as_csv(found))
+        write_output(csv, as_csv(comparison))
         print(f"written: {csv}", file=sys.stderr)
     if pdf is not None:
         from ..analysis.plots import draw_comparison
 
-        draw_comparison(found, pdf)
+        draw_comparison(comparison, pdf)
         print(f"written: {pdf}", file=sys.stderr)
 
 
-def _plain(found: Comparison) -> dict[str, Any]:
+def _plain(comparison: Comparison) -> dict[str, Any]:
     groups = [
         {
             "label": group.label,
@@ -164,31 +166,37 @@ def _plain(found: Comparison) -> dict[str, Any]:
             "low": group.band.low,
             "high": group.band.high,
         }
-        for group in found.groups
+        for group in comparison.groups
     ]
     return {
-        "stage": found.stage,
-        "figure": found.metric,
-        "axis": found.axis,
-        "by": found.by,
+        "stage": comparison.stage,
+        "figure": comparison.metric,
+        "axis": comparison.axis,
+        "by": comparison.by,
         "groups": groups,
-        "differing": found.differing,
+        "differing": comparison.differing,
     }
 
 
-def _show(found: Comparison) -> None:
-    table = _table(found.by or "run", "runs", found.axis, f"{found.metric} in {found.stage}", "95 % interval")
-    for group in found.groups:
+def _show(comparison: Comparison) -> None:
+    table = _table(
+        comparison.by or "run",
+        "runs",
+        comparison.axis,
+        f"{comparison.metric} in {comparison.stage}",
+        "95 % interval",
+    )
+    for group in comparison.groups:
         end = group.band
         interval = f"{end.low[-1]:.4g} to {end.high[-1]:.4g}" if end.runs > 1 else ""
         table.add_row(group.label, str(end.runs), f"{end.x[-1]:,.6g}", f"{end.mean[-1]:.4g}", interval)
     _print(table)
-    fewest = min((group.band.runs for group in found.groups if group.band.runs > 1), default=MANY)
+    fewest = min((group.band.runs for group in comparison.groups if group.band.runs > 1), default=MANY)
     if fewest < MANY:
         print(
             f"note: a bootstrap over {fewest} runs is too narrow; it covers the true mean less often than 95 %"
         )
-    for key, values in found.differing.items():
+    for key, values in comparison.differing.items():
         print(f"they also differ in {key}: {', '.join(json.dumps(value) for value in values)}")
 
 

@@ -20,7 +20,7 @@ def schema(
         str | None, typer.Argument(metavar="[NAME]", help="Something registered: ppo, or algorithms.ppo.")
     ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Every key and every figure as a Markdown page instead.")
+        bool, typer.Option("--markdown", help="Every key and every metric as a Markdown page instead.")
     ] = False,
     plugin: Plugins = None,
 ) -> None:
@@ -40,7 +40,7 @@ def schema(
 
 
 def _of_one(registry: Registry, name: str) -> dict[str, Any]:
-    """The options of one registered thing."""
+    """The JSON Schema of the options of one registered algorithm, reward, sampler and so on."""
     known = registry.options()
     kind, dot, short = name.partition(".")
     if dot and kind in known:

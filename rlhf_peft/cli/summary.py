@@ -1,4 +1,4 @@
-"""The table that a run ends with, a few completions side by side, and what to type next."""
+"""The output at the end of a run: a table of metrics, a few completions side by side, and commands to run next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..runs.headlines import HEADLINES, headline
-from .terminal import make_console, visible
+from .terminal import escape, make_console
 
 if TYPE_CHECKING:
     from ..api import Result
@@ -23,11 +23,11 @@ Row = tuple[str, str, str]
 
 
 def show(result: Result, recipe: Recipe, console: Console | None = None) -> None:
-    """Print what a run came to, on stdout."""
+    """Print the results of a run on stdout."""
     console = console or make_console()
     how = f"done in {result.seconds:.0f} s" if result.seconds else "has finished before; nothing was run"
     table = Table(box=SIMPLE, title=f"{recipe.name}: {how}", title_justify="left")
-    for column in ("stage", "figure", "value"):
+    for column in ("stage", "metric", "value"):
         table.add_column(column)
     for stage in recipe.stages:
         for row in rows(stage.stage, stage.name, result.stages.get(stage.name, {})):
@@ -40,7 +40,7 @@ def show(result: Result, recipe: Recipe, console: Console | None = None) -> None
 
 
 def rows(kind: str, name: str, outcome: dict[str, Any]) -> list[Row]:
-    """The figures of one stage."""
+    """The rows of the table for one stage, each its name, a metric and a value."""
     metrics = outcome.get("metrics", outcome)
     seconds = [(name, "seconds", f"{outcome['seconds']:.0f}")] if "seconds" in outcome else []
     if kind == "reward_model" and metrics:
@@ -62,33 +62,33 @@ def rows(kind: str, name: str, outcome: dict[str, Any]) -> list[Row]:
 
 def _before_after(name: str, outcome: dict[str, Any]) -> list[Row]:
     before, after, known = outcome["before"], outcome["after"], outcome.get("differences", {})
-    out = []
+    rows = []
     for key in after:
         words = key.split("/")
         if words[1] == "rewards" and words[-1] == "mean":
-            out.append(
+            rows.append(
                 (
                     name,
                     f"held-out {words[2]}",
                     f"{before[key]:.3f} -> {after[key]:.3f}{_change(known.get(key))}",
                 )
             )
-    out.append((name, "KL to the reference, nats a completion", f"{after['eval/kl']:.2f}"))
+    rows.append((name, "KL to the reference, nats a completion", f"{after['eval/kl']:.2f}"))
     for key, label in (("completions/mean_length", "length, tokens"), ("completions/eos_rate", "EOS rate")):
-        figures = f"{before[f'eval/{key}']:.2f} -> {after[f'eval/{key}']:.2f}"
-        out.append((name, label, f"{figures}{_change(known.get(f'eval/{key}'))}"))
-    out.append((name, "distinct-2", f"{before['eval/distinct_2']:.3f} -> {after['eval/distinct_2']:.3f}"))
-    return out
+        change = f"{before[f'eval/{key}']:.2f} -> {after[f'eval/{key}']:.2f}"
+        rows.append((name, label, f"{change}{_change(known.get(f'eval/{key}'))}"))
+    rows.append((name, "distinct-2", f"{before['eval/distinct_2']:.3f} -> {after['eval/distinct_2']:.3f}"))
+    return rows
 
 
 def label(name: str) -> str:
-    """What people are shown for a metric."""
+    """The label of a metric, or its name where it has no label."""
     known = headline(name)
     return known.label if known else name
 
 
 def _share(share: float, n: int) -> str:
-    """A share of n, with its 95 % interval (Wilson, 1927)."""
+    """A share of n as text, with its 95 % interval (Wilson, 1927)."""
     z, many = 1.96, max(1, n)
     middle = (share + z * z / (2 * many)) / (1 + z * z / many)
     half = z / (1 + z * z / many) * math.sqrt(share * (1 - share) / many + z * z / (4 * many * many))
@@ -97,7 +97,7 @@ def _share(share: float, n: int) -> str:
 
 
 def _change(known: dict[str, float] | None) -> str:
-    """The 95 % interval of a change over the same prompts, in words."""
+    """The 95 % interval of a change over the same prompts, as text; empty where it is not known."""
     if known is None or known["n"] < 2 or known["low"] == known["high"] == 0:
         return ""
     noise = "; within noise" if known["low"] <= 0 <= known["high"] else ""
@@ -113,14 +113,14 @@ def _samples(console: Console, samples: list[dict[str, Any]]) -> None:
     for sample in samples[:SHOWN]:
         prompt = sample["prompt"]
         text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-        # What a model writes is no markup.
+        # A model's text must not be read as markup.
         parts = (text, sample["before"], sample["after"])
-        table.add_row(*(Text(visible(part.strip())) for part in parts))
+        table.add_row(*(Text(escape(part.strip())) for part in parts))
     console.print(table)
 
 
 def next_lines(result: Result, recipe: Recipe) -> list[str]:
-    """Commands to paste."""
+    """Lines of text with commands to run next."""
     folder, kinds = _short(result.folder), {stage.stage for stage in recipe.stages}
     run = folder.removeprefix("runs/")
     lines = [f"next: see it, answers too:  rlhf-peft report {run}"]

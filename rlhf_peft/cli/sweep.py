@@ -1,4 +1,4 @@
-"""`rlhf-peft run --sweep`: a grid of runs, and the table that it ends with."""
+"""`rlhf-peft run --sweep`: run a grid of recipes, and print a table of the results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 COLUMNS = 3
-"""Figures in the table; sweep.json has more."""
+"""Number of metrics in the table; the sweep's JSON file has all."""
 
 
 def run_sweep(
@@ -31,7 +31,7 @@ def run_sweep(
     quiet: bool,
     trust_remote_code: bool,
 ) -> None:
-    """Check every cell, run those that are not done, print the table.
+    """Check every cell, run those that are not done, and print the table.
 
     Raises:
         UsageError: a cell is wrong; nothing was run.
@@ -52,7 +52,7 @@ def run_sweep(
         name,
         cells,
         overwrite=overwrite,
-        say=lambda text: None if quiet else print(text, file=sys.stderr, flush=True),
+        report=lambda text: None if quiet else print(text, file=sys.stderr, flush=True),
         registry=registry,
         reporter=lambda: reporter(quiet=quiet),
         code_files=registry.code_files,
@@ -68,25 +68,25 @@ def run_sweep(
 
 
 def show(name: str, outcomes: Sequence[Outcome], file: Path, console: Any = None) -> None:
-    """Print a line a cell: what was swept, what came of it, how long it took."""
+    """Print a table with one row for each cell: its values, its metrics, and how long it took."""
     from rich.box import SIMPLE
     from rich.table import Table
 
     console = console or make_console()
-    figures = list(dict.fromkeys(key for outcome in outcomes for key in outcome.figures))[:COLUMNS]
+    metrics = list(dict.fromkeys(key for outcome in outcomes for key in outcome.metrics))[:COLUMNS]
     table = Table(box=SIMPLE, title=f"{name}: {len(outcomes)} cells", title_justify="left")
     table.add_column("cell", overflow="fold", min_width=20)
     table.add_column("status")
-    for column in (*(_heading(key) for key in figures), "seconds"):
+    for column in (*(_heading(key) for key in metrics), "seconds"):
         table.add_column(column.replace(" ", "\n"), justify="right", min_width=7)
     for outcome in outcomes:
-        shown = [f"{outcome.figures[key]:.3f}" if key in outcome.figures else "" for key in figures]
+        shown = [f"{outcome.metrics[key]:.3f}" if key in outcome.metrics else "" for key in metrics]
         table.add_row(outcome.name.removeprefix(f"{name}-"), outcome.status, *shown, f"{outcome.seconds:.0f}")
     console.print(table)
-    console.print(f"next: all figures:  cat {file}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"next: all metrics:  cat {file}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _heading(key: str) -> str:
-    """A metric's name for people; that of a single reward is what held-out answers scored by it."""
+    """The heading of a metric's column; for a single reward, its name on held-out prompts."""
     known = headline(key)
     return known.label if known else f"held-out {key.removesuffix('/mean').removeprefix('eval/rewards/')}"

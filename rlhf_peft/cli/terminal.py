@@ -1,9 +1,9 @@
-"""What goes to the terminal: text that is not ours cannot steer it.
+"""Output to the terminal, in which control characters of foreign text are made visible.
 
-Names of columns and rewards, messages of exceptions, what a model writes: any of them may hold control characters,
-which clear the screen, set its title, or show lines in another order than they stand in. They are shown as `\\u001b`.
-All that is printed goes through `Visible`, which stands in for sys.stdout and sys.stderr while a verb runs; rich's own
-control sequences go past it, and what rich is given goes through `make_console`.
+Names of columns and rewards, messages of exceptions and texts of a model may hold control characters, which clear the
+screen, set its title, or change the order of lines. They are shown as `\\u001b`. All that is printed goes through
+`EscapingStream`, which replaces sys.stdout and sys.stderr while a command runs. rich's own control sequences bypass it;
+the text that rich is given goes through `make_console`.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _CONTROL = re.compile(
     "|[\U000e0000-\U000e007f]"  # tags, which no font shows
 )
 BARS = "tqdm"
-"""The one library that draws bars itself, of downloads, with control characters of its own."""
+"""The one library that draws progress bars of downloads itself, with control characters of its own."""
 
 
-def visible(text: str) -> str:
-    r"""The text with its control characters written out: `\u001b` for ESC; tabs and new lines stay."""
-    return _CONTROL.sub(_written_out, text)
+def escape(text: str) -> str:
+    r"""The text with its control characters escaped: `\u001b` for ESC; tabs and new lines stay."""
+    return _CONTROL.sub(_escaped, text)
 
 
-def _written_out(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-class Lasting:
-    """A stream that takes everything, and shows nothing, once its terminal is gone because its window was closed.
+class HangupSafeStream:
+    """A stream that discards all output, without an error, once its terminal is gone.
 
     Args:
-        stream: that is written to.
+        stream: the stream that is written to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -62,7 +62,7 @@ class Lasting:
             self.write(line)
 
     def flush(self) -> None:
-        """Let it be seen."""
+        """Flush the stream."""
         with self._terminal_may_be_gone():
             self.stream.flush()
 
@@ -73,7 +73,7 @@ class Lasting:
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            # What Python still has in its buffer goes nowhere, too.
+            # What is still in Python's buffer is discarded too.
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
@@ -87,12 +87,12 @@ class Lasting:
         return hash(self.stream)
 
 
-class Visible(Lasting):
-    """A stream on which nothing that is printed steers the terminal."""
+class EscapingStream(HangupSafeStream):
+    """A stream on which control characters of printed text are made visible."""
 
     @property
     def rich_proxied_file(self) -> Any:
-        """What rich writes to: the stream itself, for what rich prints is looked at by its console."""
+        """The stream below, for rich to write to: its console has already made control characters visible."""
         below: Any = self.stream
         while (deeper := getattr(below, "rich_proxied_file", None)) is not None:
             below = deeper
@@ -101,15 +101,15 @@ class Visible(Lasting):
     def write(self, text: str) -> int:
         """Write a text; returns its length."""
         foreign = _CONTROL.search(text) and sys._getframe(1).f_globals.get("__name__", "").startswith(BARS)
-        super().write(text if foreign else visible(text))
+        super().write(text if foreign else escape(text))
         return len(text)
 
 
 @contextmanager
-def only_visible() -> Iterator[None]:
-    """Let all that is printed go through `Visible`."""
+def escaped_output() -> Iterator[None]:
+    """Send all that is printed inside the block through `EscapingStream`."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Visible(Lasting(stream)) for stream in before)  # type: ignore[arg-type]
+    sys.stdout, sys.stderr = (EscapingStream(HangupSafeStream(stream)) for stream in before)  # type: ignore[arg-type]
     try:
         yield
     finally:
@@ -119,7 +119,7 @@ def only_visible() -> Iterator[None]:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console for tables and bars: what it is given is text, in which `[red]` means nothing."""
+    """A rich console for tables and bars, which shows markup such as `[red]` as plain text."""
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
     from rich.text import Text
@@ -127,16 +127,16 @@ def make_console(*, stderr: bool = False) -> Console:
     class Plain(Console):
         def render_str(self, text: str, **how: Any) -> Text:
             return super().render_str(
-                visible(text), **{**how, "markup": False, "highlight": False, "emoji": False}
+                escape(text), **{**how, "markup": False, "highlight": False, "emoji": False}
             )
 
         def render(
             self, renderable: RenderableType, options: ConsoleOptions | None = None
         ) -> Iterator[Segment]:
             if isinstance(renderable, Text) and _CONTROL.search(renderable.plain):
-                renderable = Text(visible(renderable.plain), style=renderable.style)
+                renderable = Text(escape(renderable.plain), style=renderable.style)
             yield from super().render(renderable, options)
 
     stream: Any = sys.stderr if stderr else sys.stdout
-    below = getattr(stream, "rich_proxied_file", stream)
-    return Plain(soft_wrap=False, markup=False, highlight=False, emoji=False, file=below, stderr=stderr)
+    raw_stream = getattr(stream, "rich_proxied_file", stream)
+    return Plain(soft_wrap=False, markup=False, highlight=False, emoji=False, file=raw_stream, stderr=stderr)

@@ -30,9 +30,9 @@ def validate(
     if data:
         from .. import api
         from ..planning.forecast import precision_notes
-        from .progress import rows_shown
+        from .progress import row_progress
 
-        with rows_shown():
+        with row_progress():
             lines = [*api.check_data(loaded, registry=registry), *precision_notes(loaded, registry)]
         for line in lines:
             print(line, file=sys.stderr)

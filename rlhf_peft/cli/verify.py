@@ -1,4 +1,4 @@
-"""`rlhf-peft verify`: whether a run's files are what they were, and load."""
+"""`rlhf-peft verify`: check that a run's files are unchanged and can be loaded."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How a run goes: what is checked and loaded before it, the run itself, and where it goes on after an interruption."""
+"""Executes runs: the checks before a run, the run itself, and resuming it after an interruption."""

@@ -1,4 +1,4 @@
-"""What is checked and loaded before a run."""
+"""Checks and loads what a run needs, before it begins: its base, its data, its samplers and its trackers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_base(
     allow_changed: Collection[str] = (),
     registry: Registry | None = None,
 ) -> SharedBase:
-    """The shared base that a recipe asks for.
+    """Load the shared base of a recipe.
 
     Args:
         recipe: checked.
@@ -49,7 +49,12 @@ def load_base(
 
 
 def check_data(recipe: Recipe, *, registry: Registry | None = None, encode: bool = True) -> Iterator[str]:
-    """Read every dataset of a recipe and see whether its stage can use it; one line each.
+    """Read every dataset of a recipe and check that its stage can use it; yields one line of text for each.
+
+    Args:
+        recipe: that is checked.
+        registry: makes registered datasets; None: with all installed plugins.
+        encode: encode the rows too, where the tokenizer is on this machine, and count those that can be used.
 
     Raises:
         DataError: one is missing, malformed, empty, or in another format than its stage needs.
@@ -64,25 +69,25 @@ def check_data(recipe: Recipe, *, registry: Registry | None = None, encode: bool
             sources.append((stage.dataset, stage.eval.split))
         for source, split in sources:
             rows = read_source(source, registry, split, stage=stage.name)
-            called = source.path or str(source.name)
-            found = require(rows, method, called, stage=stage.name, warn=encode)
-            kind = f"{'conversational ' if found.conversational else ''}{found.kind}"
+            source_name = source.path or str(source.name)
+            format = require(rows, method, source_name, stage=stage.name, warn=encode)
+            kind = f"{'conversational ' if format.conversational else ''}{format.kind}"
             encoder = offline_encoder(recipe, source) if encode else None
-            usable = None if encoder is None else usable_rows(rows, found, stage, source, encoder, registry)
+            usable = None if encoder is None else usable_rows(rows, format, stage, source, encoder, registry)
             left_out = "" if usable in (None, len(rows)) else f", {usable:,} of them usable"
-            yield f"{stage.name}: {called} {split or source.split}: {len(rows):,} rows, {kind}{left_out}"
+            yield f"{stage.name}: {source_name} {split or source.split}: {len(rows):,} rows, {kind}{left_out}"
 
 
 def check_samplers(recipe: Recipe, *, registry: Registry | None = None, done: Collection[str] = ()) -> None:
-    """Whether what the samplers of a recipe need is there, such as a server: asked before the model is loaded.
+    """Check that what the samplers of a recipe need is available, such as a server, before the model is loaded.
 
     Args:
         recipe: from `load_recipe`.
         registry: makes the samplers.
-        done: stages that sample no more.
+        done: names of finished stages, whose samplers are not checked.
 
     Raises:
-        SamplerError: it is not.
+        SamplerError: it is not available.
     """
     registry = registry or Registry.load()
     for stage in recipe.stages:
@@ -91,15 +96,15 @@ def check_samplers(recipe: Recipe, *, registry: Registry | None = None, done: Co
 
 
 def sampler_ready(registry: Registry, name: str, options: Mapping[str, Any]) -> None:
-    """Ask one sampler.
+    """Check that what one sampler needs is available.
 
     Args:
-        registry: makes it.
+        registry: makes the sampler.
         name: of the sampler.
-        options: its own.
+        options: of the sampler.
 
     Raises:
-        SamplerError: what it needs is not there.
+        SamplerError: it is not available.
     """
     sampler = registry.make("samplers", name, options)
     if hasattr(sampler, "ready"):
@@ -110,11 +115,11 @@ def check_tracking(recipe: Recipe) -> None:
     """Refuse a tracker that is not installed, before anything is loaded.
 
     Raises:
-        UsageError: one is not.
+        UsageError: a tracker of the recipe is not installed.
     """
     from accelerate.tracking import get_available_trackers
 
-    there = {str(tracker) for tracker in get_available_trackers()}
+    available = {str(tracker) for tracker in get_available_trackers()}
     for name in recipe.tracking:
-        if name not in there:
+        if name not in available:
             raise UsageError(f"tracking: {name} is not installed here. Type:  pip install {name}")

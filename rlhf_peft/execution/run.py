@@ -1,4 +1,4 @@
-"""One run, from its checks to its end."""
+"""Executes one run, from its checks to its end."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from ..engine.base_spec import hardware
 from ..errors import CheckpointError, RunFolderError
 from ..recipe import Recipe, dump
 from ..registry import Registry
-from ..runs import Elsewhere, RunFolder, read_manifest
+from ..runs import NullFolder, RunFolder, read_manifest
 from ..session.interrupts import Interrupts
 from ..stages import Checkpointer, Context, Ranks, Reporter, changed_keys, check_rows, fingerprints, runner
 from .prepare import check_data, check_samplers, load_base
-from .resume import Begun
+from .resume import ResumePoint
 
 log = logging.getLogger("rlhf_peft")
 
 
 @dataclass(slots=True)
 class Result:
-    """A finished run.
+    """The result of a finished run.
 
     Attributes:
-        folder: where it is.
+        folder: the run's folder.
         stages: stage name to what the stage returned.
         seconds: of the whole run.
     """
@@ -44,23 +44,23 @@ class Result:
     seconds: float = 0.0
 
 
-class Silent:
-    """A reporter that says nothing."""
+class NullReporter:
+    """A reporter that reports nothing."""
 
     def stage(self, name: str, total: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def rows(self, what: str, done: int, total: int | None) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @dataclass
@@ -70,13 +70,13 @@ class Run:
     Attributes:
         recipe: checked.
         registry: with the plugins.
-        reporter: is told what happens.
+        reporter: shows the progress.
         files: plugin and reward files, copied into the run folder.
         trust_remote_code: run code from the model's repository.
         allow_changed: what may differ from the run that is resumed, or from the base of adapters that are loaded.
         overwrite: replace a run of the same name.
-        begun: where a run of that name is to go on; None: it begins.
-        begun_by: a finished run of the recipe's first stages, taken up instead of running them again.
+        resume_point: where a run of that name is resumed; None: it begins.
+        begun_by: a finished run of the recipe's first stages, whose results are used instead of running them again.
         status: of the run, as its manifest has it.
         last: the last stage's metrics.
     """
@@ -88,7 +88,7 @@ class Run:
     trust_remote_code: bool = False
     allow_changed: Collection[str] = ()
     overwrite: bool = False
-    begun: Begun | None = None
+    resume_point: ResumePoint | None = None
     begun_by: Path | None = None
     ranks: Ranks = field(default_factory=Ranks)
     status: str = "failed"
@@ -97,19 +97,19 @@ class Run:
     interrupts: Interrupts = field(default_factory=Interrupts)
 
     def __post_init__(self) -> None:
-        """Until a stage has its first figures nothing is written, and a run that is to be replaced stays as it is."""
-        # The folder is fixed now: code of others may change the current one.
+        """Plan the run's folder; nothing is written, and an earlier run stays, until a stage has its first metrics."""
+        # The path is made absolute now, because foreign code may change the current folder.
         output_dir, name = os.path.abspath(self.recipe.output_dir), self.recipe.name
         self.result = Result(self.recipe.run_folder)
-        self.folder: RunFolder = Elsewhere(Path(output_dir) / name)
-        if self.ranks.main and self.begun is not None:
-            lines, manifest = self.begun.checkpoint.info["lines"], self.begun.manifest
+        self.folder: RunFolder = NullFolder(Path(output_dir) / name)
+        if self.ranks.main and self.resume_point is not None:
+            line_sizes, manifest = self.resume_point.checkpoint.info["lines"], self.resume_point.manifest
             self.folder = RunFolder.resume(
-                output_dir, name, lines=lines, manifest=manifest, made=self._write_beginning
+                output_dir, name, lines=line_sizes, manifest=manifest, on_made=self._write_beginning
             )
         elif self.ranks.main:
             self.folder = RunFolder.plan(
-                output_dir, name, overwrite=self.overwrite, made=self._write_beginning
+                output_dir, name, overwrite=self.overwrite, on_made=self._write_beginning
             )
 
     def execute(self) -> Result:
@@ -138,11 +138,11 @@ class Run:
     def _prepare(self) -> Context:
         """Check what later stages will read and need, and load the base."""
         recipe, registry = self.recipe, self.registry
-        # The first stage reads its data at once; that of the later ones is looked at now, not after hours.
+        # The first stage reads its data at once; the data of later stages is checked now, and not after hours.
         later = recipe.model_copy(update={"stages": recipe.stages[1:]})
         for line in check_data(later, registry=registry, encode=False):
             log.debug("%s", line)
-        done = () if self.begun is None else self.begun.checkpoint.info["stages"]
+        done = () if self.resume_point is None else self.resume_point.checkpoint.info["stages"]
         check_samplers(recipe, registry=registry, done=done)
         base = load_base(
             recipe,
@@ -157,15 +157,15 @@ class Run:
         return ctx
 
     def _begin(self, ctx: Context) -> int:
-        """Make the base what it was where the run goes on; returns how many stages are done."""
-        if self.ranks.main and self.begun is None:
+        """Restore the state from which the run goes on; returns how many stages are done."""
+        if self.ranks.main and self.resume_point is None:
             check_rows(ctx)
         ctx.checkpointer.fingerprints = fingerprints(self.recipe, self.registry, ctx.base, list(self.files))
         ctx.checkpointer.allowed = self.allow_changed
         ctx.checkpointer.changed = changed_keys(self.recipe.run_folder, self.recipe)
-        if self.begun is not None:
-            return len(ctx.checkpointer.resume_from(self.begun.checkpoint))
-        return 0 if self.begun_by is None else _take_up(self.begun_by, ctx)
+        if self.resume_point is not None:
+            return len(ctx.checkpointer.resume_from(self.resume_point.checkpoint))
+        return 0 if self.begun_by is None else _adopt_run(self.begun_by, ctx)
 
     def _run_stage(self, ctx: Context, stage: Any) -> None:
         ctx.seed_everything(stage.name)
@@ -178,13 +178,13 @@ class Run:
         self.folder.stage_done(stage.name)
 
     def _write_beginning(self, folder: RunFolder) -> None:
-        """What a run folder begins with; called when the first figures are there."""
-        ctx, begun = self.ctx, self.begun
+        """Write the first files of the run's folder; called when the first metrics exist."""
+        ctx, resume_point = self.ctx, self.resume_point
         assert ctx is not None
-        if begun is not None:
-            begun.bring_back(folder)
-            ctx.checkpointer.checkpoints.forget_after(begun.checkpoint.info["number"])
-            folder.update_manifest(stages_done=begun.checkpoint.info["stages"])
+        if resume_point is not None:
+            resume_point.restore_adapters(folder)
+            ctx.checkpointer.checkpoints.forget_after(resume_point.checkpoint.info["number"])
+            folder.update_manifest(stages_done=resume_point.checkpoint.info["stages"])
         folder.write_recipe(dump(self.recipe))
         library_messages.write_to(folder.log)
         folder.update_manifest(
@@ -195,46 +195,52 @@ class Run:
         self.registry.broadcast("rlhf_peft_run_start", run=ctx.view)
 
     def _stopped(self, error: BaseException) -> None:
-        """Save where the run stood, and note it on the error."""
+        """Save a checkpoint after an error or an interruption, and note it on the error."""
         stopped = getattr(error, "exit_code", 1) == 3 or isinstance(error, KeyboardInterrupt)
         self.status = "stopped" if stopped else "failed"
         library_messages.keep(f"{self.status}: {type(error).__name__}: {error}")
-        if self.ctx is not None and self.folder.made:
-            _save(self.ctx.checkpointer, error)
+        if self.ctx is not None and self.folder.is_made:
+            _save_checkpoint(self.ctx.checkpointer, error)
 
     def _close(self) -> None:
-        """Write how the run ended, tell the observers, and release the folder."""
-        made = self.ctx is not None and self.folder.made
-        if made:
-            _finish(self.folder, self.status, told=_of_the_disk(sys.exception()))
+        """Write the run's final status, notify the observers, and release the folder."""
+        folder_is_made = self.ctx is not None and self.folder.is_made
+        if folder_is_made:
+            _close_folder(self.folder, self.status, disk_error_reported=_is_disk_error(sys.exception()))
         self.reporter.close()
-        if made and self.ctx is not None:
+        if folder_is_made and self.ctx is not None:
             view = self.ctx.view
             self.registry.broadcast("rlhf_peft_run_end", run=view, status=self.status, metrics=self.last)
         self.folder.release()
         library_messages.write_to(None)
 
 
-def _finish(folder: RunFolder, status: str, *, told: bool = False) -> None:
-    """Close the run; a full disk does not hide why it ended, nor is it said again where it is `told`."""
+def _close_folder(folder: RunFolder, status: str, *, disk_error_reported: bool = False) -> None:
+    """Write the final status of a run; an error of the disk is only logged, so that it does not hide why the run ended.
+
+    Args:
+        folder: of the run.
+        status: of the run.
+        disk_error_reported: an error of the disk has been reported already, and is not logged again.
+    """
     try:
         folder.finish(status)
     except (OSError, RunFolderError) as error:
-        if not told:
+        if not disk_error_reported:
             log.warning("%s: how the run ended cannot be written down: %s", folder.path, error)
 
 
-def _of_the_disk(error: BaseException | None) -> bool:
-    """Whether an error is that nothing can be written, which needs to be said once."""
+def _is_disk_error(error: BaseException | None) -> bool:
+    """Whether an error says that nothing can be written to the disk."""
     return isinstance(error, CheckpointError) or (isinstance(error, OSError) and error.errno in FULL)
 
 
-def _save(checkpointer: Checkpointer, error: BaseException) -> None:
-    """Write down where a run stood when it was interrupted, and say so."""
+def _save_checkpoint(checkpointer: Checkpointer, error: BaseException) -> None:
+    """Save a checkpoint of an interrupted run, and add its name to the error as a note."""
     try:
         name = checkpointer.save()
     except (CheckpointError, RunFolderError) as failed:
-        if not _of_the_disk(error) and str(failed) != str(error):
+        if not _is_disk_error(error) and str(failed) != str(error):
             error.add_note(str(failed))
         name = checkpointer.newest_name
     if name is not None:
@@ -242,11 +248,15 @@ def _save(checkpointer: Checkpointer, error: BaseException) -> None:
         error.add_note(f"Checkpoint {name} is safe. {after}: the same command with --resume.")
 
 
-def _take_up(earlier: Path, ctx: Context) -> int:
-    """Make the base, and the run's folder, what they were when an earlier run ended; returns its number of stages.
+def _adopt_run(earlier: Path, ctx: Context) -> int:
+    """Load an earlier run's adapters and copy its files into this run; returns its number of stages.
+
+    Args:
+        earlier: folder of a finished run.
+        ctx: of this run.
 
     Raises:
-        RunFolderError: it is not finished, or its stages are not the recipe's first.
+        RunFolderError: the earlier run is not finished, or its stages are not the first ones of the recipe.
     """
     done = read_manifest(earlier).get("stages_done", [])
     first = [stage.name for stage in ctx.recipe.stages[: len(done)]]

@@ -1,7 +1,7 @@
-"""Every hook, and every protocol and view that a plugin meets.
+"""The hooks, protocols and views of the plugin interface.
 
-A plugin registers choices (rewards, samplers, algorithms, datasets, quantizers) by name, and may listen to a run. A
-recipe chooses by name. `HOOK_API` grows within a major version; what goes is deprecated first.
+A plugin registers rewards, samplers, algorithms, datasets, environments and quantizers by name, and may observe a run.
+A recipe chooses by name. `HOOK_API` grows within a major version; a name is deprecated before it is removed.
 """
 
 from .hooks import HOOK_API, PROJECT, REGISTERS, Factory, HookSpecs, Options, Register, hookimpl, hookspec

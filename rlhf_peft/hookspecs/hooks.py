@@ -1,4 +1,4 @@
-"""The hooks, and what registers by them."""
+"""The hooks, and the base class of options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Options(BaseModel):
-    """Base of every plugin's options: unknown keys are refused, every field is described."""
+    """Base class of every plugin's options: unknown keys are refused, and every field needs a description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -64,28 +64,28 @@ class HookSpecs:
     def rlhf_peft_register_quantizers(self, register: Register) -> None:
         """Offer quantizers: `register(name, factory)`; the factory makes a `Quantizer` of `kit.quantizer`."""
 
-    # --- told by broadcast ---
+    # --- called by `Registry.broadcast` ---
 
     @hookspec
     def rlhf_peft_run_start(self, run: RunView) -> None:
-        """A run begins, its data and model can be used; its folder exists."""
+        """Called when a run begins: its folder exists, and its data and model can be used."""
 
     @hookspec
     def rlhf_peft_rollout_end(self, run: RunView, stage: str, step: int, batch: Batch) -> None:
-        """A step's completions have their scores; the update follows."""
+        """Called when the completions of a step have their scores, before the update."""
 
     @hookspec
     def rlhf_peft_step_end(self, run: RunView, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """An update of any stage is done; these figures were logged."""
+        """Called after an update of any stage, with the metrics that were logged."""
 
     @hookspec
     def rlhf_peft_checkpoint_saved(self, run: RunView, stage: str, step: int, folder: Path) -> None:
-        """A stage's adapters or a checkpoint were written."""
+        """Called when a stage's adapters, or a checkpoint, were written."""
 
     @hookspec
     def rlhf_peft_run_end(self, run: RunView, status: str, metrics: Mapping[str, float]) -> None:
-        """A run ended: `done`, `failed` or `stopped`; the last figures."""
+        """Called when a run ended as `done`, `failed` or `stopped`, with its last metrics."""
 
 
 REGISTERS = ("rewards", "samplers", "algorithms", "datasets", "environments", "quantizers")
-"""What plugins register; the hook of each is `rlhf_peft_register_<kind>`."""
+"""The kinds of things that plugins register; the hook of each is `rlhf_peft_register_<kind>`."""

@@ -1,4 +1,4 @@
-"""Protocols: what plugins bring. That of quantizers is in `kit.quantizer`."""
+"""Protocols of what plugins register; the one of quantizers is in `kit.quantizer`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Reward(Protocol):
     Attributes:
         roles: what is computed before `score`: prefixes of heads ("reward" gives every `reward-*` in `batch.heads`),
             and "base" or "reference" (log-probabilities in `batch.logps`).
-        timeout: seconds for one batch, or None; the recipe's own counts before it.
+        timeout: seconds for one batch, or None; a timeout in the recipe takes precedence.
 
-    A reward that gives figures in `Scores.metrics` names them, with their formulas, in a class attribute `metrics`.
+    A reward that returns metrics in `Scores.metrics` names them, with their formulas, in a class attribute `metrics`.
 
     An `async def score` runs in the run's process, on one event loop, beside the forwards. A plain `def score`, and a
     function, sync or async, runs in a worker process, killed at the timeout: the factory must be importable by name,
@@ -47,61 +47,62 @@ class Reward(Protocol):
     timeout: float | None
 
     def score(self, batch: RewardBatch) -> Scores | Awaitable[Scores]:
-        """One score for each row; NaN abstains."""
+        """One score for each row; NaN where the reward abstains."""
         ...
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Writes completions.
+    """Samples completions.
 
-    One that needs something outside, such as a server, may also have `ready()`: it is called before the model is
-    loaded, and raises SamplerError where that is not there. It is not called where recipes are only checked.
+    A sampler that needs something outside, such as a server, may also have a method `ready()`. It is called before the
+    model is loaded, and raises SamplerError where that is not available. It is not called while recipes are checked.
 
     Attributes:
-        provides: of "logps" (sampler_logps are filled), "row_seeds" (a row depends on its seed alone), "on_policy"
-            (rows are draws from the policy's own distribution at the params' temperature: what ratios need).
-        params: what a request asks for where the algorithm does not say otherwise.
+        provides: a subset of "logps" (sampler_logps are set), "row_seeds" (a row depends on its seed alone) and
+            "on_policy" (rows are drawn from the policy's own distribution at the temperature of the parameters, which
+            ratios need).
+        params: the parameters of a request where the algorithm sets no others.
     """
 
     provides: frozenset[str]
     params: SamplingParams
 
     def sync(self, policy: PolicyView, version: int) -> None:
-        """Take the policy's present weights; called before each iteration."""
+        """Use the policy's current weights; called before each iteration."""
         ...
 
     def sample(self, requests: Sequence[Request], context: SampleContext | None = None) -> Rollout:
-        """One row for each request, in order; `context` is there where a stage with rewards asks."""
+        """Sample one row for each request, in order; `context` is set where a stage with rewards calls it."""
         ...
 
     def close(self) -> None:
-        """Release what is held."""
+        """Release all resources."""
         ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What a reward or a sampler may also be: its state is saved with every checkpoint, and given back at a resume."""
+    """A reward or a sampler with a state, which is saved with every checkpoint and loaded when a run is resumed."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and JSON values only."""
+        """The state: tensors and JSON values only."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state."""
+        """Load a saved state."""
         ...
 
 
 @runtime_checkable
 class DeclaresMemory(Protocol):
-    """What a factory may also be: one that says what its product needs of the device's memory.
+    """A factory that says how much device memory the object that it makes will need.
 
-    One with `wants_make = True` is also given `memory(kind, name, options)`, to ask about what it wraps.
+    One with `wants_make = True` is also given `memory(kind, name, options)`, to find out what a wrapped object needs.
     """
 
     def memory(self, options: Any) -> MemoryNeeds:
-        """The needs of what the factory would make; nothing is made or loaded.
+        """The memory that an object with these options would need; nothing is made or loaded.
 
         Args:
             options: a validated instance of the factory's `Options`.
@@ -111,19 +112,19 @@ class DeclaresMemory(Protocol):
 
 @runtime_checkable
 class Closeable(Protocol):
-    """What a reward may also be: it is closed when the stage ends, however it ends."""
+    """A reward that is closed when the stage ends, also after an error."""
 
     def close(self) -> Awaitable[None] | None:
-        """Release what it has opened; may be a coroutine function."""
+        """Release all resources; may be a coroutine function."""
         ...
 
 
 @runtime_checkable
 class WrappingSampler(Protocol):
-    """What a sampler may also be: one that chooses among what another sampler has drawn.
+    """A sampler that chooses among the completions of another sampler.
 
     Attributes:
-        inner: the other sampler, which answers where there are no rewards to choose by.
+        inner: the other sampler, which is used alone where there are no rewards to choose by.
     """
 
     inner: Sampler
@@ -134,13 +135,13 @@ class Algorithm(Protocol):
     """Turns batches into a loss; sees tensors only.
 
     Attributes:
-        roles: of "policy", "reference", "value": what must be in memory.
-        needs: of "old_logps" (log-probabilities before `prepare`; ratios have them in any case), "entropy" (in `loss`,
-            with its gradient), "on_policy" (rows drawn from the policy's own distribution).
+        roles: a subset of "policy", "reference" and "value", which must be in memory.
+        needs: a subset of "old_logps" (log-probabilities before `prepare`; ratios have them in any case), "entropy" (in
+            `loss`, with its gradient) and "on_policy" (rows drawn from the policy's own distribution).
         value: trunk of the value head: "own", "policy" or "reward"; None where there is no value role.
         epochs: passes over a rollout.
         minibatches: updates in one pass.
-        metrics: name to formula, for every figure that `loss`, `prepare` or `step_end` log.
+        metrics: name to formula, for every metric that `loss`, `prepare` or `step_end` log.
     """
 
     roles: tuple[str, ...]
@@ -151,49 +152,52 @@ class Algorithm(Protocol):
     metrics: ClassVar[Mapping[str, str]]
 
     def requests(self, prompts: Sequence[Prompt], context: RequestContext) -> list[Request]:
-        """What to sample for these prompts."""
+        """The requests for completions of these prompts."""
         ...
 
     def select(self, batch: Batch, round: int) -> Selection:
-        """Which rows to train on, and whether more prompts are wanted first."""
+        """The rows to train on, and how many more prompts are sampled first."""
         ...
 
     def prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Advantages and whatever else the loss needs, each [N] or [N, T], and figures to log.
+        """The columns that the loss needs, such as advantages, each [N] or [N, T], and metrics to log.
 
         `batch.train` says which rows will be trained on.
         """
         ...
 
     def minibatch_units(self, batch: Batch) -> Tensor:
-        """[N] int64; rows with the same number are never split over minibatches or micro-batches."""
+        """The unit of each row, [N] int64; rows of one unit are never split over minibatches or micro-batches."""
         ...
 
     def no_gradient(self, batch: Batch) -> Tensor:
-        """[N] bool, rows whose terms are 0 whatever the policy does: no forward is spent on them.
+        """The rows whose terms are 0 whatever the policy is, [N] bool; no forward is computed for them.
 
         `batch.columns` is what `prepare` gave.
         """
         ...
 
     def weights(self, minibatch: Minibatch) -> Tensor:
-        """[n, T] weight of each term; the loss is the weighted sum of the terms over the whole minibatch."""
+        """The weight of each term, [n, T]; the loss is the weighted sum of the terms over the whole minibatch."""
         ...
 
     def loss(self, outputs: Outputs, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Terms [n, T] (or [n], one a row) and figures to log, each [n, T] or [n], averaged over what is real."""
+        """The terms, [n, T] (or [n], one for each row), and metrics to log, each [n, T] or [n].
+
+        A metric is averaged over real tokens, or over rows.
+        """
         ...
 
     def step_end(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Takes the step's metrics; adapts coefficients; returns figures to log."""
+        """Adapt coefficients to the metrics of a step; returns metrics to log."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and JSON values only."""
+        """The state: tensors and JSON values only."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state."""
+        """Load a saved state."""
         ...
 
 
@@ -208,14 +212,14 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class Environment(Protocol):
-    """One conversation with the model, over several turns; each conversation has an instance of its own.
+    """One conversation with the model, over several turns; each conversation has its own instance.
 
-    A sampler knows one turn, an environment knows the conversation. Nothing that a model may write makes `step` raise:
-    a call of a tool that is not there is answered by a message that says so.
+    A sampler writes one turn, an environment leads the conversation. Nothing that a model may write makes `step` raise:
+    a call of an unknown tool is answered by a message that says so.
 
     Attributes:
         tools: JSON schemas of the tools that the model may call, as chat templates take them; None: there are none.
-        metrics: name to formula, for every figure that `step` gives.
+        metrics: name to formula, for every metric that `step` returns.
     """
 
     tools: Sequence[Mapping[str, Any]] | None
@@ -225,10 +229,10 @@ class Environment(Protocol):
         """Begin a conversation.
 
         Args:
-            row: of the dataset, `prompt` among its columns.
+            row: of the dataset, with `prompt` among its columns.
 
         Returns:
-            Messages that the model answers first; None: the row's prompt.
+            The messages that the model answers first; None: those of the row's prompt.
         """
         ...
 
@@ -241,5 +245,5 @@ class Environment(Protocol):
         ...
 
     def close(self) -> None:
-        """Release what the conversation holds; it may be called twice."""
+        """Release the resources of the conversation; it may be called twice."""
         ...

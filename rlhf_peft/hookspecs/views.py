@@ -1,4 +1,4 @@
-"""Views: what plugins are given."""
+"""Views: protocols of the objects that plugins are given."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ..types import (
 
 
 class TokenDecoder(Protocol):
-    """Rows that are being decoded, one token a step.
+    """Decodes a batch of rows, one token for each row in a step.
 
     Attributes:
-        logits: [B, V] after what every row has so far; at the beginning, after its prompt.
+        logits: [B, V], of the next token of every row; at the beginning, of the first one after its prompt.
     """
 
     logits: Tensor
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Give each row one more token, [B] int64; returns the logits [B, V] after it."""
+        """Append one token to each row, [B] int64; returns the logits [B, V] after it."""
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone: [B'] int64, numbered among the present ones."""
+        """Continue with these rows alone: [B'] int64, their numbers among the current rows."""
         ...
 
     def should_compact(self, going: int, rows: int) -> bool:
-        """Whether it pays to `keep` those `going` rows, of the present `rows`, that have not ended."""
+        """Whether it is faster to `keep` only the `going` rows that have not ended, out of the current `rows`."""
         ...
 
 
@@ -43,10 +43,10 @@ class PolicyView(Protocol):
 
     Attributes:
         device: of the model.
-        pad_id: what padding holds; it may equal an EOS.
+        pad_id: token id of padding; it may be an EOS too.
         eos_ids: tokens that end a completion.
         max_length: longest row in tokens, prompt included.
-        vocab_size: tokens that there are.
+        vocab_size: number of tokens.
     """
 
     device: torch.device
@@ -56,7 +56,7 @@ class PolicyView(Protocol):
     vocab_size: int
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of some tokens, special tokens left out."""
+        """The text of some tokens, without special tokens."""
         ...
 
     def decoder(self) -> AbstractContextManager[nn.Module]:
@@ -67,7 +67,7 @@ class PolicyView(Protocol):
         ...
 
     def can_decode(self, model: nn.Module) -> bool:
-        """Whether `start_decoding` works for the model: whether it keeps keys and values and nothing else.
+        """Whether `start_decoding` works for the model: whether its only state is a cache of keys and values.
 
         Args:
             model: as `decoder` gives it, inside its context.
@@ -75,12 +75,12 @@ class PolicyView(Protocol):
         ...
 
     def start_decoding(self, model: nn.Module, prompts: Sequence[Sequence[int]], room: int) -> TokenDecoder:
-        """Read the prompts, and be ready to take tokens.
+        """Read the prompts, and return a decoder that appends tokens to them.
 
         Args:
             model: as `decoder` gives it, inside its context.
             prompts: B rows of token ids; equal ones are read once.
-            room: most tokens that a row will be given.
+            room: most tokens that are appended to a row.
         """
         ...
 
@@ -102,12 +102,12 @@ class Prompt(Protocol):
 
     @property
     def ids(self) -> Tensor:
-        """[P] int64, not padded."""
+        """The token ids, [P] int64, without padding."""
         ...
 
     @property
     def columns(self) -> Mapping[str, Any]:
-        """The dataset's row, `prompt` among them."""
+        """The columns of the dataset's row, `prompt` included."""
         ...
 
     @property
@@ -117,13 +117,13 @@ class Prompt(Protocol):
 
 
 class RequestContext(Protocol):
-    """What an algorithm needs to make requests."""
+    """The context of a call to `Algorithm.requests`."""
 
     params: SamplingParams
 
     @property
     def round(self) -> int:
-        """0 for the first prompts of an iteration; more where `Algorithm.select` wanted more."""
+        """The round of an iteration: 0 for its first prompts, then one more for each time more prompts are drawn."""
         ...
 
     def seed(self, group: int, sample: int) -> int:
@@ -132,8 +132,8 @@ class RequestContext(Protocol):
 
 
 class SampleContext(Protocol):
-    """What a sampler may ask of the stage while it samples."""
+    """What a sampler may request from the stage while it samples."""
 
     def score(self, rollout: Rollout) -> Tensor:
-        """[N] float32, the weighted sum of the stage's rewards on these rows; NaN where all abstained."""
+        """The weighted sum of the stage's rewards on these rows, [N] float32; NaN where all rewards abstained."""
         ...

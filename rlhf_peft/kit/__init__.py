@@ -1,1 +1,1 @@
-"""What plugins are built from: policy gradients, drawing and rows, reward functions, HTTP clients."""
+"""Building blocks for plugins: policy gradients, sampling, quantizers, reward functions and HTTP clients."""

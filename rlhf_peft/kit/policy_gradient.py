@@ -1,13 +1,13 @@
-"""What most RL algorithms share: their options, and all of a policy gradient but its advantages.
+"""What most RL algorithms share: their options, and the whole policy gradient apart from its advantages.
 
-An algorithm is anything with the shape of `hookspecs.Algorithm`. Most need only a part of it to be their own:
+An algorithm is anything that has the methods of `hookspecs.Algorithm`. Most subclass `PolicyGradient`:
 
     class Reinforce(PolicyGradient):
         Options = PolicyOptions
         def advantages(self, batch, scores):
             return maths.group_advantages(scores, batch.rollout.group, "none")
 
-Left out on purpose: value functions (`ppo` adds its own), pairs (`online_dpo`), anything that holds a model.
+Value functions (see `ppo`) and pairs (see `online_dpo`) are not part of it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ..types import Batch, MemoryNeeds, Minibatch, Outputs, Request, Selection
 log = logging.getLogger("rlhf_peft")
 
 BASELINE = "baseline"
-"""Tag of rows that are only compared with: they are batch, but enter no figure and no update."""
+"""Tag of rows that only serve as a baseline: they are part of the batch, but enter no metric and no update."""
 
 
 class AlgorithmOptions(Options):
-    """How much is sampled, and how often it is used."""
+    """How many completions are sampled, and how often they are used."""
 
     num_generations: int = Field(1, gt=0, le=2**12, description="Completions of each prompt.")
     num_epochs: int = Field(1, gt=0, le=1000, description="Passes over a rollout.")
@@ -39,7 +39,7 @@ class AlgorithmOptions(Options):
 
 
 class PolicyOptions(AlgorithmOptions):
-    """What any policy gradient can use; names follow TRL where it has them."""
+    """Options of every policy gradient; names follow TRL where it has them."""
 
     beta: float = Field(0.0, ge=0, le=1e6, description="KL coefficient; 0: no reference is needed.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Per-token estimator of the KL.")
@@ -91,7 +91,7 @@ class PolicyOptions(AlgorithmOptions):
 
 
 class AlgorithmBase:
-    """Asks for `num_generations` rows a prompt, trains on all that have a score, averages over tokens.
+    """Requests `num_generations` rows for each prompt, trains on all that have a score, and averages over tokens.
 
     Attributes:
         options: validated.
@@ -112,11 +112,11 @@ class AlgorithmBase:
 
     @classmethod
     def memory(cls, options: Any) -> MemoryNeeds:
-        """`num_generations` rows of each prompt."""
+        """The memory needs: `num_generations` rows of each prompt."""
         return MemoryNeeds(rows_per_prompt=options.num_generations)
 
     def requests(self, prompts: Sequence[Prompt], context: RequestContext) -> list[Request]:
-        """`num_generations` completions of each prompt."""
+        """Request `num_generations` completions of each prompt."""
         self.max_new_tokens = context.params.max_new_tokens
         return [
             Request(prompt.ids, group, context.seed(group, k), context.params, columns=prompt.columns)
@@ -125,41 +125,41 @@ class AlgorithmBase:
         ]
 
     def select(self, batch: Batch, round: int) -> Selection:
-        """All rows that have a score."""
+        """Train on all rows that have a score."""
         return Selection(train=~batch.scores.isnan())
 
     def minibatch_units(self, batch: Batch) -> Tensor:
-        """Every row may go anywhere."""
+        """Every row is its own unit."""
         return torch.arange(len(batch))
 
     def no_gradient(self, batch: Batch) -> Tensor:
-        """None."""
+        """No row is named."""
         return torch.zeros(len(batch), dtype=torch.bool)
 
     def weights(self, minibatch: Minibatch) -> Tensor:
-        """Mean over the tokens of the whole minibatch."""
+        """Weights of a mean over the tokens of the whole minibatch."""
         return maths.token_weights(minibatch.mask, "token", minibatch.total_tokens, minibatch.total_rows)
 
     def step_end(self, stats: Mapping[str, float]) -> dict[str, float]:
-        """Nothing adapts."""
+        """Adapt nothing, and log nothing."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to keep."""
+        """An empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take up."""
+        """Load nothing."""
 
 
 class PolicyGradient(AlgorithmBase):
     """Clipped policy terms on advantages, with KL, entropy bonus and importance weights; see `PolicyOptions`.
 
-    A subclass gives `advantages`, and where its terms or their weights differ, `policy_terms` and `weights`.
+    A subclass defines `advantages`, and, where its terms or their weights differ, `policy_terms` and `weights`.
 
     Attributes:
         beta: KL coefficient of this step.
-        step_metrics: figures of this step that are logged; a subclass may add its own, and names them in `metrics`.
+        step_metrics: metrics of this step to log; a subclass may add its own, and names them in `metrics`.
     """
 
     Options: ClassVar[type[AlgorithmOptions]] = PolicyOptions
@@ -191,13 +191,13 @@ class PolicyGradient(AlgorithmBase):
         self.step_metrics: dict[str, float] = {}
 
     def requests(self, prompts: Sequence[Prompt], context: RequestContext) -> list[Request]:
-        """`num_generations` completions of each prompt."""
+        """Request `num_generations` completions of each prompt."""
         if context.round == 0:
             self._prompts, self.step_metrics = len(prompts), {}
         return super().requests(prompts, context)
 
     def select(self, batch: Batch, round: int) -> Selection:
-        """Rows with a score; with dynamic sampling, of groups that tell something, and more prompts for the rest."""
+        """Train on rows with a score; dynamic sampling replaces groups whose scores are all equal by more prompts."""
         options, zero_loss = self.options, None
         train = ~batch.scores.isnan()
         train &= torch.tensor([tag != BASELINE for tag in batch.rollout.tag])
@@ -218,18 +218,18 @@ class PolicyGradient(AlgorithmBase):
         return Selection(train & among, zero_loss=None if zero_loss is None else zero_loss & among)
 
     def prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The advantages, [N] or [N, T]."""
+        """The column `advantages`, [N] or [N, T], and metrics to log."""
         advantages = self.advantages(batch, self.shaped(batch))
         return {"advantages": advantages}, self.describe(advantages, batch.mask & batch.train.unsqueeze(-1))
 
     def describe(self, advantages: Tensor, mask: Tensor) -> dict[str, float]:
-        """What is logged of a step: beta, the deviation of the advantages over real tokens, and `step_metrics`."""
+        """Metrics of a step: beta, the standard deviation of the advantages over real tokens, and `step_metrics`."""
         wide = advantages if advantages.dim() == 2 else advantages.unsqueeze(-1).expand(mask.shape)
         std = float(maths.masked_var(wide, mask, unbiased=False).sqrt()) if bool(mask.any()) else 0.0
         return {"beta": self.beta, "advantages/std": std, **self.step_metrics}
 
     def shaped(self, batch: Batch) -> Tensor:
-        """[N] scores, less the penalty for completions that are nearly too long."""
+        """The scores [N] less the penalty for completions that are nearly too long."""
         options = self.options
         if not options.overlong_buffer:
             return batch.scores
@@ -241,17 +241,17 @@ class PolicyGradient(AlgorithmBase):
         return batch.scores - penalty
 
     def no_gradient(self, batch: Batch) -> Tensor:
-        """Rows without advantage, where nothing else is in the loss."""
+        """Rows whose advantages are 0, where the loss has no other term."""
         if (self.beta and not self.kl_in_reward) or self.options.entropy_coef:
             return super().no_gradient(batch)
         advantages = batch.columns["advantages"]
         return advantages == 0 if advantages.dim() == 1 else (advantages == 0).all(-1)
 
     def advantages(self, batch: Batch, scores: Tensor) -> Tensor:
-        """[N] or [N, T]; what each row, or token, was worth above what was to be expected.
+        """The advantages of rows [N] or of tokens [N, T].
 
         Args:
-            batch: the rows, and what the roles give for them.
+            batch: the rows, with the log-probabilities and values of the roles.
             scores: [N], NaN where a row has none.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no advantages")
@@ -262,7 +262,7 @@ class PolicyGradient(AlgorithmBase):
         return bool(self.beta) and self.options.kl_placement == "reward"
 
     def row_rewards(self, batch: Batch, scores: Tensor) -> Tensor:
-        """[N] score - beta * KL of the whole completion, and per-token rewards summed up."""
+        """The rewards of rows, [N]: score - beta * KL of the whole completion, plus the sum of per-token rewards."""
         out = scores.clone()
         if batch.token_scores is not None:
             out = out + maths.masked_sum(batch.token_scores, batch.mask, dim=-1)
@@ -271,7 +271,7 @@ class PolicyGradient(AlgorithmBase):
         return out
 
     def token_rewards(self, batch: Batch, scores: Tensor) -> Tensor:
-        """[N, T] -beta * KL at each token and the score at the last; a row without a score counts as 0."""
+        """The rewards of tokens, [N, T]: -beta * KL at each, plus the score at the last one (0 where there is none)."""
         kl = self._kl(batch) if self.kl_in_reward else torch.zeros(batch.mask.shape)
         beta = self.beta if self.kl_in_reward else 0.0
         return maths.token_rewards(scores.nan_to_num(0.0), kl, batch.mask, beta, batch.token_scores)
@@ -283,7 +283,7 @@ class PolicyGradient(AlgorithmBase):
     def policy_terms(
         self, logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Terms [n, T] of the policy's loss, and whether the clip silenced the token [n, T].
+        """Terms [n, T] of the policy's loss, and whether the clip removed the gradient of the token, [n, T].
 
         Args:
             logps: [n, T] with gradients.
@@ -296,7 +296,7 @@ class PolicyGradient(AlgorithmBase):
 
     @property
     def clip(self) -> tuple[float, float]:
-        """Widths below and above a ratio of 1."""
+        """The widths of the clip range below and above a ratio of 1."""
         options = self.options
         return options.epsilon, options.epsilon if options.epsilon_high is None else options.epsilon_high
 
@@ -331,9 +331,9 @@ class PolicyGradient(AlgorithmBase):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The present beta."""
+        """The current beta."""
         return {"beta": self.beta}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a present beta."""
+        """Continue with a saved beta."""
         self.beta = float(state["beta"])

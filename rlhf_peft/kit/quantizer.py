@@ -1,6 +1,6 @@
-"""What the engine asks of a quantizer, and what one does unless it says otherwise.
+"""The interface of quantizers, and a base class with defaults.
 
-`QuantizerBase` by itself holds every weight as the checkpoint has it; quantizers subclass it and say what is different.
+`QuantizerBase` by itself keeps every weight as the checkpoint has it; quantizers subclass it and override what differs.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class LoadCode:
-    """How other programs load a base as a quantizer holds it; for model cards and for the commands of exports.
+    """How other programs load a base quantized in the same way; for model cards and the commands of exports.
 
     Attributes:
         imports: module to the names that `config` and `after` need.
         config: the Python expression that is given to `from_pretrained` as `quantization_config`.
         after: lines of Python to run when the base is loaded, which they call `base`.
-        note: what `after` is for, in a sentence or two; empty where there is nothing to say.
-        vllm: arguments with which `vllm serve` quantizes likewise as it loads; empty where it cannot.
-        vllm_needs: a shell command that must have been run before; empty: none.
+        note: what `after` is for, in a sentence or two; may be empty.
+        vllm: arguments with which `vllm serve` quantizes in the same way while it loads; empty where it cannot.
+        vllm_needs: a shell command that must be run before; empty: none.
     """
 
     imports: Mapping[str, Sequence[str]]
@@ -42,19 +42,19 @@ def linear_sizes(layer: nn.Module) -> tuple[int, int]:
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """Holds the linear layers of a base model in few bits; `QuantizerBase` has a default for everything.
+    """Quantizes the linear layers of a base model; `QuantizerBase` has a default for everything.
 
-    transformers quantizes while it loads (`load_arguments`), or the quantizer does it afterwards (`prepare`); PEFT must
-    know the layers that come of it. Making a quantizer reads no weights and imports nothing large: one of each name is
-    made, to ask which of them reads a stored checkpoint.
+    transformers quantizes while it loads (`load_arguments`), or the quantizer does it afterwards (`prepare`). PEFT must
+    support the resulting layers. Making a quantizer must read no weights and import nothing large: one of each name is
+    made, to find out which of them reads a stored checkpoint.
 
     Attributes:
-        label: its name, and each option that changes the weights, in words: `nf4 double`. It stands in messages and
-            beside every adapter (`base.json`): an adapter is refused on a base with another label.
+        label: its name, and each option that changes the weights, in words: `nf4 double`. It is in messages and beside
+            every adapter (`base.json`): an adapter is refused on a base with another label.
         bits: of one weight, without scales; None: weights stay as they are stored.
         weight_only: whether a layer computes x W^T + b, where W is its dense weight. False where it rounds its inputs
             too: such layers keep their own forward.
-        trainable: whether gradients go through its layers to what is below them. False: it can only be decoded with.
+        trainable: whether gradients pass through its layers. False: the model can only be used for decoding.
         devices: kinds of torch devices that it works on, such as `cpu` and `cuda`; None: all.
     """
 
@@ -65,7 +65,7 @@ class Quantizer(Protocol):
     devices: tuple[str, ...] | None
 
     def load_arguments(self, dtype: torch.dtype, skip: Sequence[str] | None) -> dict[str, Any]:
-        """What `from_pretrained` is given to quantize a plain checkpoint as it loads, `quantization_config` for one.
+        """Arguments of `from_pretrained`, such as `quantization_config`, that quantize a checkpoint while it loads.
 
         Args:
             dtype: of the forwards.
@@ -75,11 +75,20 @@ class Quantizer(Protocol):
         ...
 
     def refuses(self, layer: nn.Module, device: torch.device) -> str | None:
-        """Why a linear layer (on the meta device, without data) stays as it is on such a device; None: it does not."""
+        """The reason why a linear layer is not quantized on a device, or None where it is quantized.
+
+        Args:
+            layer: on the meta device, without data.
+            device: that the model is loaded on.
+        """
         ...
 
     def reads(self, stored: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint has layers of this quantizer, from the `quantization_config` of its config.json."""
+        """Whether a checkpoint is stored in the form of this quantizer.
+
+        Args:
+            stored: the `quantization_config` of the checkpoint's config.json.
+        """
         ...
 
     def prepare(self, model: nn.Module) -> None:
@@ -95,15 +104,19 @@ class Quantizer(Protocol):
         ...
 
     def dense_weight(self, layer: nn.Module) -> Tensor:
-        """[out, in] floating point: the weight of a layer of this quantizer, dequantized; the layer stays as it is."""
+        """The dequantized weight of a layer of this quantizer, [out, in] in floating point; the layer is unchanged."""
         ...
 
     def bytes(self, inputs: int, outputs: int) -> int:
-        """Bytes that the weight of such a layer takes, its scales among them; for `plan`."""
+        """Bytes of the quantized weight of a layer with these sizes, its scales included; for `plan`."""
         ...
 
     def load_code(self, skip: Sequence[str]) -> LoadCode | None:
-        """How others load the same base; `skip` names modules that stay as they are. None: they cannot."""
+        """How other programs load the same base, or None where they cannot.
+
+        Args:
+            skip: names of modules that are not quantized.
+        """
         ...
 
 
@@ -111,7 +124,7 @@ class QuantizerBase:
     """A quantizer that quantizes nothing.
 
     Attributes:
-        label: see `Quantizer`, as all others.
+        label: see `Quantizer`, which describes all attributes.
     """
 
     label: str = "none"
@@ -121,37 +134,37 @@ class QuantizerBase:
     devices: tuple[str, ...] | None = None
 
     def load_arguments(self, dtype: torch.dtype, skip: Sequence[str] | None) -> dict[str, Any]:
-        """None: the weights are loaded as they are stored."""
+        """No arguments: the weights are loaded as they are stored."""
         return {}
 
     def refuses(self, layer: nn.Module, device: torch.device) -> str | None:
-        """Only plain linear layers are quantized: a subclass may compute something else."""
+        """A reason for every layer but plain linear ones, because a subclass may compute something else."""
         return None if type(layer) is nn.Linear else f"{type(layer).__name__} is no plain linear layer"
 
     def reads(self, stored: Mapping[str, Any]) -> bool:
-        """No checkpoint that is stored quantized."""
+        """False: it reads no checkpoint that is stored quantized."""
         return False
 
     def prepare(self, model: nn.Module) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""
 
     def is_quantized(self, layer: nn.Module) -> bool:
-        """No layer is."""
+        """False: no layer is quantized."""
         return False
 
     def dense_weight(self, layer: nn.Module) -> Tensor:
-        """Not asked where no layer is quantized.
+        """Never called where no layer is quantized.
 
         Raises:
-            NotImplementedError: always; a quantizer with layers of its own says what they hold.
+            NotImplementedError: always; a quantizer with quantized layers overrides it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how its layers are dequantized")
 
     def bytes(self, inputs: int, outputs: int) -> int:
-        """Not asked where no layer is quantized.
+        """Never called where no layer is quantized.
 
         Raises:
-            NotImplementedError: always; a quantizer with layers of its own says how large they are.
+            NotImplementedError: always; a quantizer with quantized layers overrides it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how large its layers are")
 
@@ -161,4 +174,4 @@ class QuantizerBase:
 
 
 UNQUANTIZED: Quantizer = QuantizerBase()
-"""Holds every weight as it is stored."""
+"""A quantizer that keeps every weight as it is stored."""

@@ -1,4 +1,4 @@
-"""Packages of plugins: installing and removing them in the running environment, and writing new ones."""
+"""Packages of plugins: install and remove them in the running environment, and write new ones."""
 
 from .installer import PROTECTED, Change, Installer
 from .source import entry_modules

@@ -1,8 +1,7 @@
-"""pip, or `uv pip` where the environment is uv's, held so that what the run stands on is never replaced.
+"""Installs and removes plugins with pip, or with `uv pip` in an environment of uv; protected packages stay as they are.
 
-Every change is planned first, in a dry run with the installed versions of `PROTECTED` as constraints.
-
-Left out on purpose: environments, indexes and credentials; pip and uv have their own settings for those.
+Every change is planned first, in a dry run with the installed versions of `PROTECTED` as constraints. For environments,
+indexes and credentials pip and uv have their own settings.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from packaging.utils import canonicalize_name
 from ..errors import UsageError
 
 PROTECTED = ("torch", "transformers", "peft", "bitsandbytes")
-"""Never replaced by a plugin: another version of one of these is another trainer."""
+"""Packages that installing a plugin never replaces: results depend on their versions."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class Change:
     """One distribution that would be installed.
 
     Attributes:
-        name: canonical.
-        new: version that would be there.
-        old: version that is there, or None.
+        name: canonical name of the distribution.
+        new: version that would be installed.
+        old: version that is installed, or None.
     """
 
     name: str
@@ -43,21 +42,21 @@ class Change:
     old: str | None
 
     def __str__(self) -> str:
-        """`+ name 1.0`, or `~ name 1.0 -> 1.1`."""
+        """The change as text: `+ name 1.0`, or `~ name 1.0 -> 1.1`."""
         if self.old is None:
             return f"+ {self.name} {self.new}"
         return f"~ {self.name} {self.old} -> {self.new}{' (again)' if self.old == self.new else ''}"
 
 
 class Installer:
-    """Installs into and removes from the environment that runs this program.
+    """Installs and removes packages in the environment that runs this program.
 
     Raises:
         UsageError: it has neither pip nor uv.
     """
 
     def __init__(self) -> None:
-        self.uv = is_uvs()
+        self.uv = is_uv_environment()
         uv = shutil.which("uv") if self.uv else None
         if self.uv and uv is None:
             raise UsageError(
@@ -67,7 +66,7 @@ class Installer:
         self.command = [uv, "pip"] if uv else [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
     def plan(self, specs: Sequence[str]) -> list[Change]:
-        """What installing would change; nothing is changed.
+        """The changes that installing would make; nothing is changed.
 
         Args:
             specs: requirements, archives or folders, as pip takes them.
@@ -79,7 +78,7 @@ class Installer:
         with _constraints() as (file, pins):
             report = file.with_name("report.json")
             dry = ["--dry-run"] if self.uv else ["--dry-run", "--report", str(report)]
-            done = self._run("install", *dry, *self._here(), "--constraint", str(file), *specs)
+            done = self._run("install", *dry, *self._environment_options(), "--constraint", str(file), *specs)
             if done.returncode:
                 raise UsageError(_refusal(specs, f"{done.stdout}\n{done.stderr}", pins))
             changes = _read_uv(done.stderr) if self.uv else _read_report(report.read_text(encoding="utf-8"))
@@ -91,37 +90,37 @@ class Installer:
         return changes
 
     def install(self, specs: Sequence[str]) -> None:
-        """Install, under the same constraints as the plan.
+        """Install packages, under the same constraints as the plan.
 
         Raises:
             UsageError: pip failed.
         """
         _refuse_options(specs)
         with _constraints() as (file, pins):
-            done = self._run("install", *self._here(), "--constraint", str(file), *specs)
+            done = self._run("install", *self._environment_options(), "--constraint", str(file), *specs)
         if done.returncode:
             raise UsageError(_refusal(specs, f"{done.stdout}\n{done.stderr}", pins))
 
     def uninstall(self, name: str) -> None:
-        """Remove a distribution, and nothing that it needs.
+        """Remove a distribution, but not its dependencies.
 
         Raises:
             UsageError: pip failed.
         """
         _refuse_options([name])
         yes = [] if self.uv else ["--quiet", "--yes"]
-        done = self._run("uninstall", *yes, *self._here(), name)
+        done = self._run("uninstall", *yes, *self._environment_options(), name)
         if done.returncode:
             raise UsageError(f"{name}: {_last_error(done.stderr)}")
 
-    def _here(self) -> list[str]:
+    def _environment_options(self) -> list[str]:
         return ["--python", sys.executable] if self.uv else []
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*self.command, *arguments], capture_output=True, text=True, check=False)
 
 
-def is_uvs() -> bool:
+def is_uv_environment() -> bool:
     """Whether the environment was made by uv, or has no pip."""
     try:
         settings = (Path(sys.prefix) / "pyvenv.cfg").read_text(encoding="utf-8")
@@ -138,7 +137,7 @@ _WHY = (
 
 @contextmanager
 def _constraints() -> Iterator[tuple[Path, dict[str, str]]]:
-    """A file that holds the installed versions of `PROTECTED`, and what it says."""
+    """A temporary file of constraints with the installed versions of `PROTECTED`, and these versions by name."""
     pins: dict[str, str] = {}
     for name in PROTECTED:
         try:
@@ -160,7 +159,7 @@ def _refuse_options(specs: Sequence[str]) -> None:
 
 
 def _refusal(specs: Sequence[str], output: str, pins: dict[str, str]) -> str:
-    """Why pip would not, in one paragraph."""
+    """The reason why pip or uv refused, in one paragraph."""
     what = " ".join(specs)
     named = [name for name in pins if re.search(rf"(?<![\w-]){name}(?![\w-])", output)]
     if named and re.search(r"conflict|constraint|unsatisfiable", output, re.IGNORECASE):
@@ -181,7 +180,7 @@ def _last_error(stderr: str) -> str:
 
 
 def _read_report(report: str) -> list[Change]:
-    """Changes in pip's JSON report."""
+    """The changes in pip's JSON report."""
     items = json.loads(report)["install"]
     return sorted(
         (_change(item["metadata"]["name"], item["metadata"]["version"]) for item in items),
@@ -189,11 +188,11 @@ def _read_report(report: str) -> list[Change]:
     )
 
 
-def _read_uv(told: str) -> list[Change]:
-    """Changes in what uv says: ` + name==1.0`, or ` + name @ file:///...`."""
-    found = re.findall(r"^ \+ ([A-Za-z0-9._-]+)(?:==(\S+)| @ (\S+))", told, re.MULTILINE)
-    found += re.findall(r"^ ~ ([A-Za-z0-9._-]+)(?:==(\S+)| @ (\S+))", told, re.MULTILINE)
-    return sorted((_change(name, version or place) for name, version, place in found), key=lambda c: c.name)
+def _read_uv(output: str) -> list[Change]:
+    """The changes in the output of uv, whose lines are ` + name==1.0` or ` + name @ file:///...`."""
+    lines = re.findall(r"^ \+ ([A-Za-z0-9._-]+)(?:==(\S+)| @ (\S+))", output, re.MULTILINE)
+    lines += re.findall(r"^ ~ ([A-Za-z0-9._-]+)(?:==(\S+)| @ (\S+))", output, re.MULTILINE)
+    return sorted((_change(name, version or place) for name, version, place in lines), key=lambda c: c.name)
 
 
 def _change(name: str, version: str) -> Change:

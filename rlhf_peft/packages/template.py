@@ -1,4 +1,4 @@
-"""Writes a new plugin: a whole package whose test passes before a line of it is changed."""
+"""Writes the package of a new plugin, whose tests pass before anything in it is changed."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ _NAME = re.compile(r"[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]")
 
 
 def module_name(name: str) -> str:
-    """The module of a distribution: its canonical name with underscores.
+    """The name of a distribution's module: its canonical name with underscores.
 
     Raises:
-        UsageError: it is no distribution name (PEP 503), or no module can be called so.
+        UsageError: it is no name of a distribution (PEP 503), or no module can have it.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} is no name of a package: letters, digits, '.', '_' and '-', such as rlhf-peft-brevity."
         )
     module = canonicalize_name(name).replace("-", "_")
-    taken = module in sys.stdlib_module_names or module in ("rlhf_peft", "torch", "transformers", "tests")
-    if taken or keyword.iskeyword(module) or not module.isidentifier():
+    is_reserved = module in sys.stdlib_module_names or module in (
+        "rlhf_peft",
+        "torch",
+        "transformers",
+        "tests",
+    )
+    if is_reserved or keyword.iskeyword(module) or not module.isidentifier():
         raise UsageError(
             f"{name!r}: no module can be called {module}. Try {_PREFIX}{canonicalize_name(name)}."
         )
@@ -39,7 +44,7 @@ def module_name(name: str) -> str:
 
 
 def registered_name(name: str) -> str:
-    """What a recipe calls it: the distribution's name without `rlhf-peft-`."""
+    """The name that a recipe uses: the distribution's name without `rlhf-peft-`."""
     return canonicalize_name(name).removeprefix(_PREFIX)
 
 
@@ -52,10 +57,10 @@ def write(name: str, kind: str, dest: Path) -> list[Path]:
         dest: the package's folder.
 
     Returns:
-        The files.
+        The files that were written.
 
     Raises:
-        UsageError: the name or kind will not do, or something is there.
+        UsageError: the name or kind cannot be used, or the folder is not empty.
     """
     module = module_name(name)
     if kind not in KINDS:

@@ -1,1 +1,1 @@
-"""What a recipe will need before it runs (`plan`), and what it took on this machine (`bench`)."""
+"""Plans the memory of a recipe before it runs (`planner`), and measures a few of its steps here (`bench`)."""

@@ -1,7 +1,7 @@
 """A few steps of a recipe on this machine: seconds, tokens and memory of each phase.
 
 The RL stage is run where there is one, else the recipe's last stage, in a temporary folder. Evaluation is left out.
-Roles that an earlier stage would have trained stand there untrained: they cost the same.
+Roles that an earlier stage would have trained are there untrained: they cost the same.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Phase:
 
     Attributes:
         seconds: of one step.
-        tokens: a second.
-        share: of the step.
-        peak: bytes.
+        tokens: per second.
+        share: of the step's time, from 0 to 1.
+        peak: bytes; None: not known.
     """
 
     seconds: float
@@ -46,17 +46,17 @@ class Phase:
 
 @dataclass(slots=True)
 class Bench:
-    """What was measured.
+    """The measurements of a benchmark.
 
     Attributes:
         stage: its name.
         steps: how many were run.
         seconds: of one step, the median.
         loaded: bytes once the model was loaded.
-        phases: name to figures.
+        phases: name to measurements.
         notes: what differs from a real run.
         device: in words.
-        exact: whether the memory figures are peaks.
+        exact: whether the memory is measured as a peak, and not at the end of a phase.
     """
 
     stage: str
@@ -69,12 +69,12 @@ class Bench:
     exact: bool = True
 
 
-class _Steps:
-    """A reporter that keeps figures and times, and hands all on."""
+class _StepRecorder:
+    """A reporter that records the metrics and the seconds of each step, and passes every call on."""
 
     def __init__(self, inner: Reporter) -> None:
         self.inner, self.begun = inner, time.perf_counter()
-        self.figures: list[dict[str, float]] = []
+        self.metrics: list[dict[str, float]] = []
         self.times: list[float] = []
 
     def stage(self, name: str, total: int) -> None:
@@ -84,7 +84,7 @@ class _Steps:
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         now = time.perf_counter()
         if step > 0:
-            self.figures.append(dict(metrics))
+            self.metrics.append(dict(metrics))
             self.times.append(now - self.begun)
         self.begun = now
         self.inner.step(stage, step, metrics)
@@ -107,7 +107,7 @@ def bench(
     Args:
         recipe: checked.
         registry: with its plugins.
-        reporter: is told of the steps.
+        reporter: shows the progress.
         steps: how many.
         trust_remote_code: run code from the model's repository.
 
@@ -117,7 +117,7 @@ def bench(
     # 1. One stage, in a folder of its own.
     stage = chosen(recipe)
     short = stage.model_copy(update={"max_steps": steps, "eval": type(stage.eval)()})
-    seen = _Steps(reporter)
+    recorded = _StepRecorder(reporter)
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipe.model_copy(update={"stages": [short], "output_dir": folder})
         # 2. The model, and the roles of earlier stages.
@@ -126,21 +126,23 @@ def bench(
         base = load_base(recipe, trust_remote_code=trust_remote_code, registry=registry)
         peaks.lap("loading")
         run = RunFolder.create(Path(folder), recipe.name)
-        ctx = Context(recipe, base, registry, run, seen)
-        notes = _stand_ins(stage, ctx, registry)
+        ctx = Context(recipe, base, registry, run, recorded)
+        notes = _add_untrained_roles(stage, ctx, registry)
         ctx.seed_everything(stage.name)
         # 3. The steps.
         if isinstance(short, RlStage):
-            phases = _rl(short, ctx, peaks, seen)
+            phases = _run_rl(short, ctx, peaks, recorded)
         else:
             runner(stage.stage)(short, ctx)
             peaks.lap("update")
-            phases = _whole(seen, peaks)
+            phases = _update_phase(recorded, peaks)
     reporter.close()
     return Bench(
         stage=stage.name,
-        steps=len(seen.figures),
-        seconds=_median([f.get("step_time", t) for f, t in zip(seen.figures, seen.times, strict=True)]),
+        steps=len(recorded.metrics),
+        seconds=_median(
+            [f.get("step_time", t) for f, t in zip(recorded.metrics, recorded.times, strict=True)]
+        ),
         loaded=peaks.bytes["loading"],
         phases=phases,
         notes=notes,
@@ -155,7 +157,7 @@ def chosen(recipe: Recipe) -> AnyStage:
 
 
 def _import_all(kind: str) -> None:
-    """What a stage imports late; it is no part of the memory that is measured."""
+    """Import what a stage imports late, so that it does not count as memory of a phase."""
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
 
@@ -168,23 +170,23 @@ def _is_cpu(recipe: Recipe) -> bool:
     return resolve_device(recipe.device).type != "cuda"
 
 
-def _stand_ins(stage: AnyStage, ctx: Context, registry: Registry) -> list[str]:
-    """Untrained roles where an earlier stage would have trained them; says so."""
+def _add_untrained_roles(stage: AnyStage, ctx: Context, registry: Registry) -> list[str]:
+    """Add untrained roles where an earlier stage would have trained them; returns a note for each."""
     if not isinstance(stage, RlStage):
         return []
     notes = []
-    wanted = any(
+    needs_reward = any(
         "reward" in getattr(registry.entry("rewards", entry.name).factory, "roles", ())
         for entry in stage.rewards
     )
-    if wanted and "reward" not in stage.init:
+    if needs_reward and "reward" not in stage.init:
         ctx.base.roles.add("reward-0", head=True)
         notes.append("reward-0 is untrained: the reward model stage was left out")
     return notes
 
 
-def _rl(stage: RlStage, ctx: Context, peaks: Peaks, seen: _Steps) -> dict[str, Phase]:
-    """The RL stage's own loop, without evaluation and without saving."""
+def _run_rl(stage: RlStage, ctx: Context, peaks: Peaks, recorded: _StepRecorder) -> dict[str, Phase]:
+    """Run the RL stage's steps without evaluation and without saving; returns its phases."""
     from ..stages.rl.loop import train_step
     from ..stages.rl.parts import build, load_roles
 
@@ -193,32 +195,32 @@ def _rl(stage: RlStage, ctx: Context, peaks: Peaks, seen: _Steps) -> dict[str, P
     with ExitStack() as stack:
         parts = build(stage, ctx, stack)
         parts.on_phase = lambda phase: peaks.lap(phase) if phase else peaks.forget()
-        seen.stage(stage.name, parts.steps)
+        recorded.stage(stage.name, parts.steps)
         for step in range(1, parts.steps + 1):
-            seen.step(stage.name, step, train_step(parts, step))
-    return _phases(seen.figures, peaks)
+            recorded.step(stage.name, step, train_step(parts, step))
+    return _phases(recorded.metrics, peaks)
 
 
 def _phases(steps: list[dict[str, float]], peaks: Peaks) -> dict[str, Phase]:
-    whole = _median([step["step_time"] for step in steps])
-    found = {}
+    step_seconds = _median([step["step_time"] for step in steps])
+    phases = {}
     for name in ("rollout", "scoring", "update"):
         seconds = _median([step[f"time/{name}"] for step in steps])
         tokens = _median([step[f"tokens_per_second/{name}"] for step in steps])
-        found[name] = Phase(seconds, tokens, seconds / whole, peaks.bytes.get(name))
-    return found
+        phases[name] = Phase(seconds, tokens, seconds / step_seconds, peaks.bytes.get(name))
+    return phases
 
 
-def _whole(seen: _Steps, peaks: Peaks) -> dict[str, Phase]:
-    """A stage that is updates and nothing else; its figures say how many tokens it has read so far."""
-    seconds = _median(seen.times)
-    read = [figures.get("num_tokens", 0.0) for figures in seen.figures]
+def _update_phase(recorded: _StepRecorder, peaks: Peaks) -> dict[str, Phase]:
+    """The one phase of a stage that only updates; its metric `num_tokens` counts the tokens read so far."""
+    seconds = _median(recorded.times)
+    read = [metrics.get("num_tokens", 0.0) for metrics in recorded.metrics]
     each = [b - a for a, b in zip([0.0, *read], read, strict=False)]
     return {"update": Phase(seconds, _median(each) / seconds, 1.0, peaks.bytes["update"])}
 
 
 def _median(values: list[float]) -> float:
-    """Of all but the first, which warms up, where there are several.
+    """The median of all values but the first, which warms up, where there are several.
 
     Raises:
         UsageError: no step was made.

@@ -1,4 +1,4 @@
-"""From a recipe to its plan, and what would make it fit."""
+"""Forecasts the memory of a recipe: its plan, and changes that would make it fit."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from ..recipe import Recipe, RlStage, StageBase, load
 from ..registry import Registry, base_spec, chosen_quantizer
 from .gpus import Budget, budget
 from .lengths import evaluated, longest
-from .plan import Plan, make_plan
+from .plan import Plan
+from .planner import make_plan
 from .remedies import Remedy, candidates, remedies
 from .shape import read_shape
 
 FEW_BITS = 4
-"""So few bits of a weight cost quality."""
+"""Weights with at most this many bits cost quality."""
 
 
 @dataclass(slots=True)
 class Forecast:
-    """A plan, and where it does not fit or is tight the changes that help."""
+    """A plan, and, where it is tight or does not fit, the changes of the recipe that help."""
 
     plan: Plan
     remedies: list[Remedy]
@@ -49,9 +50,9 @@ def forecast(
 
 
 def precision_notes(recipe: Recipe, registry: Registry) -> list[str]:
-    """What `plan` says where the model would fit on this machine without 4 bits too; [] where that is not known.
+    """A note of `plan` where the model would fit on this machine without 4 bits too; otherwise an empty list.
 
-    It is known of models that are on this machine: nothing is downloaded.
+    Only models that are already on this machine are planned: nothing is downloaded.
     """
     if not _few_bits(recipe, registry) or not Path(BaseSpec(recipe.model.path).location).is_dir():
         return []
@@ -62,15 +63,15 @@ def precision_notes(recipe: Recipe, registry: Registry) -> list[str]:
 
 
 Again = Callable[[Sequence[str]], Plan]
-"""Plans a recipe with overrides."""
+"""A function from overrides to the plan of the recipe with them."""
 
 
 def _planned(
     recipe: Recipe, registry: Registry, gpu: str | None, trust_remote_code: bool
 ) -> tuple[Plan, Again]:
-    """A recipe's plan, and what plans it again with overrides."""
-    there = resolve_device(recipe.device).type if gpu is None else "cuda"
-    room = budget(gpu, there)
+    """The plan of a recipe, and a function that plans it again with overrides."""
+    device = resolve_device(recipe.device).type if gpu is None else "cuda"
+    room = budget(gpu, device)
     known: dict[tuple[str, int], tuple[int, str]] = {}
     counted: dict[tuple[str, int], int] = {}
 
@@ -98,13 +99,13 @@ def _planned(
 
 
 def _few_bits(recipe: Recipe, registry: Registry) -> bool:
-    """Whether a weight has so few bits that it costs quality."""
+    """Whether the recipe quantizes weights to so few bits that it costs quality."""
     bits = chosen_quantizer(recipe, registry).bits
     return bits is not None and bits <= FEW_BITS
 
 
 def _whole_precision(recipe: Recipe, registry: Registry, again: Again) -> list[str]:
-    """A note where the model of a recipe that fits would fit without 4 bits too, which cost quality."""
+    """A note where a recipe that fits would also fit without 4 bits, which cost quality; otherwise an empty list."""
     if not _few_bits(recipe, registry):
         return []
     whole = again(["model.quantization=none"])

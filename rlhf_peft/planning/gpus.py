@@ -1,4 +1,4 @@
-"""How much memory there is: of a card by name, of a given size, or of this machine."""
+"""The memory that a plan has to fit into: of a GPU by name, of a size, or of this machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BEFORE_BF16 = ("gtx", "rtx 20", "t4", "v100")
 """Cards that have no bfloat16: `compute_dtype: auto` is float32 there."""
 
 CONTEXT = GB // 2
-"""What CUDA and its libraries take of a card."""
+"""Bytes of a GPU that CUDA and its libraries take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Budget:
     Attributes:
         name: in words.
         device: cuda or cpu.
-        total: bytes that are free now, or of a card that is not here all it has.
-        reserve: bytes of them that are left alone.
-        bf16: whether it computes in bfloat16.
+        total: bytes that are free now; for a GPU that is not in this machine, all its memory.
+        reserve: bytes of them that are not used.
+        bf16: whether the device computes in bfloat16.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Budget:
 
     @property
     def usable(self) -> int:
-        """Total less the reserve."""
+        """Bytes that may be used: the total less the reserve."""
         return self.total - self.reserve
 
 
 def budget(gpu: str | None, device: str) -> Budget:
-    """What `--gpu` says, else the recipe's device on this machine.
+    """The memory of the GPU that `--gpu` names, or else of the recipe's device on this machine.
 
     Args:
         gpu: "12GB", "RTX 4070", or None.

@@ -1,4 +1,4 @@
-"""How long the rows of a stage are: read from local data, else assumed, and said."""
+"""How long the rows of a stage are: read from local data, or else assumed."""
 
 from __future__ import annotations
 
@@ -26,51 +26,50 @@ PROBED = 64
 def longest(
     stage: StageBase, recipe: Recipe, registry: Registry, source: BaseSpec, limit: int
 ) -> tuple[int, str]:
-    """Tokens of the longest prompt (RL) or row of a stage, and where that is known from.
+    """Tokens of the longest prompt (RL) or row of a stage, and a note on how that is known.
 
     Args:
-        stage: whose dataset.
-        recipe: with the model's settings.
-        registry: for registered datasets.
-        source: of the model, whose tokenizer is used if it is on this machine.
-        limit: most tokens that there can be.
+        stage: its dataset is read.
+        recipe: has the model's settings.
+        registry: makes registered datasets.
+        source: the model, whose tokenizer is used if it is on this machine.
+        limit: most tokens that a row can have.
 
     Raises:
         DataError: the data is there and cannot be used.
     """
     local = stage.dataset.path is None or Path(stage.dataset.path).exists()
     if not local or not Path(source.location).is_dir():
-        what, most = ("prompts", ASSUMED_PROMPT) if isinstance(stage, RlStage) else ("rows", ASSUMED_ROW)
-        found = min(most, limit)
-        return found, f"{stage.name}: {what} of {found} tokens are assumed; the data is not read"
+        kind, most = ("prompts", ASSUMED_PROMPT) if isinstance(stage, RlStage) else ("rows", ASSUMED_ROW)
+        most_tokens = min(most, limit)
+        return most_tokens, f"{stage.name}: {kind} of {most_tokens} tokens are assumed; the data is not read"
     rows = read_source(stage.dataset, registry, stage=stage.name)
     kwargs = dict(recipe.model.chat_template_kwargs)
     encoder = model_encoder(
         source.location, chat_template_kwargs=kwargs, system=stage.dataset.system
     ).without_limit()
     if isinstance(stage, RlStage):
-        found = min(_most_tokens(rows, lambda row: [_prompt(row, encoder)]), limit)
-        return found, f"{stage.name}: the longest prompt has {found} tokens"
+        most_tokens = min(_most_tokens(rows, lambda row: [_prompt(row, encoder)]), limit)
+        return most_tokens, f"{stage.name}: the longest prompt has {most_tokens} tokens"
     method: Method = "reward_model" if isinstance(stage, RewardModelStage) else "sft"
     method = stage.method if isinstance(stage, PreferenceStage) else method
     format = require(
         rows, method, str(stage.dataset.path or stage.dataset.name), stage=stage.name, warn=False
     )
 
-    def tokens(row: dict[str, Any]) -> list[list[int]]:
-        made = example(row, format, words=True)
-        return list(encoder.pair(made)) if "chosen" in made else [encoder.completion(made)]
+    def row_tokens(row: dict[str, Any]) -> list[list[int]]:
+        texts = example(row, format, words=True)
+        return list(encoder.pair(texts)) if "chosen" in texts else [encoder.completion(texts)]
 
-    found = min(_most_tokens(rows, tokens), limit)
-    return found, f"{stage.name}: the longest row has about {found} tokens"
+    most_tokens = min(_most_tokens(rows, row_tokens), limit)
+    return most_tokens, f"{stage.name}: the longest row has about {most_tokens} tokens"
 
 
 def evaluated(stage: RlStage, recipe: Recipe, registry: Registry) -> int:
-    """How many prompts an evaluation answers at once; 0: none.
+    """How many prompts an evaluation of an RL stage answers at once; 0 where there is none.
 
-    They are `eval.size` held-out prompts, or as many as there are, or the lines of `eval.prompts`.
-
-    Data that is not on this machine is taken to be enough.
+    They are `eval.size` held-out prompts, or as many as there are, or the lines of `eval.prompts`. Data that is not on
+    this machine is assumed to have enough prompts.
 
     Raises:
         DataError: the data is there and cannot be used.
@@ -91,7 +90,7 @@ def _prompt(row: dict[str, Any], encoder: Encoder) -> list[int]:
 
 
 def _most_tokens(rows: Any, tokens: Callable[[dict[str, Any]], list[list[int]]]) -> int:
-    """Of the rows with most characters, the most tokens; rows that cannot be used count for nothing."""
+    """The most tokens of a row, among the rows with most characters; rows that cannot be used are left out."""
     sizes = [sum(len(str(value)) for value in row.values()) for _, row in numbered(rows)]
     order = sorted(range(len(sizes)), key=sizes.__getitem__)[-PROBED:]
     most = 1

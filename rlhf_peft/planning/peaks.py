@@ -1,4 +1,4 @@
-"""The most memory that a phase used, on a GPU or on the CPU.
+"""Measures the peak memory of each phase, on a GPU or on the CPU.
 
 On a GPU: what torch has allocated there. On the CPU: the resident size of the process, less what it was before the
 model was loaded; Linux keeps its peak (VmHWM in /proc/self/status), elsewhere the size at the end of a phase is taken.
@@ -17,14 +17,14 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Peaks:
-    """Peaks by phase; a phase ends with `lap`.
+    """Peak memory by phase; a phase ends with `lap`.
 
     Args:
-        device: whose memory is read.
+        device: its memory is measured.
 
     Attributes:
-        bytes: phase to the most bytes that it used, above what there was when this was made.
-        exact: whether peaks are known, not only sizes at the end of a phase.
+        bytes: phase to its peak in bytes, above what was in use when the object was made.
+        exact: whether peaks are known, and not only the memory at the end of each phase.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,12 +36,12 @@ class Peaks:
         self.forget()
 
     def lap(self, phase: str) -> None:
-        """The phase that ends now."""
+        """End a phase: store its peak under this name, and begin a new one."""
         self.bytes[phase] = max(self.bytes.get(phase, 0), self._peak())
         self.forget()
 
     def forget(self) -> None:
-        """Begin a new peak, from what is in use: freed memory is given back first."""
+        """Reset the peak to what is in use now; cached free memory is released first."""
         give_back()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -1,4 +1,4 @@
-"""Changes of a recipe that need less memory, each found by planning again with it."""
+"""Changes of a recipe that need less memory; how much each saves is known by planning the recipe with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from .plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """A change: the overrides to paste, the bytes that it saves at the peak, whether all fits then."""
+    """A change of a recipe.
+
+    Attributes:
+        overrides: as on the command line.
+        saves: bytes at the peak.
+        fits: whether the recipe fits with it.
+    """
 
     overrides: tuple[str, ...]
     saves: int
@@ -21,35 +27,35 @@ class Remedy:
 
 
 Again = Callable[[list[str]], Plan]
-"""Plans the recipe again with overrides."""
+"""A function from overrides to the plan of the recipe with them."""
 
 
 def candidates(recipe: Recipe, registry: Registry, *, gpu: bool) -> list[str]:
-    """Overrides that may need less memory, those that cost least first."""
+    """Overrides that may need less memory, those with the least cost in speed or quality first."""
     model = recipe.model
-    found = []
+    overrides = []
     if gpu:
-        found += [
+        overrides += [
             f"stages.{stage.name}.optimizer=paged_adamw_8bit"
             for stage in recipe.stages
             if stage.optimizer == "adamw"
         ]
     if model.tokens_per_forward > 1024:
-        found.append(f"model.tokens_per_forward={max(1024, model.tokens_per_forward // 4)}")
+        overrides.append(f"model.tokens_per_forward={max(1024, model.tokens_per_forward // 4)}")
     if not model.gradient_checkpointing:
-        found.append("model.gradient_checkpointing=true")
+        overrides.append("model.gradient_checkpointing=true")
     if model.merge_rollouts is not False and any(isinstance(stage, RlStage) for stage in recipe.stages):
-        found.append("model.merge_rollouts=false")
+        overrides.append("model.merge_rollouts=false")
     for stage in recipe.stages:
         if isinstance(stage, RlStage):
-            found += _of_rl(stage, registry, reward_role=_has_reward_role(recipe, stage))
+            overrides += _of_rl(stage, registry, reward_role=_has_reward_role(recipe, stage))
         elif isinstance(stage, SftStage) and not stage.packing and model.max_length is None:
-            found.append("model.max_length=1024")
+            overrides.append("model.max_length=1024")
     if model.quantization.name != DEFAULT_QUANTIZER:
-        found.append(f"model.quantization={DEFAULT_QUANTIZER}")
+        overrides.append(f"model.quantization={DEFAULT_QUANTIZER}")
     if recipe.lora.r > 8:
-        found.append(f"lora.r={recipe.lora.r // 2}")
-    return found
+        overrides.append(f"lora.r={recipe.lora.r // 2}")
+    return overrides
 
 
 def _has_reward_role(recipe: Recipe, stage: RlStage) -> bool:
@@ -61,7 +67,7 @@ def _has_reward_role(recipe: Recipe, stage: RlStage) -> bool:
 def _of_rl(stage: RlStage, registry: Registry, *, reward_role: bool) -> list[str]:
     where, options = f"stages.{stage.name}", []
     algorithm = registry.memory("algorithms", stage.algorithm.name, stage.algorithm.options)
-    # A value on the reward trunk stands on a reward model.
+    # A value on the reward trunk needs a reward model.
     options += [
         f"{where}.algorithm.{saving}" for saving in algorithm.savings if reward_role or "reward" not in saving
     ]
@@ -73,7 +79,7 @@ def _of_rl(stage: RlStage, registry: Registry, *, reward_role: bool) -> list[str
 
 
 def remedies(plan: Plan, options: list[str], again: Again) -> list[Remedy]:
-    """What each change alone saves, and, where none is enough, changes that are together.
+    """The changes that save memory, and, where none is enough alone, a combination of them.
 
     Args:
         plan: of the recipe as it is.
@@ -81,23 +87,23 @@ def remedies(plan: Plan, options: list[str], again: Again) -> list[Remedy]:
         again: plans with overrides.
 
     Returns:
-        Those that save something, those that fit first; the combination last.
+        The changes that save something, with those that fit first and the combination last.
     """
     tried = [_try(plan, [option], again) for option in options]
     useful = [remedy for remedy in tried if remedy.saves > 0]
     useful.sort(key=lambda remedy: not remedy.fits)
     if any(remedy.fits for remedy in useful):
         return useful
-    taken: list[str] = []
+    combined: list[str] = []
     best = plan.peak.total
     for option in options:
-        planned = again([*taken, option])
+        planned = again([*combined, option])
         if planned.peak.total < best:
-            taken, best = [*taken, option], planned.peak.total
+            combined, best = [*combined, option], planned.peak.total
         if planned.verdict != "does not fit":
             break
-    if len(taken) > 1:
-        useful.append(_try(plan, taken, again))
+    if len(combined) > 1:
+        useful.append(_try(plan, combined, again))
     return useful
 
 

@@ -1,4 +1,4 @@
-"""The shape of a model, from its configuration alone: no weights are read, any architecture of transformers.
+"""The shape of a model, read from its configuration without any weights, for all architectures of transformers.
 
 The model is made on the meta device, which holds no data; parameters are then counted exactly. Only sizes of
 activations are read from the configuration, under the names that most decoders use.
@@ -29,7 +29,7 @@ class Linear:
     Attributes:
         name: its full name.
         inputs, outputs: its sizes.
-        quantized_bytes: that its weight takes quantized; 0: it is not quantized.
+        quantized_bytes: of its quantized weight; 0: it is not quantized.
         able: whether it can carry an adapter.
     """
 
@@ -41,7 +41,7 @@ class Linear:
 
     @property
     def quantized(self) -> bool:
-        """Whether it is held in few bits."""
+        """Whether its weight is quantized."""
         return self.quantized_bytes > 0
 
     @property
@@ -52,7 +52,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What memory depends on.
+    """The sizes of a model that its memory depends on.
 
     Attributes:
         parameters: all, tied ones once.
@@ -86,18 +86,18 @@ class Shape:
     shares: bool = True
     lean: bool = False
 
-    def targets(self, wanted: str | Sequence[str]) -> list[Linear]:
+    def targets(self, target_modules: str | Sequence[str]) -> list[Linear]:
         """The layers that an adapter goes on, matched as PEFT does."""
         able = [layer for layer in self.linear if layer.able]
-        if wanted == ALL_LINEAR:
+        if target_modules == ALL_LINEAR:
             return able
-        if isinstance(wanted, str):
-            return [layer for layer in able if re.fullmatch(wanted, layer.name)]
-        return [x for x in able if any(x.name == w or x.name.endswith(f".{w}") for w in wanted)]
+        if isinstance(target_modules, str):
+            return [layer for layer in able if re.fullmatch(target_modules, layer.name)]
+        return [x for x in able if any(x.name == w or x.name.endswith(f".{w}") for w in target_modules)]
 
 
 def read_shape(source: BaseSpec, device: torch.device) -> Shape:
-    """The shape of the model that a source names, held as it says, on such a device.
+    """The shape of the model that a source names, quantized as the source says.
 
     Raises:
         ModelError: there is no configuration, or it is no language model.
@@ -110,7 +110,7 @@ def read_shape(source: BaseSpec, device: torch.device) -> Shape:
 
 
 def of_model(model: Any, dtype: torch.dtype, device: str, quantizer: Quantizer) -> Shape:
-    """The shape of a causal language model, on the meta device or any other, as a quantizer holds it."""
+    """The shape of a causal language model, on the meta device or any other, with weights quantized by `quantizer`."""
     able = set(targets_of(model).able)
     layers = linear_layers(model)
     plain = layers if quantizer.bits is None else refusals(model, quantizer, torch.device(device))
@@ -137,7 +137,7 @@ def _linear(name: str, module: nn.Module, quantizer: Quantizer | None, able: Col
 
 
 def _decoder(config: Any, linear: Sequence[Linear], model: Any) -> dict[str, Any]:
-    """What activations depend on, from a configuration."""
+    """The fields of `Shape` that describe the decoder, read from the model's configuration."""
     hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     experts = getattr(config, "num_experts_per_tok", None)

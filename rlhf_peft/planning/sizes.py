@@ -1,4 +1,4 @@
-"""Sizes in bytes, as arithmetic: weights, adapters, optimizer, cache, activations, logits.
+"""Formulas for sizes in bytes: weights, adapters, optimizer, cache, activations, logits.
 
 Letters: B rows, P tokens of a prompt, C of a completion, n tokens of one forward, V vocabulary, H hidden, I inner, d
 bytes of a value in the compute dtype. Adapters, heads and their gradients are float32.
@@ -13,21 +13,21 @@ from .shape import Linear, Shape
 
 TILE = (4096, 32_768)
 SMALL_TENSOR = 4096
-"""Tensors with fewer values keep their optimizer state in 32 bits."""
+"""The optimizer state of tensors with fewer values than this is not quantized."""
 
 
 def weight_bytes(shape: Shape) -> int:
-    """The base: quantized layers as their quantizer says, everything else in the compute dtype."""
+    """Weights of the base: quantized layers as their quantizer stores them, the rest in the compute dtype."""
     return shape.plain * shape.itemsize + sum(layer.quantized_bytes for layer in shape.linear)
 
 
 def lora_values(layers: Sequence[Linear], r: int) -> int:
-    """Values of an adapter: r (in + out) for each layer."""
+    """Number of values of an adapter: r (in + out) for each layer."""
     return sum(r * (layer.inputs + layer.outputs) for layer in layers)
 
 
 def optimizer_bytes(layers: Sequence[Linear], r: int, head: int, optimizer: str) -> int:
-    """Two moments of each trained value: 8 bytes; 2 and their scales with an 8-bit optimizer."""
+    """Optimizer state: two moments of each trained value, 8 bytes; with an 8-bit optimizer 2 bytes and the scales."""
     sizes = [r * size for layer in layers for size in (layer.inputs, layer.outputs)] + (
         [head] if head else []
     )
@@ -37,7 +37,7 @@ def optimizer_bytes(layers: Sequence[Linear], r: int, head: int, optimizer: str)
 
 
 def dense_bytes(shape: Shape) -> int:
-    """Dense weights that stand in for the few-bit ones while completions are written."""
+    """Dense weights that replace the quantized ones while completions are sampled."""
     return sum(layer.numel for layer in shape.linear) * shape.itemsize
 
 
@@ -47,7 +47,7 @@ def largest_layer(shape: Shape) -> int:
 
 
 def cache_bytes(shape: Shape, tokens: int) -> int:
-    """Keys and values of so many tokens: 2 n layers x heads x size x d."""
+    """Keys and values of n tokens: 2 n layers x heads x size x d."""
     return 2 * tokens * shape.layers * shape.kv_heads * shape.head_size * shape.itemsize
 
 
@@ -74,7 +74,7 @@ def tile_bytes(shape: Shape, tokens: int) -> int:
 
 
 def layer_saved(shape: Shape, tokens: int, keys: int, *, fused: bool = False) -> int:
-    """What one layer keeps for the backward pass.
+    """Activations that one layer keeps for the backward pass.
 
     Twice the residual (float32) and its norm; queries, output, and keys and values of `keys` tokens, repeated where
     heads share them; gate, its activation, up, product, or only gate and up where the MLP is one step.
@@ -85,17 +85,21 @@ def layer_saved(shape: Shape, tokens: int, keys: int, *, fused: bool = False) ->
         keys: tokens that they attend to, over all rows.
         fused: the MLP is one step.
     """
-    d, queries, own = shape.itemsize, shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    repeated = queries if own < queries else own
-    saved = 2 * shape.hidden * (4 + d) + 2 * queries * d + 4 * shape.heads
+    d, query_width, key_width = (
+        shape.itemsize,
+        shape.heads * shape.head_size,
+        shape.kv_heads * shape.head_size,
+    )
+    repeated_width = query_width if key_width < query_width else key_width
+    saved = 2 * shape.hidden * (4 + d) + 2 * query_width * d + 4 * shape.heads
     saved += shape.inner * d * (2 if fused else 4 if shape.gated else 3)
     if shape.qk_norm:
-        saved += 4 * (queries + own)
-    return tokens * saved + 2 * keys * repeated * d
+        saved += 4 * (query_width + key_width)
+    return tokens * saved + 2 * keys * repeated_width * d
 
 
 def layer_transient(shape: Shape, tokens: int) -> int:
-    """What one layer needs while it is computed: three tensors of the MLP's width, two states, a dense weight."""
+    """Memory of one layer while it is computed: three tensors of the MLP's width, two states, a dense weight."""
     return tokens * shape.itemsize * (3 * shape.inner + 2 * shape.hidden) + largest_layer(shape)
 
 
@@ -108,5 +112,5 @@ def saved_bytes(shape: Shape, tokens: int, keys: int, *, checkpointing: bool, fu
 
 
 def state_bytes(shape: Shape, tokens: int, copies: int) -> int:
-    """So many copies of the last hidden states."""
+    """Copies of the last hidden states."""
     return copies * tokens * shape.hidden * shape.itemsize

@@ -1,4 +1,4 @@
-"""From a recipe to the base that it asks for: its quantizer, and those that read stored checkpoints."""
+"""From a recipe to the specification of its base, with its quantizer and those that read stored checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .core import Registry
 
 
 def chosen_quantizer(recipe: Recipe, registry: Registry) -> Quantizer:
-    """The quantizer that a recipe names, with its options.
+    """Make the quantizer that a recipe names, with its options.
 
     Raises:
         PluginError: its name is unknown, its options are wrong, or it could not be made.
@@ -21,21 +21,21 @@ def chosen_quantizer(recipe: Recipe, registry: Registry) -> Quantizer:
 
 
 def readers(registry: Registry) -> tuple[Quantizer, ...]:
-    """One quantizer of each name, with its default options, to ask whether it reads a stored checkpoint.
+    """One quantizer of each name with its default options, to find out which of them reads a stored checkpoint.
 
-    Those that cannot be made without options are left out.
+    Quantizers that cannot be made without options are left out.
     """
-    made = []
+    quantizers = []
     for name in registry.names("quantizers"):
         try:
-            made.append(registry.make("quantizers", name))
+            quantizers.append(registry.make("quantizers", name))
         except PluginError:
             continue
-    return tuple(made)
+    return tuple(quantizers)
 
 
 def base_spec(recipe: Recipe, registry: Registry, *, trust_remote_code: bool = False) -> BaseSpec:
-    """Where the base of a recipe comes from, and how it is held.
+    """The specification of a recipe's base: its model, its quantizer, its dtype and its device.
 
     Args:
         recipe: checked.

@@ -1,9 +1,7 @@
-"""The registry itself: joining, naming, telling."""
+"""The registry: it registers plugins, finds what recipes name, and calls observers."""
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,40 +13,34 @@ from pydantic import BaseModel, ValidationError
 from .. import __version__, entry_points
 from ..errors import PluginError, RlhfPeftError
 from ..hookspecs import REGISTERS, DeclaresMemory
-from ..kit.functions import FileFunction
-from ..kit.functions.in_process import undisturbed
-from ..kit.functions.process import NotImported, look
 from ..recipe.messages import did_you_mean, rewrite
 from ..types import MemoryNeeds
 from .isolation import (
     builtins,
     file_version,
     function_plugin,
-    held,
+    guarded_import,
     import_safely,
     load_file,
     new_manager,
     try_alone,
 )
-from .records import Broken, Entry, Loaded
+from .observers import Observers
+from .records import BrokenPlugin, Entry, LoadedPlugin
 from .requirements import check_requirement
-
-log = logging.getLogger("rlhf_peft.registry")
+from .reward_files import examined_function
 
 CORE = "rlhf-peft"
-MAX_FAILURES = 3
-
-
 DEFAULT_SAMPLER = "cached"
-"""The sampler that writes where a recipe names none: fixed prompts, labelling, evaluation without an RL stage."""
+"""The sampler where a recipe names none: for fixed prompts, labelling, and evaluation without an RL stage."""
 
 
 class Registry:
-    """Everything that a recipe can name, and everyone who listens to a run.
+    """Everything that a recipe can name, and the observers of a run.
 
     Attributes:
-        plugins: those that work, built-ins first.
-        broken: those that do not, with the reason.
+        plugins: the plugins that work, built-ins first.
+        broken: the plugins that do not work, with the reason.
         disabled: distributions that `RLHF_PEFT_DISABLE_PLUGINS` leaves out.
         code_files: files that the command line named, to be copied into the run folder.
         strict_plugins: an observer that raises ends the run.
@@ -56,13 +48,13 @@ class Registry:
 
     def __init__(self, *, strict_plugins: bool = False) -> None:
         self.strict_plugins = strict_plugins
-        self.plugins: list[Loaded] = []
-        self.broken: list[Broken] = []
+        self.plugins: list[LoadedPlugin] = []
+        self.broken: list[BrokenPlugin] = []
         self.disabled: list[str] = []
         self.code_files: list[Path] = []
         self.no_plugins = False
         self._manager = new_manager()
-        self._failures: Counter[str] = Counter()
+        self._observers = Observers(self._manager, strict=strict_plugins)
 
     @classmethod
     def load(
@@ -72,7 +64,7 @@ class Registry:
         *,
         strict_plugins: bool = False,
     ) -> Registry:
-        """Built-ins, then installed plugins, then files.
+        """Make a registry of built-ins, then installed plugins, then files.
 
         Args:
             plugin_files: modules named on the command line.
@@ -96,28 +88,28 @@ class Registry:
             registry.add_file(path)
         return registry
 
-    # --- joining ---
+    # --- registering ---
 
     def add(
         self, module: Any, name: str, distribution: str = CORE, version: str = "", origin: str = "given"
-    ) -> Loaded:
-        """Take in a plugin, whole or not at all.
+    ) -> LoadedPlugin:
+        """Register a plugin completely or not at all.
 
         Raises:
-            PluginError: it does not work; nothing of it was kept.
+            PluginError: it does not work; nothing of it was registered.
         """
-        return self._join(Loaded(name, distribution, version, origin, module))
+        return self._join(LoadedPlugin(name, distribution, version, origin, module))
 
-    def _join(self, loaded: Loaded, load: Callable[[], Any] | None = None) -> Loaded:
-        """Import a plugin where it is not there yet, try it alone, and take it in."""
-        with held(loaded):
+    def _join(self, loaded: LoadedPlugin, load: Callable[[], Any] | None = None) -> LoadedPlugin:
+        """Import a plugin with `load` where that is given, check it alone, and register it."""
+        with guarded_import(loaded):
             if load is not None:
                 loaded.module = import_safely(load)
             try_alone(loaded)
         for entry in loaded.entries:
-            taken = self._find(entry.kind, entry.name)
-            if taken:
-                raise PluginError(f"the name {entry.name} is taken: {taken[0]}")
+            existing = self._find(entry.kind, entry.name)
+            if existing:
+                raise PluginError(f"the name {entry.name} is taken: {existing[0]}")
         try:
             self._manager.register(loaded.module, name=f"{loaded.distribution}:{loaded.name}")
         except ValueError as error:
@@ -125,11 +117,11 @@ class Registry:
         self.plugins.append(loaded)
         return loaded
 
-    def add_file(self, path: str | Path) -> Loaded:
-        """Take in a one-file plugin, as `--plugin FILE.py` does."""
+    def add_file(self, path: str | Path) -> LoadedPlugin:
+        """Register a plugin in one file, as `--plugin FILE.py` does."""
         file = Path(path)
         try:
-            named = Loaded(file.stem, file.stem, file_version(file), "file", None)
+            named = LoadedPlugin(file.stem, file.stem, file_version(file), "file", None)
             loaded = self._join(named, partial(load_file, file))
         except PluginError as error:
             raise PluginError(f"--plugin {path}: {error}") from None
@@ -137,9 +129,9 @@ class Registry:
         return loaded
 
     def add_reward_function(self, path: str | Path, function: str, factory: Callable[..., Any]) -> str:
-        """Offer a function of a file as a reward of that name, as `--reward FILE.py:FUNC` does.
+        """Register a function of a file as a reward of that name, as `--reward FILE.py:FUNC` does.
 
-        The file is not imported into this process: a process of its own does that, now to see whether it works.
+        The file is not imported into this process, but into a worker process, which checks that it works.
 
         Args:
             path: the file.
@@ -154,9 +146,7 @@ class Registry:
         """
         file = Path(path)
         where = f"--reward {path}:{function}"
-        if not file.is_file():
-            raise PluginError(f"{where}: {path}: no such file")
-        target = _examined(FileFunction(file, function), where)
+        target = examined_function(file, function, where)
         try:
             self.add(
                 function_plugin(function, target, factory), function, file.stem, file_version(file), "file"
@@ -178,45 +168,45 @@ class Registry:
                         f"it calls itself {CORE}, which is this program's own name; give it another one"
                     )
                 self._join(
-                    Loaded(point.name, point.distribution, point.version, "installed", None), point.load
+                    LoadedPlugin(point.name, point.distribution, point.version, "installed", None), point.load
                 )
             except PluginError as error:
-                self.broken.append(Broken(point.name, point.distribution, str(error), point.version))
+                self.broken.append(BrokenPlugin(point.name, point.distribution, str(error), point.version))
 
-    # --- naming ---
+    # --- finding ---
 
     def names(self, kind: str) -> list[str]:
         """The registered names of a kind, sorted."""
         return sorted(entry.name for entry in self._entries(kind))
 
     def entry(self, kind: str, name: str) -> Entry:
-        """What a name, or `distribution:name`, stands for.
+        """The entry that is registered by a name, or by `distribution:name`.
 
         Raises:
-            PluginError: unknown; lists the known names.
+            PluginError: the name is unknown; the message lists the known names.
         """
-        found = self._find(kind, name)
-        if found:
-            return found[0]
+        entries = self._find(kind, name)
+        if entries:
+            return entries[0]
         known = self.names(kind)
         broken = "".join(f" Left out: {broken}." for broken in self.broken)
         listed = f"Known: {', '.join(known) or 'none'}.{broken}"
         raise PluginError(f"unknown {kind.removesuffix('s')} {name!r}.{did_you_mean(name, known)} {listed}")
 
     def has(self, kind: str, name: str) -> bool:
-        """Whether a name, or `distribution:name`, is known."""
+        """Whether a name, or `distribution:name`, is registered."""
         return bool(self._find(kind, name))
 
     def options_model(self, kind: str, name: str) -> type[BaseModel]:
-        """The options of something registered."""
+        """The options model of an entry."""
         return self.entry(kind, name).options
 
     def options(self) -> dict[str, dict[str, type[BaseModel]]]:
-        """Kind to name to options, of everything registered."""
+        """The options models of all entries: kind to name to model."""
         return {kind: {entry.name: entry.options for entry in self._entries(kind)} for kind in REGISTERS}
 
     def make(self, kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
-        """The reward, sampler, algorithm or dataset of that name, its options checked.
+        """Make the reward, sampler, algorithm or dataset of a name, after its options are validated.
 
         Raises:
             PluginError: the name is unknown, the options are wrong, or it could not be made.
@@ -232,7 +222,7 @@ class Registry:
             raise PluginError(f"{entry} could not be made: {type(error).__name__}: {error}") from error
 
     def memory(self, kind: str, name: str, options: Mapping[str, Any] | None = None) -> MemoryNeeds:
-        """What something registered would need of the device's memory; nothing is made.
+        """The device memory that an entry would need with these options; nothing is made.
 
         Raises:
             PluginError: the name is unknown, or the options are wrong.
@@ -244,20 +234,20 @@ class Registry:
         return entry.factory.memory(self._checked(entry, options), **wraps)
 
     def metrics(self, kind: str) -> dict[str, Mapping[str, str]]:
-        """Name to the figures that something registered of a kind logs: name of the figure to its formula."""
+        """The metrics that the entries of a kind log: name of the entry to (metric to its formula)."""
         return {name: getattr(self.entry(kind, name).factory, "metrics", {}) for name in self.names(kind)}
 
     def check_requirement(self, requirement: str) -> str | None:
-        """What is wrong with a requirement of a recipe, and what to type; None where it is met."""
+        """The problem of a recipe's requirement, and the remedy, as text; None where the requirement is met."""
         loaded = {plugin.distribution for plugin in self.plugins}
         return check_requirement(requirement, loaded, self.broken, self.no_plugins, self.disabled)
 
     def versions(self) -> dict[str, str]:
-        """Distribution to version of every plugin that works; a file has the hash of its contents."""
+        """The versions of all plugins that work, by distribution; the version of a file is its hash."""
         return {loaded.distribution: loaded.version for loaded in self.plugins}
 
     def describe(self) -> list[dict[str, Any]]:
-        """Each working plugin: name, distribution, version, api, origin, registrations, observed hooks, notes."""
+        """All plugins that work, as plain data: name, distribution, version, api, origin, entries, hooks and notes."""
         return [
             {
                 "name": loaded.name,
@@ -276,16 +266,16 @@ class Registry:
         ]
 
     def _checked(self, entry: Entry, options: Mapping[str, Any] | None) -> BaseModel:
-        """The options of something registered.
+        """Validate the options of an entry.
 
         Raises:
-            PluginError: they are wrong.
+            PluginError: the options are wrong.
         """
-        given = dict(options or {})
+        values = dict(options or {})
         try:
-            return entry.options.model_validate(given)
+            return entry.options.model_validate(values)
         except ValidationError as error:
-            problems = rewrite(error.errors(include_url=False), entry.options, given)
+            problems = rewrite(error.errors(include_url=False), entry.options, values)
             text = "; ".join(
                 f"{'.'.join(map(str, loc)) or 'options'}: {message}" for loc, message in problems
             )
@@ -305,58 +295,11 @@ class Registry:
             if entry.name == short and (not colon or canonicalize_name(entry.distribution) == owner)
         ]
 
-    # --- telling ---
-
     @property
     def hook(self) -> Any:
-        """Pluggy's hooks; `broadcast` is the one that survives an observer."""
+        """Pluggy's hooks. Use `broadcast` for observers: it continues after one that raises."""
         return self._manager.hook
 
     def broadcast(self, hook_name: str, **kwargs: Any) -> None:
-        """Tell every observer; one that raises is logged and, after three times, switched off.
-
-        Raises:
-            RlhfPeftError: an observer raised and `strict_plugins` is set.
-        """
-        for implementation in reversed(getattr(self.hook, hook_name).get_hookimpls()):
-            name = implementation.plugin_name
-            if self._failures[name] >= MAX_FAILURES:
-                continue
-            try:
-                with undisturbed():
-                    implementation.function(*(kwargs[argument] for argument in implementation.argnames))
-            except Exception as error:
-                self._failed(name, hook_name, error)
-
-    def _failed(self, name: str, hook_name: str, error: Exception) -> None:
-        told = f"plugin {name} raised in {hook_name}: {type(error).__name__}: {error}"
-        if self.strict_plugins:
-            raise RlhfPeftError(f"{told}. Leave out --strict-plugins to go on without it.") from error
-        self._failures[name] += 1
-        off = self._failures[name] >= MAX_FAILURES
-        log.warning("%s%s", told, ". That was the third time: it is switched off." if off else "")
-        log.debug("%s", told, exc_info=error)
-
-
-def _examined(function: FileFunction, where: str) -> FileFunction:
-    """A function of a file, of which it is known whether it is async.
-
-    Raises:
-        PluginError: its file cannot be imported, or does not hold it.
-    """
-    name = function.target.qualname
-    try:
-        told = look(function.target)
-    except NotImported as error:
-        if error.functions is None:
-            raise PluginError(
-                f"{where}: {str(error).rstrip('.')}. Expected a file that Python can import and that holds the "
-                f"function {name}; try it:  python {function.target.where}"
-            ) from None
-        told = {"callable": False, "functions": error.functions}
-    if not told["callable"]:
-        own = told["functions"]
-        raise PluginError(
-            f"{where}: the file has no function {name}.{did_you_mean(name, own)} It has: {', '.join(own) or 'none'}."
-        )
-    return FileFunction(Path(function.target.where), name, is_async=told["is_async"])
+        """Call every observer of a hook; see `Observers.broadcast`."""
+        self._observers.broadcast(hook_name, **kwargs)

@@ -1,4 +1,4 @@
-"""Tries a plugin alone, so that one which does not work leaves no trace."""
+"""Imports and checks a plugin alone, so that one which does not work leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from pydantic import BaseModel
 from .. import foreign
 from ..errors import PluginError
 from ..hookspecs import HOOK_API, PROJECT, REGISTERS, Factory, HookSpecs, Register, hookimpl
-from ..kit.functions.in_process import EVERYTHING, import_file, undisturbed
-from ..kit.functions.replaced import Replaced
+from ..kit.functions.in_process import EVERYTHING, import_file, preserved_settings
+from ..kit.functions.replaced import FunctionSnapshot
 from ..recipe.schema import RESERVED
-from .records import Entry, Loaded
+from .records import Entry, LoadedPlugin
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def new_manager() -> pluggy.PluginManager:
-    """A pluggy manager with our hooks."""
+    """A pluggy manager with the hooks of this package."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(HookSpecs)
     return manager
 
 
 def builtins() -> list[Any]:
-    """The modules that come with the package."""
+    """The plugin modules that come with the package."""
     module = importlib.import_module("rlhf_peft.builtin")
     return list(getattr(module, "PLUGINS", ()))
 
 
 @contextlib.contextmanager
-def held(loaded: Loaded) -> Iterator[None]:
-    """Hold a plugin's code in check while it is imported and registered; what ships needs no watching.
+def guarded_import(loaded: LoadedPlugin) -> Iterator[None]:
+    """Protect the process while a plugin is imported and registered inside the block; built-ins are not checked.
 
-    What it sets is put back, or noted in `loaded.notes` where that cannot be done.
+    What the plugin changes is restored, or noted in `loaded.notes` where that cannot be done.
 
     Raises:
-        PluginError: it has replaced functions that training stands on; they were put back.
+        PluginError: it has replaced functions that training depends on; they were restored.
     """
     if loaded.origin == "built-in":
         yield
         return
-    before, running = Replaced(), len(foreign.threads)
+    before, thread_count = FunctionSnapshot(), len(foreign.threads)
     replaced: list[str] = []
     try:
         with foreign.importing(str(loaded), loaded.remedy):
@@ -61,25 +61,25 @@ def held(loaded: Loaded) -> Iterator[None]:
         replaced = before.put_back()
     if replaced:
         raise PluginError(
-            f"as it was imported it replaced {', '.join(replaced)}, on which every figure of a run stands; that was "
+            f"as it was imported it replaced {', '.join(replaced)}, on which every metric of a run depends; that was "
             "undone. A plugin may only do so inside its hooks, and has to undo it there"
         )
     if variables := before.new_variables():
         loaded.notes.append(f"has set the environment variables {', '.join(variables)}")
-    names = [thread.name for _, thread in foreign.threads[running:] if thread.is_alive()]
+    names = [thread.name for _, thread in foreign.threads[thread_count:] if thread.is_alive()]
     if names:
         loaded.notes.append(f"has started the threads {', '.join(names)}")
 
 
 def import_safely(load: Callable[[], Any]) -> Any:
-    """Whatever an import raises, `sys.exit` too, as PluginError."""
+    """Call a function that imports a plugin; whatever it raises, `sys.exit` included, becomes a PluginError."""
     return _safely(load, "its import failed")
 
 
 def _safely(call: Callable[[], Any], what: str) -> Any:
-    """Call a plugin's code at the door: only Ctrl-C gets through as it is, and stdout stays clean."""
+    """Call a plugin's code: errors other than Ctrl-C become a PluginError, and its output goes to stderr."""
     try:
-        with contextlib.redirect_stdout(sys.stderr), undisturbed(EVERYTHING):
+        with contextlib.redirect_stdout(sys.stderr), preserved_settings(EVERYTHING):
             return call()
     except (PluginError, pluggy.PluginValidationError, KeyboardInterrupt):
         raise
@@ -88,7 +88,7 @@ def _safely(call: Callable[[], Any], what: str) -> Any:
 
 
 def load_file(path: Path) -> Any:
-    """The module of a file, imported into this process under a name of its own.
+    """Import the module of a file into this process, under a unique name.
 
     Raises:
         PluginError: its import failed.
@@ -97,7 +97,7 @@ def load_file(path: Path) -> Any:
 
 
 def file_version(path: Path) -> str:
-    """A file has no version; its contents stand for one.
+    """A version for a file: the beginning of its hash.
 
     Raises:
         PluginError: there is no such file.
@@ -108,11 +108,11 @@ def file_version(path: Path) -> str:
 
 
 def function_plugin(name: str, function: Callable[..., Any], factory: Callable[..., Any]) -> Any:
-    """A plugin that offers one function as a reward.
+    """A plugin that registers one function as a reward.
 
     Args:
         name: of the reward.
-        function: what scores.
+        function: that scores completions.
         factory: called as `factory(options, function, name)`; has `Options`.
     """
 
@@ -128,8 +128,8 @@ def function_plugin(name: str, function: Callable[..., Any], factory: Callable[.
     return SimpleNamespace(rlhf_peft_register_rewards=rlhf_peft_register_rewards)
 
 
-def try_alone(loaded: Loaded) -> None:
-    """Check a plugin by itself and note down what it registers and listens to.
+def try_alone(loaded: LoadedPlugin) -> None:
+    """Check a plugin by itself, and set the entries and hooks of its record.
 
     Raises:
         PluginError: hooks of another version, unknown hooks, wrong signatures, bad registrations.
@@ -152,10 +152,10 @@ def try_alone(loaded: Loaded) -> None:
 
 
 def _api(module: Any) -> int:
-    found = getattr(module, "HOOK_API", HOOK_API)
-    major = int(found) if isinstance(found, (int, float)) else None
+    version = getattr(module, "HOOK_API", HOOK_API)
+    major = int(version) if isinstance(version, (int, float)) else None
     if major != HOOK_API:
-        raise PluginError(f"it is written for HOOK_API {found}; this rlhf-peft has {HOOK_API}")
+        raise PluginError(f"it is written for HOOK_API {version}; this rlhf-peft has {HOOK_API}")
     return HOOK_API
 
 
@@ -165,7 +165,7 @@ def _no_wrappers(callers: list[Any]) -> None:
             raise PluginError(f"{caller.name} is a wrapper; hooks here are plain functions")
 
 
-def _collector(loaded: Loaded, kind: str) -> Register:
+def _collector(loaded: LoadedPlugin, kind: str) -> Register:
     def register(name: str, factory: Factory) -> None:
         _check_factory(kind, name, factory)
         if any(entry.kind == kind and entry.name == name for entry in loaded.entries):

@@ -1,4 +1,4 @@
-"""What the registry holds: plugins that work, plugins that do not, and what is registered."""
+"""Records of the registry: registered entries, plugins that work, and plugins that do not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from ..hookspecs import HOOK_API, Factory
 
 @dataclass(frozen=True)
 class Entry:
-    """Something registered: its kind and name, who makes it, and who offers it."""
+    """Something that a plugin registers.
+
+    Attributes:
+        kind: one of `hookspecs.REGISTERS`.
+        name: that recipes use.
+        factory: makes it from its options.
+        distribution: of the plugin.
+        version: of the distribution.
+    """
 
     kind: str
     name: str
@@ -22,18 +30,30 @@ class Entry:
 
     @property
     def options(self) -> type[BaseModel]:
-        """Its options."""
+        """The model of its options."""
         model: type[BaseModel] = self.factory.Options  # type: ignore[attr-defined]
         return model
 
     def __str__(self) -> str:
-        """`reward length (rlhf-peft-length 0.1)`."""
+        """Text for messages: `reward length (rlhf-peft-length 0.1)`."""
         return f"{self.kind.removesuffix('s')} {self.name} ({self.distribution} {self.version})"
 
 
 @dataclass
-class Loaded:
-    """A plugin that works."""
+class LoadedPlugin:
+    """A plugin that works.
+
+    Attributes:
+        name: of its entry point, or of its file.
+        distribution: that it comes from.
+        version: of the distribution.
+        origin: `built-in`, `installed`, `file` or `given`.
+        module: with its hooks; None until it is imported.
+        api: the hook API that it is written for.
+        entries: that it registers.
+        hooks: names of the hooks that it observes.
+        notes: what it changed while it was imported, as text.
+    """
 
     name: str
     distribution: str
@@ -46,12 +66,12 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """`plugin length (rlhf-peft-length 0.1)`."""
+        """Text for messages: `plugin length (rlhf-peft-length 0.1)`."""
         return f"plugin {self.name} ({' '.join(filter(None, (self.distribution, self.version)))})"
 
     @property
     def remedy(self) -> str:
-        """How to go on without it."""
+        """Advice on how to run without the plugin."""
         if self.origin == "file":
             return f"Leave out the option that names {self.name}.py."
         return (
@@ -61,8 +81,8 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A plugin that was left out, and why."""
+class BrokenPlugin:
+    """A plugin that was left out, with the reason."""
 
     name: str
     distribution: str
@@ -70,5 +90,5 @@ class Broken:
     version: str = ""
 
     def __str__(self) -> str:
-        """One line for a warning."""
+        """One line of text for a warning."""
         return f"plugin {self.name} ({self.distribution}) was left out: {self.reason}"

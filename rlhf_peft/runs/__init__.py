@@ -1,10 +1,11 @@
-"""Run folders: writing one, and reading what runs wrote."""
+"""Run folders: writing one, and reading earlier runs."""
 
 from .checkpoints import Checkpoint, Checkpoints
-from .folder import RunFolder, plain
+from .folder import RunFolder
 from .history import History, distinct, histories, remove_run
 from .manifest import is_run, other_versions, read_manifest, versions
-from .null_folder import Elsewhere
+from .null_folder import NullFolder
+from .plain import plain
 from .read import read_metrics, read_samples
 from .verify import Check, verify_files
 
@@ -12,8 +13,8 @@ __all__ = [
     "Check",
     "Checkpoint",
     "Checkpoints",
-    "Elsewhere",
     "History",
+    "NullFolder",
     "RunFolder",
     "distinct",
     "histories",

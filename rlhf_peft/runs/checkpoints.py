@@ -1,10 +1,10 @@
-"""Checkpoints of a run: written aside, hashed, renamed; complete or absent, never partial.
+"""Checkpoints of a run: written into a temporary folder, hashed and renamed, so that none is ever partial.
 
     checkpoints/<stage>-<step>/   <stage>-done/
       adapters/<role>/  state.json  state.safetensors  checkpoint.json
 
-checkpoint.json comes last and holds the hash of every other file, and its own. What is in the files is the caller's
-business.
+checkpoint.json is written last. It holds the hash of every other file, and its own. The caller decides what the other
+files contain.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 from ..atomic import error_number, sync, sync_folder, write_text
 from ..bounded_read import read_small
 from ..errors import CheckpointError, RunFolderError
-from .folder import plain
-from .links import own
+from .links import path_inside
 from .manifest import MOST_BYTES, sha256
+from .plain import plain
 from .safe_paths import remove
 
 FOLDER = "checkpoints"
@@ -35,11 +35,11 @@ SEAL = "sha256"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One that is whole.
+    """A checkpoint whose files are complete.
 
     Attributes:
         path: its folder.
-        info: what was written down with it, `number` (it counts up) and `files` (path to sha256) among it.
+        info: the content of checkpoint.json, with `number` (it counts up) and `files` (path to sha256).
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """`<stage>-<step>` or `<stage>-done`."""
+        """The name: `<stage>-<step>` or `<stage>-done`."""
         return self.path.name
 
 
@@ -62,49 +62,49 @@ class Checkpoints:
         self.run, self.folder = run, run / FOLDER
 
     def save(self, name: str, info: Mapping[str, Any], fill: Callable[[Path], None]) -> Checkpoint:
-        """Write one; others stay as they are until it is there.
+        """Write a checkpoint; earlier ones stay as they are until it is complete.
 
         Args:
             name: of the checkpoint.
-            info: goes into checkpoint.json.
-            fill: writes the files into a folder.
+            info: entries for checkpoint.json.
+            fill: writes the files into the folder that it is given.
 
         Raises:
             CheckpointError: it could not be written, because the disk is full, say; nothing is left of it.
             RunFolderError: a link is in the way.
         """
-        own(self.run, FOLDER)
-        aside = self.folder / f".{name}.{os.getpid()}.tmp"
+        path_inside(self.run, FOLDER)
+        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove(aside)
-            aside.mkdir()
-            fill(aside)
-            files = sorted(path for path in aside.rglob("*") if path.is_file())
+            remove(temporary)
+            temporary.mkdir()
+            fill(temporary)
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
             for file in files:
                 sync(file)
-            hashes = {file.relative_to(aside).as_posix(): sha256(file) for file in files}
-            number = max((found["number"] for _, found in self._listed()), default=0) + 1
-            written = {
+            hashes = {file.relative_to(temporary).as_posix(): sha256(file) for file in files}
+            number = max((other["number"] for _, other in self._listed()), default=0) + 1
+            content = {
                 "format": FORMAT,
                 "version": VERSION,
                 **info,
                 "number": number,
                 "files": hashes,
             }
-            written = json.loads(json.dumps(plain(written), allow_nan=False))
-            text = json.dumps({**written, SEAL: _seal(written)}, indent=2, ensure_ascii=False)
-            write_text(aside / FILE, text + "\n")
+            content = json.loads(json.dumps(plain(content), allow_nan=False))
+            text = json.dumps({**content, SEAL: _seal(content)}, indent=2, ensure_ascii=False)
+            write_text(temporary / FILE, text + "\n")
             for folder in {file.parent for file in files}:
                 sync_folder(folder)
             target = self.folder / name
             if target.exists():
                 remove(target)
-            os.replace(aside, target)
+            os.replace(temporary, target)
             sync_folder(self.folder)
         except BaseException as error:
             with contextlib.suppress(OSError):
-                remove(aside)
+                remove(temporary)
             number = error_number(error) if isinstance(error, Exception) else None
             if number is None and not isinstance(error, OSError):
                 raise
@@ -112,35 +112,37 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self.folder / name}: cannot be written: {reason}. Earlier checkpoints are as they were."
             ) from error
-        return Checkpoint(target, written)
+        return Checkpoint(target, content)
 
     def newest(
-        self, check: Callable[[Checkpoint], Any] = lambda found: None
+        self, check: Callable[[Checkpoint], Any] = lambda checkpoint: None
     ) -> tuple[Checkpoint | None, list[str]]:
-        """The newest one that is whole, as is the one that its stage began with; and what is wrong with newer ones.
+        """The newest usable checkpoint, and the problems of those that were passed over.
+
+        A checkpoint is usable if it is complete, and so is the one that its stage began with.
 
         Args:
-            check: raises RunFolderError for one that cannot be used.
+            check: raises RunFolderError for a checkpoint that cannot be used.
         """
-        wrong = [
+        problems = [
             f"{path}: not a checkpoint that this version reads, or one whose {FILE} is damaged"
             for path in self._folders()
             if _read(path) is None
         ]
-        for path, _ in sorted(self._listed(), key=lambda found: -found[1]["number"]):
+        for path, _ in sorted(self._listed(), key=_number, reverse=True):
             try:
-                found = self.read(path.name)
-                if found.info.get("begun") is not None:
-                    self.read(found.info["begun"])
-                check(found)
+                checkpoint = self.read(path.name)
+                if checkpoint.info.get("begun") is not None:
+                    self.read(checkpoint.info["begun"])
+                check(checkpoint)
             except RunFolderError as error:
-                wrong.append(str(error))
+                problems.append(str(error))
                 continue
-            return found, wrong
-        return None, wrong
+            return checkpoint, problems
+        return None, problems
 
     def read(self, name: str) -> Checkpoint:
-        """One by its name, every file checked against its hash.
+        """The checkpoint of that name, every file checked against its hash.
 
         Raises:
             RunFolderError: there is none, or it is damaged.
@@ -157,40 +159,45 @@ class Checkpoints:
         return Checkpoint(path, info)
 
     def hash_of(self, name: str, file: str) -> str | None:
-        """The hash that was written down of a checkpoint's file; None where it has no such file."""
+        """The hash of a checkpoint's file as checkpoint.json has it; None where there is no such file."""
         info = _read(self.folder / name)
-        found = None if info is None else info["files"].get(file)
-        return None if found is None else str(found)
+        digest = None if info is None else info["files"].get(file)
+        return None if digest is None else str(digest)
 
     def forget_after(self, number: int) -> None:
-        """Remove what came after one, and what was left by a process that was killed while it wrote."""
-        own(self.run, FOLDER)
+        """Remove the checkpoints after a number, and unfinished ones that a killed process left behind."""
+        path_inside(self.run, FOLDER)
         for path in self.folder.glob("*") if self.folder.is_dir() else ():
             info = _read(path)
             if info is None or info["number"] > number:
                 remove(path)
 
     def remove(self, names: Collection[str]) -> None:
-        """Remove these."""
-        own(self.run, FOLDER)
+        """Remove the checkpoints of these names."""
+        path_inside(self.run, FOLDER)
         for name in names:
             remove(self.folder / name)
 
     def names(self, stage: str | None = None) -> list[str]:
-        """Those that there are, or those of one stage, the oldest first."""
-        found = sorted(self._listed(), key=lambda found: found[1]["number"])
-        return [path.name for path, info in found if stage is None or info.get("stage") == stage]
+        """The names of all checkpoints, or of those of one stage, the oldest first."""
+        listed = sorted(self._listed(), key=_number)
+        return [path.name for path, info in listed if stage is None or info.get("stage") == stage]
 
     def _folders(self) -> list[Path]:
-        there = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        return [path for path in there if not path.name.startswith(".")]
+        entries = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [path for path in entries if not path.name.startswith(".")]
 
     def _listed(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Each folder whose checkpoint.json can be read, with its content."""
         return [(path, info) for path in self._folders() if (info := _read(path)) is not None]
 
 
+def _number(listed: tuple[Path, dict[str, Any]]) -> int:
+    return int(listed[1]["number"])
+
+
 def _read(path: Path) -> dict[str, Any] | None:
-    """What is written down of a checkpoint; None where that cannot be read."""
+    """The content of a checkpoint's checkpoint.json; None where it cannot be read or is damaged."""
     try:
         info = json.loads(read_small(path / FILE, MOST_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -200,6 +207,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _seal(info: Mapping[str, Any]) -> str:
-    """sha256 of all that is written down of a checkpoint."""
+    """sha256 of the content of checkpoint.json."""
     text = json.dumps(info, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The times that a run writes down: they never go back, and a clock that is set anew changes no duration."""
+"""The clock of a run: its times never go back, and a change of the system's clock changes no duration."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .read import read_lines
 
 
 class RunClock:
-    """Seconds since 1970 as the system's clock said when it was made, and from then on by one that nobody sets.
+    """Seconds since 1970: the system's time when the clock was made, plus the monotonic time since then.
 
     Args:
-        after: the last time that the run has written down; a system's clock that is behind it begins there.
+        after: the last time that the run has written down; the clock does not begin before it.
     """
 
     def __init__(self, after: float = 0.0) -> None:
         self._begun, self._steady = max(time.time(), after), time.monotonic()
 
     def now(self) -> float:
-        """The time."""
+        """The time now, in seconds since 1970."""
         return self._begun + time.monotonic() - self._steady
 
 
 def known_time(value: Any) -> float | None:
-    """A time that was written down; None for anything that is none, or is out of a calendar's range."""
+    """A time in seconds since 1970 as a float; None for anything that is no time, or out of a calendar's range."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     try:
@@ -44,11 +44,14 @@ def last_time(manifest: Mapping[str, Any], metrics: Path) -> float:
 
     Args:
         manifest: of the run.
-        metrics: its lines of figures.
+        metrics: its metrics.jsonl.
     """
     try:
-        told = [line.get("time") for line in read_lines(metrics)]
+        line_times = [line.get("time") for line in read_lines(metrics)]
     except RunFolderError:
-        told = []
-    noted = (manifest.get("started"), manifest.get("finished"), *manifest.get("resumed", []))
-    return max((found for value in (*noted, *told) if (found := known_time(value)) is not None), default=0.0)
+        line_times = []
+    manifest_times = (manifest.get("started"), manifest.get("finished"), *manifest.get("resumed", []))
+    return max(
+        (known for value in (*manifest_times, *line_times) if (known := known_time(value)) is not None),
+        default=0.0,
+    )

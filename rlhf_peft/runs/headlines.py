@@ -1,7 +1,7 @@
-"""The metrics that matter most, in one table: what they are called, and which way is better.
+"""The most important metrics in one table: their labels, and whether higher or lower is better.
 
-Their formulas stand in the `METRICS` of the stages. Whoever shows a run in few figures takes them from here: the lines
-of progress, the closing table, reports, comparisons, sweeps and model cards.
+The `METRICS` of the stages have their formulas. Progress lines, the table at the end of a run, reports, comparisons,
+sweeps and model cards take from here which metrics they show.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """A metric that matters.
+    """One of the most important metrics.
 
     Attributes:
-        name: in metrics.jsonl.
-        label: what people are shown.
-        higher_is_better: None: neither is.
-        live: place in a line of progress; None: it is not shown there.
-        on_card: it stands in a model card.
+        name: its key in metrics.jsonl.
+        label: its name in tables and plots.
+        higher_is_better: None where neither direction is better.
+        live: position in a line of progress; None: it is not shown there.
+        on_card: whether a model card has it.
     """
 
     name: str
@@ -48,33 +48,33 @@ HEADLINES = (
     Headline("completions/mean_length", "length", None, live=8, on_card=False),
     Headline("tokens_per_second/rollout", "tok/s", True, live=10, on_card=False),
 )
-"""Those that say most come first."""
+"""The most important ones come first."""
 
 EACH_REWARD = re.compile(r"eval/rewards/[^/]+/mean")
-"""The held-out mean of one reward, which matters as much as their sum."""
+"""The key of the held-out mean of one reward, which is as important as that of their sum."""
 
 _BY_NAME = {headline.name: headline for headline in HEADLINES}
 
 
 def headline(name: str) -> Headline | None:
-    """The entry of a metric; None where it is none of those that matter most."""
+    """The table's entry of a metric; None where the table has none."""
     return _BY_NAME.get(name)
 
 
 def live() -> tuple[Headline, ...]:
-    """Those of a line of progress, in its order."""
+    """The metrics of a line of progress, in the line's order."""
     return tuple(sorted((h for h in HEADLINES if h.live is not None), key=lambda h: h.live or 0))
 
 
 def ranked(names: Iterable[str]) -> list[str]:
-    """Those of some metrics that matter, those that say most first; held-out means of single rewards begin."""
+    """The important ones of some metrics: first the held-out means of single rewards, then in the table's order."""
     names = list(names)
     rewards = sorted(name for name in names if EACH_REWARD.fullmatch(name))
     return rewards + [h.name for h in HEADLINES if h.name in names]
 
 
 def on_card(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Those of some metrics that a model card has, in their own order."""
+    """The metrics that a model card has, out of some metrics, in the order in which they are given."""
     return {
         name: value
         for name, value in metrics.items()

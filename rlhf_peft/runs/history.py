@@ -1,4 +1,4 @@
-"""Runs as they were written: their recipe, figures and samples, for tables, comparisons and reports."""
+"""Runs as they were written: their recipe, metrics and samples, for tables, comparisons and reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..bounded_read import read_small
 from ..errors import RunFolderError, UsageError
 from ..flatten import recipe_keys
 from .clock import known_time
-from .folder import OURS, RECIPE
+from .layout import RECIPE, RUN_FILES
 from .lock import FILE as LOCK
 from .lock import lock, status_of
 from .manifest import MOST_BYTES, is_run, read_manifest
@@ -28,12 +28,12 @@ from .safe_paths import remove
 
 @dataclass(frozen=True)
 class History:
-    """What a run has left behind.
+    """A run as its folder has it.
 
     Attributes:
-        path: its folder.
+        path: the run's folder.
         manifest: as it was read.
-        label: what it is called where its folder's name is not enough.
+        label: the run's name where the folder's name is not enough to tell runs apart.
     """
 
     path: Path
@@ -42,21 +42,21 @@ class History:
 
     @classmethod
     def of(cls, path: Path) -> History:
-        """Of a run folder.
+        """Read the history of a run folder.
 
         Raises:
-            RunFolderError: it is none.
+            RunFolderError: it is no run folder.
         """
         return cls(path, read_manifest(path))
 
     @property
     def name(self) -> str:
-        """Of the run."""
+        """The name of the run, or its label."""
         return self.label or self.path.resolve().name
 
     @property
     def status(self) -> str:
-        """running, done, failed, stopped or killed."""
+        """The status: running, done, failed, stopped or killed."""
         return status_of(self.path, self.manifest)
 
     @cached_property
@@ -100,37 +100,37 @@ class History:
         return [line for line in self.metrics if line.get("stage") == stage]
 
     def last(self, stage: str) -> dict[str, float]:
-        """The last value of each figure of a stage that is a number."""
-        found: dict[str, float] = {}
+        """The last value of each numeric metric of a stage."""
+        values: dict[str, float] = {}
         for line in self.lines(stage):
-            found |= {k: v for k, v in line.items() if isinstance(v, int | float) and not math.isnan(v)}
-        return {key: value for key, value in found.items() if key not in ("step", "time")}
+            values |= {k: v for k, v in line.items() if isinstance(v, int | float) and not math.isnan(v)}
+        return {key: value for key, value in values.items() if key not in ("step", "time")}
 
     @property
     def started(self) -> float | None:
-        """When it was begun, in seconds since 1970; None: unknown."""
+        """When the run began, in seconds since 1970; None: unknown."""
         return known_time(self.manifest.get("started"))
 
     @property
     def seconds(self) -> float | None:
-        """That it has been running, without those between an interruption and its resumption; None: unknown."""
-        told = (*(line.get("time") for line in self.metrics), self.manifest.get("finished"))
-        known = sorted(t for value in (self.started, *told) if (t := known_time(value)) is not None)
-        if self.started is None or len(known) < 2:
+        """How long the run has been running, without the time between interruptions and resumptions; None: unknown."""
+        times = (*(line.get("time") for line in self.metrics), self.manifest.get("finished"))
+        known_times = sorted(t for value in (self.started, *times) if (t := known_time(value)) is not None)
+        if self.started is None or len(known_times) < 2:
             return None
-        return sum(self.elapsed(before, after) for before, after in pairwise(known))
+        return sum(self.elapsed(before, after) for before, after in pairwise(known_times))
 
     def elapsed(self, before: float, after: float) -> float:
-        """Seconds between two lines, without those in which the run was not running."""
+        """Seconds between two times, without the time in which the run was interrupted."""
         resumed = (t for value in self.manifest.get("resumed", []) if (t := known_time(value)) is not None)
         return max(0.0, after - max((t for t in resumed if before < t < after), default=before))
 
 
 def distinct(runs: Sequence[History]) -> list[History]:
-    """The runs, those that have the same name called by their paths.
+    """The runs with distinct names: runs that have the same name are labelled by their paths.
 
     Raises:
-        UsageError: one is there twice.
+        UsageError: one run is given twice.
     """
     places = Counter(run.path.resolve() for run in runs)
     for place, count in places.items():
@@ -142,12 +142,12 @@ def distinct(runs: Sequence[History]) -> list[History]:
 
 def histories(folder: Path) -> list[History]:
     """The runs in an output folder, the oldest first."""
-    found = [History.of(path.parent) for path in folder.glob("*/manifest.json") if is_run(path.parent)]
-    return sorted(found, key=lambda run: (run.started or 0.0, run.name))
+    runs = [History.of(path.parent) for path in folder.glob("*/manifest.json") if is_run(path.parent)]
+    return sorted(runs, key=lambda run: (run.started or 0.0, run.name))
 
 
 def remove_run(path: Path) -> None:
-    """Remove what a run has made; files that it has not made stay, and so does their folder.
+    """Remove the files that a run has written; other files stay, and so does the folder then.
 
     Raises:
         RunFolderError: it is no run, or another process writes it.
@@ -155,13 +155,13 @@ def remove_run(path: Path) -> None:
     read_manifest(path)
     if path.is_symlink():
         raise RunFolderError(f"{path}: a link; remove what it leads to, or the link, yourself.")
-    held = lock(path)
+    run_lock = lock(path)
     try:
         remove_leftovers(path)
-        for name in OURS:
+        for name in RUN_FILES:
             remove(path / name)
     finally:
-        held.release(force=True)
+        run_lock.release(force=True)
     (path / LOCK).unlink(missing_ok=True)
     if not any(path.iterdir()):
         path.rmdir()

@@ -1,4 +1,4 @@
-"""What a run writes and removes stays inside of its folder, also where a part of it has become a link meanwhile."""
+"""Protection against symbolic links in a run's folder, through which files outside it would be written or removed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from ..errors import RunFolderError
 
 
-def own(run: Path, inside: str | Path = "") -> Path:
-    """A place inside of a run that is about to be written or removed.
+def path_inside(run: Path, inside: str | Path = "") -> Path:
+    """The path of a file in a run's folder, after a check that no part of it is a link.
 
     Args:
         run: the run's folder.
@@ -30,16 +30,16 @@ def own(run: Path, inside: str | Path = "") -> Path:
 
 
 def check_links(path: Path, names: Sequence[str]) -> None:
-    """Refuse to write through a link inside of a run; a run that is replaced loses its links.
+    """Refuse a run in which a file or folder is a link.
 
     Args:
-        path: of the run.
-        names: of what a run makes.
+        path: the run's folder.
+        names: files and folders in it that are checked, with all that they contain.
 
     Raises:
         RunFolderError: there is one.
     """
     for name in names:
-        place = own(path, name)
-        for found in place.rglob("*") if place.is_dir() else ():
-            own(path, found.relative_to(path))
+        place = path_inside(path, name)
+        for entry in place.rglob("*") if place.is_dir() else ():
+            path_inside(path, entry.relative_to(path))

@@ -1,4 +1,4 @@
-"""manifest.json: what made a run. Versions, plugins, seeds, hashes; never the environment or a credential."""
+"""manifest.json: a run's versions, plugins, seeds and hashes, without credentials or environment variables."""
 
 from __future__ import annotations
 
@@ -44,19 +44,20 @@ _KINDS: dict[str, type] = {
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that results depend on; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "rlhf-peft": __version__}
+    installed: dict[str, str | None] = {"python": platform.python_version(), "rlhf-peft": __version__}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def other_versions(manifest: Mapping[str, Any]) -> str:
-    """The packages whose version here is not the one that a run was last written with: "torch 2.12.0 (here 2.13.0)".
+    """The packages whose version differs from the one that the run was last written with, as text.
 
-    Python, this package, and packages that the manifest does not name are left out. Empty if all versions are the same.
+    An example is "torch 2.12.0 (here 2.13.0)". Python, this package, and packages that the manifest does not name are
+    left out. The text is empty if all versions are the same.
     """
     then, now = manifest.get("versions", {}), versions()
     return ", ".join(
@@ -83,21 +84,21 @@ class ManifestLost(RunFolderError):
 
 
 def rebuilt(folder: Path, stages: Sequence[str]) -> dict[str, Any]:
-    """A manifest for a run whose own one was lost.
+    """A new manifest for a run whose manifest was lost.
 
     Args:
         folder: of the run.
-        stages: that are done.
+        stages: names of the stages that are done.
     """
-    made = {"format": FORMAT, "version": VERSION, "name": folder.name, "status": "running"}
-    return {**made, "stages_done": list(stages), "versions": versions()}
+    head = {"format": FORMAT, "version": VERSION, "name": folder.name, "status": "running"}
+    return {**head, "stages_done": list(stages), "versions": versions()}
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a run folder.
+    """Read the manifest of a run folder.
 
     Raises:
-        RunFolderError: there is none, or it is not one of ours.
+        RunFolderError: there is none, or it is no run of this package.
     """
     path = Path(folder) / FILE
     try:
@@ -108,10 +109,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise ManifestLost(f"{path}: not readable as JSON: {error}.{remedy(path.parent)}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RunFolderError(f"{path}: not the manifest of a run of rlhf-peft")
-    found = manifest.get("version")
-    if type(found) is not int or found > VERSION:
+    version = manifest.get("version")
+    if type(version) is not int or version > VERSION:
         raise RunFolderError(
-            f"{path}: manifest version {found}; this rlhf-peft reads {VERSION}. Upgrade rlhf-peft."
+            f"{path}: manifest version {version}; this rlhf-peft reads {VERSION}. Upgrade rlhf-peft."
         )
     for key, kind in _KINDS.items():
         if not isinstance(manifest.get(key, kind()), kind):
@@ -120,14 +121,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def remedy(folder: Path) -> str:
-    """What to do about a run whose manifest is lost; empty where nothing can be done."""
+    """Advice for a run whose manifest is lost, as text; empty where nothing can be done."""
     if not any(folder.glob("checkpoints/*/checkpoint.json")):
         return ""
     return f" It holds checkpoints: rlhf-peft run RECIPE --resume goes on from them and makes {FILE} again."
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run of ours."""
+    """Whether a folder holds a run of this package."""
     try:
         read_manifest(folder)
     except RunFolderError:

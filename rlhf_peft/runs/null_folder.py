@@ -1,4 +1,4 @@
-"""A run folder that another process writes: this one keeps its hands off it."""
+"""The run folder of processes that must not write: in a run with several processes only the main one writes."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import Any
 from .folder import RunFolder
 
 
-class Elsewhere(RunFolder):
-    """Takes everything that a run folder takes, and writes nothing."""
+class NullFolder(RunFolder):
+    """A run folder that accepts all calls and writes nothing."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, {})
 
     @property
-    def made(self) -> bool:
-        """Never by this process."""
+    def is_made(self) -> bool:
+        """False: this process never makes the folder."""
         return False
 
     def make(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write_recipe(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def _append(self, file: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def adapter_dir(self, role: str) -> Path:
-        """Where the other process writes it."""
+        """The folder into which the main process writes the adapter."""
         return self.path / "adapters" / role
 
     def wrote_adapter(self, role: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def copy_code(self, path: str | Path) -> Path:
-        """Nothing."""
+        """Do nothing."""
         return Path(path)
 
     def update_manifest(self, **entries: Any) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""Reads what a run wrote, also while it is still writing."""
+"""Reads the metrics and samples of a run, also while the run is still writing them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ SAMPLES = "samples.jsonl"
 
 
 def read_metrics(run: str | Path, stage: str | None = None) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a figure that was not finite is NaN.
+    """The lines of metrics.jsonl; a metric that was not finite is NaN.
 
     Args:
         run: the run folder.
-        stage: only this stage's.
+        stage: only the lines of this stage; None: all.
 
     Raises:
         RunFolderError: a line, other than a last one that is half written, is not JSON.
     """
     rows = list(read_lines(Path(run) / METRICS))
-    wanted = rows if stage is None else [row for row in rows if row.get("stage") == stage]
-    return [{key: math.nan if value is None else value for key, value in row.items()} for row in wanted]
+    selected = rows if stage is None else [row for row in rows if row.get("stage") == stage]
+    return [{key: math.nan if value is None else value for key, value in row.items()} for row in selected]
 
 
 def read_samples(run: str | Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""What a run has lost since a checkpoint was written, and what can be brought back from its checkpoints.
+"""Finds files that a run has lost since a checkpoint was written, and restores adapters from its checkpoints.
 
-A checkpoint names the hash of every adapter's file that was there, and of the lines that were written until then. The
-checkpoints of finished stages hold whole copies of the adapters.
+A checkpoint has the hash of every adapter's file that existed, and of the lines that were written until then. The
+checkpoints of finished stages hold complete copies of the adapters.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from ..atomic import copy_file, remove_leftovers
 from ..errors import RunFolderError
 from .checkpoints import Checkpoint, Checkpoints
-from .folder import ADAPTERS
-from .links import own
+from .layout import ADAPTERS
+from .links import path_inside
 from .manifest import sha256
 
 
 def lost_lines(run: Path, info: Mapping[str, Any]) -> str | None:
-    """What is missing or damaged of the lines that were written until a checkpoint; None: nothing is.
+    """The problem of the lines that were written until a checkpoint, missing or damaged; None: there is none.
 
     Args:
         run: the run's folder.
@@ -28,27 +28,32 @@ def lost_lines(run: Path, info: Mapping[str, Any]) -> str | None:
     """
     for name, size in info["lines"].items():
         path = run / name
-        found = path.stat().st_size if path.is_file() else 0
-        if found < size:
-            return f"{path}: holds {found:,} bytes, and held {size:,} at the checkpoint"
-        wanted = info.get("line_hashes", {}).get(name)
-        if wanted is not None and hash_of_beginning(path, size) != wanted:
+        current_size = path.stat().st_size if path.is_file() else 0
+        if current_size < size:
+            return f"{path}: holds {current_size:,} bytes, and held {size:,} at the checkpoint"
+        expected = info.get("line_hashes", {}).get(name)
+        if expected is not None and hash_of_beginning(path, size) != expected:
             return f"{path}: its first {size:,} bytes are not those that were written"
     return None
 
 
 def hash_of_beginning(path: Path, size: int) -> str:
     """sha256 of the first bytes of a file."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while size > 0 and (block := file.read(min(size, 2**20))):
-            found.update(block)
+            digest.update(block)
             size -= len(block)
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def lost_files(run: Path, hashes: Mapping[str, str]) -> list[str]:
-    """Of files inside a run, those that are missing or are not what was written."""
+    """The files of a run that are missing or have another hash.
+
+    Args:
+        run: the run's folder.
+        hashes: path inside the run to sha256.
+    """
     return [
         name
         for name, digest in sorted(hashes.items())
@@ -57,7 +62,7 @@ def lost_files(run: Path, hashes: Mapping[str, str]) -> list[str]:
 
 
 def copies(run: Path, hashes: Mapping[str, str]) -> dict[str, Path]:
-    """Where checkpoints hold whole copies of an adapter's files.
+    """Where checkpoints hold intact copies of an adapter's files: path inside the run to the copy.
 
     Args:
         run: the run's folder.
@@ -67,25 +72,25 @@ def copies(run: Path, hashes: Mapping[str, str]) -> dict[str, Path]:
         RunFolderError: there is no whole copy of one of them.
     """
     checkpoints = Checkpoints(run)
-    found: dict[str, Path] = {}
+    sources: dict[str, Path] = {}
     for name, digest in hashes.items():
-        there = [
+        candidates = [
             checkpoints.folder / checkpoint / name
             for checkpoint in checkpoints.names()
             if checkpoints.hash_of(checkpoint, name) == digest
         ]
-        whole = next((path for path in there if path.is_file() and sha256(path) == digest), None)
-        if whole is None:
+        intact = next((path for path in candidates if path.is_file() and sha256(path) == digest), None)
+        if intact is None:
             raise RunFolderError(
                 f"{run / name}: is missing or is not what was written, and no checkpoint of the run holds a whole copy "
                 "of it. Bring it back from a copy of yours, or begin again with --overwrite."
             )
-        found[name] = whole
-    return found
+        sources[name] = intact
+    return sources
 
 
 def restore(run: Path, hashes: Mapping[str, str]) -> list[str]:
-    """Bring adapters' files back from checkpoints where they are missing or damaged; returns those that were.
+    """Restore missing or damaged files of adapters from checkpoints; returns the names of those files.
 
     Args:
         run: the run's folder.
@@ -96,14 +101,14 @@ def restore(run: Path, hashes: Mapping[str, str]) -> list[str]:
     """
     lost = lost_files(run, hashes)
     for name, source in copies(run, {name: hashes[name] for name in lost}).items():
-        target = own(run, name)
+        target = path_inside(run, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent)
         copy_file(source, target)
     return lost
 
 
-def adapters_at(found: Checkpoint, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Path inside the run to sha256, of every file of an adapter that was there when a checkpoint was written."""
-    known = found.info.get("artifacts", manifest.get("artifacts", {}))
-    return {name: digest for name, digest in known.items() if Path(name).parts[0] == ADAPTERS}
+def adapters_at(checkpoint: Checkpoint, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Path inside the run to sha256, of every adapter's file that existed when a checkpoint was written."""
+    hashes = checkpoint.info.get("artifacts", manifest.get("artifacts", {}))
+    return {name: digest for name, digest in hashes.items() if Path(name).parts[0] == ADAPTERS}

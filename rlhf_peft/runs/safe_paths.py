@@ -1,4 +1,4 @@
-"""Where a run may be written: inside its output folder, over nobody's files, through no link."""
+"""Checks that a run is written inside its output folder, through no link, and does not replace other files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.)")
 
 
 def check_inside(parent: Path, path: Path, name: str) -> None:
-    """Refuse a name that is a path, and a link that leads out of the output folder."""
+    """Refuse a name that is a path, and a link that leads out of the output folder.
+
+    Raises:
+        RunFolderError: the run would not be a folder directly inside `parent`.
+    """
     if not _NAME.fullmatch(name):
         raise RunFolderError(f"{name!r} cannot name a run: it would not be a folder inside {parent}")
     if path.is_symlink() or path.resolve() != parent.resolve() / name:
@@ -25,17 +29,21 @@ def check_inside(parent: Path, path: Path, name: str) -> None:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Say why there is no room for a new run, if so; nothing is touched."""
-    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-    if not there.is_dir():
-        if there == path:
+    """Refuse a path at which a new run cannot be made; nothing is changed.
+
+    Raises:
+        RunFolderError: something is in the way, or there is no permission; the message says what to do.
+    """
+    existing = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not existing.is_dir():
+        if existing == path:
             raise RunFolderError(f"{path}: a file is in the way. Move it or set another name=...")
-        raise RunFolderError(f"{path}: cannot be made: {there} is a file. Move it or set output_dir=...")
-    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunFolderError(f"{path}: cannot be made: {existing} is a file. Move it or set output_dir=...")
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise RunFolderError(
-            f"{path}: cannot be made: no permission to write into {there}. Set output_dir=..."
+            f"{path}: cannot be made: no permission to write into {existing}. Set output_dir=..."
         )
-    if there != path or all(found.name == LOCK or is_left_over(found) for found in path.iterdir()):
+    if existing != path or all(entry.name == LOCK or is_left_over(entry) for entry in path.iterdir()):
         return
     if not is_run(path):
         hint = remedy(path)
@@ -49,7 +57,7 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all in it, or a link but not what it leads to; nothing where nothing is."""
+    """Remove a file, a folder with all its content, or a link (but not its target), if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif os.path.lexists(path):

@@ -1,4 +1,4 @@
-"""Whether a run folder is what it was when it was written."""
+"""Checks whether the files of a run folder are still those that were written."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from ..errors import RunFolderError
 from .checkpoints import Checkpoints
-from .folder import ADAPTERS
+from .layout import ADAPTERS
 from .lock import status_of
 from .manifest import read_manifest, sha256
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: was looked at.
-        wrong: what is wrong with it and what to do; None: it is as it was.
+        what: the file or checkpoint that was checked.
+        wrong: what is wrong with it and what to do; None: nothing is wrong.
     """
 
     what: str
@@ -27,7 +27,7 @@ class Check:
 
 
 def verify_files(run: Path) -> Iterator[Check]:
-    """Every file whose hash was written down, and every checkpoint.
+    """Check every file whose hash the manifest has, and every checkpoint; yields one result for each.
 
     Raises:
         RunFolderError: it is no run folder.
@@ -38,8 +38,8 @@ def verify_files(run: Path) -> Iterator[Check]:
     hashes = manifest.get("artifacts", {})
     for name, digest in sorted(hashes.items()):
         yield Check(name, _file(run, name, digest))
-    found = {p.relative_to(run).as_posix() for p in (run / ADAPTERS).rglob("*") if p.is_file()}
-    for name in sorted(found - hashes.keys()) if status == "done" else ():
+    adapter_files = {p.relative_to(run).as_posix() for p in (run / ADAPTERS).rglob("*") if p.is_file()}
+    for name in sorted(adapter_files - hashes.keys()) if status == "done" else ():
         yield Check(name, "is not in the manifest: it was put there later. Remove it.")
     checkpoints = Checkpoints(run)
     folders = [path for path in checkpoints.folder.glob("*") if not path.name.startswith(".")]

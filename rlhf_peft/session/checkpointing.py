@@ -174,7 +174,7 @@ class Checkpointer:
             CheckpointError: it cannot be written; the last one stays.
         """
         snapshot, copied = self._copy if self._snapshot is None and self._copy else (self._snapshot, None)
-        if snapshot is None or snapshot.saved or not self.run.made:
+        if snapshot is None or snapshot.saved or not self.run.is_made:
             return self.newest_name
         self.run.sync()
         if stage is not None:

@@ -14,7 +14,7 @@ from ..bounded_read import read_small
 from ..engine.fingerprint import DIGEST
 from ..flatten import recipe_keys
 from ..recipe import Recipe, dump
-from ..runs.folder import RECIPE, without_credentials
+from ..runs.layout import RECIPE, without_credentials
 from ..runs.manifest import MOST_BYTES
 from .fingerprints import FREE, LOADED, MODEL_KEYS
 

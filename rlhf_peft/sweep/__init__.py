@@ -1,1 +1,1 @@
-"""A recipe run several times, with other values of its keys."""
+"""Runs a recipe several times with different values of its keys."""

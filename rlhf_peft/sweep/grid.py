@@ -1,6 +1,6 @@
 """The cells of a sweep: their values, names and recipes, and which stages they share.
 
-A sweep is a grid: every value of every key with every value of the others.
+A sweep is a grid: it combines every value of every key with every value of the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LONGEST_NAME = 100
 
 @dataclass(frozen=True)
 class Axis:
-    """One swept key.
+    """One swept key with its values.
 
     Attributes:
         key: dotted, as on the command line.
@@ -44,7 +44,7 @@ class Cell:
 
     Attributes:
         values: swept key to value.
-        recipe: whole and checked; its name is the cell's folder.
+        recipe: complete and checked; its name is that of the cell's run folder.
     """
 
     values: dict[str, Any]
@@ -52,27 +52,27 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the run folder."""
+        """The name of the cell's run folder."""
         return self.recipe.name
 
 
 def parse_axis(text: str) -> Axis:
-    """`K=a,b,c`, or `K=[...]` in YAML where values are lists, mappings or hold commas.
+    """Parse `K=a,b,c`, or `K=[...]` in YAML, which lists, mappings and values with commas need.
 
     Raises:
-        UsageError: it is neither, a value is there twice, or the key cannot be swept.
+        UsageError: it has another form, a value occurs twice, or the key cannot be swept.
     """
-    key, equals, given = text.partition("=")
-    key, given = key.strip(), given.strip()
-    if not equals or not key or not given:
+    key, equals, values_text = text.partition("=")
+    key, values_text = key.strip(), values_text.strip()
+    if not equals or not key or not values_text:
         raise UsageError(f"--sweep {text}: expected K=a,b, such as seed=1,2,3 or lora.r=8,16")
     if key in RESERVED:
         raise UsageError(f"--sweep {key}: every cell has its own folder already; sweep another key.")
-    if given.startswith("{"):
+    if values_text.startswith("{"):
         raise UsageError(f"--sweep {key}: put mappings into a list: '{key}=[{{name: ppo}}, {{name: grpo}}]'")
-    values = parse_value(given if given.startswith("[") else f"[{given}]", key)
-    seen = [json.dumps(value, sort_keys=True) for value in values]
-    twice = next((text for text in seen if seen.count(text) > 1), None)
+    values = parse_value(values_text if values_text.startswith("[") else f"[{values_text}]", key)
+    texts = [json.dumps(value, sort_keys=True) for value in values]
+    twice = next((text for text in texts if texts.count(text) > 1), None)
     if not values or twice is not None:
         raise UsageError(f"--sweep {key}: {'no value' if not values else f'{twice} is there twice'}.")
     return Axis(key, tuple(values))
@@ -86,10 +86,10 @@ def make_cells(
     plugins: Plugins,
     rewards: Sequence[str] = (),
 ) -> list[Cell]:
-    """Every cell with its recipe; nothing is run before all of them are sound.
+    """Make every cell with its checked recipe.
 
     Raises:
-        UsageError: a key is swept twice, or cells are wrong: all of them are named with what is wrong.
+        UsageError: a key is swept twice, or cells are wrong; the message lists all of them and their problems.
     """
     keys = [axis.key for axis in axes]
     if len(set(keys)) < len(keys):
@@ -107,7 +107,7 @@ def make_cells(
             continue
         cells.append(Cell(values, recipe.model_copy(update={"name": f"{recipe.name}-{label}"})))
     if wrong:
-        raise UsageError(_told(wrong, len(grid), keys))
+        raise UsageError(_error_text(wrong, len(grid), keys))
     return cells
 
 
@@ -117,7 +117,7 @@ def _flow(value: Any) -> str:
     return line.strip()[1:-1]
 
 
-def _told(wrong: Sequence[tuple[str, RecipeError]], count: int, keys: Iterable[str]) -> str:
+def _error_text(wrong: Sequence[tuple[str, RecipeError]], count: int, keys: Iterable[str]) -> str:
     lines = [f"--sweep: {len(wrong)} of {count} cells are wrong, nothing was run."]
     for label, error in wrong:
         lines += [f"  {label}:", *(f"    {problem}" for problem in error.problems)]
@@ -131,27 +131,27 @@ def _told(wrong: Sequence[tuple[str, RecipeError]], count: int, keys: Iterable[s
 
 
 def labels(grid: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A readable name for each point, safe as a part of a folder's name: `seed1-ppo`.
+    """A readable name for each point of the grid, safe as a part of a folder's name, such as `seed1-ppo`.
 
     Args:
-        grid: swept key to value, all keys in all points.
+        grid: for each point, swept key to value.
     """
     short = _short_keys(list(grid[0])) if grid else {}
-    found: list[str] = []
+    names: list[str] = []
     for point in grid:
         label = "-".join(_label(short[key], value) for key, value in point.items())
         if len(label) > LONGEST_NAME:
             label = f"{label[:LONGEST_NAME]}-{_hash(point)}"
-        found.append(label)
-    lower = [label.lower() for label in found]
+        names.append(label)
+    lower = [label.lower() for label in names]
     return [
         f"{label}-{_hash(point)}" if lower.count(label.lower()) > 1 else label
-        for label, point in zip(found, grid, strict=True)
+        for label, point in zip(names, grid, strict=True)
     ]
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Key to the fewest last parts that tell it from the others."""
+    """For each key, the shortest ending of it that is unique among the keys."""
     short = {}
     for key in keys:
         parts = key.split(".")
@@ -189,13 +189,13 @@ def _hash(value: Any) -> str:
 
 
 def prefix(recipe: Recipe, stages: int) -> str:
-    """What the first so many stages of a recipe depend on, as a hash: equal prefixes give equal results."""
+    """A hash of all that the first `stages` stages of a recipe depend on: equal hashes give equal results."""
     data = recipe.model_dump(mode="json", exclude={"name", "output_dir", "stages"})
     return _hash([data, [stage.model_dump(mode="json") for stage in recipe.stages[:stages]]])
 
 
 def shared_stages(recipes: Sequence[Recipe]) -> dict[str, int]:
-    """Prefix to how many recipes have it as their beginning; never all stages of a recipe."""
+    """For each prefix hash, how many recipes begin with these stages; a prefix never has all stages of a recipe."""
     counts: dict[str, int] = {}
     for recipe in recipes:
         for stages in range(1, len(recipe.stages)):
@@ -205,7 +205,7 @@ def shared_stages(recipes: Sequence[Recipe]) -> dict[str, int]:
 
 
 def beginning(recipe: Recipe, counts: Mapping[str, int], sharers: int = 1) -> Recipe | None:
-    """The longest beginning of a recipe that more than so many recipes share, as a recipe of its own."""
+    """The longest beginning of a recipe that more than `sharers` recipes share, as a recipe; None: there is none."""
     for stages in range(len(recipe.stages) - 1, 0, -1):
         key = prefix(recipe, stages)
         if counts.get(key, 0) > sharers:

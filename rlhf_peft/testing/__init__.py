@@ -1,4 +1,4 @@
-"""What plugin authors test with: conformance checks and doubles, on a CPU and in seconds.
+"""Conformance checks and test doubles for plugin authors; they run on a CPU in seconds.
 
     from rlhf_peft.testing import check_reward
 
@@ -8,7 +8,7 @@
 A check raises `ConformanceError` (an AssertionError) that says which rule was broken and by what. With pytest, the
 fixtures `fake_policy`, `reward_batch`, `fake_context` and `fake_run` are there as soon as this package is installed.
 
-Left out on purpose: whether a reward rewards the right thing, whether an algorithm learns. That is its own test's.
+The checks do not say whether a reward rewards the right thing, or whether an algorithm learns. Test that yourself.
 """
 
 from .algorithms import check_algorithm

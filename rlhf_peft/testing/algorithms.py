@@ -1,4 +1,4 @@
-"""The rules of algorithms."""
+"""Checks that algorithms keep the rules of the plugin interface."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .rules import (
     global_streams_untouched,
     make,
     require,
-    require_figures,
     require_known,
+    require_metrics,
     require_round_trip,
     same,
 )
@@ -30,10 +30,10 @@ STATS = {"kl": 2.0, "approx_kl": 0.01, "rows": 8.0, "entropy": 1.0, "reward": 0.
 def check_algorithm(factory: Any, options: Mapping[str, Any] | None = None) -> None:
     """Check that an algorithm keeps the rules, on random rollouts of four prompts.
 
-    What it names in `roles` and `needs` is all it gets. Rows without a score are never trained on. Prompts are intact,
-    seeds are the context's. Nothing outside the mask matters, NaN included. The loss is the sum of its micro-batches
-    when units stay whole, its gradient reaches the log-probabilities and only real tokens. Every figure is finite and
-    has a formula. The state is plain and can be continued from.
+    It is given only what it names in `roles` and `needs`. Rows without a score are never trained on. Its requests have
+    the prompts unchanged and the context's seeds. Values outside the mask change nothing, NaN included. The loss is the
+    sum over micro-batches that keep units whole; its gradient reaches the log-probabilities of real tokens alone. Every
+    metric is finite and has a formula. The state is plain data and can be loaded again.
 
     Args:
         factory: what is registered.
@@ -46,7 +46,7 @@ def check_algorithm(factory: Any, options: Mapping[str, Any] | None = None) -> N
 
 
 class _Check:
-    """One algorithm's check."""
+    """The check of one algorithm; each method checks one rule."""
 
     def __init__(self, factory: Any, options: Any) -> None:
         self.factory, self.options = factory, options
@@ -91,16 +91,16 @@ class _Check:
                 isinstance(count, int) and count >= 1,
                 f"{who}.{name} is a number of 1 or more, found {count!r}.",
             )
-        require(isinstance(algorithm.metrics, Mapping), f"{who}.metrics maps each figure to its formula.")
+        require(isinstance(algorithm.metrics, Mapping), f"{who}.metrics maps each metric to its formula.")
 
     def requests(self, algorithm: Any) -> list[Request]:
         prompts, context, who = make_prompts(4), FakeRequestContext(), self.who
-        asked: list[Request] = algorithm.requests(prompts, context)
+        requests: list[Request] = algorithm.requests(prompts, context)
         require(
-            bool(asked) and all(isinstance(r, Request) for r in asked),
+            bool(requests) and all(isinstance(r, Request) for r in requests),
             f"{who}.requests gives a list of Request.",
         )
-        for request in asked:
+        for request in requests:
             known = 0 <= request.group < len(prompts)
             require(
                 known,
@@ -112,21 +112,24 @@ class _Check:
                 "prompt" in request.columns,
                 f"{who}: a request has not the prompt's columns; rewards need them.",
             )
-        require({r.group for r in asked} == set(range(len(prompts))), f"{who}.requests leaves a prompt out.")
-        drawn = [r.seed for r in asked if r.params.temperature > 0]
+        require(
+            {r.group for r in requests} == set(range(len(prompts))), f"{who}.requests leaves a prompt out."
+        )
+        drawn = [r.seed for r in requests if r.params.temperature > 0]
         require(
             len(set(drawn)) == len(drawn),
             f"{who}: two requests have one seed; use context.seed(group, sample).",
         )
         again = make(self.factory, self.options).requests(prompts, context)
         require(
-            [r.seed for r in again] == [r.seed for r in asked], f"{who}: the same prompts gave other seeds."
+            [r.seed for r in again] == [r.seed for r in requests],
+            f"{who}: the same prompts gave other seeds.",
         )
-        return asked
+        return requests
 
-    def batch(self, asked: list[Request], algorithm: Any) -> Batch:
-        """Rows with scores, and only what was asked for: the rest is None."""
-        rollout = make_rollout(asked)
+    def batch(self, requests: list[Request], algorithm: Any) -> Batch:
+        """A batch with scores, in which only the quantities that the algorithm names are set; the others are None."""
+        rollout = make_rollout(requests)
         whole = make_batch(rollout, scores=torch.linspace(-1.0, 1.0, len(rollout)).sin() * 2.0, pad=2)
         allowed = {
             "old_logps": "old_logps" in algorithm.needs,
@@ -134,11 +137,11 @@ class _Check:
             "values": "value" in algorithm.roles,
             "entropy": "entropy" in algorithm.needs,
         }
-        absent: dict[str, Any] = {name: None for name, there in allowed.items() if not there}
+        absent: dict[str, Any] = {name: None for name, used in allowed.items() if not used}
         return replace(whole, **absent)
 
     def select(self, algorithm: Any, batch: Batch) -> None:
-        """Sets the rows that are trained on."""
+        """Check `select`, and set the rows that are trained on."""
         who = self.who
         selection = algorithm.select(batch, 0)
         require(
@@ -163,10 +166,10 @@ class _Check:
         batch.train, batch.zero_loss = train, selection.zero_loss
 
     def prepare(self, algorithm: Any, batch: Batch) -> None:
-        """Sets the columns."""
+        """Check `prepare`, and set the batch's columns."""
         who = self.who
         columns, metrics = algorithm.prepare(batch)
-        require_figures(metrics, f"{who}.prepare", algorithm.metrics)
+        require_metrics(metrics, f"{who}.prepare", algorithm.metrics)
         real = batch.mask & batch.train.unsqueeze(-1)
         for name, column in columns.items():
             fits = column.shape in (batch.scores.shape, batch.mask.shape)
@@ -174,9 +177,9 @@ class _Check:
                 fits,
                 f"{who}.prepare: {name} is {tuple(column.shape)}, expected [N] or [N, T] = {tuple(batch.mask.shape)}.",
             )
-            kept = column[batch.train] if column.dim() == 1 else column[real]
+            trained_values = column[batch.train] if column.dim() == 1 else column[real]
             require(
-                not kept.is_floating_point() or kept.isfinite().all(),
+                not trained_values.is_floating_point() or trained_values.isfinite().all(),
                 f"{who}.prepare: {name} is not finite in a row that is trained on.",
             )
         batch.columns = dict(columns)
@@ -188,20 +191,20 @@ class _Check:
         return unit
 
     def loss(self, algorithm: Any, batch: Batch, rows: list[int], of: list[int]) -> tuple[float, Tensor]:
-        """The part that `rows` have in the loss of the minibatch `of`, and its gradient [n, T]."""
+        """The share of `rows` in the loss of the minibatch `of`, and its gradient [n, T]."""
         who = self.who
         outputs, minibatch, logps = _forward(batch, rows, of)
-        terms, figures = algorithm.loss(outputs, minibatch)
+        terms, metrics = algorithm.loss(outputs, minibatch)
         n, width = minibatch.mask.shape
         require(
             terms.shape in ((n, width), (n,)),
             f"{who}.loss: terms are {tuple(terms.shape)}, expected [n, T] = ({n}, {width}) or [n].",
         )
-        require_known(figures, f"{who}.loss", algorithm.metrics)
-        for name, figure in figures.items():
+        require_known(metrics, f"{who}.loss", algorithm.metrics)
+        for name, values in metrics.items():
             require(
-                figure.shape in ((n, width), (n,)),
-                f"{who}.loss: the figure {name} is {tuple(figure.shape)}, expected [n, T] or [n].",
+                values.shape in ((n, width), (n,)),
+                f"{who}.loss: the metric {name} is {tuple(values.shape)}, expected [n, T] or [n].",
             )
         value = _total(algorithm, terms, minibatch, who)
         value.backward()
@@ -210,7 +213,7 @@ class _Check:
         return float(value.detach()), logps.grad
 
     def no_gradient(self, algorithm: Any, batch: Batch, rows: list[int], grad: Tensor) -> None:
-        """A row that is said to have no gradient has none."""
+        """Check that rows named by `no_gradient` have no gradient."""
         without = algorithm.no_gradient(batch)
         require(
             isinstance(without, Tensor) and without.dtype == torch.bool and without.shape == (len(batch),),
@@ -221,7 +224,7 @@ class _Check:
     def split(
         self, algorithm: Any, batch: Batch, rows: list[int], unit: Tensor, whole: tuple[float, Tensor]
     ) -> None:
-        """A minibatch in two micro-batches has the same loss and gradient."""
+        """Check that a minibatch in two micro-batches has the same loss and gradient."""
         loss, grad = whole
         require(grad.isfinite().all(), f"{self.who}.loss: the gradient is not finite.")
         require(
@@ -246,18 +249,20 @@ class _Check:
             require(close, f"{self.who}: the gradient depends on how a minibatch is cut into micro-batches.")
 
     def outside(self, batch: Batch, rows: list[int], whole: tuple[float, Tensor]) -> None:
-        """NaN in every place outside the mask changes neither the advantages nor the loss."""
+        """Check that NaN everywhere outside the mask changes neither the advantages nor the loss."""
         changed: dict[str, Any] = {name: _spoil(getattr(batch, name), batch.mask) for name in QUANTITIES}
         spoilt = replace(batch, **changed)
         algorithm = make(self.factory, self.options)
-        asked = algorithm.requests(make_prompts(4), FakeRequestContext())
-        require(len(asked) == len(batch), f"{self.who}.requests gave another number of rows the second time.")
+        requests = algorithm.requests(make_prompts(4), FakeRequestContext())
+        require(
+            len(requests) == len(batch), f"{self.who}.requests gave another number of rows the second time."
+        )
         require(
             same(algorithm.select(spoilt, 0).train, batch.train),
             f"{self.who}.select depends on what stands outside the mask.",
         )
         again, metrics = algorithm.prepare(spoilt)
-        require_figures(metrics, f"{self.who}.prepare with NaN outside the mask", algorithm.metrics)
+        require_metrics(metrics, f"{self.who}.prepare with NaN outside the mask", algorithm.metrics)
         real = batch.mask & batch.train.unsqueeze(-1)
         for name, column in batch.columns.items():
             where = batch.train if column.dim() == 1 else real
@@ -272,19 +277,19 @@ class _Check:
         require(equal, f"{self.who}.loss is {whole[0]:g}, and {value:g} with NaN outside the mask.")
 
     def state(self, algorithm: Any) -> None:
-        figures = algorithm.step_end(dict(STATS))
-        require_figures(figures, f"{self.who}.step_end", algorithm.metrics)
+        metrics = algorithm.step_end(dict(STATS))
+        require_metrics(metrics, f"{self.who}.step_end", algorithm.metrics)
         require_round_trip(algorithm, make(self.factory, self.options), self.who)
 
 
 def _whole_units(unit: Tensor, train: Tensor) -> list[int]:
-    """Rows that are trained on, by unit, as a minibatch has them."""
+    """The rows that are trained on, in the order of their units."""
     order = sorted(range(len(train)), key=lambda i: (int(unit[i]), i))
     return [i for i in order if train[i]]
 
 
 def _forward(batch: Batch, rows: list[int], of: list[int]) -> tuple[Outputs, Minibatch, Tensor]:
-    """Outputs a little off what they were before, the micro-batch, and the leaf whose gradient is looked at.
+    """Model outputs that differ a little from the old ones, the micro-batch, and the log-probabilities as a leaf.
 
     Args:
         batch: with its columns.
@@ -316,7 +321,7 @@ def _forward(batch: Batch, rows: list[int], of: list[int]) -> tuple[Outputs, Min
 
 
 def _total(algorithm: Any, terms: Tensor, minibatch: Minibatch, who: str) -> Tensor:
-    """The loss as the stage adds it up."""
+    """The loss as the RL stage computes it from the terms."""
     if terms.dim() == 1:
         return terms.sum() / minibatch.total_rows
     weights, mask = algorithm.weights(minibatch), minibatch.mask

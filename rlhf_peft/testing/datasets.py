@@ -1,4 +1,4 @@
-"""The rules of registered datasets."""
+"""Checks that registered datasets keep the rules of the plugin interface."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_dataset(factory: Any, options: Mapping[str, Any] | None = None, most: 
     Args:
         factory: what is registered.
         options: as a recipe gives them.
-        most: rows looked at.
+        most: rows that are checked.
 
     Raises:
         ConformanceError: a rule is broken.

@@ -1,6 +1,6 @@
-"""Stand-ins for what a run gives its plugins: a policy, requests, rollouts, batches, contexts.
+"""Test doubles for what a run gives its plugins: a policy, requests, rollouts, batches, contexts.
 
-Everything is small, made in milliseconds and the same for the same arguments. Tokens are numbers below `VOCABULARY`;
+Everything is small, made in milliseconds, and the same for the same arguments. Tokens are numbers below `VOCABULARY`;
 0 is padding, 1 is EOS, the others are the letters of `FakePolicy.decode`.
 """
 
@@ -39,22 +39,22 @@ class FakePolicy:
         self._model = _tiny_llama(seed, max_length)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Letters; padding and EOS are left out."""
+        """The letters of some tokens; padding and EOS are left out."""
         return "".join(LETTERS[int(i)] for i in ids if int(i) not in (PAD, EOS))
 
     @contextmanager
     def decoder(self) -> Iterator[nn.Module]:
-        """The model in eval mode; what is done inside must leave its weights alone."""
+        """The model in eval mode; its weights must not be changed inside the block."""
         self.entered += 1
         with torch.inference_mode():
             yield self._model.eval()
 
     def can_decode(self, model: Any) -> bool:
-        """Its model keeps keys and values and nothing else."""
+        """Whether the model's only state is a cache of keys and values; true for its own model."""
         return self._rows().supports(model)
 
     def start_decoding(self, model: Any, prompts: Sequence[Sequence[int]], room: int) -> Any:
-        """Read the prompts, and be ready to take tokens."""
+        """Read the prompts, and return a decoder that takes one token of each row at a time."""
         return self._rows().start(model, prompts, room)
 
     def _rows(self) -> Any:
@@ -63,7 +63,7 @@ class FakePolicy:
         return RowDecoding(self.device, self.pad_id, self.max_length)
 
     def save_adapter(self, folder: Path) -> None:
-        """A folder in PEFT's format with one small matrix pair."""
+        """Write a folder in PEFT's format with one small pair of matrices."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,11 +74,11 @@ class FakePolicy:
         (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
 
     def logps(self, ids: Tensor, temperature: float = 1.0) -> Tensor:
-        """[T] float32, the log-probability of each token given those before it; 0 for the first."""
+        """The log-probability of each token given those before it, [T] float32; 0 for the first."""
         with self.decoder() as model:
             logits = model(input_ids=ids.unsqueeze(0)).logits[0, :-1].float() / temperature
-        found = torch.log_softmax(logits, -1).gather(-1, ids[1:].unsqueeze(-1)).squeeze(-1)
-        return torch.cat([torch.zeros(1), found])
+        token_logps = torch.log_softmax(logits, -1).gather(-1, ids[1:].unsqueeze(-1)).squeeze(-1)
+        return torch.cat([torch.zeros(1), token_logps])
 
     def weights(self) -> list[Tensor]:
         """A copy of all weights."""
@@ -109,7 +109,7 @@ def _tiny_llama(seed: int, max_length: int) -> Any:
 
 @dataclass(frozen=True)
 class FakePrompt:
-    """A `Prompt`."""
+    """A `Prompt` from given values."""
 
     ids: Tensor
     columns: Mapping[str, Any]
@@ -125,19 +125,19 @@ class FakeRequestContext:
     base: int = 0
 
     def seed(self, group: int, sample: int) -> int:
-        """A seed of its own for each completion."""
+        """A different seed for each completion."""
         return self.base + 1_000_000 * self.round + 1_000 * group + sample
 
 
 @dataclass
 class FakeSampleContext:
-    """A `SampleContext` that counts what it was asked: a row's score is its number of distinct tokens, over 10."""
+    """A `SampleContext` that counts its `calls`; a row's score is its number of distinct tokens divided by 10."""
 
-    asked: int = 0
+    calls: int = 0
 
     def score(self, rollout: Rollout) -> Tensor:
-        """[N] float32."""
-        self.asked += 1
+        """The scores of the rows, [N] float32."""
+        self.calls += 1
         counts = [len(set(rollout.completion_ids(i))) for i in range(len(rollout))]
         return torch.tensor(counts, dtype=torch.float32) / 10.0
 
@@ -154,11 +154,11 @@ class FakeRun:
 def make_prompts(count: int = 4, seed: int = 0) -> list[FakePrompt]:
     """Prompts of different lengths, with the columns of a row."""
     generator = torch.Generator().manual_seed(seed)
-    out = []
+    prompts = []
     for index in range(count):
         ids = torch.randint(2, VOCABULARY, (3 + index % 3,), generator=generator)
-        out.append(FakePrompt(ids, {"prompt": _text(ids), "answer": str(index)}, index))
-    return out
+        prompts.append(FakePrompt(ids, {"prompt": _text(ids), "answer": str(index)}, index))
+    return prompts
 
 
 def make_requests(
@@ -182,20 +182,20 @@ def make_rollout(requests: Sequence[Request] | None = None, seed: int = 0, *, em
         seed: of the completions.
         empty: the last row's completion is EOS alone.
     """
-    asked = list(requests) if requests is not None else make_requests()
+    rows = list(requests) if requests is not None else make_requests()
     generator = torch.Generator().manual_seed(seed)
-    done = [_completion(r.params.max_new_tokens, generator) for r in asked]
+    completions = [_completion(r.params.max_new_tokens, generator) for r in rows]
     if empty:
-        done[-1] = torch.tensor([EOS])
-    ids = [torch.cat([r.prompt_ids, c]) for r, c in zip(asked, done, strict=True)]
-    names = list(dict.fromkeys(name for r in asked for name in r.columns))
+        completions[-1] = torch.tensor([EOS])
+    ids = [torch.cat([r.prompt_ids, c]) for r, c in zip(rows, completions, strict=True)]
+    names = list(dict.fromkeys(name for r in rows for name in r.columns))
     return Rollout(
         input_ids=ids,
-        action_mask=[torch.arange(len(i)) >= len(r.prompt_ids) for r, i in zip(asked, ids, strict=True)],
-        finish=["eos" if int(c[-1]) == EOS else "length" for c in done],
-        group=torch.tensor([r.group for r in asked]),
-        tag=[r.tag for r in asked],
-        columns={name: [r.columns.get(name) for r in asked] for name in names},
+        action_mask=[torch.arange(len(i)) >= len(r.prompt_ids) for r, i in zip(rows, ids, strict=True)],
+        finish=["eos" if int(c[-1]) == EOS else "length" for c in completions],
+        group=torch.tensor([r.group for r in rows]),
+        tag=[r.tag for r in rows],
+        columns={name: [r.columns.get(name) for r in rows] for name in names},
         version=1,
     )
 
@@ -214,12 +214,12 @@ def make_batch(
     seed: int = 0,
     pad: int = 0,
 ) -> Batch:
-    """A rollout with scores, log-probabilities, values and entropies, all there.
+    """A batch of a rollout in which scores, log-probabilities, values and entropies are all set.
 
     Args:
         rollout: default: `make_rollout()`.
         scores: [N]; default: random.
-        seed: of what is random.
+        seed: of the random values.
         pad: columns of padding beyond the longest row.
     """
     rows = rollout if rollout is not None else make_rollout()
@@ -231,9 +231,9 @@ def make_batch(
         for name in ("logps", "ref_logps", "values", "entropy")
     }
     drawn = torch.randn(len(rows), generator=generator)
-    given = drawn if scores is None else torch.as_tensor(scores, dtype=torch.float32)
+    row_scores = drawn if scores is None else torch.as_tensor(scores, dtype=torch.float32)
     where = {name: torch.where(mask, value, 0.0) for name, value in draw.items()}
-    batch.scores, batch.components = given, {"fake": given}
+    batch.scores, batch.components = row_scores, {"fake": row_scores}
     batch.old_logps = -0.1 - where["logps"] * mask
     batch.ref_logps = -0.1 - where["ref_logps"] * mask
     batch.values, batch.entropy = where["values"], where["entropy"]
@@ -250,7 +250,7 @@ def make_reward_batch(
     seed: int = 0,
     step: int = 1,
 ) -> RewardBatch:
-    """What a reward is given, with heads `reward-0` and `reward-1` and log-probabilities of "base" and "reference".
+    """A batch for rewards, with heads `reward-0` and `reward-1` and log-probabilities of "base" and "reference".
 
     Args:
         completions: text; default: four short ones, one of them empty.
@@ -266,19 +266,19 @@ def make_reward_batch(
         if completions is not None
         else ["the answer is 4", "no", "", "a fox, a fox, a fox."]
     )
-    asked = (
+    prompt_list = (
         list(prompts) if prompts is not None else [f"question {i // per_group}" for i in range(len(texts))]
     )
     if conversational:
-        asked = [[{"role": "user", "content": p}] for p in asked]
+        prompt_list = [[{"role": "user", "content": p}] for p in prompt_list]
     more = columns if columns is not None else {name: ["4"] * len(texts) for name in ("answer", "solution")}
     ids = [[2 + (ord(letter) % (VOCABULARY - 2)) for letter in text] + [EOS] for text in texts]
-    rollout = _rollout_of(ids, per_group, {"prompt": asked, **{k: list(v) for k, v in more.items()}})
+    rollout = _rollout_of(ids, per_group, {"prompt": prompt_list, **{k: list(v) for k, v in more.items()}})
     generator = torch.Generator().manual_seed(seed)
     shape = (len(ids), int(rollout.lengths.max()) if ids else 0)
     mask = nn.utils.rnn.pad_sequence(rollout.action_mask, batch_first=True) if ids else torch.zeros(shape)
     return RewardBatch(
-        prompts=asked,
+        prompts=prompt_list,
         completions=[[{"role": "assistant", "content": t}] for t in texts] if conversational else texts,
         completion_ids=ids,
         finish=list(rollout.finish),

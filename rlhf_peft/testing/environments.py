@@ -1,4 +1,4 @@
-"""The rules of environments."""
+"""Checks that environments keep the rules of the plugin interface."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..types import EnvironmentStep
-from .rules import global_streams_untouched, make, require, require_figures
+from .rules import global_streams_untouched, make, require, require_metrics
 
 ROW = {"prompt": [{"role": "user", "content": "What is 3 + 4?"}], "answer": "7"}
 ANSWERS: Sequence[Mapping[str, Any]] = (
@@ -25,9 +25,9 @@ NONSENSE: Sequence[Mapping[str, Any]] = (
     {"role": "assistant", "content": "{]", "tool_calls": [{"function": {"name": "", "arguments": "{]"}}]},
     {"role": "assistant", "content": "\x00 " * 10},
 )
-"""What models write: calls of tools that are not there, arguments that are no JSON, control characters."""
+"""Messages as models may write them: calls of unknown tools, arguments that are no JSON, control characters."""
 MOST = 100
-"""Turns after which an environment that was never done is told to have no end."""
+"""Most turns after which an environment must be done."""
 
 
 def check_environment(
@@ -38,31 +38,31 @@ def check_environment(
 ) -> None:
     """Check that an environment keeps the rules.
 
-    Its tools are JSON schemas. `start` gives messages or None, `step` an `EnvironmentStep`, all of them JSON, and the
-    same for the same row and answers. Two conversations do not touch each other. Nothing that a model may write raises.
-    Rewards and metrics are finite, and metrics have a formula. `close` may be called twice.
+    Its tools are JSON schemas. `start` returns messages or None, `step` an `EnvironmentStep`; all are JSON, and the
+    same for the same row and answers. Two conversations do not affect each other. Nothing that a model may write makes
+    it raise. Rewards and metrics are finite, and metrics have a formula. `close` may be called twice.
 
     Args:
         factory: what is registered.
         options: as a recipe gives them.
         row: of a dataset; default: one with a prompt and an answer.
-        answers: of the model, one a turn, until the environment is done.
+        answers: of the model, one for each turn, until the environment is done.
 
     Raises:
         ConformanceError: a rule is broken.
     """
     who = f"environment {getattr(factory, '__name__', '')}".rstrip()
-    given = dict(row or ROW)
+    columns = dict(row or ROW)
     with global_streams_untouched(who):
         first = make(factory, options)
         _check_tools(first.tools, who)
-        require(isinstance(first.metrics, Mapping), f"{who}.metrics maps each figure to its formula.")
-        whole = _conversation(first, given, answers, who)
-        again = _conversation(make(factory, options), given, answers, who)
+        require(isinstance(first.metrics, Mapping), f"{who}.metrics maps each metric to its formula.")
+        whole = _conversation(first, columns, answers, who)
+        again = _conversation(make(factory, options), columns, answers, who)
         require(whole == again, f"{who}: the same row and answers gave another conversation.")
-        _check_apart(factory, options, given, answers, whole, who)
+        _check_apart(factory, options, columns, answers, whole, who)
         for message in NONSENSE:
-            _conversation(make(factory, options), given, [message, *answers], who)
+            _conversation(make(factory, options), columns, [message, *answers], who)
         first.close()
         first.close()
 
@@ -83,15 +83,15 @@ def _check_tools(tools: Any, who: str) -> None:
 
 
 def _conversation(environment: Any, row: Mapping[str, Any], answers: Sequence[Any], who: str) -> list[Any]:
-    """Everything that the environment gives until it is done, or the answers are used up."""
+    """Everything that the environment returns until it is done, or the answers are used up."""
     before = json.dumps(row)
     beginning = environment.start(dict(row))
     _check_messages(beginning if beginning is not None else [], f"{who}.start", who)
-    out: list[Any] = [beginning]
+    turns: list[Any] = [beginning]
     for message in answers:
         step = environment.step(json.loads(json.dumps(message)))
         _check_step(step, environment.metrics, who)
-        out.append((list(step.messages), step.done, step.reward, dict(step.metrics)))
+        turns.append((list(step.messages), step.done, step.reward, dict(step.metrics)))
         if step.done:
             break
     else:
@@ -104,7 +104,7 @@ def _conversation(environment: Any, row: Mapping[str, Any], answers: Sequence[An
                 f"{who} was not done after {MOST} answers that called no tool: a conversation must end.",
             )
     require(json.dumps(row) == before, f"{who} changed the row that it was given.")
-    return out
+    return turns
 
 
 def _check_step(step: Any, formulas: Mapping[str, str], who: str) -> None:
@@ -120,7 +120,7 @@ def _check_step(step: Any, formulas: Mapping[str, str], who: str) -> None:
     )
     finite = step.reward is None or (isinstance(step.reward, int | float) and math.isfinite(step.reward))
     require(finite, f"{who}.step: reward is a finite number or None, found {step.reward!r}.")
-    require_figures(step.metrics, f"{who}.step", formulas)
+    require_metrics(step.metrics, f"{who}.step", formulas)
 
 
 def _check_messages(messages: Any, where: str, who: str) -> None:
@@ -145,7 +145,7 @@ def _check_apart(
     whole: list[Any],
     who: str,
 ) -> None:
-    """A conversation goes as before while another one is under way."""
+    """Check that a conversation is the same while another one is going on."""
     one, other = make(factory, options), make(factory, options)
     one.start(dict(row))
     other.start(dict(row))

@@ -1,4 +1,4 @@
-"""Checks a whole plugin: what its module registers, each by the rules of its kind."""
+"""Checks a whole plugin: everything that its module registers, by the rules of its kind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHECKS: dict[str, Callable[..., None]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What the check of one registered thing gave.
+    """The result of checking one registered thing.
 
     Attributes:
         kind: a kind of `REGISTERS`; "hooks" for the module itself.
@@ -44,7 +44,7 @@ class Finding:
     skipped: str | None = None
 
     def __str__(self) -> str:
-        """One line: `ok`, `FAILED` or `skipped`, what, and why."""
+        """One line: `ok`, `FAILED` or `skipped`, the kind and name, and the reason."""
         word = "FAILED" if self.problem else "skipped" if self.skipped else "ok"
         why = self.problem or self.skipped
         return f"{word:<8}{self.kind.removesuffix('s')} {self.name}{': ' if why else ''}{why or ''}"
@@ -53,18 +53,18 @@ class Finding:
 def check_plugin(
     module: Any, options: Mapping[str, Mapping[str, Any]] | None = None, *, name: str = "plugin"
 ) -> list[Finding]:
-    """Check that a plugin joins beside the built-ins, and that what it registers keeps the rules.
+    """Check that a plugin can be registered beside the built-ins, and that what it registers keeps the rules.
 
     Args:
         module: with functions marked `hookimpl`.
-        options: registered name to options, where the defaults do not do.
+        options: registered name to options, where the defaults are not enough.
         name: of the plugin, for messages.
 
     Returns:
-        What was found; everything that has no `problem` is in order.
+        One finding for each registered thing; those without a `problem` are in order.
 
     Raises:
-        PluginError: it does not join: a wrong signature, a taken name, another HOOK_API.
+        PluginError: it cannot be registered: a wrong signature, a taken name, another HOOK_API.
     """
     loaded = Registry.load(no_plugins=True).add(module, name, name, "0")
     hooks = [Finding("hooks", hook) for hook in loaded.hooks]
@@ -72,16 +72,16 @@ def check_plugin(
 
 
 def check_entries(entries: Iterable[Entry], options: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
-    """Check registered things, each by the rules of its kind."""
+    """Check registered things, each by the rules of its kind; yields one finding for each."""
     for entry in entries:
-        given = options.get(entry.name, {})
+        values = options.get(entry.name, {})
         try:
-            entry.options.model_validate(dict(given))
+            entry.options.model_validate(dict(values))
         except ValidationError as error:
-            wanted = ", ".join(".".join(map(str, e["loc"])) or e["msg"] for e in error.errors())
-            yield Finding(entry.kind, entry.name, skipped=f"its options need a value: {wanted}")
+            missing = ", ".join(".".join(map(str, e["loc"])) or e["msg"] for e in error.errors())
+            yield Finding(entry.kind, entry.name, skipped=f"its options need a value: {missing}")
             continue
-        yield Finding(entry.kind, entry.name, problem=_problem(entry, given))
+        yield Finding(entry.kind, entry.name, problem=_problem(entry, values))
 
 
 def _problem(entry: Entry, options: Mapping[str, Any]) -> str | None:

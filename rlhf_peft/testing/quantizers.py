@@ -1,4 +1,4 @@
-"""The rules of quantizers, tried on the small model that ships with the package."""
+"""Checks that quantizers keep the rules of the plugin interface, on the small model that ships with the package."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..kit.quantizer import UNQUANTIZED, LoadCode, Quantizer, linear_sizes
 from .rules import ConformanceError, make, require
 
 COSINE = 0.999
-"""How alike the gradients of adapters over the quantized base and over its dequantized copy are at least."""
+"""Least cosine between outputs or gradients over the quantized base and over its dequantized copy."""
 WORST_ERROR = 0.5
-"""Relative error of a dequantized weight from which on it is not the weight any more."""
+"""Largest relative error of a dequantized weight."""
 SIZE = 0.1
-"""Share by which `bytes` may be wrong."""
+"""Largest relative error of `bytes`."""
 
 
 def check_quantizer(
@@ -33,8 +33,8 @@ def check_quantizer(
     Args:
         factory: what is registered.
         options: as a recipe gives them.
-        path: of the model that it is tried on; its layers have 64 or more inputs.
-        device: to try it on.
+        path: of the model that is quantized; its layers have 64 or more inputs.
+        device: that the model is loaded on.
 
     Raises:
         ConformanceError: a rule is broken.
@@ -55,7 +55,7 @@ def check_quantizer(
 
 
 def _load(path: str, device: str, quantizer: Quantizer = UNQUANTIZED) -> SharedBase:
-    """The model in float32, with an adapter that changes what it says; the same one whatever the quantizer."""
+    """The model in float32 with a random adapter, which is the same for every quantizer."""
     spec = BaseSpec(path, quantizer=quantizer, compute_dtype="float32", device=device)
     base = SharedBase(spec, LoraSpec(r=4, alpha=8))
     generator = torch.Generator().manual_seed(1)
@@ -95,7 +95,7 @@ def _check_attributes(quantizer: Any, who: str) -> None:
 
 
 def _layers(base: SharedBase) -> dict[str, Any]:
-    """The linear layers of a base by their names in the plain model, without what PEFT puts around them."""
+    """The linear layers of a base by their names in the plain model, without PEFT's wrappers."""
     model = base.lm
     names = base.roles.targets.able
     layers = {name: model.get_submodule(name) for name in names}
@@ -144,29 +144,29 @@ def _check_weight(layer: nn.Module, original: Tensor, quantizer: Quantizer, who:
 def _check_sizes(base: SharedBase, quantizer: Quantizer, who: str) -> None:
     layers = [layer for layer in _layers(base).values() if quantizer.is_quantized(layer)]
     require(bool(layers), f"{who}: no layer of {base.loaded.spec.path} is quantized.")
-    told = real = 0
+    declared = stored = 0
     for layer in layers:
         outputs, inputs = quantizer.dense_weight(layer).shape
-        told += quantizer.bytes(int(inputs), int(outputs))
-        real += stored_bytes(layer)
+        declared += quantizer.bytes(int(inputs), int(outputs))
+        stored += stored_bytes(layer)
     require(
-        abs(told - real) <= SIZE * real,
-        f"{who}: bytes() says {told} for {len(layers)} layers, which take {real}.",
+        abs(declared - stored) <= SIZE * stored,
+        f"{who}: bytes() says {declared} for {len(layers)} layers, which take {stored}.",
     )
 
 
 def stored_bytes(layer: nn.Module) -> int:
-    """Bytes of all tensors that a layer holds, those of its bias left out; each storage once."""
+    """Bytes of all tensors that a layer holds, without its bias; each storage is counted once."""
     storages: dict[int, int] = {}
     bias = getattr(layer, "bias", None)
     parts = [value for key, value in vars(layer).items() if not key.startswith("_")]
     parts += [p for p in (*layer.parameters(), *layer.buffers()) if p is not bias]
-    seen: set[int] = set()
+    visited: set[int] = set()
     while parts:
         part = parts.pop()
-        if id(part) in seen:
+        if id(part) in visited:
             continue
-        seen.add(id(part))
+        visited.add(id(part))
         if isinstance(part, Tensor) and hasattr(part, "__tensor_flatten__"):
             parts += [getattr(part, name) for name in part.__tensor_flatten__()[0]]
         elif isinstance(part, Tensor):
@@ -177,7 +177,7 @@ def stored_bytes(layer: nn.Module) -> int:
             parts += part.values()
         elif isinstance(part, list | tuple):
             parts += part
-        elif type(part).__name__.endswith("State"):  # bitsandbytes keeps scales so
+        elif type(part).__name__.endswith("State"):  # bitsandbytes stores scales in such objects
             parts += vars(part).values()
     return sum(storages.values())
 
@@ -206,13 +206,13 @@ def _check_outputs(base: SharedBase, plain: SharedBase, who: str) -> None:
 
 
 def _check_gradients(base: SharedBase, plain: SharedBase, who: str) -> None:
-    """Compare the gradients of both; by now the layers have seen forwards in eval mode, after which some repack."""
+    """Compare the gradients of both models; this runs after forwards in eval mode, in which some layers repack."""
     ids = _ids(base)
     _require_alike(_gradient(base, ids), _gradient(plain, ids), f"{who}: the gradients of an adapter")
 
 
 def _gradient(base: SharedBase, ids: Tensor) -> Tensor:
-    """[n] of the log-probability of all tokens, in all values of the policy's adapter."""
+    """The gradient [n] of the log-probability of all tokens with respect to the policy's adapter."""
     mask = torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
     with base.training([POLICY]) as parameters, base.role(POLICY):
         logps, _ = base.forwards.logps(base.forwards.hidden(ids), ids, mask)

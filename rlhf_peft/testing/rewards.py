@@ -1,4 +1,4 @@
-"""The rules of rewards."""
+"""Checks that rewards keep the rules of the plugin interface."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from ..types import RewardBatch, Scores
 from .doubles import make_reward_batch
-from .rules import ConformanceError, global_streams_untouched, is_json, make, require, require_figures, same
+from .rules import ConformanceError, global_streams_untouched, is_json, make, require, require_metrics, same
 
 MakeBatch = Callable[..., RewardBatch]
 
@@ -26,15 +26,16 @@ def check_reward(
 ) -> None:
     """Check that a reward keeps the rules.
 
-    One finite number or NaN a row; nothing drawn from global streams; the same for the same batch and seed; the batch
-    left as it was; where no random numbers are drawn, a row's score does not depend on its batch-mates.
+    It returns one finite number, or NaN, for each row, and the same for the same batch and seed. It draws nothing from
+    global random streams and leaves the batch unchanged. Where it draws no random numbers, the score of a row does not
+    depend on the other rows of the batch.
 
     Args:
         factory: what is registered.
         options: as a recipe gives them.
         make_batch: called without arguments, and with `conversational=True`; for rewards that need certain columns,
             `functools.partial(make_reward_batch, columns={...})`.
-        compares_rows: the reward compares the rows of a prompt, so that a score may depend on batch-mates.
+        compares_rows: the reward compares the rows of a prompt, so that a score may depend on other rows.
 
     Raises:
         ConformanceError: a rule is broken.
@@ -55,14 +56,14 @@ def check_reward(
 
 
 def run(reward: Any, batch: RewardBatch) -> Scores:
-    """The scores, whether `score` is async or not."""
-    given = reward.score(batch)
-    scores: Scores = asyncio.run(_awaited(given)) if inspect.isawaitable(given) else given
+    """The scores of a batch, whether `score` is async or not."""
+    result = reward.score(batch)
+    scores: Scores = asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
     return scores
 
 
-async def _awaited(given: Any) -> Any:
-    return await given
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
 
 
 def _check_attributes(reward: Any, who: str) -> None:
@@ -103,7 +104,7 @@ def _check_scores(reward: Any, batch: RewardBatch, who: str) -> Scores:
             f"{who} gave token scores {_shape(scores.token)}, expected ({n}, {width}).",
         )
         require(scores.token.isfinite().all(), f"{who} gave a token score that is not finite.")
-    require_figures(scores.metrics, who)
+    require_metrics(scores.metrics, who)
     for name, values in scores.extra.items():
         require(
             len(values) == n and is_json(list(values)),
@@ -133,7 +134,12 @@ def _check_rows_alone(
 
 
 def rows_of(batch: RewardBatch, index: list[int]) -> RewardBatch:
-    """The batch of some of its rows."""
+    """A batch of some rows of another one.
+
+    Args:
+        batch: that the rows are taken from.
+        index: numbers of the rows.
+    """
 
     def pick(values: Any) -> Any:
         return [values[i] for i in index]

@@ -1,4 +1,4 @@
-"""Rules that hold for everything that a plugin registers, and how a broken one is told."""
+"""Rules that hold for everything that a plugin registers, and the error for a broken rule."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ class ConformanceError(AssertionError):
 
 
 def require(holds: bool | Tensor, message: str) -> None:
-    """Raise `ConformanceError` with the message unless it holds."""
+    """Raise `ConformanceError` with the message unless the condition holds."""
     if not bool(holds):
         raise ConformanceError(message)
 
 
 def make(factory: Any, options: Mapping[str, Any] | None) -> Any:
-    """The thing itself, from options that were checked as a recipe's are.
+    """Make what a factory registers, from options that are validated as those of a recipe are.
 
     Raises:
         ConformanceError: `Options` is absent, lets unknown keys pass, has a field without a description, or does not
             take these options.
     """
     model = getattr(factory, "Options", None)
-    named = getattr(factory, "__name__", str(factory))
+    factory_name = getattr(factory, "__name__", str(factory))
     require(
         isinstance(model, type) and issubclass(model, BaseModel),
-        f"{named}: needs `Options`, a pydantic model.",
+        f"{factory_name}: needs `Options`, a pydantic model.",
     )
     assert isinstance(model, type) and issubclass(model, BaseModel)
     require(
         model.model_config.get("extra") == "forbid",
-        f"{named}.Options must forbid unknown keys; subclass plugin.Options.",
+        f"{factory_name}.Options must forbid unknown keys; subclass plugin.Options.",
     )
     bare = [name for name, field in model.model_fields.items() if not field.description]
     require(
         not bare,
-        f"{named}.Options: {', '.join(bare)} without a description; users read it in `schema` and in errors.",
+        f"{factory_name}.Options: {', '.join(bare)} without a description; users read it in `schema` and in errors.",
     )
-    given = dict(options or {})
+    values = dict(options or {})
     try:
-        checked = model.model_validate(given)
+        checked = model.model_validate(values)
     except ValidationError as error:
         raise ConformanceError(
-            f"{named}.Options does not take {given}: {' '.join(str(error).split())}"
+            f"{factory_name}.Options does not take {values}: {' '.join(str(error).split())}"
         ) from None
     try:
-        model.model_validate({**given, _UNKNOWN: 1})
+        model.model_validate({**values, _UNKNOWN: 1})
     except ValidationError:
         return factory(checked)
-    raise ConformanceError(f"{named}.Options takes an unknown key without a word.")
+    raise ConformanceError(f"{factory_name}.Options takes an unknown key without a word.")
 
 
 @contextmanager
 def global_streams_untouched(who: str) -> Iterator[None]:
-    """What runs inside draws nothing from the global random streams of torch, Python and numpy, and seeds none."""
+    """Check that the block neither draws from the global random streams of torch, Python and numpy nor seeds them."""
     before = _streams()
     yield
     for name, state in _streams().items():
@@ -85,28 +85,28 @@ def _streams() -> dict[str, str]:
     return states
 
 
-def require_figures(figures: Any, who: str, known: Mapping[str, str] | None = None) -> None:
-    """Figures to log are finite numbers by name, each with its formula in `known` where that is given."""
+def require_metrics(metrics: Any, who: str, known: Mapping[str, str] | None = None) -> None:
+    """Check that metrics to log are finite numbers by name, each with its formula in `known` where that is given."""
     require(
-        isinstance(figures, Mapping),
-        f"{who}: figures are a mapping of names to numbers, found {type(figures).__name__}.",
+        isinstance(metrics, Mapping),
+        f"{who}: metrics are a mapping of names to numbers, found {type(metrics).__name__}.",
     )
-    for name, value in figures.items():
+    for name, value in metrics.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         require(
-            number and math.isfinite(value), f"{who}: the figure {name!r} is {value!r}, not a finite number."
+            number and math.isfinite(value), f"{who}: the metric {name!r} is {value!r}, not a finite number."
         )
-    require_known(figures, who, known)
+    require_known(metrics, who, known)
 
 
-def require_known(figures: Mapping[str, Any], who: str, known: Mapping[str, str] | None) -> None:
-    """Every figure has a formula."""
-    absent = sorted(set(figures) - set(known)) if known is not None else []
-    require(not absent, f"{who}: `metrics` has no formula for {', '.join(absent)}.")
+def require_known(metrics: Mapping[str, Any], who: str, known: Mapping[str, str] | None) -> None:
+    """Check that every metric has a formula."""
+    missing = sorted(set(metrics) - set(known)) if known is not None else []
+    require(not missing, f"{who}: `metrics` has no formula for {', '.join(missing)}.")
 
 
 def require_plain(state: Any, who: str) -> None:
-    """A state holds tensors and JSON values only, under text keys."""
+    """Check that a state holds only tensors and JSON values, under keys of text."""
     if isinstance(state, Tensor) or state is None or isinstance(state, (str, bool, int, float)):
         return
     if isinstance(state, Mapping):
@@ -123,7 +123,7 @@ def require_plain(state: Any, who: str) -> None:
 
 
 def require_round_trip(thing: Any, fresh: Any, who: str) -> None:
-    """`state_dict` is plain, and a fresh one that loads it has the same."""
+    """Check that `state_dict` is plain, and that a fresh object that loads it returns the same state."""
     state = thing.state_dict()
     require_plain(state, who)
     fresh.load_state_dict(state)
@@ -133,7 +133,7 @@ def require_round_trip(thing: Any, fresh: Any, who: str) -> None:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two values are equal to the last bit, NaN being equal to NaN."""
+    """Whether two values are exactly equal; NaN is equal to NaN."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return (
             left.shape == right.shape

@@ -1,4 +1,4 @@
-"""The rules of samplers."""
+"""Checks that samplers keep the rules of the plugin interface."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ def check_sampler(
 ) -> None:
     """Check that a sampler keeps the rules.
 
-    One row a request, in order, its prompt intact; lengths within what was asked and the context; the same for the same
-    seeds, other for others; nothing drawn from global streams; the policy's weights left alone. What `provides` says
-    holds: a row depends on its seed alone ("row_seeds"), its log-probabilities are the policy's ("logps" with
-    "on_policy", at the temperature asked for), temperature 0 takes the likeliest token ("on_policy").
+    It returns one row for each request, in order, with the prompt unchanged, and no longer than the request and the
+    context allow. The same seeds give the same rows, and other seeds give others. Nothing is drawn from global random
+    streams, and the policy's weights are unchanged. What `provides` names is true: a row depends on its seed alone
+    ("row_seeds"), log-probabilities are the policy's at the request's temperature ("logps" with "on_policy"), and
+    temperature 0 takes the likeliest token ("on_policy").
 
     Args:
         factory: what is registered.
         options: as a recipe gives them.
         policy: default: a `FakePolicy`.
-        prepare: called with each sampler before it is used, to give it what a registry would.
+        prepare: called with each sampler before it is used, to set what a registry would set.
 
     Raises:
         ConformanceError: a rule is broken.
@@ -43,7 +44,7 @@ def check_sampler(
 
 
 class _Check:
-    """One sampler's check; makes fresh ones as it needs them."""
+    """The check of one sampler; each method checks one rule, with a fresh sampler where it needs one."""
 
     def __init__(self, factory: Any, options: Any, policy: FakePolicy, prepare: Wrap | None) -> None:
         self.factory, self.options, self.policy, self.prepare = factory, options, policy, prepare
@@ -53,16 +54,16 @@ class _Check:
         sampler = self.fresh()
         self.attributes(sampler)
         provides = sampler.provides
-        asked = make_requests(params=replace(sampler.params, max_new_tokens=8, temperature=1.0))
-        rollout = self.sample(asked)
-        self.shape(asked, rollout)
-        self.seeds(asked, rollout)
+        requests = make_requests(params=replace(sampler.params, max_new_tokens=8, temperature=1.0))
+        rollout = self.sample(requests)
+        self.shape(requests, rollout)
+        self.seeds(requests, rollout)
         if "row_seeds" in provides:
-            self.alone(asked, rollout)
+            self.alone(requests, rollout)
         if "logps" in provides:
-            self.logps(asked, rollout, exact="on_policy" in provides)
+            self.logps(requests, rollout, exact="on_policy" in provides)
         if "on_policy" in provides:
-            self.greedy(asked)
+            self.greedy(requests)
         sampler.close()
         sampler.close()
 
@@ -98,8 +99,8 @@ class _Check:
         )
         require(isinstance(sampler.params, SamplingParams), f"{self.who}.params is a SamplingParams.")
 
-    def shape(self, asked: Sequence[Request], rollout: Rollout) -> None:
-        n, who = len(asked), self.who
+    def shape(self, requests: Sequence[Request], rollout: Rollout) -> None:
+        n, who = len(requests), self.who
         require(len(rollout) == n, f"{who} gave {len(rollout)} rows for {n} requests.")
         lists: dict[str, Any] = {
             "action_mask": rollout.action_mask,
@@ -110,20 +111,21 @@ class _Check:
         for name, values in lists.items():
             require(len(values) == n, f"{who}: {name} has {len(values)} entries for {n} rows.")
         require(
-            rollout.group.tolist() == [r.group for r in asked],
+            rollout.group.tolist() == [r.group for r in requests],
             f"{who}: the groups are not the requests', in their order.",
         )
         require(
-            rollout.tag == [r.tag for r in asked], f"{who}: the tags are not the requests', in their order."
+            rollout.tag == [r.tag for r in requests],
+            f"{who}: the tags are not the requests', in their order.",
         )
         require(rollout.version == 1, f"{who}: version is {rollout.version}; sync announced 1.")
-        for name in asked[0].columns:
-            want = [r.columns.get(name) for r in asked]
+        for name in requests[0].columns:
+            expected = [r.columns.get(name) for r in requests]
             require(
-                rollout.columns.get(name) == want,
+                rollout.columns.get(name) == expected,
                 f"{who}: column {name} is not the requests', in their order.",
             )
-        for i, request in enumerate(asked):
+        for i, request in enumerate(requests):
             self.row(i, request, rollout)
 
     def row(self, i: int, request: Request, rollout: Rollout) -> None:
@@ -146,55 +148,55 @@ class _Check:
             f"{who}: finish is {word!r} and the last token {last}.",
         )
 
-    def seeds(self, asked: Sequence[Request], rollout: Rollout) -> None:
-        again = self.sample(asked)
+    def seeds(self, requests: Sequence[Request], rollout: Rollout) -> None:
+        again = self.sample(requests)
         require(
             _ids(again) == _ids(rollout),
             f"{self.who}: the same requests gave other completions the second time.",
         )
-        others = [replace(r, seed=r.seed + 7) for r in asked]
+        others = [replace(r, seed=r.seed + 7) for r in requests]
         require(
             _ids(self.sample(others)) != _ids(rollout),
             f"{self.who}: other seeds gave the very same completions.",
         )
 
-    def alone(self, asked: Sequence[Request], rollout: Rollout) -> None:
-        singly = [_ids(self.sample([request]))[0] for request in asked]
+    def alone(self, requests: Sequence[Request], rollout: Rollout) -> None:
+        singly = [_ids(self.sample([request]))[0] for request in requests]
         require(
             singly == _ids(rollout),
             f"{self.who} provides row_seeds, but rows differ when they are sampled alone.",
         )
-        backwards = _ids(self.sample(list(asked)[::-1]))[::-1]
+        backwards = _ids(self.sample(list(requests)[::-1]))[::-1]
         require(
             backwards == _ids(rollout),
             f"{self.who} provides row_seeds, but the order of the requests matters.",
         )
 
-    def logps(self, asked: Sequence[Request], rollout: Rollout, *, exact: bool) -> None:
+    def logps(self, requests: Sequence[Request], rollout: Rollout, *, exact: bool) -> None:
         if rollout.sampler_logps is None:
             raise ConformanceError(f"{self.who} provides logps, but sampler_logps is None.")
         for i, (ids, mask) in enumerate(zip(rollout.input_ids, rollout.action_mask, strict=True)):
-            found = rollout.sampler_logps[i]
+            logps = rollout.sampler_logps[i]
             require(
-                found.shape == ids.shape, f"{self.who}: row {i} has {len(found)} logps for {len(ids)} tokens."
+                logps.shape == ids.shape, f"{self.who}: row {i} has {len(logps)} logps for {len(ids)} tokens."
             )
             require(
-                not found[~mask].any(),
+                not logps[~mask].any(),
                 f"{self.who}: row {i} has log-probabilities where nothing was written.",
             )
-            sound = found.isfinite().all() and (found <= 1e-6).all()
+            sound = logps.isfinite().all() and (logps <= 1e-6).all()
             require(sound, f"{self.who}: row {i} has a log-probability above 0 or not finite.")
-            params = asked[i].params
+            params = requests[i].params
             if exact and not params.truncated:
                 true = torch.where(mask, self.policy.logps(ids, params.temperature or 1.0), 0.0)
-                gap = float((true - found).abs().max())
+                gap = float((true - logps).abs().max())
                 require(
                     gap < 1e-3,
                     f"{self.who}: row {i}'s log-probabilities differ from the policy's by {gap:.2g}.",
                 )
 
-    def greedy(self, asked: Sequence[Request]) -> None:
-        cold = [replace(r, params=replace(r.params, temperature=0.0)) for r in asked]
+    def greedy(self, requests: Sequence[Request]) -> None:
+        cold = [replace(r, params=replace(r.params, temperature=0.0)) for r in requests]
         rollout = self.sample(cold)
         for i, (ids, mask) in enumerate(zip(rollout.input_ids, rollout.action_mask, strict=True)):
             with self.policy.decoder() as model:

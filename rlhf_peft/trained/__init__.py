@@ -1,4 +1,4 @@
-"""What is done with a run once it is trained: talk to it, measure it, hand it over."""
+"""Work with a trained run: chat with it, evaluate it, export it."""
 
 from .opened import Opened, open_run
 

@@ -1,4 +1,4 @@
-"""Answers of a trained policy, as they are written; and of the reference beside it, and what the rewards say."""
+"""Chat with a trained run: encode a conversation, stream a role's answer, and score it with the reward heads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Message = dict[str, str]
 
 
 @dataclass
-class Talk:
-    """How answers are drawn.
+class ChatSettings:
+    """How conversations are encoded and answers sampled.
 
     Attributes:
         temperature: 0 takes the likeliest token.
@@ -38,54 +38,54 @@ class Talk:
 
 
 class Streamer:
-    """Hands text on as soon as it is sure: transformers' way of giving tokens one by one.
+    """A streamer for transformers' `generate`: passes text on as soon as its letters are complete.
 
     Args:
-        tokenizer: decodes.
-        told: is called with each piece.
+        tokenizer: decodes the tokens.
+        on_text: is called with each piece of text.
     """
 
-    def __init__(self, tokenizer: Any, told: Callable[[str], None]) -> None:
-        self._tokenizer, self._told = tokenizer, told
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
         self._ids: list[int] = []
-        self._said = 0
+        self._length = 0  # of the text that was passed on
         self._prompt = True
 
     def put(self, value: torch.Tensor) -> None:
-        """The prompt, then each token."""
+        """Take token ids: first the prompt's, which are ignored, then those of the answer."""
         if self._prompt:
             self._prompt = False
             return
         self._ids += value.flatten().tolist()
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         # A letter may be made of several tokens; half of one decodes to this mark.
-        sure = len(text.rstrip("\ufffd"))
-        if sure > self._said:
-            self._told(text[self._said : sure])
-            self._said = sure
+        complete = len(text.rstrip("\ufffd"))
+        if complete > self._length:
+            self._on_text(text[self._length : complete])
+            self._length = complete
 
     def end(self) -> None:
-        """What is left."""
+        """Pass on the rest of the text."""
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        if len(text) > self._said:
-            self._told(text[self._said :])
+        if len(text) > self._length:
+            self._on_text(text[self._length :])
 
     @property
     def ids(self) -> list[int]:
-        """Tokens so far."""
+        """Tokens of the answer so far."""
         return list(self._ids)
 
 
-def encode(base: SharedBase, messages: Sequence[Message], talk: Talk) -> list[int]:
-    """Ids of a conversation, ready for an answer; without a chat template, its texts one after the other.
+def encode(base: SharedBase, messages: Sequence[Message], settings: ChatSettings) -> list[int]:
+    """Token ids of a conversation with the beginning of an answer; without a chat template, its texts joined.
 
     Raises:
         UsageError: the chat template refuses it, or no room is left for an answer.
     """
     encoder = Encoder(
         base.tokenizer,
-        chat_template_kwargs=talk.template,
-        system=talk.system,
+        chat_template_kwargs=settings.template,
+        system=settings.system,
         max_length=base.max_length,
         eos_ids=base.eos_ids,
         vocab_size=base.vocab_size,
@@ -105,49 +105,50 @@ def encode(base: SharedBase, messages: Sequence[Message], talk: Talk) -> list[in
 def answer(
     base: SharedBase,
     ids: Sequence[int],
-    talk: Talk,
+    settings: ChatSettings,
     role: str = POLICY,
-    told: Callable[[str], None] = lambda text: None,
+    on_text: Callable[[str], None] = lambda text: None,
 ) -> list[int]:
-    """Tokens of an answer; its text is told as it is written.
+    """Sample an answer; returns its token ids, and passes its text on while it is sampled.
 
     Args:
         base: of the run.
         ids: of the conversation.
-        talk: how it is drawn.
-        role: who answers.
-        told: is called with each piece of text.
+        settings: how the answer is sampled.
+        role: that answers.
+        on_text: is called with each piece of text.
     """
     from transformers import GenerationConfig  # slow to import
 
-    given = torch.tensor([list(ids)], device=base.device)
-    room = min(talk.max_new_tokens, base.max_length - given.shape[1])
-    streamer = Streamer(base.tokenizer, told)
-    how = GenerationConfig(
-        max_new_tokens=room,
+    prompt = torch.tensor([list(ids)], device=base.device)
+    most = min(settings.max_new_tokens, base.max_length - prompt.shape[1])
+    streamer = Streamer(base.tokenizer, on_text)
+    temperature = settings.temperature
+    config = GenerationConfig(
+        max_new_tokens=most,
         pad_token_id=base.tokenizer.pad_token_id,
         eos_token_id=sorted(base.eos_ids),
-        do_sample=talk.temperature > 0,
-        **({"temperature": talk.temperature, "top_k": 0, "top_p": 1.0} if talk.temperature > 0 else {}),
+        do_sample=temperature > 0,
+        **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
     )
     with (
         torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []),
         base.decoding.decoder(role) as model,
-        generation_config(model, how),  # the model's own may hold penalties that training knew nothing of
+        generation_config(model, config),  # the model's own may hold penalties that training did not use
     ):
-        torch.manual_seed(talk.seed)
-        model.generate(input_ids=given, attention_mask=torch.ones_like(given), streamer=streamer)
+        torch.manual_seed(settings.seed)
+        model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), streamer=streamer)
     return streamer.ids
 
 
 @torch.no_grad()
 def scores(opened: Opened, ids: Sequence[int]) -> dict[str, float]:
-    """What each reward head says of a conversation with its answer."""
-    base, found = opened.base, {}
+    """The score of each reward head for a conversation with its answer, by the name of the role."""
+    base, by_role = opened.base, {}
     row = torch.tensor([list(ids)], device=base.device)
     for name in opened.rewards:
         with base.role(name, train=False):
-            found[name] = float(
+            by_role[name] = float(
                 base.forwards.rewards(base.forwards.hidden(row), torch.tensor([row.shape[1]]), name)
             )
-    return found
+    return by_role

@@ -1,4 +1,4 @@
-"""A run's policy beside its reference on held-out prompts: rewards, win rate, KL, length, with intervals."""
+"""Evaluates a run's policy against its reference on held-out prompts: rewards, win rate, KL and length."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Measured:
     """A mean over prompts with its 95 % interval.
 
     Attributes:
-        policy: of the policy.
-        low: lower end.
-        high: upper end.
-        reference: the same of the reference; None: it says nothing of it.
+        policy: mean of the policy.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        reference: mean of the reference; None: the metric has none.
     """
 
     policy: float
@@ -48,16 +48,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         prompts: how many.
-        figures: name to what was measured.
-        samples: prompt, both answers, their scores.
+        metrics: name to the measured mean and interval.
+        samples: one mapping for each prompt, with both answers and their scores.
     """
 
     prompts: int
-    figures: dict[str, Measured]
+    metrics: dict[str, Measured]
     samples: list[dict[str, Any]]
 
 
@@ -72,20 +72,20 @@ def evaluate(
     seed: int = 0,
     sampler: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Evaluation:
-    """Let policy and reference answer the same prompts with the same seeds.
+    """Let policy and reference answer the same prompts with the same seeds, and compare the answers.
 
     Args:
         opened: the run.
         registry: makes dataset, sampler and rewards.
         dataset: prompts; default: what the run's last RL stage holds out.
         split: of the dataset.
-        rewards: what scores; default: the last RL stage's.
+        rewards: that score the answers; default: the last RL stage's.
         size: most prompts.
         seed: of the answers.
-        sampler: name and options of what writes the answers; default: see `sampler_of`.
+        sampler: name and options of the sampler; default: see `sampler_of`.
 
     Raises:
-        UsageError: the run says neither prompts nor rewards, and none are given.
+        UsageError: the run has no RL stage with prompts and rewards, and none are given.
     """
     opened.need()
     stage = last_rl(opened.recipe)
@@ -94,58 +94,58 @@ def evaluate(
             f"{opened.path}: has no RL stage that says what to measure. Give --dataset and --reward or --rewards."
         )
     name, options = sampler or sampler_of(opened.recipe)
-    writer = registry.make("samplers", name, options)
-    most = writer.params.max_new_tokens
+    completion_sampler = registry.make("samplers", name, options)
+    most = completion_sampler.params.max_new_tokens
     prompts = prompts_of(
         opened, registry, what=NAME, dataset=dataset, split=split, size=size, max_new_tokens=most
     )
     entries = list(rewards) or _rewards(stage)
-    with ExitStack() as held:
-        held.callback(writer.close)
-        given = Rewards(registry, entries, opened.base, stage=NAME, reachable=False)
-        held.callback(given.close)
-        answers = _both(opened, writer, prompts, given, seed)
+    with ExitStack() as stack:
+        stack.callback(completion_sampler.close)
+        reward_set = Rewards(registry, entries, opened.base, stage=NAME, reachable=False)
+        stack.callback(reward_set.close)
+        answers = _answers_of_both(opened, completion_sampler, prompts, reward_set, seed)
     return _summary(prompts, answers, seed)
 
 
 def _rewards(stage: RlStage | None) -> list[RewardEntry]:
-    """Those that a stage trains on, and those that it only measures."""
+    """The rewards that a stage trains on, and those that it only measures, with weight 0."""
     if stage is None:
         return []
     return [*stage.rewards, *(entry.model_copy(update={"weight": 0.0}) for entry in stage.eval.rewards)]
 
 
-def sampler_of(recipe: Recipe, asked: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+def sampler_of(recipe: Recipe, choice: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
     """Name and options of the sampler that writes a run's answers.
 
     Args:
         recipe: of the run.
-        asked: a sampler's `name` and options. What it leaves out of how completions are drawn is as the run's last RL
-            stage has it, and so are all its options where that stage uses the same sampler.
+        choice: a sampler's `name` and options. Sampling options that it leaves out, such as the temperature, are those
+            of the run's last RL stage, and so are all options where that stage uses the same sampler.
 
     Returns:
-        The stage's own where none is asked for; `DEFAULT_SAMPLER` where there is no RL stage either.
+        The sampler of the last RL stage where there is no choice; `DEFAULT_SAMPLER` where there is no RL stage either.
     """
     stage = last_rl(recipe)
     name, options = (
         (DEFAULT_SAMPLER, {}) if stage is None else (stage.sampler.name, dict(stage.sampler.options))
     )
-    if asked is None:
+    if choice is None:
         return name, options
-    given = {key: value for key, value in asked.items() if key != "name"}
-    if asked["name"] != name:
+    chosen = {key: value for key, value in choice.items() if key != "name"}
+    if choice["name"] != name:
         options = {key: value for key, value in options.items() if key in SamplingOptions.model_fields}
-    return str(asked["name"]), {**options, **given}
+    return str(choice["name"]), {**options, **chosen}
 
 
 @dataclass(slots=True)
 class _Answers:
-    """Of N prompts, rows 2i of the policy and 2i + 1 of the reference, which are one group to rewards that compare.
+    """The answers to N prompts: row 2i of the policy, row 2i + 1 of the reference; each pair is one group.
 
     Attributes:
-        batch: 2 N rows.
-        texts: 2 N.
-        kl: [2 N], of the policy to the reference.
+        batch: 2N rows.
+        texts: 2N completions.
+        kl: [2N], log-probability ratio of the policy to the reference, summed over each completion.
     """
 
     batch: Batch
@@ -157,8 +157,10 @@ def _seed(*stream: str | int) -> int:
     return zlib.crc32("/".join(map(str, stream)).encode())
 
 
-def _both(opened: Opened, sampler: Any, prompts: Sequence[Any], rewards: Rewards, seed: int) -> _Answers:
-    """Both roles answer with the same seeds, and their answers are scored together."""
+def _answers_of_both(
+    opened: Opened, sampler: Any, prompts: Sequence[Any], rewards: Rewards, seed: int
+) -> _Answers:
+    """Sample both roles' answers with the same seeds, and score them together."""
     base = opened.base
     generator = lambda: torch.Generator().manual_seed(_seed(NAME, seed))  # noqa: E731
     budget = TokenBudget(NAME, opened.recipe.model.tokens_per_forward)
@@ -190,7 +192,7 @@ def _summary(prompts: Sequence[Any], answers: _Answers, seed: int) -> Evaluation
     generator = torch.Generator().manual_seed(seed)
 
     def measured(values: torch.Tensor, others: torch.Tensor | None = None) -> Measured:
-        """Over the prompts on which both sides have a value."""
+        """The mean and interval over the prompts on which both sides have a value."""
         known = ~values.isnan() if others is None else ~(values.isnan() | others.isnan())
         if not bool(known.any()):
             return Measured(float("nan"), float("nan"), float("nan"))
@@ -199,19 +201,19 @@ def _summary(prompts: Sequence[Any], answers: _Answers, seed: int) -> Evaluation
         return Measured(float(values[known].mean()), low, high, other)
 
     def wins(values: torch.Tensor) -> Measured:
-        """Share of prompts on which the policy's answer has more; as much counts a half."""
+        """The share of prompts on which the policy's answer has the higher value; a tie counts half."""
         return measured((torch.sign(values[0::2] - values[1::2]) + 1) / 2)
 
     scores, components = answers.batch.scores, answers.batch.components
-    figures = {"reward": measured(scores[0::2], scores[1::2]), "win rate": wins(scores)}
+    metrics = {"reward": measured(scores[0::2], scores[1::2]), "win rate": wins(scores)}
     for name, values in components.items() if len(components) > 1 else ():
-        figures[name] = measured(values[0::2], values[1::2])
-        figures[f"win rate by {name}"] = wins(values)
-    figures["KL to the reference"] = measured(answers.kl[0::2])
+        metrics[name] = measured(values[0::2], values[1::2])
+        metrics[f"win rate by {name}"] = wins(values)
+    metrics["KL to the reference"] = measured(answers.kl[0::2])
     lengths = answers.batch.rollout.completion_lengths.float()
-    figures["tokens"] = measured(lengths[0::2], lengths[1::2])
+    metrics["tokens"] = measured(lengths[0::2], lengths[1::2])
     ended = torch.tensor([float(word != "length") for word in answers.batch.rollout.finish])
-    figures["ended by themselves"] = measured(ended[0::2], ended[1::2])
+    metrics["ended by themselves"] = measured(ended[0::2], ended[1::2])
     samples = [
         {
             "prompt": prompt.columns["prompt"],
@@ -222,4 +224,4 @@ def _summary(prompts: Sequence[Any], answers: _Answers, seed: int) -> Evaluation
         }
         for i, prompt in enumerate(prompts)
     ]
-    return Evaluation(len(prompts), figures, samples)
+    return Evaluation(len(prompts), metrics, samples)

@@ -1,7 +1,7 @@
-"""Writes models and tokenizers so that transformers 4 reads the same out of them as transformers 5, which writes them.
+"""Writes models and tokenizers with transformers 5 in such a way that transformers 4 reads them correctly too.
 
-transformers 4 reads no `rope_parameters`, and takes a default rope without a word where it misses `rope_theta`; it
-knows no tokenizer class `TokenizersBackend`, and expects extra special tokens under another name.
+transformers 4 reads no `rope_parameters`, and silently takes default rotary positions where `rope_theta` is missing.
+It knows no tokenizer class `TokenizersBackend`, and expects extra special tokens under another name.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..recipe import Recipe
 
 SHARD = "4GB"
 _BACKENDS = ("TokenizersBackend",)
-"""Tokenizer classes of transformers 5 that hold nothing but a tokenizer.json."""
+"""Tokenizer classes of transformers 5 that consist of a tokenizer.json alone."""
 _LONGROPE = ("short_factor", "long_factor")
-"""All that transformers 4 takes in `rope_scaling` of a Phi 3, beside the type."""
+"""The only keys beside the type that transformers 4 accepts in `rope_scaling` of a Phi 3."""
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -27,7 +27,7 @@ def save_model(model: Any, folder: Path) -> None:
 
     Args:
         model: of transformers.
-        folder: where to.
+        folder: that they are written to.
     """
     with quiet():
         model.save_pretrained(str(folder), max_shard_size=SHARD)
@@ -35,13 +35,13 @@ def save_model(model: Any, folder: Path) -> None:
 
 
 def save_tokenizer(recipe: Recipe, folder: Path, trust: bool, *, classifier: bool = False) -> Any:
-    """Write the base's tokenizer, its chat template with the recipe's arguments as defaults.
+    """Write the base's tokenizer; its chat template gets the recipe's arguments as defaults.
 
     Args:
         recipe: of the run.
-        folder: where to.
+        folder: that it is written to.
         trust: run code from the model's repository.
-        classifier: give it a token to pad with that ends no text.
+        classifier: use a padding token that ends no text.
 
     Returns:
         The tokenizer.
@@ -51,9 +51,9 @@ def save_tokenizer(recipe: Recipe, folder: Path, trust: bool, *, classifier: boo
     tokenizer = AutoTokenizer.from_pretrained(
         BaseSpec(recipe.model.path).location, revision=recipe.model.revision, trust_remote_code=trust
     )
-    given = recipe.model.chat_template_kwargs
-    if given and isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = "".join([*map(_default, given.items()), tokenizer.chat_template])
+    arguments = recipe.model.chat_template_kwargs
+    if arguments and isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = "".join([*map(_default, arguments.items()), tokenizer.chat_template])
     if classifier:
         tokenizer.pad_token = pad_token(tokenizer)
     tokenizer.save_pretrained(str(folder))
@@ -62,33 +62,33 @@ def save_tokenizer(recipe: Recipe, folder: Path, trust: bool, *, classifier: boo
 
 
 def pad_token(tokenizer: Any) -> str:
-    """A token to pad with that ends no text: classifiers score the last token that is none."""
+    """A padding token that ends no text: classifiers score the last token that is not padding."""
     special = [tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
     ends = {tokenizer.eos_token}
-    found = next((token for token in special if token is not None and token not in ends), None)
-    return str(found or tokenizer.convert_ids_to_tokens(0))
+    usable = next((token for token in special if token is not None and token not in ends), None)
+    return str(usable or tokenizer.convert_ids_to_tokens(0))
 
 
 def with_older_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's configuration that says everything under the names of transformers 4 as well.
+    """A model's configuration with the keys of transformers 4 added.
 
     Args:
-        config: as transformers 5 writes it; configurations inside it are treated alike.
+        config: as transformers 5 writes it; configurations inside it are changed in the same way.
     """
     inner = {
         key: with_older_names(value)
         for key, value in config.items()
         if key.endswith("_config") and isinstance(value, Mapping)
     }
-    given = {**config, **inner}
+    merged = {**config, **inner}
     older = _older_rope(str(config.get("model_type")), config.get("rope_parameters"))
     if isinstance(config.get("dtype"), str):
         older["torch_dtype"] = config["dtype"]
-    return {**given, **older}  # rope_parameters are what the model was computed with
+    return {**merged, **older}  # rope_parameters are what the model was computed with
 
 
 def _older_rope(kind: str, rope: Any) -> dict[str, Any]:
-    """What transformers 4 calls the parameters of rotary positions."""
+    """The parameters of rotary positions under the names of transformers 4."""
     if not isinstance(rope, Mapping):
         return {}
     local: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def _older_scaling(kind: str, rope: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_with_older_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer's configuration that transformers 4 reads; transformers 5 knows its names.
+    """A tokenizer's configuration that transformers 4 reads, and transformers 5 too.
 
     Args:
         config: as transformers 5 writes it.
@@ -131,14 +131,14 @@ def tokenizer_with_older_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rewrite(file: Path, change: Any) -> None:
-    """Change a JSON file of a folder, where it is there."""
+    """Change a JSON file with a function from old to new content; a missing file is left out."""
     if file.is_file():
         changed = change(json.loads(file.read_text(encoding="utf-8")))
         file.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _default(argument: tuple[str, Any]) -> str:
-    """Jinja that gives an argument of a chat template its value, unless the caller does."""
+    """Jinja code that sets an argument of a chat template, unless the caller sets it."""
     name, value = argument
     return f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
 

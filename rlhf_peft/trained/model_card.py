@@ -1,4 +1,4 @@
-"""The model card of what is exported: what it is, from what, with which figures, how it is used, and what it is for."""
+"""The model card of an export: what it is, how it is loaded, its data, its metrics and its recipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..runs.headlines import on_card
 
 
 def is_here(path: str) -> bool:
-    """Whether a model's path is one of this machine or of this package, which means nothing on the hub."""
+    """Whether a model's path is on this machine or in this package, and so is no id of the hub."""
     return path.startswith("builtin:") or Path(path).expanduser().exists()
 
 
@@ -36,41 +36,23 @@ def card(
         recipe: of the run.
         history: of the run.
         role: that is exported.
-        use: Python that loads it.
+        use: Python code that loads it.
         quantizer: of the recipe.
-        merged: largest difference to what was trained; None: it is an adapter.
-        offset: what a classifier's scores lack; None: it is none.
+        merged: largest difference between outputs of the trained and the exported model; None: it is an adapter.
+        offset: constant missing in a classifier's scores; None: it is no classifier.
     """
-    policy = role == POLICY
-    header = {
-        **({} if is_here(recipe.model.path) else {"base_model": recipe.model.path}),
-        "library_name": "peft" if merged is None else "transformers",
-        "pipeline_tag": "text-generation" if policy else "text-classification",
-        "tags": ["rlhf", "lora", "rlhf-peft", *([] if policy else ["reward-model"])],
-    }
     finished = set(history.manifest.get("stages_done", []))
-    kinds = {name: kind for name, kind in history.kinds.items() if name in finished}
-    names = ", ".join(f"{name} ({kind})" if name != kind else kind for name, kind in kinds.items())
-    left = " and ".join(name for name in history.kinds if name not in finished)
-    what = "A policy" if policy else "A reward model"
     data = dict.fromkeys(
         str(stage.dataset.path or stage.dataset.name) for stage in recipe.stages if stage.name in finished
     )
-    figures = [
-        f"| {stage} | {key} | {value:.4g} |"
-        for stage in kinds
-        for key, value in sorted(on_card(history.last(stage)).items())
-    ]
     lines = [
         "---",
-        yaml.safe_dump(header, sort_keys=False).rstrip(),
+        yaml.safe_dump(_header(recipe, role, merged is not None), sort_keys=False).rstrip(),
         "---",
         "",
         f"# {history.name}: {role}",
         "",
-        f"{what} aligned with human feedback on {recipe.model.path} by rlhf-peft, in the stages {names}.",
-        "",
-        *([f"**{left} is not finished**; this is what the stages before have trained.", ""] if left else []),
+        *_summary(recipe, history, role, finished),
         "## Use",
         "",
         "```python",
@@ -82,11 +64,11 @@ def card(
         "",
         *(f"- {name}" for name in data),
         "",
-        "## Figures",
+        "## Metrics",
         "",
-        "| stage | figure | last value |",
+        "| stage | metric | last value |",
         "|---|---|---|",
-        *figures,
+        *_metric_rows(history, finished),
         "",
         "## Intended use",
         "",
@@ -103,16 +85,55 @@ def card(
     return "\n".join(lines)
 
 
+def _header(recipe: Recipe, role: str, merged: bool) -> dict[str, Any]:
+    """The metadata at the head of the card, which the hub reads."""
+    policy = role == POLICY
+    return {
+        **({} if is_here(recipe.model.path) else {"base_model": recipe.model.path}),
+        "library_name": "transformers" if merged else "peft",
+        "pipeline_tag": "text-generation" if policy else "text-classification",
+        "tags": ["rlhf", "lora", "rlhf-peft", *([] if policy else ["reward-model"])],
+    }
+
+
+def _summary(recipe: Recipe, history: History, role: str, finished: Collection[str]) -> list[str]:
+    """The first lines of the card: what the model is, its finished stages, and which stages are not finished."""
+    what = "A policy" if role == POLICY else "A reward model"
+    kinds = {name: kind for name, kind in history.kinds.items() if name in finished}
+    names = ", ".join(f"{name} ({kind})" if name != kind else kind for name, kind in kinds.items())
+    unfinished = " and ".join(name for name in history.kinds if name not in finished)
+    lines = [
+        f"{what} aligned with human feedback on {recipe.model.path} by rlhf-peft, in the stages {names}.",
+        "",
+    ]
+    if unfinished:
+        lines += [f"**{unfinished} is not finished**; this is what the stages before have trained.", ""]
+    return lines
+
+
+def _metric_rows(history: History, finished: Collection[str]) -> list[str]:
+    """Rows of the table of metrics: the last values of each finished stage."""
+    return [
+        f"| {stage} | {key} | {value:.4g} |"
+        for stage in history.kinds
+        if stage in finished
+        for key, value in sorted(on_card(history.last(stage)).items())
+    ]
+
+
 def _notes(recipe: Recipe, quantizer: Quantizer, merged: float | None, offset: float | None) -> list[str]:
-    how, code = recipe.model.quantization.name, quantizer.load_code(())
+    """Lines on precision and offsets that a user of the export should know."""
+    precision, code = recipe.model.quantization.name, quantizer.load_code(())
     notes = []
     if merged is not None:
         notes.append(
-            f"Merged into the base as it was trained on ({how}, dequantized). On short probes the largest difference "
-            f"to what was trained is {merged:.3g}."
+            f"Merged into the base as it was trained on ({precision}, dequantized). On short probes the largest "
+            f"difference to what was trained is {merged:.3g}."
         )
     elif quantizer.bits is not None:
-        notes.append(f"Trained on the base in {how}; on another precision of it the answers differ a little.")
+        notes.append(
+            f"Trained on the base in {precision}; on another precision of it the answers differ a little."
+        )
     if merged is None and code is not None and code.note:
         notes.append(code.note)
     if offset is not None:
@@ -125,25 +146,25 @@ def _notes(recipe: Recipe, quantizer: Quantizer, merged: float | None, offset: f
 
 
 def generates(tokenizer: Any, ends: Collection[int]) -> str:
-    """Python that lets a loaded policy answer.
+    """Python code that samples an answer from a loaded policy.
 
     Args:
         tokenizer: as it was exported.
-        ends: ids that end an answer.
+        ends: token ids that end an answer.
     """
     if tokenizer.chat_template:
-        given = [
+        inputs = [
             'messages = [{"role": "user", "content": "Tell me about a fox."}]',
             "inputs = tokenizer.apply_chat_template(",
             '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
             ").to(model.device)",
         ]
     else:
-        given = ['inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)']
+        inputs = ['inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)']
     return "\n".join(
         [
             "",
-            *given,
+            *inputs,
             f"answer = model.generate(**inputs, max_new_tokens=64, do_sample=True, eos_token_id={sorted(ends)})",
             'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
         ]
@@ -151,11 +172,11 @@ def generates(tokenizer: Any, ends: Collection[int]) -> str:
 
 
 def use_merged(folder: str, kind: str) -> str:
-    """Python that loads merged weights.
+    """Python code that loads merged weights.
 
     Args:
-        folder: where they are.
-        kind: transformers' class.
+        folder: of the weights.
+        kind: name of the class in transformers.
     """
     return "\n".join(
         [
@@ -168,24 +189,24 @@ def use_merged(folder: str, kind: str) -> str:
 
 
 def use_adapter(recipe: Recipe, location: str, folder: str, kind: str, quantizer: Quantizer) -> str:
-    """Python that puts an adapter onto its base, quantized as it was trained on.
+    """Python code that loads an adapter onto its base, quantized as in training.
 
     Args:
         recipe: of the run.
         location: hub id or folder of the base.
         folder: of the adapter.
-        kind: transformers' class.
+        kind: name of the base's class in transformers.
         quantizer: of the recipe.
     """
     classifier = kind != "AutoModelForCausalLM"
     code = quantizer.load_code(["score"] if classifier else [])
-    given = [f'"{location}"']
+    arguments = [f'"{location}"']
     if recipe.model.revision:
-        given.append(f'revision="{recipe.model.revision}"')
+        arguments.append(f'revision="{recipe.model.revision}"')
     if code is not None:
-        given.append(f"quantization_config={code.config}")
+        arguments.append(f"quantization_config={code.config}")
     if classifier:
-        given.append("num_labels=1")
+        arguments.append("num_labels=1")
     needs = {"peft": {"PeftModel"}, "transformers": {kind, "AutoTokenizer"}}
     for module, names in ({} if code is None else code.imports).items():
         needs.setdefault(module, set()).update(names)
@@ -194,7 +215,7 @@ def use_adapter(recipe: Recipe, location: str, folder: str, kind: str, quantizer
             *(f"from {module} import {', '.join(sorted(needs[module]))}" for module in sorted(needs)),
             "",
             f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
-            f"base = {kind}.from_pretrained({', '.join(given)})",
+            f"base = {kind}.from_pretrained({', '.join(arguments)})",
             *(["base.config.pad_token_id = tokenizer.pad_token_id"] if classifier else []),
             *(() if code is None else code.after),
             f'model = PeftModel.from_pretrained(base, "{folder}")',

@@ -1,4 +1,4 @@
-"""A Modelfile, chat template included."""
+"""Writes a Modelfile for Ollama, with the chat template in Ollama's language."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ..engine import SharedBase
 
 Message = dict[str, str]
 SYSTEM, USER, ASSISTANT, AGAIN = "\x01", "\x02", "\x03", "\x04"
-"""Stand for what is said, in conversations that a template is tried on."""
+"""Stand for the contents of messages, in conversations that a template is tried on."""
 CONTEXT = 8192
-"""Tokens of context that Ollama sets memory aside for, where the model takes as many."""
+"""Tokens of context that Ollama reserves memory for, where the model has as many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """What a chat template writes around messages that it sets one after the other.
+    """The texts that a chat template writes around messages, if it writes them one after the other.
 
     Attributes:
-        opening: where there is no system message.
-        system: before and after a system message; None: there can be none.
-        user: before and after a user's.
-        assistant: before and after an answer.
-        ask: where an answer is to begin.
+        opening: text at the beginning where there is no system message.
+        system: texts before and after a system message; None: there can be none.
+        user: texts before and after a user's message.
+        assistant: texts before and after an answer.
+        ask: text after which the model's answer begins.
     """
 
     opening: str
@@ -34,14 +34,14 @@ class Pieces:
     ask: str
 
     def render(self, messages: Sequence[Message]) -> str:
-        """What the template would write, ready for an answer."""
+        """The text that the template would write for messages, up to where the answer begins."""
         around = {"system": self.system or ("", ""), "user": self.user, "assistant": self.assistant}
-        said = [f"{around[m['role']][0]}{m['content']}{around[m['role']][1]}" for m in messages]
+        texts = [f"{around[m['role']][0]}{m['content']}{around[m['role']][1]}" for m in messages]
         opening = "" if messages[0]["role"] == "system" else self.opening
-        return "".join([opening, *said, self.ask])
+        return "".join([opening, *texts, self.ask])
 
     def ollama(self) -> str:
-        """In Ollama's language."""
+        """The template in Ollama's language."""
         roles = {"system": self.system, "user": self.user, "assistant": self.assistant}
         cases = [
             f'{{{{ if eq .Role "{role}" }}}}{around[0]}{{{{ .Content }}}}{around[1]}{{{{ end }}}}'
@@ -53,15 +53,12 @@ class Pieces:
 
 
 def modelfile(tokenizer: Any, base: SharedBase, trained_length: int | None = None) -> str:
-    """A Modelfile for the weights beside it, with the chat template in Ollama's language where it can be.
+    """The text of a Modelfile, with the chat template in Ollama's language where that is possible.
 
     Args:
         tokenizer: of the weights.
-        base: that they were made of.
-        trained_length: longest row of the training; None: the model's own context.
-
-    Returns:
-        Its text.
+        base: the base that the weights were merged into.
+        trained_length: longest row of the training in tokens; None: the model's own context.
     """
     lines = ["FROM .", ""]
     if tokenizer.chat_template:
@@ -80,43 +77,60 @@ def modelfile(tokenizer: Any, base: SharedBase, trained_length: int | None = Non
 
 
 def pieces_of(tokenizer: Any) -> Pieces | None:
-    """The pieces of a chat template, found by trying it; None where it writes anything else."""
+    """The pieces of a chat template, found by applying it to messages; None where it is not made of such pieces."""
     user, again = {"role": "user", "content": USER}, {"role": "user", "content": AGAIN}
-    said, system = {"role": "assistant", "content": ASSISTANT}, {"role": "system", "content": SYSTEM}
-    first, asked = _written(tokenizer, [user]), _written(tokenizer, [user], ask=True)
-    whole, more = _written(tokenizer, [user, said]), _written(tokenizer, [user, said, again])
-    if None in (first, asked, whole, more):
+    assistant, system = {"role": "assistant", "content": ASSISTANT}, {"role": "system", "content": SYSTEM}
+    user_only, with_ask = _written(tokenizer, [user]), _written(tokenizer, [user], ask=True)
+    answered, followed_up = (
+        _written(tokenizer, [user, assistant]),
+        _written(tokenizer, [user, assistant, again]),
+    )
+    if None in (user_only, with_ask, answered, followed_up):
         return None
-    assert first is not None and asked is not None and whole is not None and more is not None
-    if any(text.count(USER) != 1 for text in (first, asked, whole, more)) or more.count(AGAIN) != 1:
+    assert user_only is not None and with_ask is not None and answered is not None and followed_up is not None
+    if (
+        any(text.count(USER) != 1 for text in (user_only, with_ask, answered, followed_up))
+        or followed_up.count(AGAIN) != 1
+    ):
         return None
-    before, _, after = first.partition(USER)
-    if not asked.startswith(first) or not whole.startswith(first) or whole.count(ASSISTANT) != 1:
+    before, _, after = user_only.partition(USER)
+    if (
+        not with_ask.startswith(user_only)
+        or not answered.startswith(user_only)
+        or answered.count(ASSISTANT) != 1
+    ):
         return None
-    opens, _, closes = whole.removeprefix(first).partition(ASSISTANT)
-    between = more.partition(ASSISTANT)[2].partition(AGAIN)[0]
+    opens, _, closes = answered.removeprefix(user_only).partition(ASSISTANT)
+    between = followed_up.partition(ASSISTANT)[2].partition(AGAIN)[0]
     if not between.startswith(closes):
         return None
     user_mark = between.removeprefix(closes)
     if not before.endswith(user_mark):
         return None
     pieces = Pieces(
-        before.removesuffix(user_mark), None, (user_mark, after), (opens, closes), asked.removeprefix(first)
+        before.removesuffix(user_mark),
+        None,
+        (user_mark, after),
+        (opens, closes),
+        with_ask.removeprefix(user_only),
     )
-    told = _written(tokenizer, [system, user])
-    if told is not None and told.count(SYSTEM) == 1 and told.count(USER) == 1:
-        lead, _, rest = told.partition(SYSTEM)
+    with_system = _written(tokenizer, [system, user])
+    if with_system is not None and with_system.count(SYSTEM) == 1 and with_system.count(USER) == 1:
+        lead, _, rest = with_system.partition(SYSTEM)
         gap = rest.partition(USER)[0]
         if gap.endswith(user_mark):
             around = (lead, gap.removesuffix(user_mark))
             pieces = Pieces(pieces.opening, around, pieces.user, pieces.assistant, pieces.ask)
-    tries = [[user], [user, said, again], *([[system, user, said, again]] if pieces.system else [])]
+    tries = [[user], [user, assistant, again], *([[system, user, assistant, again]] if pieces.system else [])]
     right = all(pieces.render(messages) == _written(tokenizer, messages, ask=True) for messages in tries)
     return pieces if right and "{{" not in pieces.render(tries[-1]) else None
 
 
 def _written(tokenizer: Any, messages: list[Message], ask: bool = False) -> str | None:
-    """What the template makes of messages, without a token that the tokenizer puts first by itself; None: refused."""
+    """The text that the template makes of messages, or None where it refuses them.
+
+    A token that the tokenizer itself puts first is left out.
+    """
     from jinja2 import TemplateError
 
     try:
@@ -127,7 +141,7 @@ def _written(tokenizer: Any, messages: list[Message], ask: bool = False) -> str 
 
 
 def added_start(tokenizer: Any) -> str:
-    """The token that the tokenizer itself puts before every text, as Ollama does; empty: it puts none."""
+    """The token that the tokenizer itself puts before every text, as Ollama does; empty where there is none."""
     ids = tokenizer("a")["input_ids"]
     begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
     return str(tokenizer.bos_token) if begins else ""

@@ -1,4 +1,4 @@
-"""A run, loaded again: its base, its policy, what the policy began as, its reward heads."""
+"""Loads a trained run: its base, its policy, its reference and its reward heads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADAPTERS = "adapters"
 
 @dataclass(frozen=True)
 class Opened:
-    """A run's roles on its base.
+    """A run whose roles are loaded on its base.
 
     Attributes:
         path: the run's folder.
@@ -42,15 +42,15 @@ class Opened:
     no_reference: str | None = None
 
     def need(self, *, policy: bool = True, reference: bool = True) -> None:
-        """Say what is missing.
+        """Check that the run has the policy and the reference.
 
         Raises:
             UsageError: the run has trained no policy.
-            RunFolderError: what the policy began as is not there any more.
+            RunFolderError: the reference cannot be loaded any more.
         """
         if policy and not self.policy:
-            there = ", ".join(self.rewards) or "nothing yet"
-            raise UsageError(f"{self.path}: has trained no policy, only {there}.")
+            trained = ", ".join(self.rewards) or "nothing yet"
+            raise UsageError(f"{self.path}: has trained no policy, only {trained}.")
         if reference and self.no_reference is not None:
             raise RunFolderError(self.no_reference)
 
@@ -62,11 +62,11 @@ def open_run(
     trust_remote_code: bool = False,
     registry: Registry | None = None,
 ) -> Opened:
-    """Load what a run has trained, as far as its finished stages go.
+    """Load the adapters and heads that the finished stages of a run have trained.
 
     Args:
         path: the run's folder.
-        device: instead of the recipe's.
+        device: that replaces the recipe's; None: the recipe's.
         trust_remote_code: run code from the model's repository.
         registry: makes the quantizer; None: with all installed plugins.
 
@@ -95,7 +95,11 @@ def open_run(
 
 
 def _load_reference(base: SharedBase, recipe: Recipe, path: Path, done: Collection[str]) -> str | None:
-    """Make the reference what the policy was when the last finished stage that trained it began; else say why not."""
+    """Load the reference: the policy as it was before the last finished stage that trained it.
+
+    Returns:
+        Why there is no reference, as text; None: it was loaded.
+    """
     trained = [
         stage for stage in recipe.stages if not isinstance(stage, RewardModelStage) and stage.name in done
     ]
@@ -106,29 +110,35 @@ def _load_reference(base: SharedBase, recipe: Recipe, path: Path, done: Collecti
         if "policy" in last.init:
             base.roles.load(POLICY, last.init["policy"])
         elif trained[:-1]:
-            base.roles.load(POLICY, str(_end_of(path, recipe, last) / POLICY))
+            base.roles.load(POLICY, str(_adapters_before(path, recipe, last) / POLICY))
     except ModelError as error:
         return f"{path}: what the policy began as cannot be loaded: {error}"
     base.roles.freeze_reference()
     return None
 
 
-def _end_of(path: Path, recipe: Recipe, stage: StageBase) -> Path:
-    """The adapters as they were when a stage began."""
+def _adapters_before(path: Path, recipe: Recipe, stage: StageBase) -> Path:
+    """The folder with the adapters as they were when a stage began."""
     before = recipe.stages[[other.name for other in recipe.stages].index(stage.name) - 1]
     return Checkpoints(path).folder / f"{before.name}-done" / ADAPTERS
 
 
 def _load_rewards(base: SharedBase, recipe: Recipe, path: Path, folders: dict[str, Path]) -> list[str]:
-    """The reward heads that the run has trained, else those that its last RL stage took from elsewhere."""
-    own = [name for name in folders if name.startswith("reward") and (folders[name] / HEAD_FILE).is_file()]
-    for name in own:
+    """Load the reward heads that the run has trained, or else those that its last RL stage was given.
+
+    Returns:
+        The names of the roles that were loaded.
+    """
+    trained = [
+        name for name in folders if name.startswith("reward") and (folders[name] / HEAD_FILE).is_file()
+    ]
+    for name in trained:
         base.roles.load(name, str(folders[name]), head=True)
     stage = next((stage for stage in reversed(recipe.stages) if isinstance(stage, RlStage)), None)
-    if own or stage is None or "reward" not in stage.init:
-        return own
-    kept = Checkpoints(path).folder / f"{stage.name}-done"
-    source = str(kept) if any((kept / ADAPTERS).glob("reward*")) else stage.init["reward"]
+    if trained or stage is None or "reward" not in stage.init:
+        return trained
+    checkpoint = Checkpoints(path).folder / f"{stage.name}-done"
+    source = str(checkpoint) if any((checkpoint / ADAPTERS).glob("reward*")) else stage.init["reward"]
     try:
         base.roles.load_ensemble("reward", source)
     except ModelError as error:

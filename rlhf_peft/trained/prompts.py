@@ -1,4 +1,4 @@
-"""Prompts for a trained run: those that its last RL stage held out, those that it trained on, or others."""
+"""Prompts for a trained run: those that its last RL stage held out or trained on, or those of another dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger("rlhf_peft")
 
 
 def last_rl(recipe: Recipe) -> RlStage | None:
-    """The last RL stage of a run's recipe."""
+    """The last RL stage of a run's recipe; None: it has none."""
     return next((stage for stage in reversed(recipe.stages) if isinstance(stage, RlStage)), None)
 
 
@@ -32,18 +32,18 @@ def prompts_of(
     max_new_tokens: int = 1,
     shuffle: int | None = None,
 ) -> list[Prompt]:
-    """Encoded prompts.
+    """Encode prompts for a run.
 
     Args:
         opened: the run.
         registry: makes datasets.
-        what: is done with them, for messages.
-        dataset: other rows than the RL stage's.
-        split: of them.
-        held_out: those that the stage does not train on, where it holds any out; else those that it does.
+        what: what the prompts are for, in messages.
+        dataset: that the prompts are read from; None: the dataset of the last RL stage.
+        split: of the dataset.
+        held_out: take the rows that the stage does not train on, where it holds any out; otherwise those that it does.
         size: most prompts.
-        max_new_tokens: that an answer may have, and must fit.
-        shuffle: seed of the order; None: as the rows are.
+        max_new_tokens: of an answer, for which room is left.
+        shuffle: seed of the order; None: the order of the rows.
 
     Raises:
         UsageError: the run has no RL stage, and no dataset is given.
@@ -55,12 +55,12 @@ def prompts_of(
     elif stage is None:
         raise UsageError(f"{opened.path}: has no RL stage that names prompts. Name a dataset.")
     else:
-        trained, kept = split_rows(stage, registry, opened.recipe.seed, split=split)
-        held = held_out and kept is not None
-        if held_out and not held:
+        trained, held_out_rows = split_rows(stage, registry, opened.recipe.seed, split=split)
+        use_held_out = held_out and held_out_rows is not None
+        if held_out and not use_held_out:
             log.warning("%s: its RL stage holds out no rows, so these prompts were trained on.", opened.path)
-        rows = kept if held else trained
-        source = stage.eval.dataset if held and stage.eval.dataset is not None else stage.dataset
+        rows = held_out_rows if use_held_out else trained
+        source = stage.eval.dataset if use_held_out and stage.eval.dataset is not None else stage.dataset
     name = source.path or str(source.name)
     require(rows, "rl", name, stage=what)
     encoder = Encoder(

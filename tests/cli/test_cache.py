@@ -24,10 +24,10 @@ def filled(tmp_path, place):
 
 def test_list(filled, place, capsys):
     assert execute(["cache", "list", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    (entry,) = told["entries"]
+    output = json.loads(capsys.readouterr().out)
+    (entry,) = output["entries"]
     assert (entry["kind"], entry["about"], entry["rows"]) == ("rows", str(filled), 2)
-    assert told["bytes"] == entry["bytes"] == sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
+    assert output["bytes"] == entry["bytes"] == sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
     assert execute(["cache", "list"]) == 0
     assert "of at most 20.0 GB" in capsys.readouterr().out
 

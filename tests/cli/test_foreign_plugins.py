@@ -77,9 +77,9 @@ def test_one_that_ends_the_process_is_found_by_the_doctor(program, code):
     program.install("", name="fine", reward="fine", distribution="dist-fine")
     done = program("doctor", "--json")
     assert done.returncode == 1
-    (found,) = [row for row in json.loads(done.stdout) if row["what"].startswith("plugin")]
-    assert found["found"].startswith("plugin odd (dist-odd 1.2) ended the process with status ")
-    assert "rlhf-peft plugins uninstall dist-odd" in found["remedy"]
+    (findings,) = [row for row in json.loads(done.stdout) if row["what"].startswith("plugin")]
+    assert findings["found"].startswith("plugin odd (dist-odd 1.2) ended the process with status ")
+    assert "rlhf-peft plugins uninstall dist-odd" in findings["remedy"]
     assert program("--no-plugins", "plugins", "list").returncode == 0
 
 
@@ -119,8 +119,8 @@ def test_what_its_import_changes_is_put_back_or_told(program):
     program.install(CHANGES)
     done = program("validate", "quickstart", GIVEN="mine")
     assert done.returncode == 0 and "raw noise" not in done.stdout and "raw noise" in done.stderr
-    told = "warning: plugin odd (dist-odd 1.2) has set the environment variables NEW as it was imported"
-    assert told in done.stderr.splitlines()
+    message = "warning: plugin odd (dist-odd 1.2) has set the environment variables NEW as it was imported"
+    assert message in done.stderr.splitlines()
 
 
 @pytest.mark.slow
@@ -134,19 +134,19 @@ def test_one_that_replaces_functions_of_torch_is_left_out(program):
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ({"reward": "length"}, "the name length is taken: reward length (rlhf-peft "),
         ({"reward": "fine"}, "the name fine is taken: reward fine (dist-fine 1.2)"),
         ({"distribution": "RLHF_PEFT"}, "it calls itself rlhf-peft, which is this program's own name"),
     ],
 )
-def test_one_that_takes_a_name_is_left_out(program, how, told):
+def test_one_that_takes_a_name_is_left_out(program, how, message):
     program.install("", name="fine", reward="fine", distribution="dist-fine")
     program.install("", **how)
-    found = rows(program("plugins", "list", "--json"))
-    assert found["odd"]["status"] == "broken" and told in found["odd"]["reason"]
-    assert found["fine"]["status"] == "ok"
+    row = rows(program("plugins", "list", "--json"))
+    assert row["odd"]["status"] == "broken" and message in row["odd"]["reason"]
+    assert row["fine"]["status"] == "ok"
 
 
 @pytest.mark.slow

@@ -104,8 +104,8 @@ def test_the_server_lets_go_at_once_and_judgements_stay(pairs, number, code):
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}/", link)
         assert "Which answer is better?" in httpx.get(link).text
         assert httpx.get(link.rsplit("/", 2)[0] + "/guess/").status_code == 404
-        said = {"annotator": "ann", "pair": 1, "choice": "tie"}
-        assert httpx.post(f"{link}judge", json=said).json()["done"] == 1
+        judgement = {"annotator": "ann", "pair": 1, "choice": "tie"}
+        assert httpx.post(f"{link}judge", json=judgement).json()["done"] == 1
         process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == code

@@ -12,22 +12,22 @@ def plan(capsys, *arguments):
 
 
 def test_the_quickstart_fits_a_card_and_the_items_add_up(capsys):
-    code, found = plan(capsys, "quickstart", "--gpu", "8GB")
-    assert code == 0 and found["verdict"] == "fits" and found["remedies"] == []
-    assert all(sum(phase["items"].values()) == phase["total"] for phase in found["phases"])
-    assert found["peak"]["total"] == max(phase["total"] for phase in found["phases"])
+    code, forecast = plan(capsys, "quickstart", "--gpu", "8GB")
+    assert code == 0 and forecast["verdict"] == "fits" and forecast["remedies"] == []
+    assert all(sum(phase["items"].values()) == phase["total"] for phase in forecast["phases"])
+    assert forecast["peak"]["total"] == max(phase["total"] for phase in forecast["phases"])
 
 
 def test_what_would_make_it_fit_is_found_by_planning_again(capsys, monkeypatch):
     _, roomy = plan(capsys, "quickstart", "--gpu", "8GB")
     peak = roomy["peak"]["total"]
     monkeypatch.setattr(gpus, "CONTEXT", 0)
-    code, found = plan(capsys, "quickstart", "--gpu", f"{0.9 * peak / gpus.GB:.6f}GB")
-    assert code == 1 and found["verdict"] == "does not fit" and found["remedies"]
-    first = found["remedies"][0]
+    code, forecast = plan(capsys, "quickstart", "--gpu", f"{0.9 * peak / gpus.GB:.6f}GB")
+    assert code == 1 and forecast["verdict"] == "does not fit" and forecast["remedies"]
+    first = forecast["remedies"][0]
     assert first["fits"] and first["saves"] > 0
     _, changed = plan(capsys, "quickstart", *first["overrides"], "--gpu", f"{0.9 * peak / gpus.GB:.6f}GB")
-    assert changed["peak"]["total"] == found["peak"]["total"] - first["saves"]
+    assert changed["peak"]["total"] == forecast["peak"]["total"] - first["saves"]
     assert changed["verdict"] != "does not fit"
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from rlhf_peft import doctor
 from rlhf_peft.cli import execute
+from rlhf_peft.doctor import versions
 
 from ..analysis.conftest import make_run  # noqa: F401 (a fixture)
 from ..children import with_full_disk
@@ -79,12 +80,12 @@ def test_a_report_is_written_into_the_run(make_run, tmp_path, monkeypatch, capsy
 
 def test_the_doctor_looks_at_everything(capsys):
     assert execute(["doctor", "--json"]) == 0
-    found = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
+    findings = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
     assert {"rlhf-peft", "memory", "quantizer nf4", "quantizer int8", "disk here", "hub", "plugins"} <= set(
-        found
+        findings
     )
-    assert "torch" in found or "torch " in found["versions"]["found"]  # newer than tested
-    assert found["quantizer nf4"]["state"] == "ok"
+    assert "torch" in findings or "torch " in findings["versions"]["found"]  # newer than tested
+    assert findings["quantizer nf4"]["state"] == "ok"
     assert execute(["doctor"]) == 0
     assert "quantizer nf4: forward and backward" in capsys.readouterr().out
 
@@ -95,7 +96,7 @@ def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):
         raise ImportError("libcuda.so.1: cannot open shared object file")
         yield
 
-    monkeypatch.setattr(doctor, "_quantization", broken)
+    monkeypatch.setattr(doctor, "check_quantization", broken)
     assert execute(["doctor"]) == 1
     assert "wrong  broken: ImportError: libcuda.so.1" in capsys.readouterr().out
 
@@ -103,52 +104,55 @@ def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):
 @pytest.fixture
 def with_versions(monkeypatch):
     """Some packages in other versions than they are, or not there at all."""
-    own = doctor._version
+    own = versions._version
 
     def make(**changed):
-        monkeypatch.setattr(doctor, "_version", lambda name: changed.get(name, own(name)))
+        monkeypatch.setattr(versions, "_version", lambda name: changed.get(name, own(name)))
         return {finding.what: finding for finding in doctor.checks(no_plugins=True)}
 
     return make
 
 
 def test_the_doctor_compares_versions_with_those_that_were_tested(with_versions):
-    newest = doctor.tested()
+    newest = versions.tested()
     assert newest["torch"] and newest["transformers"] and newest["ruff"]
-    found = with_versions(transformers="5.999.0", peft="0.1.0", rich=None)
-    assert found["versions"].state == "note"
-    assert f"transformers 5.999.0 ({newest['transformers']})" in found["versions"].found
+    findings = with_versions(transformers="5.999.0", peft="0.1.0", rich=None)
+    assert findings["versions"].state == "note"
+    assert f"transformers 5.999.0 ({newest['transformers']})" in findings["versions"].detail
     for name, there, command in (
         ("peft", "0.1.0, and <1,>=", "pip install 'peft<1,>="),
         ("rich", "is not installed", "pip install 'rich<"),
     ):
-        assert found[name].state == "wrong" and found[name].found.startswith(there)
-        assert found[name].remedy.startswith(command)
+        assert findings[name].state == "wrong" and findings[name].detail.startswith(there)
+        assert findings[name].remedy.startswith(command)
 
 
 def test_the_doctor_notes_what_is_newer_than_the_bounds(with_versions):
-    found = with_versions(torch="2.99.0")["torch"]
-    assert found.state == "note" and found.found.startswith("2.99.0 was never tried: <")
-    assert found.remedy.startswith("pip install 'torch<")
+    findings = with_versions(torch="2.99.0")["torch"]
+    assert findings.state == "note" and findings.detail.startswith("2.99.0 was never tried: <")
+    assert findings.remedy.startswith("pip install 'torch<")
 
 
 def test_the_doctor_takes_another_build_of_what_was_tested_for_tested(with_versions):
-    newest = doctor.tested()["torch"]
-    found = with_versions(torch=f"{newest}+cu130")
-    assert found["torch"].state == "ok" and "torch" not in getattr(found.get("versions"), "found", "")
+    newest = versions.tested()["torch"]
+    findings = with_versions(torch=f"{newest}+cu130")
+    assert findings["torch"].state == "ok" and "torch" not in getattr(findings.get("versions"), "detail", "")
 
 
 def test_the_doctor_names_combinations_that_are_bad(with_versions, monkeypatch):
     monkeypatch.setattr(
-        doctor.importlib.metadata,
+        versions.importlib.metadata,
         "requires",
-        lambda name, own=doctor.importlib.metadata.requires: (
+        lambda name, own=versions.importlib.metadata.requires: (
             ["numpy", "torch==2.1.0"] if name == "torchvision" else own(name)
         ),
     )
-    found = with_versions(torchvision="0.16.0", kernels="0.12.0")
-    assert found["torchvision"].state == "wrong" and "built for torch==2.1.0" in found["torchvision"].found
-    assert found["combination"].state == "note" and "kernels 0.12.0" in found["combination"].found
+    findings = with_versions(torchvision="0.16.0", kernels="0.12.0")
+    assert (
+        findings["torchvision"].state == "wrong"
+        and "built for torch==2.1.0" in findings["torchvision"].detail
+    )
+    assert findings["combination"].state == "note" and "kernels 0.12.0" in findings["combination"].detail
     assert "torchvision" not in with_versions(torchvision=None) and "combination" not in with_versions()
 
 
@@ -181,8 +185,8 @@ def test_an_old_report_stays_when_the_disk_is_full(make_run, tmp_path, monkeypat
     assert with_full_disk(lambda: execute(["report", "one", "-o", "r.html"]), most=10_000) == 1
     assert (tmp_path / "r.html").read_text() == "the old one"
     assert sorted(os.listdir(tmp_path)) == ["r.html", "runs"]
-    told = capfd.readouterr().err
-    assert "r.html" in told and "unexpected" not in told
+    message = capfd.readouterr().err
+    assert "r.html" in message and "unexpected" not in message
     for option, name in (("--csv", "c.csv"), ("--pdf", "c.pdf")):
         (tmp_path / name).write_text("the old one")
         assert (
@@ -196,8 +200,8 @@ def test_where_nothing_can_be_written_that_is_said(make_run, tmp_path, monkeypat
     make_run("one")
     monkeypatch.chdir(tmp_path)
     assert execute(["report", "one", "-o", "/sys/kernel/r.html"]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: /sys/kernel/r.html: ") and "unexpected" not in told
-    assert told.rstrip().endswith(
+    message = capsys.readouterr().err
+    assert message.startswith("error: /sys/kernel/r.html: ") and "unexpected" not in message
+    assert message.rstrip().endswith(
         ("Name another place to write to, or change its permissions.", "Look at the path.")
     )

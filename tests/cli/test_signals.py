@@ -78,7 +78,7 @@ def test_after_each_signal_the_status_is_true(tmp_path, capsys):
     run.send_signal(signal.SIGINT)
     time.sleep(0.001)
     run.send_signal(signal.SIGINT)
-    told = run.communicate(timeout=60)[1]
+    error = run.communicate(timeout=60)[1]
     assert run.returncode in (130, -signal.SIGINT)
-    assert "Traceback" not in told and "interrupted" in told
+    assert "Traceback" not in error and "interrupted" in error
     assert status(tmp_path, capsys) == "stopped"

@@ -31,8 +31,8 @@ def test_next_lines_fit_the_stages(tmp_path, monkeypatch, name, there, absent):
 def test_what_a_model_writes_is_no_markup():
     console = Console(width=100, record=True, file=io.StringIO())
     _samples(console, [{"prompt": "p", "before": "x [/INST] y", "after": "arr[i] = b[j]"}])
-    told = console.export_text()
-    assert "x [/INST] y" in told and "arr[i] = b[j]" in told
+    output = console.export_text()
+    assert "x [/INST] y" in output and "arr[i] = b[j]" in output
 
 
 def outcome(low, high, n=64.0):
@@ -43,14 +43,14 @@ def outcome(low, high, n=64.0):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "expected"),
     [
         (0.1, 0.3, "0.500 -> 0.500  (+0.100 to +0.300 at 95 %, n = 64)"),
         (-0.1, 0.3, "0.500 -> 0.500  (-0.100 to +0.300 at 95 %, n = 64; within noise)"),
     ],
 )
-def test_a_change_has_its_interval(low, high, said):
-    assert ("rl", "held-out gold", said) in rows("rl", "rl", outcome(low, high))
+def test_a_change_has_its_interval(low, high, expected):
+    assert ("rl", "held-out gold", expected) in rows("rl", "rl", outcome(low, high))
 
 
 def test_ranked_pairs_have_their_interval():

@@ -126,7 +126,7 @@ def test_values_are_read_as_yaml(text, values):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("seed", "expected K=a,b"),
         ("seed=", "expected K=a,b"),
@@ -137,10 +137,10 @@ def test_values_are_read_as_yaml(text, values):
         ("seed=[1,", "not valid YAML"),
     ],
 )
-def test_axes_that_cannot_be_read_say_so(text, told):
+def test_axes_that_cannot_be_read_say_so(text, message):
     with pytest.raises(UsageError, match=text.partition("=")[0]) as caught:
         parse_axis(text)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

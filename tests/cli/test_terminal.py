@@ -121,11 +121,11 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def program(*verbs, told=""):
+def program(*verbs, stdin=""):
     """Run verbs one after the other, in one process that begins as the program does."""
     given = json.dumps([[str(argument) for argument in verb] for verb in verbs])
     command = [sys.executable, "-c", SEVERAL, given]
-    done = subprocess.run(command, input=told, capture_output=True, text=True)
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -152,7 +152,7 @@ def test_every_stage_sampler_and_verb(environment, tmp_path):
         ["export", run, "--to", "ollama", "-o", tmp_path / "ollama"],
         ["export", run, "--role", "reward-0", "--to", "merged", "-o", tmp_path / "merged"],
         ["chat", run],
-        told="Hello\n",
+        stdin="Hello\n",
     )
     lines = [line.rstrip() for line in (done.stdout + done.stderr).splitlines()]
     assert not [line for line in lines if FOREIGN.search(line)]
@@ -183,8 +183,8 @@ def test_on_a_terminal(environment, tmp_path, quiet):
                 break
     os.close(main)
     assert process.returncode == 0 and b"/runs/" in shown
-    said = [line for line in shown.decode(errors="replace").splitlines() if ENDLESS not in line]
-    assert not [line for line in said if FOREIGN.search(line)]
+    output = [line for line in shown.decode(errors="replace").splitlines() if ENDLESS not in line]
+    assert not [line for line in output if FOREIGN.search(line)]
 
 
 SAID = ["FutureWarning: old() goes in 2.0", "UserWarning: old() is odd", "the log of a library, key hf_***"]
@@ -221,8 +221,8 @@ def test_what_libraries_say_is_in_the_log(noisy, tmp_path):
 
 def test_verbose_shows_it_as_json_where_progress_is_json(noisy, tmp_path):
     done = program([*noisy, "--verbose", "--json"])
-    told = [json.loads(line) for line in done.stderr.splitlines() if "scored" not in line]
-    texts = "\n".join(line.get("text", "") for line in told)
+    events = [json.loads(line) for line in done.stderr.splitlines() if "scored" not in line]
+    texts = "\n".join(line.get("text", "") for line in events)
     assert all(text in texts for text in SAID)
     log = (tmp_path / "runs" / "r" / "run.log").read_text()
     assert all(line in log for line in SAID)

@@ -11,7 +11,7 @@ import pytest
 from rich.table import Table
 
 from rlhf_peft.cli import execute
-from rlhf_peft.cli.terminal import Visible, make_console, only_visible, visible
+from rlhf_peft.cli.terminal import EscapingStream, escape, escaped_output, make_console
 
 ESC, BEL, CSI, RLO, LRI, PSEP = "\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\u2029"
 EVIL = f"a{ESC}]0;title{BEL}b{CSI}2Jc{RLO}d{LRI}e\rf{PSEP}g\x7fh\x00i\x08j\U000e0041"
@@ -19,13 +19,13 @@ SHOWN = r"a\u001b]0;title\u0007b\u009b2Jc\u202ed\u2066e\u000df\u2029g\u007fh\u00
 
 
 def test_control_characters_are_written_out():
-    assert visible(EVIL) == SHOWN
-    assert visible("a\tb\nc\r\nd é ✓ 😀 א‏ب 👩‍🚀 क्‍ष") == "a\tb\nc\r\nd é ✓ 😀 א‏ب 👩‍🚀 क्‍ष"
+    assert escape(EVIL) == SHOWN
+    assert escape("a\tb\nc\r\nd é ✓ 😀 א‏ب 👩‍🚀 क्‍ष") == "a\tb\nc\r\nd é ✓ 😀 א‏ب 👩‍🚀 क्‍ष"
 
 
 def test_both_streams_and_back_again(capsys):
     before = sys.stdout, sys.stderr
-    with only_visible():
+    with escaped_output():
         print(EVIL)
         print(EVIL, file=sys.stderr)
         sys.stdout.writelines([EVIL, "\n"])
@@ -35,10 +35,10 @@ def test_both_streams_and_back_again(capsys):
 
 
 def test_json_stays_json(capsys):
-    with only_visible():
+    with escaped_output():
         print(json.dumps({"x": EVIL}, ensure_ascii=False).replace("\\U000e0041", ""))
-    told = capsys.readouterr().out.replace("\\U000e0041", "\U000e0041")
-    assert json.loads(told) == {"x": EVIL}
+    output = capsys.readouterr().out.replace("\\U000e0041", "\U000e0041")
+    assert json.loads(output) == {"x": EVIL}
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -65,7 +65,7 @@ def test_bars_of_downloads_are_left_to_themselves():
     from tqdm import tqdm
 
     out = io.StringIO()
-    for _ in tqdm(range(2), file=Visible(out)):
+    for _ in tqdm(range(2), file=EscapingStream(out)):
         pass
     assert "\r" in out.getvalue() and "\\u000d" not in out.getvalue()
 
@@ -77,7 +77,7 @@ def test_a_terminal_that_is_gone_takes_everything():
 
         flush = write
 
-    stream = Visible(Gone())
+    stream = EscapingStream(Gone())
     print("x", file=stream)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_peft.planning import plan as planning
+from rlhf_peft.planning import planner
 from rlhf_peft.planning.forecast import forecast
 from rlhf_peft.planning.gpus import Budget
 from rlhf_peft.recipe import load
@@ -73,8 +73,8 @@ def test_no_evaluation_is_planned_where_there_is_none(planned):
 def test_on_a_cpu_the_process_is_more_than_its_tensors(planned):
     rows = [{"prompt": "Say it.", "completion": " It is said."} for _ in range(8)]
     update = planned({"stage": "sft", "batch_size": 8, "max_steps": 1}, rows).peak
-    assert update.items["libraries"] == planning.LIBRARIES
-    assert update.items["between activations"] == int(planning.HOLES * update.items["activations"])
+    assert update.items["libraries"] == planner.LIBRARIES
+    assert update.items["between activations"] == int(planner.HOLES * update.items["activations"])
 
 
 def test_data_is_read_once_however_many_remedies_are_tried(planned, monkeypatch):

@@ -105,7 +105,7 @@ def run(recipe: Any, *, after: int | None = None, **options: Any) -> Any:
 def preferences(folder: Path, method: str, every: int | None = 1, dropout: float = 0.1) -> Any:
     """SFT, then DPO or KTO with the SFT policy as reference, gradient accumulation in both."""
     data = {"name": "tiny", "size": 24}
-    held = {"every": 2, "dataset": {**data, "part": "preferences", "questions": "test", "size": 4}}
+    evaluation = {"every": 2, "dataset": {**data, "part": "preferences", "questions": "test", "size": 4}}
     return load(
         {
             "version": 1,
@@ -128,7 +128,7 @@ def preferences(folder: Path, method: str, every: int | None = 1, dropout: float
                     "batch_size": 8,
                     "max_steps": 5,
                     "learning_rate": 1e-3,
-                    "eval": held,
+                    "eval": evaluation,
                     "checkpoint": {"every": every, "keep": 2},
                 },
             ],

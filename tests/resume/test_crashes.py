@@ -126,8 +126,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, whole, monkeypatch):
     monkeypatch.setattr(snapshots, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left") as caught:
         run(recipe)
-    said = " ".join([str(caught.value), *caught.value.__notes__])
-    assert "is safe" in said and said.count("cannot be written") == 1
+    message = " ".join([str(caught.value), *caught.value.__notes__])
+    assert "is safe" in message and message.count("cannot be written") == 1
     monkeypatch.undo()
     run(recipe, resume=True)
     same(ended(tmp_path / "run"), whole[0])
@@ -138,11 +138,11 @@ def test_a_disk_that_takes_no_more(tmp_path, whole):
     """The system itself refuses: no file can grow over a size that is enough until RL keeps two optimizer states."""
     import resource
 
-    recipe, told = pipeline(tmp_path), tmp_path / "told"
+    recipe, output = pipeline(tmp_path), tmp_path / "told"
     most = 3 * (whole[2] / "adapters" / "policy" / "adapter_model.safetensors").stat().st_size
 
     def work():
-        heard = os.open(told, os.O_CREAT | os.O_WRONLY)
+        heard = os.open(output, os.O_CREAT | os.O_WRONLY)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         try:
@@ -152,8 +152,8 @@ def test_a_disk_that_takes_no_more(tmp_path, whole):
             os._exit(error.exit_code)
 
     assert in_child(work) == 1
-    assert "checkpoints/rl-1: cannot be written" in told.read_text()
-    assert "Checkpoint reward_model-done is safe" in told.read_text()
-    assert told.read_text().count("File too large") == 1
+    assert "checkpoints/rl-1: cannot be written" in output.read_text()
+    assert "Checkpoint reward_model-done is safe" in output.read_text()
+    assert output.read_text().count("File too large") == 1
     assert in_child(lambda: run(recipe, resume=True)) == 0
     same(ended(tmp_path / "run"), whole[0])

@@ -32,9 +32,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, whole, after):
     again = run(recipe, resume=True)
     same(ended(tmp_path / "run"), expected)
     seconds = ("seconds",)
-    for name, told in result.stages.items():
+    for name, outcome in result.stages.items():
         plain = lambda out: json.loads(json.dumps({k: v for k, v in out.items() if k not in seconds}))  # noqa: E731
-        ours, theirs = plain(again.stages[name]), plain(told)
+        ours, theirs = plain(again.stages[name]), plain(outcome)
         for part in (ours, theirs):
             part["metrics"] = {
                 k: v for k, v in part.get("metrics", {}).items() if "time" not in k and "tokens_per" not in k
@@ -76,17 +76,17 @@ def test_a_finished_run_is_left_alone(tmp_path, whole):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"rl": {"learning_rate": 2e-3, "max_steps": 9}}, r"max_steps: 4 -> 9"),
         ({"sft": {"batch_size": 4}}, r"stages\.sft\.batch_size: 8 -> 4"),
         ({"rl": {"rewards": [{"name": "tiny-gold"}]}}, r"stages\.rl\.rewards\.learned\.weight: 1\.0 -> null"),
     ],
 )
-def test_a_finished_run_is_not_taken_for_one_with_another_recipe(whole, changes, told):
+def test_a_finished_run_is_not_taken_for_one_with_another_recipe(whole, changes, message):
     folder = whole[2]
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    with pytest.raises(RunFolderError, match=rf"holds a finished run.*{told}.*--overwrite"):
+    with pytest.raises(RunFolderError, match=rf"holds a finished run.*{message}.*--overwrite"):
         run(pipeline(folder.parent, **changes), resume=True)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
@@ -125,8 +125,8 @@ def test_a_finished_run_gets_its_adapters_back(tmp_path, whole, caplog):
 def test_what_has_changed_is_refused_by_name(tmp_path, interrupted, changes, named):
     interrupted(13)
     lines = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    named, told = ".".join(named.split(".")[:2]), named
-    with pytest.raises(RunFolderError, match=rf"{named} changed \({told}\).*--allow-changed {named}"):
+    named, detail = ".".join(named.split(".")[:2]), named
+    with pytest.raises(RunFolderError, match=rf"{named} changed \({detail}\).*--allow-changed {named}"):
         run(pipeline(tmp_path, **changes), resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == lines
     if named == "stages.rl":
@@ -154,7 +154,7 @@ def test_a_second_process_is_refused(tmp_path, interrupted):
     ready, write = os.pipe()
     child = os.fork()
     if child == 0:
-        held = lock(tmp_path / "run")  # noqa: F841 (held while the process lives)
+        run_lock = lock(tmp_path / "run")  # noqa: F841 (held while the process lives)
         os.write(write, b"x")
         time.sleep(60)
         os._exit(0)
@@ -178,11 +178,11 @@ def test_only_some_checkpoints_are_kept(tmp_path, whole):
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     # On the way there are the newest, the best, and the one that was written as the run was interrupted.
     assert {"sft-done", "reward_model-done"} <= names and 1 <= len(names) - 2 <= 3
-    told = [
+    infos = [
         json.loads((path / "checkpoint.json").read_text())
         for path in (tmp_path / "run" / "checkpoints").iterdir()
     ]
-    best = {info["best"][1] for info in told if info["best"]}
+    best = {info["best"][1] for info in infos if info["best"]}
     assert best and best <= names
     shutil.rmtree(tmp_path / "run")
 
@@ -267,9 +267,9 @@ def test_out_of_memory_in_the_first_update_after_a_resume_loses_nothing(tmp_path
         run(recipe, after=3, resume=True)
     assert refused == [4]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    told = [json.loads(line) for line in lines]
+    rows = [json.loads(line) for line in lines]
     assert lines[: len(before) - 1] == before[: len(before) - 1]
-    assert [line["step"] for line in told if line["stage"] == "sft"] == [1, 2, 3, 4]
+    assert [line["step"] for line in rows if line["stage"] == "sft"] == [1, 2, 3, 4]
     monkeypatch.undo()
     run(recipe, resume=True)
 
@@ -321,9 +321,9 @@ def test_a_resume_under_other_versions_says_so_in_one_line(tmp_path, interrupted
     recipe = interrupted(13)
     written_with(tmp_path / "run", torch="2.0.1", bitsandbytes="0.1", numpy="1.0")
     run(recipe, resume=True)
-    told = [r.getMessage() for r in caplog.records if "was written with" in r.getMessage()]
+    messages = [r.getMessage() for r in caplog.records if "was written with" in r.getMessage()]
     here = importlib.metadata.version
-    assert told == [
+    assert messages == [
         f"{tmp_path / 'run'} was written with torch 2.0.1 (here {here('torch')}), bitsandbytes 0.1 (here "
         f"{here('bitsandbytes')}). It goes on, but need not end as it would have there."
     ]

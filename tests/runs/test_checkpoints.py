@@ -25,25 +25,25 @@ def fill(text="x"):
 def test_what_is_saved_is_found(there):
     there.save("rl-1", {"step": 1}, fill())
     there.save("rl-2", {"step": 2}, fill("y"))
-    found, wrong = there.newest()
-    assert (found.name, found.info["step"], wrong) == ("rl-2", 2, [])
-    assert (found.path / "part" / "a.txt").read_text() == "y"
+    checkpoint, wrong = there.newest()
+    assert (checkpoint.name, checkpoint.info["step"], wrong) == ("rl-2", 2, [])
+    assert (checkpoint.path / "part" / "a.txt").read_text() == "y"
     assert there.names() == ["rl-1", "rl-2"]
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda path: (path / "b.txt").write_text("xy"), "b.txt is damaged"),
         (lambda path: (path / "b.txt").write_text(""), "b.txt is damaged"),
         (lambda path: (path / "part" / "a.txt").unlink(), "part/a.txt is missing"),
     ],
 )
-def test_a_damaged_one_gives_way_to_the_one_before(there, damage, told):
+def test_a_damaged_one_gives_way_to_the_one_before(there, damage, message):
     there.save("rl-1", {}, fill())
     damage(there.save("rl-2", {}, fill()).path)
-    found, wrong = there.newest()
-    assert found.name == "rl-1" and told in wrong[0]
+    checkpoint, wrong = there.newest()
+    assert checkpoint.name == "rl-1" and message in wrong[0]
 
 
 def test_one_whose_stage_cannot_begin_gives_way(there):
@@ -51,16 +51,16 @@ def test_one_whose_stage_cannot_begin_gives_way(there):
     there.save("rl-done", {"begun": None}, fill())
     there.save("dpo-3", {"begun": "rl-done"}, fill())
     (there.folder / "rl-done" / "b.txt").write_text("other")
-    found, wrong = there.newest()
-    assert found.name == "sft-done" and len(wrong) == 2
+    checkpoint, wrong = there.newest()
+    assert checkpoint.name == "sft-done" and len(wrong) == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', '{"format": "rlhf-peft checkpoint"}'])
 def test_one_that_is_not_ours_is_none(there, text):
     path = there.save("rl-1", {}, fill()).path
     (path / "checkpoint.json").write_text(text)
-    found, wrong = there.newest()
-    assert found is None and len(wrong) == 1 and "checkpoint.json is damaged" in wrong[0]
+    checkpoint, wrong = there.newest()
+    assert checkpoint is None and len(wrong) == 1 and "checkpoint.json is damaged" in wrong[0]
     with pytest.raises(RunFolderError, match="not a checkpoint, or one that is damaged"):
         there.read("rl-1")
 

@@ -73,10 +73,10 @@ def test_a_run_whose_times_go_back_has_no_negative_seconds(tmp_path):
 def test_the_newest_checkpoint_is_the_last_one_written_whatever_the_clock_says(tmp_path, jump):
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2, 3):
-        found = checkpoints.save(
+        checkpoint = checkpoints.save(
             f"sft-{step}", {"stage": "sft"}, lambda folder: (folder / "x").write_text("")
         )
-        os.utime(found.path, (1e9 - step * YEAR, 1e9 - step * YEAR))
+        os.utime(checkpoint.path, (1e9 - step * YEAR, 1e9 - step * YEAR))
         jump(-YEAR)
     assert checkpoints.newest()[0].name == "sft-3" and checkpoints.names()[-1] == "sft-3"
 
@@ -133,8 +133,8 @@ def test_a_run_on_a_clock_that_jumps_at_every_look(tmp_path):
         "stages": [stage],
     }
     (tmp_path / "r.yaml").write_text(json.dumps(recipe))
-    said = program("run", "r.yaml", jumps=f"{YEAR},0,-{YEAR}")
-    assert "-" not in "".join(text.split("left")[0] for text in said.splitlines() if " left" in text)
+    times = program("run", "r.yaml", jumps=f"{YEAR},0,-{YEAR}")
+    assert "-" not in "".join(text.split("left")[0] for text in times.splitlines() if " left" in text)
     (row,) = json.loads(program("runs", "list", "--json", jumps=f"0,{YEAR}"))
     assert 0 <= row["seconds"] < 600
     program("report", "r", jumps=f"0,-{YEAR}")

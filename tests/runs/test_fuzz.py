@@ -80,10 +80,10 @@ def test_no_bit_of_a_checkpoint_is_damaged_unseen(tmp_path, place, bits, cut):
         at = int(place * len(data))
         data[at] ^= bits
         path.write_bytes(data[:at] if cut else data)
-        found, wrong = checkpoints.newest()
-        assert bool(wrong) is (found is None or found.name == "rl-2")
+        checkpoint, wrong = checkpoints.newest()
+        assert bool(wrong) is (checkpoint is None or checkpoint.name == "rl-2")
         # Blanks between what JSON says may be others.
-        if found is None or found.name != "rl-2":
-            assert name == "checkpoint.json" and found is not None and found.info == before
+        if checkpoint is None or checkpoint.name != "rl-2":
+            assert name == "checkpoint.json" and checkpoint is not None and checkpoint.info == before
         path.write_bytes(whole)
     assert checkpoints.read("rl-3").info == before

@@ -45,5 +45,5 @@ def _plugin():
     """What names the module to pytest where the installed package is older than its entry point."""
     written = tomllib.loads((Path(rlhf_peft.__file__).parent.parent / "pyproject.toml").read_text())
     module = written["project"]["entry-points"]["pytest11"]["rlhf_peft"]
-    found = importlib.metadata.entry_points(group="pytest11", name="rlhf_peft")
-    return [] if any(point.value == module for point in found) else ["-p", module]
+    files = importlib.metadata.entry_points(group="pytest11", name="rlhf_peft")
+    return [] if any(point.value == module for point in files) else ["-p", module]

@@ -14,17 +14,17 @@ from rlhf_peft.trained.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")
-def found(trained):
+def evaluation(trained):
     return evaluate(open_run(trained), Registry.load(no_plugins=True), size=8)
 
 
-def test_every_figure_has_an_interval(found):
-    assert found.prompts == 8 and len(found.samples) == 8
+def test_every_figure_has_an_interval(evaluation):
+    assert evaluation.prompts == 8 and len(evaluation.samples) == 8
     names = {"reward", "win rate", "learned", "tiny-gold", "win rate by tiny-gold"}
-    assert names | {"KL to the reference", "tokens", "ended by themselves"} <= set(found.figures)
-    for name, value in found.figures.items():
+    assert names | {"KL to the reference", "tokens", "ended by themselves"} <= set(evaluation.metrics)
+    for name, value in evaluation.metrics.items():
         assert value.low <= value.policy <= value.high, name
-    assert 0.0 <= found.figures["win rate"].policy <= 1.0
+    assert 0.0 <= evaluation.metrics["win rate"].policy <= 1.0
 
 
 class Shorter:
@@ -56,20 +56,20 @@ def test_a_reward_that_compares_sees_both_answers(trained):
             register("shorter", Shorter)
 
     registry.add(Plugin(), "shorter")
-    found = evaluate(open_run(trained), registry, rewards=[RewardEntry(name="shorter")], size=6)
-    lengths = [(len(row["policy"]), len(row["reference"])) for row in found.samples]
-    assert found.figures["reward"].policy == pytest.approx(sum(p <= r for p, r in lengths) / 6)
-    assert found.figures["reward"].reference == pytest.approx(sum(r <= p for p, r in lengths) / 6)
+    evaluation = evaluate(open_run(trained), registry, rewards=[RewardEntry(name="shorter")], size=6)
+    lengths = [(len(row["policy"]), len(row["reference"])) for row in evaluation.samples]
+    assert evaluation.metrics["reward"].policy == pytest.approx(sum(p <= r for p, r in lengths) / 6)
+    assert evaluation.metrics["reward"].reference == pytest.approx(sum(r <= p for p, r in lengths) / 6)
     assert len(lengths) == 6 and any(p != r for p, r in lengths)
 
 
 def test_the_reference_against_itself_is_a_tie(trained):
     opened = open_run(trained)
     opened.base.roles.add("policy", like="reference")
-    found = evaluate(opened, Registry.load(no_plugins=True), size=6)
-    assert found.figures["win rate"].policy == 0.5
-    assert found.figures["KL to the reference"].policy == pytest.approx(0.0, abs=1e-4)
-    assert all(row["policy"] == row["reference"] for row in found.samples)
+    evaluation = evaluate(opened, Registry.load(no_plugins=True), size=6)
+    assert evaluation.metrics["win rate"].policy == 0.5
+    assert evaluation.metrics["KL to the reference"].policy == pytest.approx(0.0, abs=1e-4)
+    assert all(row["policy"] == row["reference"] for row in evaluation.samples)
 
 
 def test_other_prompts_and_rewards(trained, tmp_path, capsys):
@@ -81,8 +81,8 @@ def test_other_prompts_and_rewards(trained, tmp_path, capsys):
         )
         == 0
     )
-    told = json.loads(capsys.readouterr().out)
-    assert told["prompts"] == 2 and "reward" in told["figures"] and "learned" not in told["figures"]
+    output = json.loads(capsys.readouterr().out)
+    assert output["prompts"] == 2 and "reward" in output["figures"] and "learned" not in output["figures"]
     assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 2
     assert execute([*arguments, "--rewards", "length"]) == 2
     assert "expected a list" in capsys.readouterr().err

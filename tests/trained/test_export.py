@@ -252,21 +252,21 @@ def test_an_earlier_export_is_replaced_and_nothing_else(trained, tmp_path, capsy
 def test_what_is_pushed_is_the_folder(trained, tmp_path, monkeypatch, capsys):
     import huggingface_hub
 
-    told = []
+    calls = []
 
     class Api:
         def create_repo(self, name, **options):
-            told.append((name, options))
+            calls.append((name, options))
 
         def upload_folder(self, *, repo_id, folder_path):
-            told.append((repo_id, sorted(file.name for file in Path(folder_path).iterdir())))
+            calls.append((repo_id, sorted(file.name for file in Path(folder_path).iterdir())))
             return f"https://hub/{repo_id}"
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     assert execute(["export", str(trained), "-o", str(tmp_path / "o"), "--push", "me/policy"]) == 0
     assert "pushed: https://hub/me/policy" in capsys.readouterr().out
-    assert told[0] == ("me/policy", {"exist_ok": True, "private": True})
-    assert {"README.md", "adapter_model.safetensors", "tokenizer.json"} <= set(told[1][1])
+    assert calls[0] == ("me/policy", {"exist_ok": True, "private": True})
+    assert {"README.md", "adapter_model.safetensors", "tokenizer.json"} <= set(calls[1][1])
 
 
 def test_a_push_without_a_network_is_told_and_the_folder_stays(trained, tmp_path, capsys):

@@ -65,17 +65,17 @@ def test_rotary_positions_have_both_names_and_5_reads_the_same(tmp_path, kind, r
     config = AutoConfig.for_model(kind, **SIZES, **more, rope_parameters=rope)
     asked = config.to_dict()["rope_parameters"]
     save_model(AutoModelForCausalLM.from_config(config), tmp_path)
-    told = with_older_names(AutoConfig.from_pretrained(tmp_path).to_dict())
-    assert {key: told[key] for key in expected} == expected
+    config = with_older_names(AutoConfig.from_pretrained(tmp_path).to_dict())
+    assert {key: config[key] for key in expected} == expected
     back = AutoConfig.from_pretrained(tmp_path).to_dict()["rope_parameters"]
     assert {key: back[key] for key in asked} == asked
 
 
 def test_configurations_inside_are_treated_alike():
     inner = {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 7e5}}
-    told = with_older_names({"model_type": "llava", "text_config": inner, "dtype": "bfloat16"})
-    assert told["text_config"]["rope_theta"] == 7e5 and told["torch_dtype"] == "bfloat16"
-    assert "rope_theta" not in told
+    config = with_older_names({"model_type": "llava", "text_config": inner, "dtype": "bfloat16"})
+    assert config["text_config"]["rope_theta"] == 7e5 and config["torch_dtype"] == "bfloat16"
+    assert "rope_theta" not in config
 
 
 def test_a_tokenizer_has_a_class_and_keys_that_transformers_4_knows(tmp_path):

@@ -61,8 +61,8 @@ def test_a_chat_template_in_pieces_says_the_same(stack, template, system):
     assert (pieces.system is not None) is system
     talks = [TALK[:1], TALK, *([[{"role": "system", "content": "Be brief."}, *TALK]] if system else [])]
     for talk in talks:
-        told = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-        assert pieces.render(talk) == told
+        expected = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        assert pieces.render(talk) == expected
 
 
 def test_a_chat_template_becomes_ollamas(stack):
@@ -97,9 +97,9 @@ def test_a_first_token_is_left_out_only_where_the_tokenizer_itself_adds_it(stack
 
 
 @pytest.mark.parametrize(
-    ("context", "trained_length", "told"),
+    ("context", "trained_length", "expected"),
     [(512, 64, 512), (512, None, 512), (131072, 1024, 8192), (131072, None, 8192), (131072, 16000, 16000)],
 )
-def test_the_context_is_the_models_within_reason(stack, context, trained_length, told):
+def test_the_context_is_the_models_within_reason(stack, context, trained_length, expected):
     base = SimpleNamespace(eos_ids=stack.eos_ids, loaded=SimpleNamespace(context_length=context))
-    assert f"PARAMETER num_ctx {told}\n" in modelfile(stack.tokenizer, base, trained_length)
+    assert f"PARAMETER num_ctx {expected}\n" in modelfile(stack.tokenizer, base, trained_length)

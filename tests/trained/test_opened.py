@@ -25,10 +25,10 @@ def logits(base, role):
 def test_the_reference_is_the_policy_as_rl_began(trained):
     opened = open_run(trained)
     assert opened.rewards == ["reward-0", "reward-1"]
-    found = logits(opened.base, REFERENCE)
+    reference_logits = logits(opened.base, REFERENCE)
     opened.base.roles.load(POLICY, str(Checkpoints(trained).folder / "sft-done" / "adapters" / "policy"))
-    assert torch.equal(found, logits(opened.base, POLICY))
-    assert not torch.equal(found, logits(opened.base, "base"))
+    assert torch.equal(reference_logits, logits(opened.base, POLICY))
+    assert not torch.equal(reference_logits, logits(opened.base, "base"))
 
 
 def test_a_run_without_adapters_is_refused(tmp_path):
@@ -50,11 +50,11 @@ def test_prompts_are_those_that_were_held_out_or_those_that_were_not(trained):
     )
     recipe = opened.recipe.model_copy(update={"stages": [*opened.recipe.stages[:-1], own]})
     opened = replace(opened, recipe=recipe)
-    held, used = (
-        [prompt.index for prompt in prompts_of(opened, registry, what="test", held_out=held)]
-        for held in (True, False)
+    held_out, used = (
+        [prompt.index for prompt in prompts_of(opened, registry, what="test", held_out=held_out)]
+        for held_out in (True, False)
     )
-    assert len(held) == 6 and len(used) == 18 and sorted([*held, *used]) == list(range(24))
+    assert len(held_out) == 6 and len(used) == 18 and sorted([*held_out, *used]) == list(range(24))
     mixed = [
         prompt.index
         for prompt in prompts_of(opened, registry, what="test", shuffle=3, held_out=False, size=9)

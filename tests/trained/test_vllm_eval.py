@@ -105,9 +105,9 @@ def test_any_run_is_evaluated_on_a_server(trained, server, tmp_path, capsys, mon
     assert list(tmp_path.glob("rlhf-peft-*")) == []
 
 
-@pytest.mark.parametrize("told", ["nonsense", "[1]", "{url: x}"])
-def test_a_sampler_that_cannot_be_read_is_refused(trained, capsys, told):
-    assert execute(["eval", str(trained), "--sampler", told]) == 2
+@pytest.mark.parametrize("text", ["nonsense", "[1]", "{url: x}"])
+def test_a_sampler_that_cannot_be_read_is_refused(trained, capsys, text):
+    assert execute(["eval", str(trained), "--sampler", text]) == 2
     assert "sampler" in capsys.readouterr().err
 
 

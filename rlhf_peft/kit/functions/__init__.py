@@ -1,8 +1,8 @@
-"""Plain functions as rewards, and how a worker process is told of them.
+"""Plain functions as rewards, and the worker processes that call them.
 
-`reward.py` is a function in the form that TRL's trainers take; `target.py` says where it can be imported from;
-`worker.py` is the process that imports and calls it, and `process.py` the run's side of that process; `rebuild.py`
-carries a whole reward and its batches across; `in_process.py` holds what runs in the run's own process in check.
+`reward.py` wraps a function in the form that TRL's trainers take. `target.py` says where it can be imported from.
+`worker.py` is the process that imports and calls it, and `process.py` the run's side of that process. `rebuild.py`
+sends a whole reward and its batches to a worker. `in_process.py` protects the run's own process from code of others.
 """
 
 from __future__ import annotations

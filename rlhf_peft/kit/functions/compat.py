@@ -1,4 +1,4 @@
-"""Where torch's releases differ for code of others that runs in this process."""
+"""Differences between torch's releases that matter for restoring settings after foreign code."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 def put_back_default_device(device: torch.device) -> None:
-    """Make a device torch's default again, as it was before code of others changed it.
+    """Restore torch's default device, after foreign code has changed it.
 
-    torch 2.9: after `set_default_device(None)`, which puts the built-in default back, `get_default_device` raises
-    AttributeError for everybody, accelerate included. The attribute that it stumbles on is then taken away, so that
-    torch is as if no default had ever been set. Later releases need no help.
+    In torch 2.9, `get_default_device` raises AttributeError after `set_default_device(None)`, which restores the
+    built-in default. The attribute that causes it is then deleted, so that torch is as if no default had ever been set.
+    Later releases do not need this.
     """
     torch.set_default_device(None if device.type == "cpu" else device)
     try:

@@ -1,7 +1,7 @@
-"""Code of others in the run's own process: what it changes there is put back, and it cannot end the run unnoticed.
+"""Runs foreign code in the run's own process: settings that it changes are restored, and it cannot exit silently.
 
-Plugins are imported here, and a recipe may ask for a reward in the run's process. A process of its own is safer: what
-a thread of such code does later, or what it does past Python's `os` module, is not seen here.
+Plugins are imported here, and a recipe may ask for a reward in the run's process. A worker process is safer: what a
+thread of such code does later, or what it does without Python's `os` module, is not noticed here.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import torch
 from ... import foreign
 from .compat import put_back_default_device
 
-Kept = tuple[Callable[[], Any], Callable[[Any], Any]]
+Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
-SETTINGS: tuple[Kept, ...] = (
+SETTINGS: tuple[Setting, ...] = (
     (os.getcwd, os.chdir),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -42,57 +42,57 @@ SETTINGS: tuple[Kept, ...] = (
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
 )
-"""How each setting is read, and how it is put back."""
+"""How each setting is read, and how it is restored."""
 
 
-def _handlers() -> dict[int, Any]:
-    """What is called on each signal, where Python knows it."""
-    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    return {number: handler for number, handler in found.items() if handler is not None}
+def _signal_handlers() -> dict[int, Any]:
+    """The handler of each signal, where Python knows it."""
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    return {number: handler for number, handler in handlers.items() if handler is not None}
 
 
-def _handle(handlers: dict[int, Any]) -> None:
-    """Call on each signal what was called; only the main thread can say so."""
+def _set_signal_handlers(handlers: dict[int, Any]) -> None:
+    """Restore the handlers of signals; only the main thread can set them."""
     for number, handler in handlers.items():
         if signal.getsignal(number) != handler and threading.current_thread() is threading.main_thread():
             signal.signal(number, handler)
 
 
-def _own_log() -> tuple[int, bool, bool, list[logging.Handler]]:
-    own = logging.getLogger("rlhf_peft")
-    return own.level, own.disabled, own.propagate, [*own.handlers]
+def _package_log() -> tuple[int, bool, bool, list[logging.Handler]]:
+    logger = logging.getLogger("rlhf_peft")
+    return logger.level, logger.disabled, logger.propagate, [*logger.handlers]
 
 
-def _log_as(was: tuple[int, bool, bool, list[logging.Handler]]) -> None:
-    own = logging.getLogger("rlhf_peft")
-    own.level, own.disabled, own.propagate, own.handlers = was
+def _set_package_log(state: tuple[int, bool, bool, list[logging.Handler]]) -> None:
+    logger = logging.getLogger("rlhf_peft")
+    logger.level, logger.disabled, logger.propagate, logger.handlers = state
 
 
-def _streams_are(were: tuple[Any, Any, Any, Any]) -> None:
-    sys.stdin, sys.stdout, sys.stderr, sys.excepthook = were
+def _set_streams(streams: tuple[Any, Any, Any, Any]) -> None:
+    sys.stdin, sys.stdout, sys.stderr, sys.excepthook = streams
 
 
-def _mask() -> int:
+def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-PROCESS: tuple[Kept, ...] = (
-    (_handlers, _handle),
-    (_mask, os.umask),
+PROCESS: tuple[Setting, ...] = (
+    (_signal_handlers, _set_signal_handlers),
+    (_umask, os.umask),
     (sys.getrecursionlimit, sys.setrecursionlimit),
     (gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
     (socket.getdefaulttimeout, socket.setdefaulttimeout),
     (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
     (lambda: logging.root.manager.disable, logging.disable),
-    (_own_log, _log_as),
-    (lambda: (sys.stdin, sys.stdout, sys.stderr, sys.excepthook), _streams_are),
+    (_package_log, _set_package_log),
+    (lambda: (sys.stdin, sys.stdout, sys.stderr, sys.excepthook), _set_streams),
     (lambda: warnings.showwarning, lambda show: setattr(warnings, "showwarning", show)),
     (lambda: logging.Logger.callHandlers, lambda call: setattr(logging.Logger, "callHandlers", call)),
 )
-"""How the process itself is set up."""
-EVERYTHING: tuple[Kept, ...] = (
+"""Settings of the process itself."""
+EVERYTHING: tuple[Setting, ...] = (
     *SETTINGS,
     *PROCESS,
     (random.getstate, random.setstate),
@@ -103,23 +103,23 @@ EVERYTHING: tuple[Kept, ...] = (
 
 
 @contextlib.contextmanager
-def undisturbed(kept: tuple[Kept, ...] = SETTINGS) -> Iterator[None]:
-    """Call code of others: settings are afterwards as they were, and `os._exit` raises an error.
+def preserved_settings(settings: tuple[Setting, ...] = SETTINGS) -> Iterator[None]:
+    """Restore settings after the block, in which `os._exit` raises an error.
 
     Args:
-        kept: what is put back; `SETTINGS` leaves random numbers alone, so that each call draws others.
+        settings: that are restored; `SETTINGS` leaves random states alone, so that each call draws other numbers.
     """
-    before = [(write, read()) for read, write in kept]
+    before = [(write, read()) for read, write in settings]
     try:
         with foreign.no_exit():
             yield
     finally:
-        for (read, _), (write, value) in zip(kept, before, strict=True):
-            _put_back(read, write, value)
+        for (read, _), (write, value) in zip(settings, before, strict=True):
+            _write_if_changed(read, write, value)
 
 
-def _put_back(read: Callable[[], Any], write: Callable[[Any], Any], value: Any) -> None:
-    """Write a value only where it can have changed: most of these settings cost time to write."""
+def _write_if_changed(read: Callable[[], Any], write: Callable[[Any], Any], value: Any) -> None:
+    """Restore a value only where it can have changed, because most settings cost time to write."""
     try:
         changed = bool(read() != value)
     except (
@@ -133,9 +133,9 @@ def _put_back(read: Callable[[], Any], write: Callable[[Any], Any], value: Any) 
 
 
 def import_file(path: Path) -> ModuleType:
-    """The module of a file, imported into this process once, under a name of its own.
+    """Import a file into this process, once, under a unique name; returns the module.
 
-    Modules that lie beside the file are found: first while it is imported, and after all others later on.
+    The file can import modules beside it: they are found first during the import, and last afterwards.
 
     Raises:
         TimeoutError: the import takes longer than `foreign.IMPORT_LIMIT`.
@@ -151,7 +151,7 @@ def import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with undisturbed(EVERYTHING), _as_program(file), foreign.time_limit(foreign.IMPORT_LIMIT):
+        with preserved_settings(EVERYTHING), _as_program(file), foreign.time_limit(foreign.IMPORT_LIMIT):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -161,7 +161,7 @@ def import_file(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _as_program(file: Path) -> Iterator[None]:
-    """The arguments and the first folder for imports that `python FILE` would have."""
+    """Set `sys.argv` and the first folder of `sys.path` as `python FILE` would, inside the block."""
     arguments, folder = sys.argv, str(file.resolve().parent)
     _forget_neighbours(file.resolve().parent)
     sys.argv = [str(file)]
@@ -181,8 +181,8 @@ _folders: set[str] = set()
 
 
 def _forget_neighbours(folder: Path) -> None:
-    """Let a file import the modules beside it, also where a file of another folder has imported some of these names."""
+    """Forget modules that files of other folders have imported under the names of modules in this folder."""
     for name in [path.stem for path in folder.glob("*.py")]:
-        there = getattr(sys.modules.get(name), "__file__", None)
-        if there and os.path.dirname(os.path.realpath(there)) in _folders - {str(folder)}:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and os.path.dirname(os.path.realpath(file)) in _folders - {str(folder)}:
             del sys.modules[name]

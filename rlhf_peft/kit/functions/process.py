@@ -1,4 +1,4 @@
-"""A reward's worker process, as the run sees it: started when it is needed, killed when it takes too long."""
+"""The run's side of a reward's worker process: it is started when needed, and killed when it takes too long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .target import Target
 START_LIMIT = 120.0
 """Seconds that importing the reward may take; a batch's own timeout counts from then."""
 PATIENCE = 5.0
-"""Seconds that a killed process, and what it printed last, are waited for."""
+"""Seconds to wait for a killed process, and for its last output."""
 LONGEST_LINE = 2**30
 PRINTED = 2**16
 """Bytes that a worker may print for one batch; the rest is not shown."""
@@ -32,10 +32,10 @@ class Slow(RewardError):
 
 
 class NotImported(RewardError):
-    """The reward's module could not be imported, or does not hold the reward.
+    """The reward's module could not be imported, or does not define the reward.
 
     Attributes:
-        functions: what the module does hold, where that is the trouble.
+        functions: names that the module defines, where it does not define the reward; None otherwise.
     """
 
     def __init__(self, message: str, functions: list[str] | None = None) -> None:
@@ -44,7 +44,7 @@ class NotImported(RewardError):
 
 
 class WorkerProcess:
-    """Speaks JSON lines with a worker; it lives across batches, and a new one takes the place of one that died.
+    """Exchanges JSON lines with a worker process, which serves many batches; one that ended is replaced.
 
     Args:
         target: what the worker imports.
@@ -66,14 +66,14 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, while there is one."""
+        """The id of the process; None while there is none."""
         return self._process.pid if self._process else None
 
     async def ask(self, message: bytes, timeout: float | None) -> dict[str, Any]:
         """The answer to one batch.
 
         Raises:
-            RewardError: it raised, ended, gave something that is no score, or (`Slow`) took too long.
+            RewardError: the reward raised, ended its process, or (`Slow`) took too long.
         """
         async with self._lock:
             if self._process is None or self._process.returncode is not None:
@@ -87,10 +87,10 @@ class WorkerProcess:
                 raise RewardError(f"lost its worker process, which ended with status {end}") from None
 
     async def start(self) -> dict[str, Any]:
-        """Import the reward in a new process; returns what the worker tells of it.
+        """Import the reward in a new process; returns what the worker reports of it.
 
         Raises:
-            NotImported: that raised, ended the process, or took too long; or the module does not hold it.
+            NotImported: the import raised, ended the process, or took too long; or the module does not define it.
         """
         await self.close()
         self._process = await asyncio.create_subprocess_exec(
@@ -152,33 +152,33 @@ class WorkerProcess:
         return await process.stdout.readline()
 
     async def _show(self, process: asyncio.subprocess.Process) -> None:
-        """Pass on to stderr what the worker prints, up to a limit for each batch."""
+        """Copy what the worker prints to stderr, up to a limit for each batch."""
         assert process.stderr is not None
-        kept = b""
+        pending = b""
         while chunk := await process.stderr.read(2**16):
             before, self._printed = self._printed, self._printed + len(chunk)
             full = before <= PRINTED < self._printed
-            kept += chunk[: max(0, PRINTED - before)]
-            # Whole lines, for a secret may be cut by the end of a chunk.
-            end = 1 + max(kept.rfind(b"\n"), kept.rfind(b"\r"))
-            end = len(kept) if full or len(kept) > 2**16 else end
-            _print(kept[:end])
-            kept = kept[end:]
+            pending += chunk[: max(0, PRINTED - before)]
+            # Whole lines, because the end of a chunk may cut a secret in two.
+            end = 1 + max(pending.rfind(b"\n"), pending.rfind(b"\r"))
+            end = len(pending) if full or len(pending) > 2**16 else end
+            _print(pending[:end])
+            pending = pending[end:]
             if full:
                 kilobytes = PRINTED // 1024
                 text = (
                     f"{self._target.qualname} printed more than {kilobytes} kB at once; the rest is left out."
                 )
                 _print(f"\n{text}\n".encode())
-        _print(kept)
+        _print(pending)
 
     def kill(self) -> None:
-        """End it from another thread, without waiting."""
+        """Kill the process from another thread, without waiting."""
         if self._process is not None:
             worker.kill_all(self._process.pid, self._mark)
 
     async def close(self) -> int | None:
-        """Kill the process and all that it started; its exit status, where it had ended by itself its own."""
+        """Kill the process and all that it started; returns its exit status, None where there was none."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -195,14 +195,17 @@ class WorkerProcess:
         return process.returncode
 
 
-def look(target: Target) -> dict[str, Any]:
-    """What a worker tells of a function: whether it can be called, and whether it is async.
+def inspect_function(target: Target) -> dict[str, Any]:
+    """Import a function in a worker process, which then ends, and report on it.
 
     Args:
-        target: where the function is; it is imported in a process of its own, which then ends.
+        target: where the function is.
+
+    Returns:
+        A mapping with `callable` and `is_async`, and with the module's `functions` where it is not callable.
 
     Raises:
-        NotImported: that raised, ended the process, or took too long; or the module does not hold it.
+        NotImported: the import raised, ended the process, or took too long; or the module does not define it.
     """
 
     async def start() -> dict[str, Any]:
@@ -212,13 +215,13 @@ def look(target: Target) -> dict[str, Any]:
         finally:
             await process.close()
 
-    # In a thread, for the caller may have an event loop of its own, as notebooks do.
+    # In a thread, because the caller may have a running event loop, as notebooks do.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, start()).result()
 
 
 def _print(text: bytes) -> None:
-    """Write to the handle of stderr, as a child that shares it would, but no secret."""
+    """Write to the file descriptor of stderr, as a child process would, with secrets removed."""
     clean = str(scrub(text.decode("utf-8", "replace"))).encode()
     with contextlib.suppress(OSError):
         while clean:

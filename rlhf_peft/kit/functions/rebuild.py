@@ -1,6 +1,6 @@
-"""A whole reward in a worker process: it is made anew from its options, and each batch from what is plain in it.
+"""Runs a whole reward in a worker process, where it is made from its options, and each batch is rebuilt from JSON.
 
-A batch loses what is no JSON: `rollout.sampler_logps`, `heads` and `logps` (a reward with roles never runs there). Its
+A batch lacks what is no JSON: `rollout.sampler_logps`, `heads` and `logps` (a reward with roles never runs there). Its
 generator is seeded by a number drawn from the run's.
 """
 
@@ -16,7 +16,7 @@ from .reward import scores_of
 
 
 def plain(batch: RewardBatch) -> dict[str, Any]:
-    """A batch as JSON."""
+    """A batch as plain data for JSON."""
     rollout = batch.rollout
     return {
         "prompts": batch.prompts,
@@ -54,7 +54,7 @@ def rebuilt(message: Mapping[str, Any]) -> RewardBatch:
 
 
 def server(factory: Any, options: Mapping[str, Any]) -> Any:
-    """Called in the worker: makes the reward, and returns what scores a plain batch."""
+    """Make the reward in the worker process; returns a function from a plain batch to plain scores."""
     reward = factory(factory.Options.model_validate(options))
 
     def serve(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What code of others puts in the place of functions and variables that were there, and puts back.
+"""Finds functions and environment variables that foreign code has replaced, and restores them.
 
-The loss of every stage, and each figure, is computed by these functions: where one of them is another, the numbers are
-others, and nobody sees it.
+The loss of every stage and each metric is computed by these functions. If one of them were replaced, the numbers would
+change, and nobody would notice.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MODULES = (
     *("torch", "torch.autograd", "torch.linalg", "torch.nn", "torch.nn.functional", "torch.nn.init"),
     *("torch.nn.utils", "torch.optim", "torch.random", "torch.special", "torch.utils.data"),
 )
-"""Modules whose functions and classes are looked at, beside those of this package."""
+"""Modules whose functions and classes are compared, beside those of this package."""
 CLASSES = (torch.Tensor, torch.nn.Module, torch.nn.Linear, torch.optim.Optimizer, torch.optim.AdamW)
 OWN = "rlhf_peft"
 
 
-class Replaced:
-    """Remembers functions, methods and environment variables as they are when it is made."""
+class FunctionSnapshot:
+    """The functions, methods and environment variables as they are when the object is made."""
 
     def __init__(self) -> None:
         names = [*MODULES, *(name for name in sys.modules if name.partition(".")[0] == OWN)]
@@ -34,7 +34,7 @@ class Replaced:
         self._environment = dict(os.environ)
 
     def put_back(self) -> list[str]:
-        """Put back what others have replaced; returns the names of the functions and methods, such as `torch.exp`."""
+        """Restore what was replaced; returns the names of the functions and methods, such as `torch.exp`."""
         for name, value in self._environment.items():
             if os.environ.get(name) != value:
                 os.environ[name] = value
@@ -43,7 +43,7 @@ class Replaced:
         ]
 
     def new_variables(self) -> list[str]:
-        """The environment variables that are there since then."""
+        """The environment variables that were added since then."""
         return sorted(os.environ.keys() - self._environment.keys())
 
 
@@ -51,11 +51,11 @@ def _put_back(owner: Any, before: Mapping[str, Any]) -> list[str]:
     now = dict(vars(owner))
     replaced = []
     for name, value in before.items():
-        if now.get(name) is not value and callable(value) and not _is_own(owner, value, now.get(name)):
+        if now.get(name) is not value and callable(value) and not _wraps_itself(owner, value, now.get(name)):
             setattr(owner, name, value)
             replaced.append(name)
     if isinstance(owner, type):
-        # A method that only a class above has is replaced by one of the class's own.
+        # A method that only a base class had is replaced by one that was set on the class.
         above = [
             name
             for name in now.keys() - before.keys()
@@ -67,8 +67,8 @@ def _put_back(owner: Any, before: Mapping[str, Any]) -> list[str]:
     return replaced
 
 
-def _is_own(owner: Any, before: Any, value: Any) -> bool:
-    """Whether a package has wrapped a function of its own, as torch does with `torch.manual_seed` when it is needed."""
+def _wraps_itself(owner: Any, before: Any, value: Any) -> bool:
+    """Whether a package has replaced one of its own functions, as torch does with `torch.manual_seed`."""
     if getattr(value, "__name__", None) != getattr(before, "__name__", ""):
         return False
     code = getattr(value, "__code__", None)
@@ -76,13 +76,13 @@ def _is_own(owner: Any, before: Any, value: Any) -> bool:
     home = _file(_module(owner).partition(".")[0])
     if file is None or home is None:
         return False
-    place = Path(home).parent
-    return place in Path(file).parents and "site-packages" not in Path(file).relative_to(place).parts
+    folder = Path(home).parent
+    return folder in Path(file).parents and "site-packages" not in Path(file).relative_to(folder).parts
 
 
 def _file(module: Any) -> str | None:
-    found = getattr(sys.modules.get(module), "__file__", None) if isinstance(module, str) else None
-    return found if isinstance(found, str) else None
+    file = getattr(sys.modules.get(module), "__file__", None) if isinstance(module, str) else None
+    return file if isinstance(file, str) else None
 
 
 def _module(owner: Any) -> str:
@@ -90,7 +90,7 @@ def _module(owner: Any) -> str:
 
 
 def _called(owner: Any) -> str:
-    """`torch.nn.functional`, `torch.Tensor`."""
+    """The name of a module or class as text: `torch.nn.functional`, `torch.Tensor`."""
     if not isinstance(owner, type):
         return str(owner.__name__)
     return f"{owner.__module__}.{owner.__qualname__}"

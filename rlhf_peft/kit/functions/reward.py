@@ -36,17 +36,17 @@ class SomeRowsFailed(RewardError):
 
 
 class FunctionOptions(Options):
-    """A function has none."""
+    """The options of a function, which has none."""
 
 
 class FunctionReward:
-    """Calls a function with the names that TRL uses.
+    """A reward that calls a function with the arguments of TRL's trainers.
 
-    It is called in a worker process by the stage, where `target` says how to import it; `score` calls it here.
+    Where `target` says how to import the function, the stage calls it in a worker process; `score` calls it here.
 
     Args:
         options: none.
-        function: what scores.
+        function: that scores completions.
         name: of the reward.
         target: where a worker finds the function; default: by its own name.
     """
@@ -69,31 +69,31 @@ class FunctionReward:
         return awaited(self.function)
 
     def score(self, batch: RewardBatch) -> Scores | Awaitable[Scores]:
-        """One number a completion.
+        """One score for each completion.
 
         Raises:
-            RewardError: the function raised, or did not give one finite number or None for each completion.
+            RewardError: the function raised, or did not return one finite number or None for each completion.
         """
         metrics: dict[str, float] = {}
         extra: dict[str, list[Any]] = {}
         try:
-            given = self.function(**keywords(arguments(batch), batch.updates_done, metrics, extra))
+            result = self.function(**keywords(arguments(batch), batch.updates_done, metrics, extra))
         except Exception as error:
             raise self._raised(error) from error
-        if inspect.isawaitable(given):
-            return self._awaited(given, len(batch), metrics, extra)
-        return self._scores(given, len(batch), metrics, extra)
+        if inspect.isawaitable(result):
+            return self._awaited(result, len(batch), metrics, extra)
+        return self._scores(result, len(batch), metrics, extra)
 
-    async def _awaited(self, given: Awaitable[Any], count: int, metrics: Any, extra: Any) -> Scores:
+    async def _awaited(self, awaitable: Awaitable[Any], count: int, metrics: Any, extra: Any) -> Scores:
         try:
-            values = await given
+            values = await awaitable
         except Exception as error:
             raise self._raised(error) from error
         return self._scores(values, count, metrics, extra)
 
-    def _scores(self, given: Any, count: int, metrics: Any, extra: Any) -> Scores:
+    def _scores(self, result: Any, count: int, metrics: Any, extra: Any) -> Scores:
         try:
-            return Scores(row=as_row(numbers(given, count)), metrics=metrics, extra=extra)
+            return Scores(row=as_row(numbers(result, count)), metrics=metrics, extra=extra)
         except BadScores as error:
             raise SomeRowsFailed(f"reward {self.name} {error}.", row=error.row) from None
 
@@ -102,7 +102,7 @@ class FunctionReward:
 
 
 def function_reward(function: Callable[..., Any], name: str | None = None) -> Factory:
-    """The factory of a function written for TRL, for a plugin to register.
+    """A factory for a function written for TRL, for a plugin to register.
 
         register("polite", function_reward(polite))
 
@@ -120,41 +120,41 @@ def function_reward(function: Callable[..., Any], name: str | None = None) -> Fa
 
 
 def arguments(batch: RewardBatch) -> dict[str, Any]:
-    """What TRL gives a reward function of a batch; `prompt` and `completion` are not columns."""
+    """The arguments that TRL passes to a reward function; `prompt` and `completion` are not among the columns."""
     columns = {name: values for name, values in batch.columns.items() if name not in ("prompt", "completion")}
-    given = {
+    batch_arguments = {
         "prompts": batch.prompts,
         "completions": batch.completions,
         "completion_ids": batch.completion_ids,
     }
-    return {**columns, **given}
+    return {**columns, **batch_arguments}
 
 
-def scores_of(given: Any, count: int) -> Scores:
-    """What a reward returned, its `row` as a tensor.
+def scores_of(result: Any, count: int) -> Scores:
+    """The scores that a reward returned, with `row` as a float32 tensor on the CPU.
 
     Raises:
         BadScores: it is no `Scores`, or its row is no sequence of that many numbers.
     """
-    if not isinstance(given, Scores):
-        raise BadScores(f"returned {described(given)}. Expected Scores")
-    if not (given.token is None or isinstance(given.token, torch.Tensor)):
-        raise BadScores(f"returned {described(given.token)} as token scores. Expected a tensor")
-    row = given.row
+    if not isinstance(result, Scores):
+        raise BadScores(f"returned {described(result)}. Expected Scores")
+    if not (result.token is None or isinstance(result.token, torch.Tensor)):
+        raise BadScores(f"returned {described(result.token)} as token scores. Expected a tensor")
+    row = result.row
     if not isinstance(row, torch.Tensor):
         values = sequence(row)
-        kept = row if values is None else [None if value != value else value for value in values]
-        row = as_row(numbers(kept, count))
+        without_nan = row if values is None else [None if value != value else value for value in values]
+        row = as_row(numbers(without_nan, count))
     elif row.dim() != 1 or row.is_complex():
         raise BadScores(
             f"returned {described(row)} as scores. Expected {EXPECTED} for each of the {count} completions"
         )
     elif len(row) != count:
         raise BadScores(f"gave {counted(len(row))} for {count} completions")
-    return dataclasses.replace(given, row=row.detach().float().cpu())
+    return dataclasses.replace(result, row=row.detach().float().cpu())
 
 
 def as_row(values: Sequence[float | None]) -> torch.Tensor:
-    """[N] float32; None becomes NaN, which abstains."""
-    given = [math.nan if value is None else value for value in values]
-    return torch.tensor(given, dtype=torch.float32, device="cpu")
+    """Scores as a tensor [N] float32; None becomes NaN, which means that the reward abstains."""
+    with_nan = [math.nan if value is None else value for value in values]
+    return torch.tensor(with_nan, dtype=torch.float32, device="cpu")

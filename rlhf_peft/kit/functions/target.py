@@ -1,4 +1,4 @@
-"""How a worker process finds a function again: by module or by file, never by a copy of the object."""
+"""Where a worker process imports a function from: a module or a file; functions are never pickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .in_process import import_file
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a worker imports.
+    """The function or class that a worker imports.
 
     Attributes:
         qualname: dotted name in the module.
@@ -36,7 +36,7 @@ class Target:
         return self.file or str(self.module)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """The target as JSON."""
         return {
             "qualname": self.qualname,
             "module": self.module,
@@ -46,12 +46,12 @@ class Target:
 
 
 class FileFunction:
-    """A function of a file, which is imported only where it is called.
+    """A function of a file; the file is imported only by the process that calls the function.
 
-    A worker process imports the file by `target`; called here, it is imported into this process.
+    A worker process imports the file by `target`. A call in this process imports it here.
 
     Args:
-        file: that holds it.
+        file: that defines the function.
         qualname: its name there.
         is_async: whether a call of it is awaited.
     """
@@ -61,17 +61,15 @@ class FileFunction:
         self.is_async = is_async
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it in this process."""
+        """Import the file into this process, and call the function."""
         return _look_up(import_file(Path(str(self.target.file))), self.target.qualname)(*args, **kwargs)
 
 
 def target_of(thing: Any) -> Target | None:
-    """Where a function or class can be imported from; None for what has no name: lambdas, closures, made objects.
+    """Where a function or class can be imported from; None where it cannot be: lambdas, closures, instances.
 
-    A `functools.partial` of an importable function is one, too, where its keywords are JSON.
+    A `functools.partial` of an importable function has a target too, where its keywords are JSON.
     """
-    if isinstance(thing, FileFunction):
-        return thing.target
     if isinstance(thing, FileFunction):
         return thing.target
     if isinstance(thing, functools.partial):

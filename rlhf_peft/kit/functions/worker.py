@@ -1,9 +1,9 @@
-"""The worker's side of a reward: imports one function and calls it, over and over, in a process of its own.
+"""The program of a worker process: it imports one reward function, and calls it for each batch.
 
-It is started by its path and speaks JSON lines over its pipes: the first names what to import, each further one is a
-batch. What the function prints goes to stderr. What libraries warn of goes back with the answers, for the run's log, if
-the run keeps it off the terminal (`library_messages`). Little more than the standard library is imported here, so that
-a worker is small and starts at once; what the function's own module imports is its own affair.
+It is started by its path and exchanges JSON lines over its pipes: the first names what to import, each further one is a
+batch. What the function prints goes to stderr. Warnings of libraries are returned with the answers, for the run's log,
+if the run keeps them off the terminal (`library_messages`). This file imports little more than the standard library, so
+that a worker is small and starts quickly.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 MAIN = "__mp_main__"
-"""What multiprocessing calls the main module in the processes that it starts."""
+"""The name that multiprocessing gives the main module in the processes that it starts."""
 MARK = "RLHF_PEFT_WORKER"
-"""Environment variable by which a worker, and all that it starts, is found again."""
+"""Environment variable that marks a worker, and all processes that it starts."""
 EXPECTED = "a list, a tuple or a one-dimensional array with one number, or None,"
 
 Serve = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 class BadScores(ValueError):
-    """What a function returned is not one number or None for each completion; `row` where one row is to blame."""
+    """A function did not return one number or None for each completion; `row` is the first bad row, if it is known."""
 
     def __init__(self, message: str, row: int | None = None) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class BadScores(ValueError):
 def keywords(
     arguments: Mapping[str, Any], step: int, metrics: dict[str, float], extra: dict[str, list[Any]]
 ) -> dict[str, Any]:
-    """The keywords that TRL's trainers give a reward function.
+    """The keyword arguments that TRL's trainers pass to a reward function.
 
     Args:
         arguments: prompts, completions, completion_ids and the dataset's columns.
@@ -60,49 +60,49 @@ def keywords(
     }
 
 
-def numbers(given: Any, count: int) -> list[float | None]:
-    """What a function returned, as finite numbers and None.
+def numbers(result: Any, count: int) -> list[float | None]:
+    """The scores that a function returned, as finite numbers and None.
 
     Args:
-        given: a list, a tuple or another sequence, or a one-dimensional array or tensor.
+        result: a list, a tuple or another sequence, or a one-dimensional array or tensor.
         count: completions that were scored.
 
     Raises:
         BadScores: it is something else, has another length, or holds something that is no number, NaN or an infinity.
     """
-    values = sequence(given)
+    values = sequence(result)
     if values is None:
         raise BadScores(
-            f"returned {described(given)}. Expected {EXPECTED} for each of the {count} completions"
+            f"returned {described(result)}. Expected {EXPECTED} for each of the {count} completions"
         )
     if len(values) != count:
         raise BadScores(f"gave {counted(len(values))} for {count} completions")
     return [_number(value, row) for row, value in enumerate(values)]
 
 
-def sequence(given: Any) -> list[Any] | None:
+def sequence(value: Any) -> list[Any] | None:
     """The items of a sequence, or of an array of one dimension; None where it is neither.
 
     A set has no order, a generator no length, and the keys of a mapping are no scores: none of them is taken.
     """
-    if isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray, memoryview)):
-        return list(given)
-    if getattr(given, "ndim", None) == 1 and hasattr(given, "tolist"):
-        return list(given.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):
+        return list(value)
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+        return list(value.tolist())
     return None
 
 
 def counted(scores: int) -> str:
-    """`1 score`, `3 scores`."""
+    """A number of scores as text: `1 score`, `3 scores`."""
     return "1 score" if scores == 1 else f"{scores} scores"
 
 
-def described(given: Any) -> str:
-    """`None`, `a set`, `a Tensor of shape (2, 3)`."""
-    if given is None:
+def described(value: Any) -> str:
+    """The type of a value as text: `None`, `a set`, `a Tensor of shape (2, 3)`."""
+    if value is None:
         return "None"
-    shape = getattr(given, "shape", None)
-    name = type(given).__name__
+    shape = getattr(value, "shape", None)
+    name = type(value).__name__
     article = "an" if name[:1].lower() in "aeiou" else "a"
     return f"{article} {name}" if shape is None else f"{article} {name} of shape {tuple(shape)}"
 
@@ -123,29 +123,29 @@ def _number(value: Any, row: int) -> float | None:
 
 
 def resolve(target: Mapping[str, Any], module: ModuleType | None = None) -> Any:
-    """What a target names: the qualified name in a module or file, with keywords to bind.
+    """Import what a target names, and bind its keywords.
 
     Args:
         target: as JSON.
-        module: that holds it; None: it is imported.
+        module: that defines it; None: it is imported.
 
     Raises:
-        NotThere: the file does not hold that name.
+        NameMissing: the file does not define that name.
         ImportError: or whatever else the module raises.
     """
     if module is None:
         module = importlib.import_module(target["module"]) if target["module"] else _from_file(target["file"])
-    found: Any = module
+    value: Any = module
     try:
         for name in target["qualname"].split("."):
-            found = getattr(found, name)
+            value = getattr(value, name)
     except AttributeError:
-        raise NotThere(own_functions(module)) from None
-    return functools.partial(found, **target["keywords"]) if target["keywords"] else found
+        raise NameMissing(own_functions(module)) from None
+    return functools.partial(value, **target["keywords"]) if target["keywords"] else value
 
 
-class NotThere(AttributeError):
-    """A module does not hold the name that is asked for; `functions` are those that it does hold."""
+class NameMissing(AttributeError):
+    """A module does not define a name; `functions` are those that it defines."""
 
     def __init__(self, functions: list[str]) -> None:
         super().__init__(f"there is no such name; it has: {', '.join(functions) or 'none'}")
@@ -153,7 +153,7 @@ class NotThere(AttributeError):
 
 
 def own_functions(module: ModuleType) -> list[str]:
-    """Names of what a module itself defines and what can be called, sorted."""
+    """The names of all callables that a module itself defines, sorted."""
     return sorted(
         name
         for name, value in vars(module).items()
@@ -181,24 +181,27 @@ def _from_file(path: str) -> ModuleType:
 
 
 def _load(message: Mapping[str, Any]) -> tuple[Serve, dict[str, Any]]:
-    """What serves batches, a function or a whole reward rebuilt from its options; and what the run is told of it."""
+    """Import what the first message names; returns the function that serves batches, and a report for the run.
+
+    The function calls a plain reward function, or a whole reward that is made from its options.
+    """
     sys.path[:] = message["path"]
     if message["library_messages"] is not None:
         importlib.import_module("rlhf_peft.library_messages").install(**message["library_messages"])
-    found = resolve(message["target"])
+    function = resolve(message["target"])
     if message["options"] is not None:
         serve: Serve = importlib.import_module("rlhf_peft.kit.functions.rebuild").server(
-            found, message["options"]
+            function, message["options"]
         )
         return serve, {"ready": True}
-    told: dict[str, Any] = {"ready": True, "callable": callable(found), "is_async": awaited(found)}
-    if not callable(found) and MAIN in sys.modules:
-        told["functions"] = own_functions(sys.modules[MAIN])
-    return functools.partial(_call, found), told
+    info: dict[str, Any] = {"ready": True, "callable": callable(function), "is_async": awaited(function)}
+    if not callable(function) and MAIN in sys.modules:
+        info["functions"] = own_functions(sys.modules[MAIN])
+    return functools.partial(_call, function), info
 
 
 def awaited(function: Any) -> bool:
-    """Whether a call of it is awaited."""
+    """Whether a function's result has to be awaited."""
     call = getattr(function, "__call__", None)  # noqa: B004
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
@@ -206,15 +209,15 @@ def awaited(function: Any) -> bool:
 def _call(function: Callable[..., Any], batch: Mapping[str, Any]) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     extra: dict[str, list[Any]] = {}
-    given = function(**keywords(batch["arguments"], batch["step"], metrics, extra))
-    if inspect.isawaitable(given):
-        given = _loop().run_until_complete(_finished(given))
-    scores = numbers(given, len(batch["arguments"]["completions"]))
+    result = function(**keywords(batch["arguments"], batch["step"], metrics, extra))
+    if inspect.isawaitable(result):
+        result = _loop().run_until_complete(_awaited(result))
+    scores = numbers(result, len(batch["arguments"]["completions"]))
     return {"scores": scores, "metrics": metrics, "extra": extra}
 
 
-async def _finished(given: Awaitable[Any]) -> Any:
-    return await given
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
 
 
 @functools.cache
@@ -226,14 +229,14 @@ def _loop() -> Any:
 
 
 def _answer(work: Callable[[], dict[str, Any]]) -> bytes:
-    answer = _worked(work)
+    answer = _result_or_error(work)
     messages = sys.modules.get("rlhf_peft.library_messages")
     return json.dumps(
         {**answer, "library_messages": messages.take() if messages else []}, default=str
     ).encode()
 
 
-def _worked(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _result_or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         answer = work()
         json.dumps(answer, default=str)  # what cannot be written is the function's mistake
@@ -241,12 +244,12 @@ def _worked(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except BadScores as error:
         return {"bad": str(error), "row": error.row}
     except BaseException as error:
-        functions = {"functions": error.functions} if isinstance(error, NotThere) else {}
-        return {"error": _told(error), "traceback": traceback.format_exc(), **functions}
+        functions = {"functions": error.functions} if isinstance(error, NameMissing) else {}
+        return {"error": _error_text(error), "traceback": traceback.format_exc(), **functions}
 
 
-def _told(error: BaseException) -> str:
-    """An error on one line, with the last place in the reward's own file, else the last place of all."""
+def _error_text(error: BaseException) -> str:
+    """An error on one line, with the last line in the reward's file where it occurred, or else the last line of all."""
     frames = traceback.extract_tb(error.__traceback__)
     main = getattr(sys.modules.get(MAIN), "__file__", None)
     last = next(
@@ -258,7 +261,7 @@ def _told(error: BaseException) -> str:
 
 
 def kill_all(pid: int, mark: str) -> None:
-    """End a process, all that it started, and every other process with its mark, in whatever session; but not this one.
+    """Kill a process, all that it started, and every other process with its mark; this process is never killed.
 
     Args:
         pid: of the process.
@@ -272,7 +275,7 @@ def kill_all(pid: int, mark: str) -> None:
         with contextlib.suppress(psutil.Error):
             _kill([psutil.Process(pid)])
     for _ in range(3):
-        marked = [process for process in psutil.process_iter() if _has(process, mark, psutil.Error)]
+        marked = [process for process in psutil.process_iter() if _is_marked(process, mark, psutil.Error)]
         if not marked:
             return
         _kill(marked)
@@ -281,12 +284,12 @@ def kill_all(pid: int, mark: str) -> None:
 
 def _kill(processes: list[Any]) -> None:
     for process in processes:
-        # One that has ended already raises.
+        # A process that has ended already raises.
         with contextlib.suppress(Exception):
             process.kill()
 
 
-def _has(process: Any, mark: str, errors: type[Exception]) -> bool:
+def _is_marked(process: Any, mark: str, errors: type[Exception]) -> bool:
     try:
         return process.pid != os.getpid() and process.environ().get(MARK) == mark
     except (errors, OSError):
@@ -294,7 +297,7 @@ def _has(process: Any, mark: str, errors: type[Exception]) -> bool:
 
 
 def _end_with(parent: int) -> None:
-    """Do not outlive the run, also where the function never returns."""
+    """End this process when the run's process has ended, even while the function is running."""
     while os.getppid() == parent:
         time.sleep(1)
     with contextlib.suppress(Exception):
@@ -303,7 +306,7 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Serve until the pipe is closed."""
+    """Serve requests until the pipe is closed."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -314,14 +317,14 @@ def main() -> None:
 
     def load(message: Mapping[str, Any]) -> dict[str, Any]:
         nonlocal serve
-        serve, told = _load(message)
-        return told
+        serve, info = _load(message)
+        return info
 
-    mine = os.getpid()
+    worker_pid = os.getpid()
     for line in requests:
         message = json.loads(line)
         answer = _answer(functools.partial(serve or load, message)) + b"\n"
-        if os.getpid() != mine:
+        if os.getpid() != worker_pid:
             os._exit(0)  # A child that the function forked: only the worker itself answers.
         answers.write(answer)
         answers.flush()

@@ -1,4 +1,4 @@
-"""An HTTP client for rewards: many requests at a time, patient with servers, silent about secrets."""
+"""An HTTP client for rewards: many concurrent requests, retries, and no secrets in its messages."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .exchange import exchange
 
 BACKOFF_LIMIT = 30.0
 LARGEST = 16 * 2**20
-"""Bytes of one answer; more is no answer."""
+"""Most bytes of one answer; a longer one is an error."""
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
 def plain_url(url: str) -> str:
-    """The URL itself.
+    """The URL unchanged, if it is one that may be written into a recipe.
 
     Raises:
         ValueError: it is no http URL, or it carries a user or password.
@@ -55,7 +55,7 @@ class AsyncJsonClient:
     """Posts JSON to one URL; all calls must come from one event loop.
 
     Args:
-        url: where to.
+        url: that requests go to.
         headers: sent with every request; their values never appear in a message.
         timeout: seconds for one request.
         retries: further attempts after a failed connection, a timeout, or a status such as 429 and 503.
@@ -81,24 +81,27 @@ class AsyncJsonClient:
         self._called = f"{parts.scheme}://{parts.netloc}{parts.path}"
 
     async def post(self, body: Mapping[str, Any]) -> Any:
-        """The answer's JSON.
+        """Send a request; returns the JSON of the answer.
 
         Raises:
             RewardError: no answer, or none that can be used, after all attempts.
         """
         async with self._slots:
             for attempt in range(self._retries + 1):
-                told, wait = await self._try(body)
-                if told is None:
-                    return wait
-                if wait is None or attempt == self._retries:
+                failure, result = await self._try(body)
+                if failure is None:
+                    return result
+                if result is None or attempt == self._retries:
                     break
-                await asyncio.sleep(min(max(wait, self._backoff * 2**attempt), BACKOFF_LIMIT))
+                await asyncio.sleep(min(max(result, self._backoff * 2**attempt), BACKOFF_LIMIT))
         tries = "" if attempt == 0 else f" ({attempt + 1} attempts)"
-        raise RewardError(f"{self._called} {told}{tries}")
+        raise RewardError(f"{self._called} {failure}{tries}")
 
     async def _try(self, body: Mapping[str, Any]) -> tuple[str | None, Any]:
-        """(None, answer), or what went wrong and the seconds to wait for another attempt; None: it is of no use."""
+        """Try once; returns (None, the answer) or (a message, seconds to wait before the next attempt).
+
+        The seconds are None where another attempt cannot help.
+        """
         import httpx
 
         if self._client is None:
@@ -121,7 +124,7 @@ class AsyncJsonClient:
             return f"answered something that is no JSON: {self._hide(answer.text)[:200]}", None
 
     def _hide(self, text: str) -> str:
-        """A text without the headers' values, also where a server repeats them."""
+        """A text without the values of the headers, which a server may repeat in its answer."""
         for value in self._headers.values():
             for part in {value, value.removeprefix("Bearer ")} - {""}:
                 text = text.replace(part, "***")

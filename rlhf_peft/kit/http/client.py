@@ -14,11 +14,11 @@ from .exchange import Answer, exchange
 BACKOFF = 0.5
 """Seconds before the first retry; doubled for each further one."""
 TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
-"""Another try may help. Not 500: the server has failed at this very request."""
+"""Statuses after which another try may help. 500 is not one: the server failed at this very request."""
 SHOWN = 300
 """Characters shown of a server's answer."""
 LARGEST = 16 * 2**20
-"""Bytes of one answer, unless the question says how long it may be; more is no answer."""
+"""Most bytes of one answer, unless the request sets another limit; a longer answer is an error."""
 CLOSING = 10.0
 """Seconds that closing the connections may take."""
 
@@ -36,10 +36,10 @@ class HttpError(SamplerError):
 
 
 def server_root(url: str) -> str:
-    """Where a server's paths begin: the URL without a slash or `/v1` at its end.
+    """The root URL of a server: the URL without a slash or `/v1` at its end.
 
     Args:
-        url: as people write it.
+        url: as it stands in a recipe.
 
     Raises:
         ValueError: it is no URL of a server.
@@ -56,15 +56,15 @@ def server_root(url: str) -> str:
 
 
 class JsonClient:
-    """Talks to one server, from several threads if need be.
+    """A client for one server, which several threads may use.
 
     Args:
-        who: begins every message.
-        url: of the server, with or without `/v1`; may hold user and password, which no message shows.
-        key_variable: environment variable with an API key; None sends none.
+        who: the beginning of every message.
+        url: of the server, with or without `/v1`; may contain a user and password, which no message shows.
+        key_variable: environment variable with an API key; None: no key is sent.
         timeout: seconds for one answer.
-        retries: further tries where the server is busy, ill or away.
-        connections: most at once.
+        retries: further tries where the server is busy or cannot be reached.
+        connections: most connections at once.
 
     Raises:
         UsageError: the variable is not set, or the URL has a password already.
@@ -101,12 +101,12 @@ class JsonClient:
         self._thread.start()
 
     def interrupt(self) -> None:
-        """End all requests that are under way, and let none be repeated, until `go_on`: nobody waits for them."""
+        """Cancel all running requests, and repeat none, until `go_on` is called."""
         self._hurry.set()
         self._loop.call_soon_threadsafe(self._cancel)
 
     def go_on(self) -> None:
-        """Take requests again."""
+        """Accept requests again after `interrupt`."""
         self._hurry.clear()
 
     def _cancel(self) -> None:
@@ -114,7 +114,7 @@ class JsonClient:
             task.cancel()
 
     def close(self) -> None:
-        """End what is under way, and close the connections."""
+        """Cancel running requests, and close the connections."""
         if self._loop.is_closed():
             return
         self.interrupt()
@@ -146,7 +146,7 @@ class JsonClient:
             most: bytes of the answer.
 
         Raises:
-            HttpError: no answer after all tries, or one that says no.
+            HttpError: there is no answer after all tries, or an error status.
         """
         return self._ask("POST", path, payload, timeout, retries, most)
 
@@ -157,31 +157,31 @@ class JsonClient:
         for attempt in range((self.retries if retries is None else retries) + 1):
             if attempt and self._hurry.wait(BACKOFF * 2 ** (attempt - 1)):
                 break
-            asked = exchange(self._client, method, path, payload, seconds=timeout, most=most)
-            running = asyncio.run_coroutine_threadsafe(asked, self._loop)
+            request = exchange(self._client, method, path, payload, seconds=timeout, most=most)
+            running = asyncio.run_coroutine_threadsafe(request, self._loop)
             if self._hurry.is_set():
                 running.cancel()
             try:
                 answer = running.result()
             except CancelledError:
-                raise HttpError(self._told(path, "the request was given up", attempt)) from None
+                raise HttpError(self._error_text(path, "the request was given up", attempt)) from None
             except self._http.HTTPError as error:
-                failure = HttpError(self._told(path, f"{type(error).__name__}: {error}", attempt))
+                failure = HttpError(self._error_text(path, f"{type(error).__name__}: {error}", attempt))
                 continue
             if 200 <= answer.status < 300:
                 return _decoded(answer)
-            failure = HttpError(self._told(path, _refusal(answer), attempt), answer.status)
+            failure = HttpError(self._error_text(path, _refusal(answer), attempt), answer.status)
             if answer.status not in TRANSIENT:
                 break
         raise failure
 
-    def _told(self, path: str, what: str, attempt: int) -> str:
+    def _error_text(self, path: str, what: str, attempt: int) -> str:
         tries = f" (try {attempt + 1})" if attempt else ""
         return f"{self.who}: {self.shown}{path}{tries}: {what}"
 
 
 def _refusal(answer: Answer) -> str:
-    """What a server has said instead of yes."""
+    """The reason of an answer with an error status or a redirection, as text."""
     if answer.elsewhere is not None:
         place = answer.elsewhere[:SHOWN]
         return f"status {answer.status}, and points to {place}. Set sampler.url to where the server is."

@@ -1,4 +1,4 @@
-"""One question to a server and its answer, in bounded time and memory, whatever the server sends."""
+"""One request to a server and its answer, within limits of time and memory whatever the server sends."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PLAIN = {"Accept-Encoding": "identity"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server has answered.
+    """The answer of a server.
 
     Attributes:
         status: the HTTP status.
-        headers: names are found in any case.
+        headers: of the answer; their names are case-insensitive.
         content: the body.
     """
 
@@ -30,14 +30,14 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The body as text; what is none is replaced."""
+        """The body as text; bytes that are no UTF-8 are replaced."""
         return self.content.decode("utf-8", "replace")
 
     def json(self) -> Any:
         """The body as JSON.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the body is no JSON.
         """
         try:
             return json.loads(self.content)
@@ -46,21 +46,21 @@ class Answer:
 
     @property
     def elsewhere(self) -> str | None:
-        """Where a redirection leads, which is not followed: what was sent is for the server that was named."""
+        """The location of a redirection, which is never followed; None where the answer is none."""
         return self.headers.get("location") if 300 <= self.status < 400 else None
 
 
 async def exchange(
     client: httpx.AsyncClient, method: str, url: str, payload: Any, *, seconds: float, most: int
 ) -> Answer:
-    """Ask, and read the whole answer.
+    """Send a request, and read the whole answer.
 
     Args:
         client: of httpx.
         method: of HTTP.
-        url: where to.
+        url: that the request goes to.
         payload: sent as JSON.
-        seconds: for all of it, from the first byte that is sent to the last one that comes.
+        seconds: for the whole exchange, from the first byte sent to the last byte received.
         most: bytes of the body.
 
     Raises:

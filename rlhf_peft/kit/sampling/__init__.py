@@ -1,4 +1,4 @@
-"""What a sampler is built from: its options, rows in progress, drawing from logits, a base class."""
+"""Building blocks for samplers: options, rows in progress, drawing from logits, and a base class."""
 
 from .drawing import DrawOptions, draw, uniforms
 from .local import LocalSampler, provided, write_rows

@@ -1,6 +1,6 @@
-"""How one token is drawn: by inverse CDF, from one uniform number a row and token.
+"""Draws tokens by the inverse CDF, from one uniform number for each row and token.
 
-A draw depends on its own row alone, so that batch-mates change nothing. Letters: B rows, V tokens of the vocabulary.
+A draw depends on its own row alone, whatever the other rows of the batch. Letters: B rows, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ BELOW_ONE = 1.0 - 2.0**-24
 
 
 def uniforms(seed: int, count: int) -> Tensor:
-    """[count] float32 in [0, 1): the random stream of a row; a longer one begins with a shorter one."""
+    """The random numbers of a row, [count] float32 in [0, 1); a longer stream begins with the shorter one."""
     stream = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return stream.float()
 
 
 @dataclass(frozen=True, slots=True)
 class DrawOptions:
-    """What the rows of a batch ask for.
+    """The sampling parameters of the rows of a batch.
 
     Attributes:
         temperature: [B]; logits are divided by it, 0 takes the most likely token.
@@ -47,7 +47,7 @@ class DrawOptions:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device | str = "cpu") -> DrawOptions:
-        """The options of some rows."""
+        """The options of rows with these parameters."""
         which = [i for i, p in enumerate(params) if p.truncated]
         every = torch.iinfo(torch.int64).max
         return cls(
@@ -85,12 +85,12 @@ def truncate(logps: Tensor, top_p: Tensor, top_k: Tensor, min_p: Tensor) -> Tens
     keep &= (before < top_p.unsqueeze(-1) * left.sum(-1, keepdim=True)) | (top_p == 1).unsqueeze(-1)
     keep &= probs >= min_p.unsqueeze(-1) * probs[:, :1]
     keep[:, 0] = True
-    kept = torch.zeros_like(keep).scatter_(-1, order, keep)
-    return torch.log_softmax(logps.masked_fill(~kept, -torch.inf), dim=-1)
+    keep_ids = torch.zeros_like(keep).scatter_(-1, order, keep)
+    return torch.log_softmax(logps.masked_fill(~keep_ids, -torch.inf), dim=-1)
 
 
 def distribution(logits: Tensor, options: DrawOptions) -> Tensor:
-    """[B, V] float32: log-probabilities of the distribution that is drawn from."""
+    """The log-probabilities of the distribution that is drawn from, [B, V] float32."""
     scaled = logits.float()
     if not options.plain:
         scaled = scaled / torch.where(options.temperature == 0, 1.0, options.temperature).unsqueeze(-1)
@@ -102,7 +102,7 @@ def distribution(logits: Tensor, options: DrawOptions) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor, options: DrawOptions) -> tuple[Tensor, Tensor]:
-    """Draw one token a row: the first whose cumulative probability exceeds u.
+    """Draw one token for each row: the first whose cumulative probability exceeds u.
 
     Args:
         logits: [B, V].
@@ -119,14 +119,14 @@ def draw(logits: Tensor, uniforms: Tensor, options: DrawOptions) -> tuple[Tensor
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     likeliest = logits.argmax(-1) if options.greedy or options.which is not None else tokens
     if options.which is not None:
-        # Logits that differ by a rounding may be equally likely, and another one of them the one that was kept.
-        kept = logps.gather(-1, likeliest.unsqueeze(-1)).squeeze(-1) > -torch.inf
-        likeliest = torch.where(kept, likeliest, logps.argmax(-1))
+        # Logits that differ by a rounding error may be equally likely, and truncation may have kept another of them.
+        is_kept = logps.gather(-1, likeliest.unsqueeze(-1)).squeeze(-1) > -torch.inf
+        likeliest = torch.where(is_kept, likeliest, logps.argmax(-1))
     tokens = torch.where(options.temperature == 0, likeliest, tokens)
     chosen = logps.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     if options.which is None:
         return tokens, chosen
-    # A parallel sum may round a token without probability to a place of its own.
+    # The rounding of a parallel sum may select a token without probability.
     outside = chosen == -torch.inf
     top = logps.gather(-1, likeliest.unsqueeze(-1)).squeeze(-1)
     return torch.where(outside, likeliest, tokens), torch.where(outside, top, chosen)

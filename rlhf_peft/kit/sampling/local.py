@@ -1,4 +1,4 @@
-"""What samplers share that write with the run's own model: `LocalSampler`, and the loop `write_rows`."""
+"""A base class for samplers that use the run's own model, `LocalSampler`, and its decoding loop, `write_rows`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .rows import Row, by_length, rollout_of, start_rows, streams
 
 
 def provided(params: SamplingParams, *words: str) -> frozenset[str]:
-    """What a sampler provides: these words, and "on_policy" unless tokens of the policy can never be drawn."""
+    """What a sampler provides: these words, and "on_policy" unless its parameters exclude tokens of the policy."""
     return frozenset(words) if params.truncated else frozenset({*words, "on_policy"})
 
 
 class LocalSampler:
     """Draws completions from the policy, token by token.
 
-    A subclass that draws otherwise gives `write`; one that chooses among what was drawn extends `sample`.
+    A subclass that draws in another way overrides `write`; one that chooses among drawn rows extends `sample`.
 
     Attributes:
         name: for messages.
-        params: what a request asks for where the algorithm does not say otherwise.
+        params: the parameters of a request where the algorithm sets no others.
         provides: see `hookspecs.Sampler`.
         max_rows: most rows that are decoded at once.
-        shares_prompts: whether `write` holds a prompt once for all its rows.
+        shares_prompts: whether `write` keeps a prompt in memory once for all its rows.
     """
 
     Options: ClassVar[type[LocalOptions]] = LocalOptions
@@ -46,7 +46,7 @@ class LocalSampler:
 
     @classmethod
     def memory(cls, options: LocalOptions) -> MemoryNeeds:
-        """What decoding needs; fewer rows at once need less."""
+        """The memory that decoding needs; decoding fewer rows at once needs less."""
         fewer = (f"max_rows={max(8, options.max_rows // 4)}",) if options.max_rows > 8 else ()
         return MemoryNeeds(
             rows_at_once=options.max_rows,
@@ -55,18 +55,18 @@ class LocalSampler:
         )
 
     def sync(self, policy: PolicyView, version: int) -> None:
-        """Take the policy; its weights are read when sampling begins."""
+        """Store the policy; its weights are read when sampling begins."""
         self._view, self._version = policy, version
 
     def close(self) -> None:
-        """Let the policy go."""
+        """Release the policy."""
         self._view = None
 
     def sample(self, requests: Sequence[Request], context: SampleContext | None = None) -> Rollout:
         """One completion for each request.
 
         Raises:
-            SamplerError: no policy was given yet, a prompt leaves no room for a token, or the model cannot be used so.
+            SamplerError: there is no policy yet, a prompt leaves no room for a token, or the model cannot be decoded.
         """
         if self._view is None:
             raise SamplerError(f"sampler {self.name}: sample() before sync().")

@@ -17,7 +17,7 @@ def _not_empty(text: str) -> str:
 
 
 class SamplingOptions(Options):
-    """How completions are drawn."""
+    """Options for drawing completions."""
 
     max_new_tokens: int = Field(256, gt=0, le=2**24, description="Most tokens of a completion, EOS included.")
     temperature: float = Field(
@@ -38,19 +38,19 @@ class SamplingOptions(Options):
 
     @property
     def params(self) -> SamplingParams:
-        """What a request asks for where the algorithm does not say otherwise."""
+        """The sampling parameters of a request where the algorithm sets no others."""
         return SamplingParams(
             self.max_new_tokens, self.temperature, tuple(self.stop), self.top_p, self.top_k, self.min_p
         )
 
 
 class LocalOptions(SamplingOptions):
-    """How completions are drawn from the run's own model, and how many at once."""
+    """Options for drawing completions from the run's own model, and how many at once."""
 
     max_rows: int = Field(256, gt=0, le=2**20, description="Most rows decoded at once.")
 
 
 def shorter(options: SamplingOptions) -> tuple[str, ...]:
-    """The setting that halves a completion's length, where it is long enough to be halved."""
+    """The override that halves the length of completions; empty where they are short already."""
     most = options.max_new_tokens
     return (f"max_new_tokens={most // 2}",) if most > 64 else ()

@@ -1,4 +1,4 @@
-"""The rows of a batch while they are written, and the rollout that they become."""
+"""The rows of a batch while they are sampled, and the rollout that they become."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MARGIN = 8
 
 @dataclass(slots=True)
 class Row:
-    """A row while it is written.
+    """A row while it is sampled.
 
     Attributes:
-        request: what is asked for.
+        request: that it answers.
         room: most tokens that it may have.
-        tokens: those so far.
-        logps: of those, under the distribution that was drawn from.
+        tokens: sampled so far.
+        logps: their log-probabilities under the distribution that was drawn from.
         finish: how it ended; None while it goes on.
     """
 
@@ -36,7 +36,7 @@ class Row:
     finish: Finish | None = None
 
     def take(self, token: int, logp: float, view: PolicyView) -> None:
-        """Append a drawn token, and see whether the row ends; a finished row takes no more."""
+        """Append a drawn token, and set `finish` where the row ends; a finished row takes no more tokens."""
         if self.finish is not None:
             return
         self.tokens.append(token)
@@ -49,7 +49,7 @@ class Row:
             self.finish = "length"
 
     def stream(self) -> Tensor:
-        """[room] float32: the row's random numbers."""
+        """The row's random numbers, [room] float32."""
         return uniforms(self.request.seed, self.room)
 
 
@@ -91,13 +91,13 @@ def start_rows(requests: Sequence[Request], max_length: int, who: str) -> list[R
 
 
 def by_length(rows: Sequence[Row], most: int) -> list[list[Row]]:
-    """Batches of at most so many rows, prompts of like length together: padding is computed for nothing."""
+    """Batches of at most `most` rows, with prompts of similar length together, so that there is little padding."""
     order = sorted(rows, key=lambda row: len(row.request.prompt_ids))
     return [order[begin : begin + most] for begin in range(0, len(order), most)]
 
 
 def streams(rows: Sequence[Row], device: torch.device | str) -> Tensor:
-    """[T, B] float32: the random numbers of each step, 0 where a row has ended by then."""
+    """The random numbers of each step, [T, B] float32; 0 where a row has no room any more."""
     drawn = [row.stream() for row in rows]
     return torch.nn.utils.rnn.pad_sequence(drawn).to(device)
 

@@ -123,10 +123,10 @@ class StubServer:
         reason = "length"
         with torch.no_grad():
             for _ in range(payload["max_tokens"]):
-                said = self.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
-                token = int(torch.multinomial(said.exp(), 1, generator=stream))
+                log_probs = self.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+                token = int(torch.multinomial(log_probs.exp(), 1, generator=stream))
                 ids.append(token)
-                logps.append(float(said[token]))
+                logps.append(float(log_probs[token]))
                 if token in (payload.get("stop_token_ids") or ()):
                     reason = "stop"
                     break

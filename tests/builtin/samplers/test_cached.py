@@ -128,8 +128,8 @@ def test_hf_writes_where_the_model_keeps_a_state(kind, caplog):
         sampler.sync(view, 1)
     first, again = completions(cached.sample(asked)), completions(cached.sample(asked))
     assert first == again == completions(hf.sample(asked))
-    told = [record.getMessage() for record in caplog.records if record.name == "rlhf_peft"]
-    assert len(told) == 1 and "ForCausalLM" in told[0] and "hf" in told[0]
+    messages = [record.getMessage() for record in caplog.records if record.name == "rlhf_peft"]
+    assert len(messages) == 1 and "ForCausalLM" in messages[0] and "hf" in messages[0]
 
 
 class ForgetsItsCache(LlamaForCausalLM):

@@ -11,7 +11,7 @@ import torch
 
 from rlhf_peft.errors import PluginError, RewardError
 from rlhf_peft.kit.functions import FunctionReward, process
-from rlhf_peft.kit.functions.process import NotImported, look
+from rlhf_peft.kit.functions.process import NotImported, inspect_function
 from rlhf_peft.kit.functions.target import Target
 from rlhf_peft.recipe.schema import RewardEntry
 from rlhf_peft.registry import Registry
@@ -44,14 +44,14 @@ def offered(tmp_path):
 
 def alive(mark):
     """Processes of which the command line holds a word."""
-    found = []
+    processes = []
     for each in psutil.process_iter():
         try:
             if mark in " ".join(each.cmdline()) and each.status() != psutil.STATUS_ZOMBIE:
-                found.append(each)
+                processes.append(each)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 # --- what stands beside the file ---
@@ -219,10 +219,14 @@ def test_what_a_reward_starts_in_another_session_ends_with_it(offered, recwarn):
 def test_a_worker_tells_what_a_file_holds(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from math import floor\nX = 3\ndef short(): pass\nasync def long(): pass\n")
-    assert look(Target("long", file=str(file))) == {"ready": True, "callable": True, "is_async": True}
-    assert not look(Target("X", file=str(file)))["callable"]
+    assert inspect_function(Target("long", file=str(file))) == {
+        "ready": True,
+        "callable": True,
+        "is_async": True,
+    }
+    assert not inspect_function(Target("X", file=str(file)))["callable"]
     with pytest.raises(NotImported) as caught:
-        look(Target("shrt", file=str(file)))
+        inspect_function(Target("shrt", file=str(file)))
     assert caught.value.functions == ["long", "short"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_peft.kit.functions.replaced import Replaced
+from rlhf_peft.kit.functions.replaced import FunctionSnapshot
 from rlhf_peft.maths import masked
 
 softmax = torch.nn.functional.softmax
@@ -42,7 +42,7 @@ def other(*arguments, **named):
 )
 def test_what_was_replaced_is_put_back_and_named(owner, name, value, called):
     real = getattr(owner, name)
-    before = Replaced()
+    before = FunctionSnapshot()
     own = vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -57,7 +57,7 @@ def test_what_was_replaced_is_put_back_and_named(owner, name, value, called):
 
 
 def test_what_is_new_or_a_packages_own_stays():
-    before = Replaced()
+    before = FunctionSnapshot()
     torch.something_new = other
     real, torch.manual_seed = torch.manual_seed, torch.compiler.disable(torch.manual_seed)  # as torch does
     try:
@@ -70,7 +70,7 @@ def test_what_is_new_or_a_packages_own_stays():
 def test_environment_variables_keep_their_values(monkeypatch):
     monkeypatch.setenv("GIVEN", "mine")
     monkeypatch.setenv("TAKEN", "mine")
-    before = Replaced()
+    before = FunctionSnapshot()
     monkeypatch.setenv("GIVEN", "theirs")
     monkeypatch.delenv("TAKEN")
     monkeypatch.setenv("NEW", "theirs")
@@ -82,4 +82,4 @@ def test_environment_variables_keep_their_values(monkeypatch):
 def test_modules_that_are_odd_are_survived(monkeypatch):
     monkeypatch.setitem(sys.modules, "rlhf_peft.odd", None)
     monkeypatch.setitem(sys.modules, "rlhf_peft.odder", ModuleType("rlhf_peft.odder"))
-    assert Replaced().put_back() == []
+    assert FunctionSnapshot().put_back() == []

@@ -17,7 +17,7 @@ import torch
 from ....errors import RewardError
 from ....foreign import no_exit
 from ....kit.functions import FunctionReward, SomeRowsFailed, Target, target_of
-from ....kit.functions.in_process import undisturbed
+from ....kit.functions.in_process import preserved_settings
 from ....kit.functions.process import Slow, WorkerProcess
 from ....kit.functions.rebuild import plain
 from ....kit.functions.reward import arguments, as_row, scores_of
@@ -115,7 +115,7 @@ class BoundReward:
         """
         begun = time.monotonic()
         try:
-            with undisturbed():
+            with preserved_settings():
                 scores = self.reward.score(batch)
             if self.timeout is not None and time.monotonic() - begun > self.timeout:
                 raise Slow(f"took longer than {self.timeout:g} s")
