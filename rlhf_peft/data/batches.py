@@ -6,8 +6,9 @@ While the tokenizer works on one batch, the next one is read, checked and writte
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,6 +23,8 @@ Row = Mapping[str, Any]
 
 ROWS = 256
 """Number of rows of a batch."""
+AHEAD = 3
+"""Batches that are prepared before the first of them is finished, so that the tokenizer always has one to work on."""
 
 
 @dataclass(slots=True)
@@ -78,16 +81,15 @@ def in_batches(
     rows = iter(rows)
     tokenizer = encoder.tokenizer
     with ThreadPoolExecutor(1, "tokenizer") as thread, _older_objects_left_alone():
-        waiting: tuple[list[_Job[T]], Any] | None = None
+        waiting: deque[tuple[list[_Job[T]], Future[list[Tokens]]]] = deque()
         while batch := list(islice(rows, ROWS)):
             jobs = [_Job(Outcome[T](number, row), start(row), encoder) for number, row in batch]
             texts = [text for job in jobs for text in job.texts]
-            tokens = thread.submit(tokenize, tokenizer, texts)
-            if waiting is not None:
-                yield from _finished(*waiting, tokenizer)
-            waiting = jobs, tokens
-        if waiting is not None:
-            yield from _finished(*waiting, tokenizer)
+            waiting.append((jobs, thread.submit(tokenize, tokenizer, texts)))
+            if len(waiting) > AHEAD:
+                yield from _finished(*waiting.popleft(), tokenizer)
+        while waiting:
+            yield from _finished(*waiting.popleft(), tokenizer)
 
 
 @contextmanager
@@ -103,7 +105,7 @@ def _older_objects_left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _finished(jobs: list[_Job[T]], first: Any, tokenizer: Any) -> Iterator[Outcome[T]]:
+def _finished(jobs: list[_Job[T]], first: Future[list[Tokens]], tokenizer: Any) -> Iterator[Outcome[T]]:
     """Run the jobs of a batch to their end, once the tokens of their first texts are ready, and yield the outcomes."""
     open_jobs = [job for job in jobs if job.texts]
     tokens = first.result()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow
 
+from .cache import release
 from .rows import BATCH
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def rows_identity(dataset: Dataset) -> str:
     with pyarrow.ipc.new_stream(pyarrow.PythonFile(sink, "w"), schema) as writer:
         for table in arrow.iter(BATCH):
             writer.write_table(table.combine_chunks().replace_schema_metadata(None))
+            release()
     return sink.hash.hexdigest()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.cache import release
 from ..engine import SharedBase
 from ..engine.fingerprint import digest, sampled_hash
 from ..recipe import Recipe
@@ -49,6 +50,9 @@ def fingerprints(
 def rows_digest(rows: Any) -> str:
     """Of a dataset: of all its rows, or of so many at even distances where it has more."""
     content = hashlib.sha256(f"{len(rows)}".encode())
-    for number in range(0, len(rows), -(-len(rows) // MOST_ROWS)):
+    for count, number in enumerate(range(0, len(rows), -(-len(rows) // MOST_ROWS))):
         content.update(digest(rows[number]).encode())
+        if count % 256 == 0:
+            release()
+    release()
     return content.hexdigest()
