@@ -23,8 +23,8 @@ Row = Mapping[str, Any]
 
 ROWS = 256
 """Number of rows of a batch."""
-AHEAD = 3
-"""Batches that are prepared before the first of them is finished, so that the tokenizer always has one to work on."""
+AHEAD = 4
+"""Batches that wait for the tokenizer or are with it, so that it always has one to work on."""
 
 
 @dataclass(slots=True)
@@ -68,6 +68,28 @@ class _Job(Generic[T]):
         self.outcome.notes.update(self.encoder.take_notes())
 
 
+class _Batch(Generic[T]):
+    """Rows that are encoded together: those that are not finished wait for the tokens of their next texts."""
+
+    def __init__(self, jobs: list[_Job[T]]) -> None:
+        self.jobs = jobs
+        self.open_jobs = [job for job in jobs if job.texts]
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts whose tokens are needed next."""
+        return [text for job in self.open_jobs for text in job.texts]
+
+    def go_on(self, tokens: list[Tokens]) -> None:
+        """Take the tokens of `texts`."""
+        start = 0
+        for job in self.open_jobs:
+            size = len(job.texts)
+            job.go_on(tokens[start : start + size])
+            start += size
+        self.open_jobs = [job for job in self.open_jobs if job.texts]
+
+
 def in_batches(
     rows: Iterable[tuple[int, Row]], start: Callable[[Row], Steps[T]], encoder: Encoder
 ) -> Iterator[Outcome[T]]:
@@ -80,16 +102,29 @@ def in_batches(
     """
     rows = iter(rows)
     tokenizer = encoder.tokenizer
+    batches: deque[_Batch[T]] = deque()  # in the order of their rows
+    running: deque[tuple[_Batch[T], Future[list[Tokens]]]] = deque()  # in the order of their texts
     with ThreadPoolExecutor(1, "tokenizer") as thread, _older_objects_left_alone():
-        waiting: deque[tuple[list[_Job[T]], Future[list[Tokens]]]] = deque()
-        while batch := list(islice(rows, ROWS)):
-            jobs = [_Job(Outcome[T](number, row), start(row), encoder) for number, row in batch]
-            texts = [text for job in jobs for text in job.texts]
-            waiting.append((jobs, thread.submit(tokenize, tokenizer, texts)))
-            if len(waiting) > AHEAD:
-                yield from _finished(*waiting.popleft(), tokenizer)
-        while waiting:
-            yield from _finished(*waiting.popleft(), tokenizer)
+
+        def submit(batch: _Batch[T]) -> None:
+            running.append((batch, thread.submit(tokenize, tokenizer, batch.texts)))
+
+        more = True
+        while more or running:
+            while more and len(running) < AHEAD:
+                jobs = [
+                    _Job(Outcome[T](number, row), start(row), encoder) for number, row in islice(rows, ROWS)
+                ]
+                more = bool(jobs)
+                batches.append(_Batch(jobs))
+                submit(batches[-1])
+            batch, tokens = running.popleft()
+            batch.go_on(tokens.result())
+            if batch.open_jobs:
+                submit(batch)
+            while batches and not batches[0].open_jobs:
+                for job in batches.popleft().jobs:
+                    yield job.outcome
 
 
 @contextmanager
@@ -103,19 +138,3 @@ def _older_objects_left_alone() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _finished(jobs: list[_Job[T]], first: Future[list[Tokens]], tokenizer: Any) -> Iterator[Outcome[T]]:
-    """Run the jobs of a batch to their end, once the tokens of their first texts are ready, and yield the outcomes."""
-    open_jobs = [job for job in jobs if job.texts]
-    tokens = first.result()
-    while open_jobs:
-        start = 0
-        for job in open_jobs:
-            size = len(job.texts)
-            job.go_on(tokens[start : start + size])
-            start += size
-        open_jobs = [job for job in open_jobs if job.texts]
-        tokens = tokenize(tokenizer, [text for job in open_jobs for text in job.texts])
-    for job in jobs:
-        yield job.outcome
