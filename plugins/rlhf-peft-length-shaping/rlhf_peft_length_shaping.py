@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -57,6 +59,10 @@ class LengthShaping:
     """r = length_weight * s(n) + format_weight * (share of required found - share of forbidden found)."""
 
     Options = LengthShapingOptions
+    metrics: ClassVar[Mapping[str, str]] = {
+        "length_ok": "share of completions whose length costs nothing",
+        "form_ok": "share of completions with all required patterns and no forbidden one",
+    }
     roles: tuple[str, ...] = ()
     timeout: float | None = None
 

@@ -26,7 +26,8 @@ def check_reward(
 ) -> None:
     """Check that a reward keeps the rules.
 
-    It returns one finite number, or NaN, for each row, and the same for the same batch and seed. It draws nothing from
+    It returns one finite number, or NaN, for each row, and the same for the same batch and seed. Each metric that it
+    returns has a formula in its class attribute `metrics`. It draws nothing from
     global random streams and leaves the batch unchanged. Where it draws no random numbers, the score of a row does not
     depend on the other rows of the batch.
 
@@ -104,7 +105,7 @@ def _check_scores(reward: Any, batch: RewardBatch, who: str) -> Scores:
             f"{who} gave token scores {_shape(scores.token)}, expected ({n}, {width}).",
         )
         require(scores.token.isfinite().all(), f"{who} gave a token score that is not finite.")
-    require_metrics(scores.metrics, who)
+    require_metrics(scores.metrics, who, getattr(reward, "metrics", {}))
     for name, values in scores.extra.items():
         require(
             len(values) == n and is_json(list(values)),

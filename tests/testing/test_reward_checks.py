@@ -66,6 +66,10 @@ REWARDS = {
     ),
     "token": (dict(score=giving(lambda b: Scores(lengths(b), torch.zeros(4, 2)))), r"token scores \(4, 2\)"),
     "metric": (dict(score=giving(lambda b: Scores(lengths(b), metrics={"x": float("nan")}))), "metric 'x'"),
+    "formula": (
+        dict(score=giving(lambda b: Scores(lengths(b), metrics={"x": 1.0}))),
+        "`metrics` has no formula for x",
+    ),
     "extra": (
         dict(score=giving(lambda b: Scores(lengths(b), extra={"x": [1]}))),
         "extra 'x' is 4 JSON values",
