@@ -14,6 +14,8 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from ..hookspecs.metrics import without_formula
+
 _UNKNOWN = "no_option_has_this_name"
 
 
@@ -101,7 +103,7 @@ def require_metrics(metrics: Any, who: str, known: Mapping[str, str] | None = No
 
 def require_known(metrics: Mapping[str, Any], who: str, known: Mapping[str, str] | None) -> None:
     """Check that every metric has a formula."""
-    missing = sorted(set(metrics) - set(known)) if known is not None else []
+    missing = [] if known is None else sorted(without_formula(metrics, known))
     require(not missing, f"{who}: `metrics` has no formula for {', '.join(missing)}.")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from ... import maths
+from ...hookspecs.metrics import without_formula
 from ...kit.policy_gradient import BASELINE
 from ...session.ranks import Ranks
 from ...types import Batch, Rollout
@@ -197,14 +197,7 @@ def reward_metrics(name: str, metrics: Mapping[str, str]) -> dict[str, str]:
 
 
 def undocumented(names: Iterable[str], *documented: Mapping[str, str]) -> list[str]:
-    """Names of metrics that no table explains.
-
-    `<name>` in a table stands for one word; `eval/x` is x, measured on held-out rows.
-    """
-    patterns = [
-        re.compile(re.escape(key).replace("<name>", "[^/]+"))
-        for table in (METRICS, *documented)
-        for key in table
-    ]
-    explained = lambda name: any(pattern.fullmatch(name) for pattern in patterns)  # noqa: E731
-    return [name for name in names if not explained(name) and not explained(name.removeprefix("eval/"))]
+    """Names of metrics that no table explains; `eval/x` is x, measured on held-out rows."""
+    plain = {name: name.removeprefix("eval/") for name in without_formula(names, METRICS, *documented)}
+    missing = set(without_formula(plain.values(), METRICS, *documented))
+    return [name for name, rest in plain.items() if rest in missing]
