@@ -84,3 +84,50 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     assert "reward 0.123" in stream.getvalue()
     assert "30/30" in stream.getvalue()
     assert "[news]" in stream.getvalue()
+
+
+def report_rows(shown, total):
+    for done in range(1000, 100_001, 1000):
+        shown.rows("reading rows", done, total)
+    shown.rows("reading rows", 100_000, 100_000)
+    shown.close()
+
+
+def test_a_long_pass_over_rows_is_a_few_lines_in_a_log_file(capsys):
+    report_rows(reporter(), 100_000)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition("  ")[0].strip() for line in lines] == [
+        f"reading rows: {done:,} of 100,000" for done in range(10_000, 100_001, 10_000)
+    ]
+
+
+def test_a_pass_of_unknown_length_is_shown_without_a_total(capsys):
+    shown = reporter()
+    shown.rows("reading rows", 10_000_000, None)
+    line = capsys.readouterr().err
+    assert "reading rows: 10,000,000" in line and " of " not in line
+
+
+def test_a_long_pass_over_rows_as_json_has_its_numbers(capsys):
+    shown = reporter(as_json=True)
+    shown.rows("reading rows", 500, None)
+    shown.rows("reading rows", 900, 900)
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert events == [
+        {"event": "rows", "what": "reading rows", "done": 500, "total": None},
+        {"event": "rows", "what": "reading rows", "done": 900, "total": 900},
+    ]
+
+
+def test_the_bar_of_a_pass_over_rows_goes_when_it_is_done(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    shown = reporter()
+    shown.rows("reading rows", 500, None)
+    assert [task.description for task in shown._progress.tasks] == ["reading rows"]
+    shown.rows("reading rows", 900, 900)
+    assert shown._progress.tasks == []
+    shown.close()

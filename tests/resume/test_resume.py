@@ -147,6 +147,18 @@ def test_a_changed_dataset_is_refused(tmp_path, whole):
         run(recipe, after=2, resume=True, allow_changed=("dataset.sft",))
 
 
+def test_rows_are_not_encoded_again(tmp_path, interrupted, monkeypatch):
+    from rlhf_peft.data import encoded
+
+    recipe = interrupted(13)
+
+    def never(*arguments, **named):
+        raise AssertionError("rows were encoded")
+
+    monkeypatch.setattr(encoded, "in_batches", never)
+    run(recipe, resume=True)
+
+
 def test_a_second_process_is_refused(tmp_path, interrupted):
     recipe = interrupted(13)
     from rlhf_peft.runs.lock import lock
