@@ -255,23 +255,21 @@ class PromptStream:
     Args:
         prompts: the prompts to deliver.
         seed: seed of this stream's own random numbers.
-        per_step: number of prompts that `next` returns by default.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int, per_step: int = 1) -> None:
+    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
         if not prompts:
             raise DataError("there are no prompts to deal out.")
         self.prompts = prompts
         self.seed = seed
-        self.per_step = per_step
         self.epoch = 0
         self.position = 0
         self._order = self._permutation()
 
-    def next(self, n: int | None = None) -> list[Prompt]:
+    def next(self, n: int) -> list[Prompt]:
         """Return the next `n` prompts; where an epoch ends, the next one begins."""
         indices = []
-        for _ in range(self.per_step if n is None else n):
+        for _ in range(n):
             if self.position == len(self._order):
                 self.epoch += 1
                 self.position = 0

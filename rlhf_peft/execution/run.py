@@ -152,17 +152,26 @@ class Run:
         )
         base.check_trainable()
         self.ranks.start(base.device)
-        ctx = Context(recipe, base, registry, self.folder, self.reporter, self.result.stages, self.ranks)
-        ctx.checkpointer.interrupts = self.interrupts
-        return ctx
+        return Context(
+            recipe,
+            base,
+            registry,
+            self.folder,
+            self.reporter,
+            self.result.stages,
+            self.ranks,
+            self.interrupts,
+        )
 
     def _begin(self, ctx: Context) -> int:
         """Restore the state from which the run goes on; returns how many stages are done."""
         if self.ranks.main and self.resume_point is None:
             check_rows(ctx)
-        ctx.checkpointer.fingerprints = fingerprints(self.recipe, self.registry, ctx.base, list(self.files))
-        ctx.checkpointer.allowed = self.allow_changed
-        ctx.checkpointer.changed = changed_keys(self.recipe.run_folder, self.recipe)
+        ctx.checkpointer.require(
+            fingerprints(self.recipe, self.registry, ctx.base, list(self.files)),
+            allowed=self.allow_changed,
+            changed=changed_keys(self.recipe.run_folder, self.recipe),
+        )
         if self.resume_point is not None:
             return len(ctx.checkpointer.resume_from(self.resume_point.checkpoint))
         return 0 if self.begun_by is None else _adopt_run(self.begun_by, ctx)

@@ -69,7 +69,7 @@ class Sampler(Protocol):
     params: SamplingParams
 
     def sync(self, policy: PolicyView, version: int) -> None:
-        """Use the policy's current weights; called before each iteration."""
+        """Use the policy's current weights; called before each step."""
         ...
 
     def sample(self, requests: Sequence[Request], context: SampleContext | None = None) -> Rollout:

@@ -123,7 +123,7 @@ class RequestContext(Protocol):
 
     @property
     def round(self) -> int:
-        """The round of an iteration: 0 for its first prompts, then one more for each time more prompts are drawn."""
+        """The round of a step: 0 for its first prompts, then one more for each time more prompts are drawn."""
         ...
 
     def seed(self, group: int, sample: int) -> int:

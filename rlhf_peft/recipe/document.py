@@ -35,8 +35,9 @@ the data, the rewards, the algorithm. The files in this folder ship with the pac
     rlhf-peft validate my.yaml
     rlhf-peft run my.yaml seed=3 stages.rl.learning_rate=3e-6
 
-- Paths in a recipe start at the recipe's folder; on the command line, at the current folder. `output_dir`
-  always starts at the current folder, and an `init` that is not beside the recipe is looked for there too.
+- Paths in a recipe are relative to the recipe's folder; on the command line, to the current folder. `output_dir` is
+  always relative to the current folder. An `init` that is not in the recipe's folder is also searched in the current
+  folder.
 - `K=V` on the command line overrides any value. Items of a list are called by their name, stages by their
   name or kind: `stages.rl.rewards.length.weight=0.2`.
 - Unknown keys are refused, and all errors are reported at once, with line numbers.
@@ -46,9 +47,9 @@ the data, the rewards, the algorithm. The files in this folder ship with the pac
 
 - A configuration of TRL's trainers becomes a recipe: `rlhf-peft recipes from-trl grpo.yaml > my.yaml`. What has no
   equivalent is listed in its comment.
-- `--sweep K=a,b` runs every value, several of them every combination: one run folder a cell,
-  `<output_dir>/<name>-<cell>/`, and `<output_dir>/<name>-sweep.json`. Stages that do not differ run once, what is done
-  is not run again, and a cell that fails does not stop the others. Sections are swept whole:
+- `--sweep K=a,b` runs each value. Several `--sweep` run each combination (a cell), each in its own folder
+  `<output_dir>/<name>-<cell>/`; the results are in `<output_dir>/<name>-sweep.json`. Stages that do not differ run
+  once, finished cells are skipped, and a cell that fails does not stop the others. Sections are swept whole:
 
       rlhf-peft run quickstart --sweep seed=1,2,3
       rlhf-peft run quickstart --sweep 'stages.rl.algorithm=[{name: ppo, beta: 0.1}, {name: grpo}]'

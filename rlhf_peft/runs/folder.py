@@ -15,12 +15,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-import yaml
 from filelock import BaseFileLock
 
 from ..atomic import copy_file, write_text
@@ -50,15 +48,6 @@ def abandon() -> None:
             folder.update_manifest(status="stopped", finished=folder.clock.now())
 
 
-@dataclass(frozen=True)
-class RunInfo:
-    """A run as observers see it: its name, its folder, its recipe as written."""
-
-    name: str
-    folder: Path
-    recipe: Mapping[str, Any]
-
-
 class RunFolder:
     """The folder of one run, which one process writes.
 
@@ -73,7 +62,6 @@ class RunFolder:
         self.name = path.name
         self.clock = RunClock()
         self._manifest: dict[str, Any] = read_manifest(path) if manifest is None else dict(manifest)
-        self._recipe: Mapping[str, Any] = {}
         self._pending: Callable[[], None] | None = None
         self._lock: BaseFileLock | None = None
         self._lines: dict[str, int] = {}
@@ -207,12 +195,6 @@ class RunFolder:
         clean = without_credentials(text)
         write_text(self.path / RECIPE, clean)
         self._record_hashes(self.path / RECIPE)
-        self._recipe = yaml.safe_load(clean)
-
-    @property
-    def view(self) -> RunInfo:
-        """The run as observers see it."""
-        return RunInfo(self.name, self.path, self._recipe)
 
     def append_metrics(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl; a metric that is not finite becomes null.

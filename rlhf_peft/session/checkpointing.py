@@ -44,9 +44,6 @@ class Checkpointer:
         on_saved: is called with (stage, step, folder) of each checkpoint.
         results: stage name to what the stage returned.
         interrupts: holds back signals while no snapshot is valid.
-        fingerprints: of what must not change between two parts of a run, name to digest.
-        allowed: names of the fingerprints that may change all the same.
-        changed: keys of the recipe that differ from those of the run when it was last written.
         stages: names of the stages that are done.
         replaying: a stage is being set up again, which writes nothing.
     """
@@ -56,11 +53,11 @@ class Checkpointer:
     on_saved: Callable[[str, int | str, Path], None]
     results: dict[str, dict[str, Any]]
     interrupts: Interrupts = field(default_factory=Interrupts)
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    allowed: Collection[str] = ()
-    changed: Keys = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     replaying: bool = False
+    _fingerprints: dict[str, str] = field(default_factory=dict)
+    _allowed: Collection[str] = ()
+    _changed: Keys = field(default_factory=dict)
     _snapshot: Snapshot | None = None
     """The last one whose roles and optimizer are still as they were."""
     _copy: tuple[Snapshot, Copied] | None = None
@@ -189,7 +186,7 @@ class Checkpointer:
             "stages": snapshot.stages,
             "best": self._best,
             "results": self.results,
-            "fingerprints": dict(self.fingerprints),
+            "fingerprints": dict(self._fingerprints),
         }
         contents = copied or snapshot.copy(self.base)
         checkpoint = self.checkpoints.save(snapshot.name, info, lambda folder: write_state(contents, folder))
@@ -222,6 +219,16 @@ class Checkpointer:
 
     # --- restoring ---
 
+    def require(self, fingerprints: dict[str, str], *, allowed: Collection[str], changed: Keys) -> None:
+        """Say what must not change between two parts of a run.
+
+        Args:
+            fingerprints: name to digest.
+            allowed: names of the fingerprints that may change all the same.
+            changed: keys of the recipe that differ from those of the run when it was last written, for messages.
+        """
+        self._fingerprints, self._allowed, self._changed = fingerprints, allowed, changed
+
     def resume_from(self, checkpoint: Checkpoint) -> list[str]:
         """Make the base's roles what they were when the checkpoint's stage began; returns the stages that are done.
 
@@ -252,7 +259,7 @@ class Checkpointer:
         Raises:
             RunFolderError: the stage is resumed in the middle, and the digest was another.
         """
-        self.fingerprints[name] = digest
+        self._fingerprints[name] = digest
         if self._resumed is not None and name in self._resumed.info["fingerprints"]:
             self._check(self._resumed, [name])
 
@@ -260,18 +267,18 @@ class Checkpointer:
         before = checkpoint.info["fingerprints"]
         if names is None:
             names = sorted(
-                (before.keys() | self.fingerprints.keys()) - {n for n in before if n.startswith(DATASET)}
+                (before.keys() | self._fingerprints.keys()) - {n for n in before if n.startswith(DATASET)}
             )
-        changed = [name for name in names if before.get(name) != self.fingerprints.get(name)]
-        refused = [name for name in changed if name not in self.allowed]
+        changed = [name for name in names if before.get(name) != self._fingerprints.get(name)]
+        refused = [name for name in changed if name not in self._allowed]
         if refused:
             changes = [
-                describe(name, before.get(name), self.fingerprints.get(name), self.changed)
+                describe(name, before.get(name), self._fingerprints.get(name), self._changed)
                 for name in refused
             ]
             raise RunFolderError(
                 f"cannot resume {self.run.path} from {checkpoint.name}: {', '.join(changes)}. Restore what was, or "
-                f"accept it by name: --allow-changed {','.join([*self.allowed, *refused])}"
+                f"accept it by name: --allow-changed {','.join([*self._allowed, *refused])}"
             )
 
     def rewind(self, stage: StageBase, lines: Mapping[str, int]) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from ..registry import Registry
 from ..runs import RunFolder
 from .checkpointing import Checkpointer
 from .fingerprints import rows_digest
+from .interrupts import Interrupts
 from .ranks import Ranks
 
 
@@ -70,6 +71,7 @@ class Context:
     reporter: Reporter
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)
+    interrupts: Interrupts = field(default_factory=Interrupts)
     checkpointer: Checkpointer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class Context:
         def on_saved(stage: str, step: int | str, folder: Path) -> None:
             self.notify("rlhf_peft_checkpoint_saved", stage=stage, step=step, folder=folder)
 
-        self.checkpointer = Checkpointer(self.run, self.base, on_saved, self.results)
+        self.checkpointer = Checkpointer(self.run, self.base, on_saved, self.results, self.interrupts)
 
     @property
     def view(self) -> View:

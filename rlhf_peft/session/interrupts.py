@@ -1,7 +1,7 @@
 """Signals that end a run wait until it can be saved.
 
 While an update changes weights, neither the last state nor the next one can be written. A first SIGINT (Ctrl-C),
-SIGTERM or SIGHUP that arrives meanwhile takes effect when the update is done; a second one takes effect at once.
+SIGTERM or SIGHUP that arrives meanwhile takes effect at the next snapshot; a second one takes effect at once.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class Interrupts:
             self._waiting = number
             with contextlib.suppress(RuntimeError):  # the signal has interrupted a write to the same stream
                 log.warning(
-                    "%s: the run stops after this update, which can then be saved. Once more: it stops at once, and "
-                    "goes on from the last checkpoint.",
+                    "%s: the run stops after this update (in SFT, DPO and KTO also after its evaluation), when its "
+                    "state can be saved. A second signal stops it at once; a resume then starts from the last "
+                    "checkpoint that was written.",
                     signal.Signals(number).name,
                 )
             return

@@ -50,7 +50,7 @@ class BaseView:
 
 
 class SeededContext:
-    """`RequestContext` of one iteration: each completion has a seed of its own."""
+    """`RequestContext` of one step: each completion has a seed of its own."""
 
     def __init__(
         self,

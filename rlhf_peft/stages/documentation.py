@@ -1,4 +1,4 @@
-"""Every figure in metrics.jsonl, with its formula, as a Markdown page; generated so that it cannot be out of date."""
+"""Every metric in metrics.jsonl, with its formula, as a Markdown page; generated so that it cannot be out of date."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..registry import Registry
 
 
 def tables(registry: Registry) -> dict[str, Mapping[str, str]]:
-    """Heading to figures: those of each stage, then those that algorithms and rewards add."""
+    """Heading to metrics: those of each stage, then those that algorithms and rewards add."""
     from . import preference, reward_model, sft
     from .rl.metrics import METRICS as rl
     from .rl.metrics import reward_metrics
@@ -28,16 +28,16 @@ def tables(registry: Registry) -> dict[str, Mapping[str, str]]:
 
 
 def document(registry: Registry) -> str:
-    """The section on figures."""
+    """The section on metrics."""
     lines = [
-        "## The figures",
+        "## The metrics",
         "",
         "`metrics.jsonl` holds one flat object an update: `stage`, `step`, `time` (seconds since 1970) and these. "
         "Means over tokens are over the tokens that the policy wrote. What an evaluation measured begins with `eval/`.",
         "",
     ]
     for heading, table in tables(registry).items():
-        lines += [f"### {heading}", "", "| figure | what it is |", "|---|---|"]
+        lines += [f"### {heading}", "", "| metric | what it is |", "|---|---|"]
         lines += [f"| `{name}` | {formula.replace('|', chr(92) + '|')} |" for name, formula in table.items()]
         lines.append("")
     return "\n".join(lines)

@@ -189,8 +189,8 @@ def indices(prompts):
 
 
 def test_each_prompt_once_an_epoch_in_another_order(seven):
-    stream = PromptStream(seven, seed=1, per_step=7)
-    epochs = [indices(stream.next()) for _ in range(6)]
+    stream = PromptStream(seven, seed=1)
+    epochs = [indices(stream.next(7)) for _ in range(6)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
     assert epochs != [indices(PromptStream(seven, seed=2).next(7)) for _ in range(6)]

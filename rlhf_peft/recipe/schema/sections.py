@@ -186,7 +186,8 @@ class Checkpoint(Section):
     every: Steps | None = Field(50, description="Updates between checkpoints; null: none on the way.")
     keep: Count = Field(2, description="Newest checkpoints of a stage that are kept while it trains.")
     keep_best: str | None = Field(
-        None, description="Metric whose highest checkpoint is kept too, such as `eval/reward`."
+        None,
+        description="Keep the checkpoint with the highest value of this metric, too; for example `eval/reward`.",
     )
 
 

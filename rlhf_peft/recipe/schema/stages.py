@@ -47,7 +47,7 @@ class StageBase(Section):
         "linear", description="Shape after the warmup."
     )
     warmup: WarmUp = Field(
-        0.03, description="Warmup: a fraction of the steps below 1, else a number of steps."
+        0.03, description="Warmup. Below 1 it is a fraction of the steps, otherwise a number of steps."
     )
     max_grad_norm: NotNegative = Field(
         1.0, description="Gradient clipping by global norm; 0 is off (still logged)."
@@ -179,7 +179,7 @@ class RlStage(StageBase):
         default_factory=dict, description="Role to earlier run, folder or hub id that it starts from."
     )
     warmup: WarmUp = Field(
-        0.0, description="Warmup: a fraction of the steps below 1, else a number of steps."
+        0.0, description="Warmup. Below 1 it is a fraction of the steps, otherwise a number of steps."
     )
     checkpoint: Checkpoint = Field(
         default_factory=lambda: Checkpoint(every=10),

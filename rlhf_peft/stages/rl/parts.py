@@ -130,7 +130,7 @@ def build(stage: RlStage, ctx: Context, stack: ExitStack) -> Parts:
     forwards = RoleForwards(base, algorithm.value, sampler.params.temperature, budget)
     prompts, held_out = _prompts(stage, ctx, sampler.params.max_new_tokens)
     evaluator = _evaluator(stage, ctx, held_out, sampler, forwards, view, stack)
-    stream = PromptStream(prompts, ctx.seed(stage.name, "data"), min(stage.prompts_per_step, len(prompts)))
+    stream = PromptStream(prompts, ctx.seed(stage.name, "data"))
     epochs = stage.num_train_epochs * max(1, len(prompts) // stage.prompts_per_step)
     steps = stage.max_steps or max(1, int(epochs))
     fixed = FixedPrompts(stage, ctx, sampler.inner if isinstance(sampler, WrappingSampler) else sampler)
