@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import atexit
+import gc
 import logging
 import shutil
 import tempfile
@@ -58,6 +59,15 @@ def pytest_collection(session):
 def pytest_runtest_protocol(item):
     with our_warnings_are_errors():
         return (yield)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cheap_collections():
+    """Trainers collect garbage often; what was imported need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -131,8 +131,12 @@ def in_batches(
 def _older_objects_left_alone() -> Iterator[None]:
     """Let the garbage collector search only objects that are made from here on.
 
-    A pass makes so many that it would search all older ones again and again, which took a sixth of the time.
+    A pass makes so many that it would search all older ones again and again, which took a sixth of the time. Where a
+    program has frozen objects itself, that is left as it is.
     """
+    if gc.get_freeze_count() > 0:
+        yield
+        return
     gc.freeze()
     try:
         yield

@@ -14,6 +14,8 @@ from rlhf_peft import api
 from rlhf_peft.recipe import load
 from rlhf_peft.registry import Registry
 
+from ..small_model import one_layer
+
 TIMES = ("time", "step_time", "tokens_per_second")
 
 
@@ -62,7 +64,7 @@ def pipeline(folder: Path, name: str = "run", **stages: dict[str, Any]) -> Any:
             "name": name,
             "output_dir": str(folder),
             "device": "cpu",
-            "model": {"path": "builtin:tiny", "max_length": 64, "tokens_per_forward": 256},
+            "model": {"path": one_layer(), "max_length": 64, "tokens_per_forward": 256},
             "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
             "stages": [{**every, **stage} for stage in chosen.values()],
         },
@@ -112,7 +114,7 @@ def preferences(folder: Path, method: str, every: int | None = 1, dropout: float
             "name": "run",
             "output_dir": str(folder),
             "device": "cpu",
-            "model": {"path": "builtin:tiny", "max_length": 64, "tokens_per_forward": 256},
+            "model": {"path": one_layer(), "max_length": 64, "tokens_per_forward": 256},
             "lora": {"r": 4, "alpha": 8, "dropout": dropout},
             "stages": [
                 {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,15 +39,6 @@ class Remembering:
     def say(self, text: str) -> None: ...
 
     def close(self) -> None: ...
-
-
-@pytest.fixture(autouse=True, scope="session")
-def cheap_collections() -> Any:
-    """Trainers collect garbage often; what was imported need not be looked through each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
