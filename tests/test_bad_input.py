@@ -19,6 +19,8 @@ import rlhf_peft
 from rlhf_peft import cli
 from rlhf_peft.runs import read_manifest
 
+from .small_model import one_layer
+
 TINY = Path(rlhf_peft.__file__).parent / "assets" / "tiny"
 ROWS = [{"prompt": f"Who is the fox {i}?", "completion": " The fox is my friend."} for i in range(8)]
 SFT = {"stage": "sft", "dataset": {"path": "rows.jsonl"}, "batch_size": 4, "max_steps": 1}
@@ -87,7 +89,7 @@ def recipe(*stages: dict[str, Any], **model: Any) -> None:
         "version": 1,
         "name": "one",
         "device": "cpu",
-        "model": {"path": "builtin:tiny", "quantization": "none", "max_length": 64, **model},
+        "model": {"path": one_layer(), "quantization": "none", "max_length": 64, **model},
         "lora": {"r": 2, "alpha": 4},
         "stages": list(stages),
     }

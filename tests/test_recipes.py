@@ -11,6 +11,8 @@ from rlhf_peft.recipe import load, shipped
 from rlhf_peft.registry import Registry
 from rlhf_peft.runs import read_manifest, read_metrics
 
+from .small_model import one_layer
+
 OWN = sorted(path.stem for path in shipped.folder().glob("*.yaml"))
 EXPECTED = {
     *("quickstart", "sft", "reward-model", "dpo", "kto"),
@@ -75,7 +77,7 @@ def scaled_down(recipe, files):
     """The overrides that make any recipe run here, in seconds: the tiny model, local rows, two updates a stage."""
     found = [
         "device=cpu",
-        "model.path=builtin:tiny",
+        f"model.path={one_layer()}",
         "model.max_length=null",
         "model.chat_template_kwargs={}",
     ]

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tests.blame import Blame, blame, warner_frame
 
+from .small_model import one_layer
+
 TINY = {"name": "tiny", "size": 16}
 PROMPTS = {**TINY, "part": "prompts"}
 SOON = re.compile(r"deprecat|will be removed|renamed|instead of|no longer", re.IGNORECASE)
@@ -78,7 +80,7 @@ def recipe(folder, stages, **model):
         "name": "upstream",
         "output_dir": str(folder),
         "device": "cpu",
-        "model": {"path": "builtin:tiny", "max_length": 64, **model},
+        "model": {"path": one_layer(), "max_length": 64, **model},
         "lora": {"r": 4, "alpha": 8},
         "stages": stages,
     }

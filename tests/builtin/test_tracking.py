@@ -12,6 +12,7 @@ from rlhf_peft.registry import Registry
 from rlhf_peft.runs import read_metrics
 
 from ..resume.support import Interrupts
+from ..small_model import one_layer
 
 
 def recipe(folder, *trackers, name="tracked"):
@@ -23,7 +24,7 @@ def recipe(folder, *trackers, name="tracked"):
             "output_dir": str(folder),
             "device": "cpu",
             "tracking": list(trackers),
-            "model": {"path": "builtin:tiny", "max_length": 64},
+            "model": {"path": one_layer(), "max_length": 64},
             "lora": {"r": 2},
             "stages": [
                 {
@@ -132,7 +133,7 @@ class Fake:
     def start(self): ...
 
     def store_init_configuration(self, values):
-        assert values["model.path"] == "builtin:tiny" and values["stages.sft.max_steps"] == 3
+        assert values["model.path"] == one_layer() and values["stages.sft.max_steps"] == 3
 
     def log(self, values, step): ...
 

@@ -12,6 +12,8 @@ import pytest
 from rlhf_peft import library_messages
 from rlhf_peft.cli import execute
 
+from ..small_model import one_layer
+
 ENDLESS = "without an end. If the rows that the policy was trained on do end"
 """Our own warning, and true: six tokens are too few for an end."""
 FOREIGN = re.compile(
@@ -81,7 +83,7 @@ def worked(completions, **columns):
 def recipe(folder, stages):
     path = folder / "r.yaml"
     made = {"version": 1, "name": "r", "output_dir": str(folder / "runs"), "device": "cpu", "stages": stages}
-    path.write_text(json.dumps({**made, "model": {"path": "builtin:tiny", "max_length": 64}}))
+    path.write_text(json.dumps({**made, "model": {"path": one_layer(), "max_length": 64}}))
     return path
 
 

@@ -1,4 +1,4 @@
-"""A run without a recipe file: the shipped tiny model, the real registry and run folder."""
+"""A run without a recipe file: a model of one layer, the real registry and run folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rlhf_peft.runs import RunFolder
 from rlhf_peft.session.context import Context
 
 from ..quantizers import held_as
+from ..small_model import one_layer
 
 THINGS = ("fox", "bear", "duck", "frog", "owl", "hare")
 
@@ -74,9 +75,9 @@ def begin_again(base: SharedBase, policy: Mapping[str, torch.Tensor]) -> SharedB
 
 
 def shared_base(model: Any, lora: Any, seed: int) -> SharedBase:
-    """A base on the shipped model; loaded once for each shape."""
+    """A base; loaded once for each model and shape."""
     checkpointing = model.gradient_checkpointing
-    key = (str(model.quantization), checkpointing, model.max_length, repr(lora), seed)
+    key = (model.path, str(model.quantization), checkpointing, model.max_length, repr(lora), seed)
     if key not in _BASES:
         made = SharedBase(
             BaseSpec(
@@ -99,7 +100,7 @@ def make_context(tmp_path: Path) -> MakeContext:
     """Context of a run with these stages; `model` and `lora` change the recipe."""
 
     def make(*stages: Mapping[str, Any], **changes: Mapping[str, Any]) -> Context:
-        model = {"path": "builtin:tiny", "max_length": 64, **changes.get("model", {})}
+        model = {"path": one_layer(), "max_length": 64, **changes.get("model", {})}
         lora = {"r": 4, "alpha": 8.0, **changes.get("lora", {})}
         recipe = Recipe.model_validate(
             {"version": 1, "name": "run", "model": model, "lora": lora, "stages": [dict(s) for s in stages]}

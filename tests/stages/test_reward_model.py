@@ -91,12 +91,14 @@ def test_chosen_answers_have_mean_zero_afterwards(make_context, how, spread):
 
 @pytest.mark.parametrize("how", ["shift", "standardize"])
 def test_a_second_round_keeps_the_scale_of_the_first(make_context, tmp_path, how):
-    first = make_context(stage(normalize=how, max_steps=3))
+    shipped = {"path": "builtin:tiny"}  # A model that has learnt something gives scores with a mean.
+    first = make_context(stage(normalize=how, max_steps=3), model=shipped)
     run(first)
     first.base.roles.save("reward-0", tmp_path / "rm")
     other = {**PAIRS, "questions": "test", "noise": 0.5}
     second = make_context(
-        stage(normalize=how, max_steps=3, dataset=other, init={"reward": str(tmp_path / "rm")})
+        stage(normalize=how, max_steps=3, dataset=other, init={"reward": str(tmp_path / "rm")}),
+        model=shipped,
     )
     pairs, _ = _pairs(second.recipe.stages[0], second)
     answers = [pair.chosen_ids for pair in pairs]

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-from rlhf_peft.engine import POLICY, BaseSpec
+from rlhf_peft.engine import POLICY
 from rlhf_peft.hookspecs import hookimpl
 from rlhf_peft.plugin import Options, Scores
 from rlhf_peft.recipe.schema import RewardEntry
 
+from ...small_model import one_layer
 from .support import run, stage
 
 STEPS, PROMPTS, EACH, RATE = 3, 4, 4, 1e-3
@@ -116,7 +117,7 @@ def padded(rows, pad):
 
 def theirs(kind, config, tmp_path, rollouts, **options):
     """The adapter after TRL's trainer."""
-    location = BaseSpec("builtin:tiny").location
+    location = one_layer()
     plain = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
     model = PeftModel.from_pretrained(plain, tmp_path / "before", is_trainable=True)
     epochs = options.get("num_iterations", 1)
