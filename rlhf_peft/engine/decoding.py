@@ -142,7 +142,7 @@ class Decoding:
         self.rows = RowDecoding(loaded.device, int(loaded.tokenizer.pad_token_id), base.max_length, fast)
 
     @contextmanager
-    def decoder(self, role: str, merge: bool | None = None) -> Iterator[Any]:
+    def decoding_model(self, role: str, merge: bool | None = None) -> Iterator[Any]:
         """The causal LM in eval mode as this role, without gradients, for decoding.
 
         Args:
@@ -194,7 +194,7 @@ class RowDecoding:
         """Read the prompts, and be ready to take tokens.
 
         Args:
-            model: as `PolicyView.decoder` gives it.
+            model: as `PolicyView.decoding_model` gives it.
             prompts: B rows of token ids; equal ones are read once.
             room: most tokens that a row may be given.
         """

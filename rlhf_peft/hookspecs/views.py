@@ -59,7 +59,7 @@ class PolicyView(Protocol):
         """The text of some tokens, without special tokens."""
         ...
 
-    def decoder(self) -> AbstractContextManager[nn.Module]:
+    def decoding_model(self) -> AbstractContextManager[nn.Module]:
         """The policy as a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask,
         position_ids)` and for `generate`. It has dense merged weights where memory allows, and is the 4-bit base with
         its adapter where not. Only valid inside the context.
@@ -70,7 +70,7 @@ class PolicyView(Protocol):
         """Whether `start_decoding` works for the model: whether its only state is a cache of keys and values.
 
         Args:
-            model: as `decoder` gives it, inside its context.
+            model: as `decoding_model` gives it, inside its context.
         """
         ...
 
@@ -78,7 +78,7 @@ class PolicyView(Protocol):
         """Read the prompts, and return a decoder that appends tokens to them.
 
         Args:
-            model: as `decoder` gives it, inside its context.
+            model: as `decoding_model` gives it, inside its context.
             prompts: B rows of token ids; equal ones are read once.
             room: most tokens that are appended to a row.
         """

@@ -29,9 +29,9 @@ class BaseView:
         text: str = self._base.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def decoder(self) -> AbstractContextManager[Any]:
+    def decoding_model(self) -> AbstractContextManager[Any]:
         """The causal LM as this role, ready to decode."""
-        return self._base.decoding.decoder(self._role)
+        return self._base.decoding.decoding_model(self._role)
 
     def can_decode(self, model: Any) -> bool:
         """Whether the model keeps keys and values and nothing else."""

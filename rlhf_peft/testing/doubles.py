@@ -43,7 +43,7 @@ class FakePolicy:
         return "".join(LETTERS[int(i)] for i in ids if int(i) not in (PAD, EOS))
 
     @contextmanager
-    def decoder(self) -> Iterator[nn.Module]:
+    def decoding_model(self) -> Iterator[nn.Module]:
         """The model in eval mode; its weights must not be changed inside the block."""
         self.entered += 1
         with torch.inference_mode():
@@ -75,7 +75,7 @@ class FakePolicy:
 
     def logps(self, ids: Tensor, temperature: float = 1.0) -> Tensor:
         """The log-probability of each token given those before it, [T] float32; 0 for the first."""
-        with self.decoder() as model:
+        with self.decoding_model() as model:
             logits = model(input_ids=ids.unsqueeze(0)).logits[0, :-1].float() / temperature
         token_logps = torch.log_softmax(logits, -1).gather(-1, ids[1:].unsqueeze(-1)).squeeze(-1)
         return torch.cat([torch.zeros(1), token_logps])

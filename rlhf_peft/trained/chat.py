@@ -133,7 +133,7 @@ def answer(
     )
     with (
         torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []),
-        base.decoding.decoder(role) as model,
+        base.decoding.decoding_model(role) as model,
         generation_config(model, config),  # the model's own may hold penalties that training did not use
     ):
         torch.manual_seed(settings.seed)

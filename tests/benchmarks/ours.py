@@ -92,7 +92,7 @@ def bandwidth(case: dict[str, Any]) -> None:
             Request(torch.tensor(ids), 0, i, sampler.params)
             for i, ids in enumerate(rows_of(ctx.base.tokenizer, case))
         ]
-        with ctx.base.decoding.decoder("policy") as model:
+        with ctx.base.decoding.decoding_model("policy") as model:
             weights = sum(p.nbytes for p in model.parameters())
         sampler.sample(asked)
         watch = Stopwatch()

@@ -57,7 +57,7 @@ def test_gradients_over_four_bits_are_those_over_the_dequantized_weights(folder_
 
     with base.role(POLICY, train=False), torch.no_grad():
         base.lm(input_ids=ids)
-    with base.decoding.decoder(POLICY, merge=False) as model:
+    with base.decoding.decoding_model(POLICY, merge=False) as model:
         model(input_ids=ids)
     base.forwards.hidden_of([POLICY], ids)
     assert cosine(policy_gradient(base, ids), expected) > 0.999

@@ -75,7 +75,7 @@ def test_merged_weights_give_the_same_logits(model):
     _, _, base = model
     ids = tokens(3, 9)
     expected = logits(base, ids)
-    with base.decoding.decoder(POLICY, merge=True) as merged:
+    with base.decoding.decoding_model(POLICY, merge=True) as merged:
         assert near(merged(input_ids=ids, use_cache=False).logits.float(), expected)
 
 

@@ -28,7 +28,8 @@ def test_sft_answers_fixed_prompts(make_context, demonstrations, prompts):
             "learning_rate": 2e-2,
             "max_steps": 3,
             "eval": {"every": 2, "prompts": prompts},
-        }
+        },
+        model={"path": "builtin:tiny"},
     )
     sft.run(ctx.recipe.stages[0], ctx)
     rows = answered(ctx)

@@ -43,7 +43,7 @@ def warm(self, requests, context=None):
 
 
 def moving(self, requests, context=None):
-    with self._view.decoder() as model:
+    with self._view.decoding_model() as model:
         next(model.parameters()).mul_(1.01)
     return CachedSampler.sample(self, requests, context)
 

@@ -35,7 +35,7 @@ def check_base(who: str, policy: PolicyView, complete: Complete) -> None:
     """
     most = max(1, min(NEW_TOKENS, policy.max_length - PROMPT_TOKENS))
     params = SamplingParams(most)
-    with policy.decoder() as model:
+    with policy.decoding_model() as model:
         size = policy.vocab_size
         stream = torch.Generator().manual_seed(0)
         pairs = []

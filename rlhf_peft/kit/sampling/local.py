@@ -72,7 +72,7 @@ class LocalSampler:
             raise SamplerError(f"sampler {self.name}: sample() before sync().")
         rows = start_rows(requests, self._view.max_length, self.name)
         if rows:
-            with self._view.decoder() as model:
+            with self._view.decoding_model() as model:
                 self.write(model, self._view, rows)
         return rollout_of(rows, self._version)
 
@@ -80,7 +80,7 @@ class LocalSampler:
         """Write all rows to their end, in batches of at most `max_rows` rows whose prompts are of like length.
 
         Args:
-            model: as `PolicyView.decoder` gives it.
+            model: as `PolicyView.decoding_model` gives it.
             view: the policy.
             rows: are filled in place.
         """

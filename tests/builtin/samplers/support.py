@@ -55,7 +55,7 @@ class ModelView:
         return "".join(f"<{i}>" for i in ids)
 
     @contextmanager
-    def decoder(self):
+    def decoding_model(self):
         with torch.no_grad():
             yield self.model
 
