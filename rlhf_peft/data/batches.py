@@ -23,6 +23,8 @@ Row = Mapping[str, Any]
 
 ROWS = 256
 """Number of rows of a batch."""
+YOUNG = 1
+"""The generations 0 and 1 of the garbage collector."""
 AHEAD = 4
 """Batches that wait for the tokenizer or are with it, so that it always has one to work on."""
 
@@ -104,7 +106,7 @@ def in_batches(
     tokenizer = encoder.tokenizer
     batches: deque[_Batch[T]] = deque()  # in the order of their rows
     running: deque[tuple[_Batch[T], Future[list[Tokens]]]] = deque()  # in the order of their texts
-    with ThreadPoolExecutor(1, "tokenizer") as thread, _older_objects_left_alone():
+    with ThreadPoolExecutor(1, "tokenizer") as thread, _only_young_garbage():
 
         def submit(batch: _Batch[T]) -> None:
             running.append((batch, thread.submit(tokenize, tokenizer, batch.texts)))
@@ -120,6 +122,7 @@ def in_batches(
                 submit(batches[-1])
             batch, tokens = running.popleft()
             batch.go_on(tokens.result())
+            gc.collect(YOUNG)  # Each text that a template writes leaves a cycle of objects behind.
             if batch.open_jobs:
                 submit(batch)
             while batches and not batches[0].open_jobs:
@@ -128,17 +131,16 @@ def in_batches(
 
 
 @contextmanager
-def _older_objects_left_alone() -> Iterator[None]:
-    """Let the garbage collector search only objects that are made from here on.
+def _only_young_garbage() -> Iterator[None]:
+    """Let the garbage collector search only young objects, and only when `gc.collect(YOUNG)` is called.
 
-    A pass makes so many that it would search all older ones again and again, which took a sixth of the time. Where a
-    program has frozen objects itself, that is left as it is.
+    Otherwise the many new objects of a pass let it search all older ones again and again, which took a sixth of the
+    time, and most of it in a program with many objects.
     """
-    if gc.get_freeze_count() > 0:
-        yield
-        return
-    gc.freeze()
+    enabled = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if enabled:
+            gc.enable()
