@@ -118,8 +118,11 @@ def in_batches(
                     _Job(Outcome[T](number, row), start(row), encoder) for number, row in islice(rows, ROWS)
                 ]
                 more = bool(jobs)
-                batches.append(_Batch(jobs))
-                submit(batches[-1])
+                if more:
+                    batches.append(_Batch(jobs))
+                    submit(batches[-1])
+            if not running:
+                return
             batch, tokens = running.popleft()
             batch.go_on(tokens.result())
             gc.collect(YOUNG)  # Each text that a template writes leaves a cycle of objects behind.
