@@ -17,7 +17,7 @@ from ..registry import Registry, base_spec, chosen_quantizer
 from .gpus import Budget, budget
 from .lengths import evaluated, longest
 from .plan import Plan
-from .planner import make_plan
+from .planner import Planner
 from .remedies import Remedy, candidates, remedies
 from .shape import read_shape
 
@@ -90,7 +90,7 @@ def _planned(
                 counted[key] = evaluated(stage, changed, registry)
             return counted[key]
 
-        return make_plan(changed, shape, registry, room, lengths, answered)
+        return Planner(changed, shape, registry, room, lengths, answered).plan()
 
     def again(overrides: Sequence[str]) -> Plan:
         return plan(load(recipe.model_dump(mode="json", exclude_none=True), overrides, plugins=registry))

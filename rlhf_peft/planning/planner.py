@@ -28,22 +28,6 @@ Fitted to SFT, DPO, reward model, PPO and GRPO on SmolLM2-135M with rows of equa
 """
 
 
-def make_plan(
-    recipe: Recipe,
-    shape: Shape,
-    registry: Registry,
-    budget: Budget,
-    lengths: Lengths,
-    evaluated: EvaluationPrompts,
-) -> Plan:
-    """Plan all stages of a recipe.
-
-    Raises:
-        PluginError: an algorithm, sampler or reward cannot be made.
-    """
-    return Planner(recipe, shape, registry, budget, lengths, evaluated).plan()
-
-
 class Planner:
     """Plans the stages of a recipe one after the other; roles that a stage trains are there for later ones.
 
@@ -84,7 +68,11 @@ class Planner:
         self.add_role("policy")
 
     def plan(self) -> Plan:
-        """Plan all stages, in order."""
+        """Plan all stages, in order.
+
+        Raises:
+            PluginError: an algorithm, sampler or reward cannot be made.
+        """
         for stage in self.recipe.stages:
             if isinstance(stage, RlStage):
                 RlPlanner(self, stage).plan()
