@@ -15,6 +15,14 @@ from rlhf_peft.stages.rl.evaluate import Evaluator
 from .support import ended, pipeline, preferences, run, same
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C interrupts, also where the suite runs in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def checkpoints(folder):
     return {path.name for path in (folder / "run" / "checkpoints").iterdir()}
 
