@@ -125,24 +125,21 @@ class RowDecoder:
 
 
 class Decoding:
-    """The base as a decoder.
+    """Puts the base into the state in which its roles decode.
 
     Args:
         base: whose roles decode.
         fast: which fast paths are allowed.
         merge: decode with dense merged weights; None: if they fit in memory.
-
-    Attributes:
-        rows: starts decoders of many rows.
     """
 
     def __init__(self, base: SharedBase, fast: FastPaths, merge: bool | None = None) -> None:
         self._base, self._fast, self._merge = base, fast, merge
         loaded = base.loaded
-        self.rows = RowDecoding(loaded.device, int(loaded.tokenizer.pad_token_id), base.max_length, fast)
+        self._model = DecodingModel(loaded.lm, int(loaded.tokenizer.pad_token_id), base.max_length, fast)
 
     @contextmanager
-    def decoding_model(self, role: str, merge: bool | None = None) -> Iterator[Any]:
+    def as_role(self, role: str, merge: bool | None = None) -> Iterator[DecodingModel]:
         """The causal LM in eval mode as this role, without gradients, for decoding.
 
         Args:
@@ -162,60 +159,64 @@ class Decoding:
             if merge:
                 stack.enter_context(merged(loaded.lm, adapter, loaded.dtype, loaded.quantizer))
                 stack.enter_context(base.roles.active.pinned(adapter))
-            yield loaded.lm
+            yield self._model
 
 
-class RowDecoding:
-    """Starts decoders on one model, by the lean way where the model allows it.
+class DecodingModel:
+    """A model that decodes, by the lean way where its architecture allows it; see `hookspecs.DecodingModel`.
 
     Args:
-        device: of the model.
+        lm: a causal language model of transformers.
         pad_id: what padding holds.
         max_length: longest row in tokens.
         fast: which fast paths are allowed.
     """
 
-    def __init__(
-        self, device: torch.device, pad_id: int, max_length: int, fast: FastPaths | None = None
-    ) -> None:
-        self.device, self.pad_id, self.max_length = device, pad_id, max_length
+    def __init__(self, lm: Any, pad_id: int, max_length: int, fast: FastPaths | None = None) -> None:
+        self.lm, self.pad_id, self.max_length = lm, pad_id, max_length
         self._fast = fast or FastPaths()
-        self._able: bool | None = None
+        self._can_start: bool | None = None
 
-    def supports(self, model: Any) -> bool:
-        """Whether the model can be decoded with a cache of keys and values; tried where its shape does not tell."""
-        if self._able is None:
-            self._able = not keeps_state(model) and (
-                LeanDecoder.supports(model) or self._gives_its_logits(model)
+    @property
+    def device(self) -> torch.device:
+        """Of the model."""
+        device: torch.device = self.lm.device
+        return device
+
+    @property
+    def can_start(self) -> bool:
+        """Whether the model decodes with a cache of keys and values; tried where its architecture does not tell."""
+        if self._can_start is None:
+            self._can_start = not keeps_state(self.lm) and (
+                LeanDecoder.supports(self.lm) or self._gives_its_logits()
             )
-        return self._able
+        return self._can_start
 
-    def start(self, model: Any, prompts: Sequence[Sequence[int]], room: int) -> RowDecoder:
+    def start(self, prompts: Sequence[Sequence[int]], room: int) -> RowDecoder:
         """Read the prompts, and be ready to take tokens.
 
         Args:
-            model: as `PolicyView.decoding_model` gives it.
             prompts: B rows of token ids; equal ones are read once.
             room: most tokens that a row may be given.
         """
-        read = self._read(model, prompts)
-        given = (model, read.cache, read.mask, read.which, room)
+        read = self._read(prompts)
+        given = (self.lm, read.cache, read.mask, read.which, room)
         # Both take over the cache, so that nothing else may use it from here on.
-        stepper = LeanDecoder(*given) if self._lean(model, read) else PlainStepper(*given)
+        stepper = LeanDecoder(*given) if self._lean(read) else PlainStepper(*given)
         lengths = read.mask.sum(-1)[read.which]
         return RowDecoder(stepper, read.logits[read.which], lengths, self.max_length)
 
-    def _read(self, model: Any, prompts: Sequence[Sequence[int]]) -> ReadPrompts:
+    def _read(self, prompts: Sequence[Sequence[int]]) -> ReadPrompts:
         index: dict[tuple[int, ...], int] = {}
         which = [index.setdefault(tuple(prompt), len(index)) for prompt in prompts]
         ids, mask = (tensor.to(self.device) for tensor in pad_left(list(index), self.pad_id))
-        cache = GrowingCache(model.config.get_text_config().num_hidden_layers, ids.shape[1])
-        logits = last_logits(model, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+        cache = GrowingCache(self.lm.config.get_text_config().num_hidden_layers, ids.shape[1])
+        logits = last_logits(self.lm, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
         return ReadPrompts(logits, cache, mask, torch.tensor(which, device=self.device))
 
-    def _lean(self, model: Any, read: ReadPrompts) -> bool:
+    def _lean(self, read: ReadPrompts) -> bool:
         """Whether the lean step may be used: the first time, one step of several rows is computed both ways."""
-        if not self._fast.allows("lean_decoder") or not LeanDecoder.supports(model):
+        if not self._fast.allows("lean_decoder") or not LeanDecoder.supports(self.lm):
             return False
         few = read.mask[:2]
         which = torch.arange(len(few), device=few.device).repeat_interleave(1 + FEW)
@@ -223,24 +224,24 @@ class RowDecoding:
         positions = few.sum(-1)[which].unsqueeze(-1).clamp(max=self.max_length - 1)
 
         def step(way: type[LeanDecoder] | type[PlainStepper]) -> Tensor:
-            return way(model, read.cache.first(len(few)), few, which, 1).step(tokens, positions)
+            return way(self.lm, read.cache.first(len(few)), few, which, 1).step(tokens, positions)
 
         return self._fast.verified_once("lean_decoder", lambda: step(LeanDecoder), lambda: step(PlainStepper))
 
-    def _gives_its_logits(self, model: Any) -> bool:
+    def _gives_its_logits(self) -> bool:
         """Whether a step after two prompts of unequal length gives the logits of the whole rows."""
         rows = [[5, 6, 7, 8, 9, 10], [11, 12, 13, 14]]
         try:
-            read = self._read(model, [row[:-1] for row in rows])
+            read = self._read([row[:-1] for row in rows])
             tokens = torch.tensor([row[-1] for row in rows], device=self.device)
-            step = PlainStepper(model, read.cache, read.mask, read.which, 1).step
+            step = PlainStepper(self.lm, read.cache, read.mask, read.which, 1).step
             ours = [read.logits, step(tokens, read.mask.sum(-1, keepdim=True))]
         except torch.OutOfMemoryError:
             raise
         except CANNOT:
             return False  # The model has another idea of a cache.
         whole = [
-            model(input_ids=torch.tensor([row], device=self.device), use_cache=False).logits[0]
+            self.lm(input_ids=torch.tensor([row], device=self.device), use_cache=False).logits[0]
             for row in rows
         ]
         expected = [torch.stack([logits[at] for logits in whole]).float() for at in (-2, -1)]

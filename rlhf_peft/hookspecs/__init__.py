@@ -16,7 +16,7 @@ from .protocols import (
     Stateful,
     WrappingSampler,
 )
-from .views import PolicyView, Prompt, RequestContext, RunView, SampleContext, TokenDecoder
+from .views import DecodingModel, PolicyView, Prompt, RequestContext, RunView, SampleContext, TokenDecoder
 
 __all__ = [
     "HOOK_API",
@@ -26,6 +26,7 @@ __all__ = [
     "Closeable",
     "Dataset",
     "DeclaresMemory",
+    "DecodingModel",
     "Environment",
     "Factory",
     "HookSpecs",

@@ -38,6 +38,35 @@ class TokenDecoder(Protocol):
         ...
 
 
+class DecodingModel(Protocol):
+    """The policy, ready to decode; it is valid only inside the context of `PolicyView.decoding`.
+
+    Attributes:
+        lm: a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask, position_ids)` and for
+            `generate`. It has dense merged weights where memory allows, and is the 4-bit base with its adapter where
+            not.
+    """
+
+    @property
+    def lm(self) -> nn.Module:
+        """The causal LM."""
+        ...
+
+    @property
+    def can_start(self) -> bool:
+        """Whether `start` works: whether the model's only state is a cache of keys and values."""
+        ...
+
+    def start(self, prompts: Sequence[Sequence[int]], room: int) -> TokenDecoder:
+        """Read the prompts, and return a decoder that appends tokens to them.
+
+        Args:
+            prompts: B rows of token ids; equal ones are read once.
+            room: most tokens that are appended to a row.
+        """
+        ...
+
+
 class PolicyView(Protocol):
     """The policy as a sampler sees it.
 
@@ -59,29 +88,8 @@ class PolicyView(Protocol):
         """The text of some tokens, without special tokens."""
         ...
 
-    def decoding_model(self) -> AbstractContextManager[nn.Module]:
-        """The policy as a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask,
-        position_ids)` and for `generate`. It has dense merged weights where memory allows, and is the 4-bit base with
-        its adapter where not. Only valid inside the context.
-        """
-        ...
-
-    def can_decode(self, model: nn.Module) -> bool:
-        """Whether `start_decoding` works for the model: whether its only state is a cache of keys and values.
-
-        Args:
-            model: as `decoding_model` gives it, inside its context.
-        """
-        ...
-
-    def start_decoding(self, model: nn.Module, prompts: Sequence[Sequence[int]], room: int) -> TokenDecoder:
-        """Read the prompts, and return a decoder that appends tokens to them.
-
-        Args:
-            model: as `decoding_model` gives it, inside its context.
-            prompts: B rows of token ids; equal ones are read once.
-            room: most tokens that are appended to a row.
-        """
+    def decoding(self) -> AbstractContextManager[DecodingModel]:
+        """The policy, ready to decode inside the context."""
         ...
 
     def save_adapter(self, folder: Path) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from ..engine import SharedBase
-from ..engine.decoding import RowDecoder
+from ..engine.decoding import DecodingModel
 from ..types import SamplingParams
 from .ranks import Ranks
 
@@ -29,17 +28,9 @@ class BaseView:
         text: str = self._base.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def decoding_model(self) -> AbstractContextManager[Any]:
+    def decoding(self) -> AbstractContextManager[DecodingModel]:
         """The causal LM as this role, ready to decode."""
-        return self._base.decoding.decoding_model(self._role)
-
-    def can_decode(self, model: Any) -> bool:
-        """Whether the model keeps keys and values and nothing else."""
-        return self._base.decoding.rows.supports(model)
-
-    def start_decoding(self, model: Any, prompts: Sequence[Sequence[int]], room: int) -> RowDecoder:
-        """Read the prompts, and be ready to take tokens."""
-        return self._base.decoding.rows.start(model, prompts, room)
+        return self._base.decoding.as_role(self._role)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the role's adapter in PEFT's format; one that changes nothing where the role is the raw base."""

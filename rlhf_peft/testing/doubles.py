@@ -43,24 +43,13 @@ class FakePolicy:
         return "".join(LETTERS[int(i)] for i in ids if int(i) not in (PAD, EOS))
 
     @contextmanager
-    def decoding_model(self) -> Iterator[nn.Module]:
-        """The model in eval mode; its weights must not be changed inside the block."""
+    def decoding(self) -> Iterator[Any]:
+        """The model in eval mode as a `DecodingModel`; its weights must not be changed inside the block."""
+        from ..engine.decoding import DecodingModel  # transformers and PEFT are slow to import
+
         self.entered += 1
         with torch.inference_mode():
-            yield self._model.eval()
-
-    def can_decode(self, model: Any) -> bool:
-        """Whether the model's only state is a cache of keys and values; true for its own model."""
-        return self._rows().supports(model)
-
-    def start_decoding(self, model: Any, prompts: Sequence[Sequence[int]], room: int) -> Any:
-        """Read the prompts, and return a decoder that takes one token of each row at a time."""
-        return self._rows().start(model, prompts, room)
-
-    def _rows(self) -> Any:
-        from ..engine.decoding import RowDecoding  # transformers and PEFT are slow to import
-
-        return RowDecoding(self.device, self.pad_id, self.max_length)
+            yield DecodingModel(self._model.eval(), self.pad_id, self.max_length)
 
     def save_adapter(self, folder: Path) -> None:
         """Write a folder in PEFT's format with one small pair of matrices."""
@@ -75,8 +64,8 @@ class FakePolicy:
 
     def logps(self, ids: Tensor, temperature: float = 1.0) -> Tensor:
         """The log-probability of each token given those before it, [T] float32; 0 for the first."""
-        with self.decoding_model() as model:
-            logits = model(input_ids=ids.unsqueeze(0)).logits[0, :-1].float() / temperature
+        with self.decoding() as decoding:
+            logits = decoding.lm(input_ids=ids.unsqueeze(0)).logits[0, :-1].float() / temperature
         token_logps = torch.log_softmax(logits, -1).gather(-1, ids[1:].unsqueeze(-1)).squeeze(-1)
         return torch.cat([torch.zeros(1), token_logps])
 

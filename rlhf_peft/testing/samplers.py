@@ -199,8 +199,8 @@ class _Check:
         cold = [replace(r, params=replace(r.params, temperature=0.0)) for r in requests]
         rollout = self.sample(cold)
         for i, (ids, mask) in enumerate(zip(rollout.input_ids, rollout.action_mask, strict=True)):
-            with self.policy.decoding_model() as model:
-                best = model(input_ids=ids.unsqueeze(0)).logits[0, :-1].argmax(-1)
+            with self.policy.decoding() as decoding:
+                best = decoding.lm(input_ids=ids.unsqueeze(0)).logits[0, :-1].argmax(-1)
             likeliest = torch.equal(best[mask[1:]], ids[1:][mask[1:]])
             require(likeliest, f"{self.who}: at temperature 0 row {i} has a token that is not the likeliest.")
 

@@ -133,11 +133,13 @@ def answer(
     )
     with (
         torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []),
-        base.decoding.decoding_model(role) as model,
-        generation_config(model, config),  # the model's own may hold penalties that training did not use
+        base.decoding.as_role(role) as decoding,
+        generation_config(
+            decoding.lm, config
+        ),  # the model's own may hold penalties that training did not use
     ):
         torch.manual_seed(settings.seed)
-        model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), streamer=streamer)
+        decoding.lm.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), streamer=streamer)
     return streamer.ids
 
 

@@ -31,7 +31,7 @@ class MemoryNeeds:
     Attributes:
         rows_per_prompt: rows that an algorithm samples of each prompt; completions that a sampler draws a request.
         rows_at_once: most rows that a sampler decodes at once; None: all of them.
-        shares_prompts: whether a sampler holds a prompt once for all its rows, as `PolicyView.start_decoding` does.
+        shares_prompts: whether a sampler holds a prompt once for all its rows, as `DecodingModel.start` does.
         model_bytes: weights of a model of its own, on the device of the base.
         savings: settings that would need less, as they are typed below the thing's own section: "max_rows=64".
     """

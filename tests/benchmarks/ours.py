@@ -92,8 +92,8 @@ def bandwidth(case: dict[str, Any]) -> None:
             Request(torch.tensor(ids), 0, i, sampler.params)
             for i, ids in enumerate(rows_of(ctx.base.tokenizer, case))
         ]
-        with ctx.base.decoding.decoding_model("policy") as model:
-            weights = sum(p.nbytes for p in model.parameters())
+        with ctx.base.decoding.as_role("policy") as model:
+            weights = sum(p.nbytes for p in model.lm.parameters())
         sampler.sample(asked)
         watch = Stopwatch()
         count = int(sampler.sample(asked).completion_lengths.sum())

@@ -76,11 +76,11 @@ def test_the_decoder_with_merged_weights_is_the_role(base):
     ids = tokens(2, 9)
     before = everything(base)
     expected = logits(base, "reward-0", ids)
-    with base.decoding.decoding_model("reward-0", merge=True) as model:
-        merged = model(input_ids=ids, use_cache=False).logits.float()
-        assert not any("lora" in type(module).__module__ for module in model.modules())
-    with base.decoding.decoding_model("reward-0", merge=False) as model:
-        assert torch.equal(model(input_ids=ids, use_cache=False).logits.float(), expected)
+    with base.decoding.as_role("reward-0", merge=True) as model:
+        merged = model.lm(input_ids=ids, use_cache=False).logits.float()
+        assert not any("lora" in type(module).__module__ for module in model.lm.modules())
+    with base.decoding.as_role("reward-0", merge=False) as model:
+        assert torch.equal(model.lm(input_ids=ids, use_cache=False).logits.float(), expected)
     assert torch.allclose(merged, expected, atol=1e-4)
     assert everything(base) == before
     assert torch.equal(logits(base, "reward-0", ids), expected)
@@ -125,8 +125,8 @@ def test_other_quantizations(folder_of, quantization):
     test_log_probabilities_are_those_of_the_models_own_logits(base)
     ids = tokens(2, 9)
     before, expected = everything(base), logits(base, "reward-0", ids)
-    with base.decoding.decoding_model("reward-0", merge=True) as model:
-        merged = model(input_ids=ids, use_cache=False).logits.float()
+    with base.decoding.as_role("reward-0", merge=True) as model:
+        merged = model.lm(input_ids=ids, use_cache=False).logits.float()
     near = 1e-4 if quantization == "fp4" else 0.2  # int8 rounds activations too
     assert torch.allclose(merged, expected, atol=near)
     assert everything(base) == before
@@ -159,8 +159,8 @@ def test_half_precision_keeps_what_trains_in_full(folder_of, name):
     logps, _ = base.forwards.logps(found["reward-0"], ids, mask)
     assert logps.dtype == torch.float32
     assert base.forwards.values(found["reward-0"], "reward-0").dtype == torch.float32
-    with base.decoding.decoding_model("reward-0", merge=True) as model:
-        merged = model(input_ids=ids, use_cache=False).logits.float()
+    with base.decoding.as_role("reward-0", merge=True) as model:
+        merged = model.lm(input_ids=ids, use_cache=False).logits.float()
     expected = logits(base, "reward-0", ids)
     assert float((merged - expected).abs().mean() / expected.abs().mean()) < 0.03
 

@@ -57,8 +57,8 @@ def test_gradients_over_four_bits_are_those_over_the_dequantized_weights(folder_
 
     with base.role(POLICY, train=False), torch.no_grad():
         base.lm(input_ids=ids)
-    with base.decoding.decoding_model(POLICY, merge=False) as model:
-        model(input_ids=ids)
+    with base.decoding.as_role(POLICY, merge=False) as model:
+        model.lm(input_ids=ids)
     base.forwards.hidden_of([POLICY], ids)
     assert cosine(policy_gradient(base, ids), expected) > 0.999
     assert linear and not any(module.support_avx512bf16_for_cpu for module in linear)

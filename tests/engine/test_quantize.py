@@ -30,9 +30,9 @@ def test_layers_of_an_unknown_type_carry_adapters_are_merged_and_compared(folder
     layers = [module for module in base.lm.modules() if isinstance(module, Rounded)]
     assert len(layers) == 14 and len(base.roles.active.layers) == 14
     ids = tokens(3, 12)
-    with base.decoding.decoding_model(POLICY, merge=True) as lm:
-        assert not any(isinstance(module, Rounded) for module in lm.modules())
-        assert torch.allclose(lm(input_ids=ids).logits, logits(base, ids), atol=1e-5)
+    with base.decoding.as_role(POLICY, merge=True) as model:
+        assert not any(isinstance(module, Rounded) for module in model.lm.modules())
+        assert torch.allclose(model.lm(input_ids=ids).logits, logits(base, ids), atol=1e-5)
     assert dense_bytes(base.lm, torch.float32, base.loaded.quantizer) == 4 * sum(
         layer.weight.numel() for layer in layers
     )

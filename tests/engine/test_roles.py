@@ -102,7 +102,7 @@ def test_training_gives_gradients_to_the_named_roles_alone(full):
 
 def test_no_other_role_inside_merged_weights(full):
     before = everything(full)
-    with full.decoding.decoding_model(POLICY, merge=True):
+    with full.decoding.as_role(POLICY, merge=True):
         with full.role(POLICY):
             pass
         for other in (REFERENCE, "reward-0"):
@@ -110,7 +110,7 @@ def test_no_other_role_inside_merged_weights(full):
                 pass
         with pytest.raises(RuntimeError, match="merged weights"):
             full.forwards.hidden_of(["reward-0"], tokens(1, 3))
-    with pytest.raises(Oops), full.decoding.decoding_model(POLICY, merge=True):
+    with pytest.raises(Oops), full.decoding.as_role(POLICY, merge=True):
         raise Oops
     assert everything(full) == before
 
@@ -242,8 +242,8 @@ def test_layers_that_only_a_later_role_adapts_are_switched_too(folder_of):
     together = base.forwards.hidden_of([POLICY, "reward-0"], tokens(2, 7))
     assert torch.allclose(together[POLICY], plain, atol=1e-5)
     assert torch.allclose(together["reward-0"], hidden(base, "reward-0"), atol=1e-5)
-    with base.decoding.decoding_model("reward-0", merge=True) as model:
-        merged = model.model(input_ids=tokens(2, 7)).last_hidden_state
+    with base.decoding.as_role("reward-0", merge=True) as model:
+        merged = model.lm.model(input_ids=tokens(2, 7)).last_hidden_state
     assert torch.allclose(merged, hidden(base, "reward-0"), atol=1e-4)
 
 

@@ -75,8 +75,8 @@ def test_merged_weights_give_the_same_logits(model):
     _, _, base = model
     ids = tokens(3, 9)
     expected = logits(base, ids)
-    with base.decoding.decoding_model(POLICY, merge=True) as merged:
-        assert near(merged(input_ids=ids, use_cache=False).logits.float(), expected)
+    with base.decoding.as_role(POLICY, merge=True) as decoding:
+        assert near(decoding.lm(input_ids=ids, use_cache=False).logits.float(), expected)
 
 
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapters"])

@@ -43,8 +43,8 @@ def warm(self, requests, context=None):
 
 
 def moving(self, requests, context=None):
-    with self._view.decoding_model() as model:
-        next(model.parameters()).mul_(1.01)
+    with self._view.decoding() as model:
+        next(model.lm.parameters()).mul_(1.01)
     return CachedSampler.sample(self, requests, context)
 
 

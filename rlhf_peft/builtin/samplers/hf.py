@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rlhf_peft.plugin import (
+    DecodingModel,
     DrawOptions,
     LocalOptions,
     LocalSampler,
@@ -43,11 +44,11 @@ class HfSampler(LocalSampler):
     name = "hf"
     shares_prompts = False
 
-    def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
+    def write(self, model: DecodingModel, view: PolicyView, rows: list[Row]) -> None:
         """Write all rows to their end, batch by batch."""
-        padded = not keeps_state(model)
+        padded = not keeps_state(model.lm)
         for batch in batches(rows, self.max_rows, view.max_length, padded):
-            _generate(model, view, batch)
+            _generate(model.lm, view, batch)
 
 
 def batches(rows: list[Row], most: int, max_length: int, padded: bool) -> list[list[Row]]:

@@ -35,7 +35,7 @@ def check_base(who: str, policy: PolicyView, complete: Complete) -> None:
     """
     most = max(1, min(NEW_TOKENS, policy.max_length - PROMPT_TOKENS))
     params = SamplingParams(most)
-    with policy.decoding_model() as model:
+    with policy.decoding() as decoding:
         size = policy.vocab_size
         stream = torch.Generator().manual_seed(0)
         pairs = []
@@ -44,7 +44,9 @@ def check_base(who: str, policy: PolicyView, complete: Complete) -> None:
                 size // 8, max(size // 2, size // 8 + 1), (PROMPT_TOKENS,), generator=stream
             )
             tokens, server_row, _ = complete(completion_request(prompt, seed, most, params, policy.eos_ids))
-            policy_row = _logps(model, prompt.to(policy.device), torch.tensor(tokens, device=policy.device))
+            policy_row = _logps(
+                decoding.lm, prompt.to(policy.device), torch.tensor(tokens, device=policy.device)
+            )
             pairs.append((torch.tensor(server_row), policy_row.cpu()))
     server_logps, policy_logps = (torch.cat(side) for side in zip(*pairs, strict=True))
     difference = (server_logps - policy_logps).abs()

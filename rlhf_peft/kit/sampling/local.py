@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from ...errors import SamplerError
-from ...hookspecs import PolicyView, SampleContext, TokenDecoder
+from ...hookspecs import DecodingModel, PolicyView, SampleContext, TokenDecoder
 from ...types import MemoryNeeds, Request, Rollout, SamplingParams
 from .drawing import DrawOptions, draw
 from .options import LocalOptions, shorter
@@ -72,21 +72,21 @@ class LocalSampler:
             raise SamplerError(f"sampler {self.name}: sample() before sync().")
         rows = start_rows(requests, self._view.max_length, self.name)
         if rows:
-            with self._view.decoding_model() as model:
+            with self._view.decoding() as model:
                 self.write(model, self._view, rows)
         return rollout_of(rows, self._version)
 
-    def write(self, model: Any, view: PolicyView, rows: list[Row]) -> None:
+    def write(self, model: DecodingModel, view: PolicyView, rows: list[Row]) -> None:
         """Write all rows to their end, in batches of at most `max_rows` rows whose prompts are of like length.
 
         Args:
-            model: as `PolicyView.decoding_model` gives it.
-            view: the policy.
+            model: the policy, ready to decode.
+            view: the policy: which tokens end a row, and how they read.
             rows: are filled in place.
         """
         for batch in by_length(rows, self.max_rows):
             prompts = [row.request.prompt_ids.tolist() for row in batch]
-            write_rows(view.start_decoding(model, prompts, max(row.room for row in batch)), view, batch)
+            write_rows(model.start(prompts, max(row.room for row in batch)), view, batch)
 
 
 def write_rows(decoder: TokenDecoder, view: PolicyView, rows: Sequence[Row]) -> None:

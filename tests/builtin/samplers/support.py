@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
-from rlhf_peft.engine.decoding import RowDecoding
+from rlhf_peft.engine.decoding import DecodingModel
 from rlhf_peft.engine.fast import FastPaths
 from rlhf_peft.plugin import Request, SamplingParams
 
@@ -43,21 +43,15 @@ class ModelView:
     def __init__(self, model, max_length=64, fast=True):
         self.model, self.max_length = model, max_length
         self.fast = FastPaths(fast)
-        self.rows = RowDecoding(self.device, self.pad_id, max_length, self.fast)
-
-    def can_decode(self, model):
-        return self.rows.supports(model)
-
-    def start_decoding(self, model, prompts, room):
-        return self.rows.start(model, prompts, room)
+        self.ready = DecodingModel(model, self.pad_id, max_length, self.fast)
 
     def decode(self, ids):
         return "".join(f"<{i}>" for i in ids)
 
     @contextmanager
-    def decoding_model(self):
+    def decoding(self):
         with torch.no_grad():
-            yield self.model
+            yield self.ready
 
     def save_adapter(self, folder):
         folder.mkdir(parents=True)
