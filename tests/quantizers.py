@@ -60,8 +60,8 @@ class RoundedQuantizer(QuantizerBase):
     def is_quantized(self, layer):
         return isinstance(layer, Rounded)
 
-    def dense_weight(self, layer):
-        return layer.dense()
+    def dense_weight(self, layer, dtype):
+        return layer.dense().to(dtype)
 
     def bytes(self, inputs, outputs):
         return inputs * outputs + 4 * outputs

@@ -71,11 +71,11 @@ class Torchao(QuantizerBase):
         """A linear layer whose weight is torchao's `Int8Tensor`."""
         return type(getattr(layer, "weight", None)).__name__ == "Int8Tensor"
 
-    def dense_weight(self, layer: nn.Module) -> Tensor:
-        """[out, in] in the compute dtype."""
+    def dense_weight(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        """[out, in], computed in the compute dtype."""
         weight: Any = layer.weight
         dense: Tensor = weight.dequantize()
-        return dense
+        return dense.to(dtype)
 
     def bytes(self, inputs: int, outputs: int) -> int:
         """A byte a weight, and a scale and a zero point for each group."""

@@ -103,8 +103,14 @@ class Quantizer(Protocol):
         """Whether this module is a layer of this quantizer; it may also be one that PEFT has wrapped."""
         ...
 
-    def dense_weight(self, layer: nn.Module) -> Tensor:
-        """The dequantized weight of a layer of this quantizer, [out, in] in floating point; the layer is unchanged."""
+    def dense_weight(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        """The dequantized weight of a layer of this quantizer, [out, in]; the layer is unchanged.
+
+        Args:
+            layer: of this quantizer.
+            dtype: of the result. It must have all digits of it: a weight in float32 that was rounded to bfloat16 on
+                the way loses every small update that is added to it.
+        """
         ...
 
     def bytes(self, inputs: int, outputs: int) -> int:
@@ -152,7 +158,7 @@ class QuantizerBase:
         """False: no layer is quantized."""
         return False
 
-    def dense_weight(self, layer: nn.Module) -> Tensor:
+    def dense_weight(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
         """Never called where no layer is quantized.
 
         Raises:

@@ -125,18 +125,20 @@ def _check_layers(base: SharedBase, plain: SharedBase, quantizer: Quantizer, who
 def _check_weight(layer: nn.Module, original: Tensor, quantizer: Quantizer, who: str) -> None:
     x = torch.randn(3, original.shape[1], generator=torch.Generator().manual_seed(0)).to(original.device)
     before = layer(x)
-    weight = quantizer.dense_weight(layer)
+    weight = quantizer.dense_weight(layer, torch.float32)
     require(
-        isinstance(weight, Tensor) and weight.shape == original.shape and weight.is_floating_point(),
-        f"{who}: dense_weight gives a floating-point tensor {tuple(original.shape)}, [out, in].",
+        isinstance(weight, Tensor) and weight.shape == original.shape and weight.dtype == torch.float32,
+        f"{who}: dense_weight(layer, float32) gives a float32 tensor {tuple(original.shape)}, [out, in].",
     )
+    half = quantizer.dense_weight(layer, torch.bfloat16)
+    require(half.dtype == torch.bfloat16, f"{who}: dense_weight(layer, bfloat16) gives {half.dtype}.")
     error = float((weight.float() - original.float()).norm() / original.float().norm())
     require(
         error < WORST_ERROR,
         f"{who}: its dense weight is {error:.0%} away from the weight that it was made from.",
     )
     require(
-        torch.equal(layer(x), before) and torch.equal(quantizer.dense_weight(layer), weight),
+        torch.equal(layer(x), before) and torch.equal(quantizer.dense_weight(layer, torch.float32), weight),
         f"{who}: dense_weight changed the layer.",
     )
 
@@ -146,7 +148,7 @@ def _check_sizes(base: SharedBase, quantizer: Quantizer, who: str) -> None:
     require(bool(layers), f"{who}: no layer of {base.loaded.spec.path} is quantized.")
     declared = stored = 0
     for layer in layers:
-        outputs, inputs = quantizer.dense_weight(layer).shape
+        outputs, inputs = quantizer.dense_weight(layer, torch.bfloat16).shape
         declared += quantizer.bytes(int(inputs), int(outputs))
         stored += stored_bytes(layer)
     require(
@@ -187,7 +189,7 @@ def _dequantize(base: SharedBase, plain: SharedBase) -> None:
     """Give the plain model the dense weights of the quantized one."""
     copies = _layers(plain)
     for name, layer in _layers(base).items():
-        weight = dense_weight(layer, base.loaded.quantizer)
+        weight = dense_weight(layer, base.loaded.quantizer, torch.float32)
         outputs_first = linear_sizes(copies[name]) == tuple(copies[name].weight.shape[::-1])
         copies[name].weight.copy_(weight if outputs_first else weight.T)
 

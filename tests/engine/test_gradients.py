@@ -36,11 +36,11 @@ def undone(base):
     for name, module in base.lm.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             other = dense.lm.get_submodule(name)
-            weight = dense_weight(module, base.loaded.quantizer)
+            weight = dense_weight(module, base.loaded.quantizer, torch.float32)
             other.weight.data = (
                 weight.T.contiguous() if other.weight.shape != weight.shape else weight.clone()
             )
-            assert torch.equal(dense_weight(other, dense.loaded.quantizer), weight)
+            assert torch.equal(dense_weight(other, dense.loaded.quantizer, torch.float32), weight)
     for mine, theirs in zip(dense.roles.parameters(POLICY), base.roles.parameters(POLICY), strict=True):
         mine.data = theirs.data.clone()
     return dense

@@ -33,6 +33,6 @@ def test_only_plain_linear_layers_are_taken():
 
 def test_what_it_cannot_know_is_an_error():
     with pytest.raises(NotImplementedError, match="dequantized"):
-        QuantizerBase().dense_weight(nn.Linear(3, 5))
+        QuantizerBase().dense_weight(nn.Linear(3, 5), torch.float32)
     with pytest.raises(NotImplementedError, match="large"):
         QuantizerBase().bytes(3, 5)

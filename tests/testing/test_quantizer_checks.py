@@ -32,10 +32,15 @@ def of(layer):
     return {"prepare": prepare, "weight_only": False}
 
 
-def spoiling(self, layer):
+def spoiling(self, layer, dtype):
     dense = layer.dense()
     layer.scale.mul_(0.5)
-    return dense
+    return dense.to(dtype)
+
+
+def dense_as(change):
+    """A quantizer whose dense weight is another one: `change` of the true one and the dtype."""
+    return {"dense_weight": lambda self, layer, dtype: change(layer.dense(), dtype)}
 
 
 CASES = {
@@ -57,11 +62,28 @@ CASES = {
         {"is_quantized": lambda self, layer: isinstance(layer, nn.Linear)},
         "is_quantized is true of a plain linear layer",
     ),
-    "shape": ({"dense_weight": lambda self, layer: layer.dense().T[:5]}, r"dense_weight gives .*\[out, in\]"),
-    "another weight": ({"dense_weight": lambda self, layer: 3 * layer.dense()}, "200% away from the weight"),
+    "shape": (
+        dense_as(lambda weight, dtype: weight.T[:5]),
+        r"gives a float32 tensor .*\[out, in\]",
+    ),
+    "its own dtype": (
+        dense_as(lambda weight, dtype: weight.half()),
+        "gives a float32 tensor",
+    ),
+    "rounded": (
+        dense_as(lambda weight, dtype: weight.float()),
+        r"bfloat16\) gives torch.float32",
+    ),
+    "another weight": (
+        dense_as(lambda weight, dtype: 3 * weight.to(dtype)),
+        "200% away from the weight",
+    ),
     "a changed layer": ({"dense_weight": spoiling, "weight_only": False}, "dense_weight changed the layer"),
     "bytes": ({"bytes": lambda self, inputs, outputs: inputs * outputs // 2}, r"bytes\(\) says \d+ for 28"),
-    "outputs": ({"dense_weight": lambda self, layer: layer.dense().abs()}, "away from the weight|the logits"),
+    "outputs": (
+        dense_as(lambda weight, dtype: weight.abs().to(dtype)),
+        "away from the weight|the logits",
+    ),
     "gradients": (of(Repacked), "the gradients of an adapter differ"),
 }
 

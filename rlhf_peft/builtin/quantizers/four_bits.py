@@ -5,6 +5,7 @@ QLoRA (https://arxiv.org/abs/2305.14314), section 3. bitsandbytes computes; tran
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -127,12 +128,16 @@ class Nf4(QuantizerBase):
 
         return isinstance(layer, Linear4bit)
 
-    def dense_weight(self, layer: nn.Module) -> Tensor:
-        """The dequantized weight, [out, in], in the compute dtype."""
+    def dense_weight(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        """The dequantized weight, [out, in], computed in `dtype`."""
         from bitsandbytes.functional import dequantize_4bit
 
         weight: Any = layer.weight
-        dense: Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        state = weight.quant_state
+        if state.dtype != dtype:  # bitsandbytes computes in the dtype that stands there.
+            state = copy.copy(state)
+            state.dtype = dtype
+        dense: Tensor = dequantize_4bit(weight.data, state)
         return dense
 
     def bytes(self, inputs: int, outputs: int) -> int:

@@ -60,8 +60,8 @@ class Int8(QuantizerBase):
 
         return isinstance(layer, Linear8bitLt)
 
-    def dense_weight(self, layer: nn.Module) -> Tensor:
-        """The dequantized weight, [out, in] float32.
+    def dense_weight(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        """The dequantized weight, [out, in].
 
         PEFT's helper is not used: on CPUs it puts a new parameter without scales into the layer.
         """
@@ -71,7 +71,7 @@ class Int8(QuantizerBase):
         state: Any = layer.state
         scales = weight.SCB if state.SCB is None else state.SCB
         dense: Tensor = int8_vectorwise_dequant(weight.data, scales)
-        return dense
+        return dense.to(dtype)
 
     def bytes(self, inputs: int, outputs: int) -> int:
         """Memory of a layer: one byte per weight, and a float32 scale per row."""

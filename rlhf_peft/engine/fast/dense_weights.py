@@ -3,6 +3,11 @@
 Decoding reads every weight for every token; quantized weights would be dequantized each time. Here each layer
 stands in for itself with one dense matrix W + scale * B A, built once, dropped at the end. The quantized weights
 are never touched.
+
+In half precision W + d is W where |d| is less than half of the distance to the next number, which is true of most of a
+young adapter. The weights of a quantized layer are made in float32, so that they are rounded once, with the adapter in
+them. An unquantized layer's weight is such a number already: it stays as it is, and the adapter's product is added to
+the layer's output.
 """
 
 from __future__ import annotations
@@ -24,11 +29,11 @@ HEADROOM = 1.5
 """Free memory must be this many times the dense weights."""
 
 
-def dense_weight(layer: Any, quantizer: Quantizer) -> Tensor:
-    """[out, in]: a layer's frozen weight, dequantized; the layer stays as it is."""
+def dense_weight(layer: Any, quantizer: Quantizer, dtype: torch.dtype) -> Tensor:
+    """[out, in]: a layer's frozen weight, dequantized in a dtype; the layer stays as it is."""
     if quantizer.is_quantized(layer):
-        return quantizer.dense_weight(layer).detach()
-    weight: Tensor = layer.weight.detach()
+        return quantizer.dense_weight(layer, dtype).detach()
+    weight: Tensor = layer.weight.detach().to(dtype)
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
@@ -50,11 +55,15 @@ def _replaceable(model: nn.Module, quantizer: Quantizer) -> list[tuple[nn.Module
 
 def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype, quantizer: Quantizer) -> nn.Linear:
     base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-    weight = dense_weight(base, quantizer).float()
-    if lora := matrices(layer, adapter):
+    lora = matrices(layer, adapter)
+    apart = dtype != torch.float32 and not quantizer.is_quantized(base)
+    weight = dense_weight(base, quantizer, dtype if apart else torch.float32)
+    if lora and not apart:
         weight = torch.addmm(weight, lora.up.float(), lora.down.float(), alpha=lora.scale)
     dense = _linear(weight)
     dense.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    if lora and apart:
+        dense.low_rank = ((lora.scale * lora.up.float()).to(dtype), lora.down.to(dtype))
     bias = getattr(base, "bias", None)
     if bias is not None:
         dense.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)

@@ -104,7 +104,7 @@ class _Frozen:
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """[out, in] dense, of this dtype."""
-        return dense_weight(self.layer, self.quantizer).to(dtype)
+        return dense_weight(self.layer, self.quantizer, dtype)
 
 
 @dataclass(slots=True)

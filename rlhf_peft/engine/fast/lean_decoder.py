@@ -80,6 +80,7 @@ class _Product:
         else:
             joined = [layer.weight for layer in layers]
         self._weights = joined
+        self._low_rank = _LowRank.of(layers)
         self._bias: Tensor | None = None
         if any(layer.bias is not None for layer in layers):
             biases = [layer.weight.new_zeros(()) if layer.bias is None else layer.bias for layer in layers]
@@ -93,13 +94,51 @@ class _Product:
         x = _laid(x)
         products = [weight @ x for weight in self._weights]
         out = products[0] if len(products) == 1 else torch.cat(products)
+        if self._low_rank is not None:
+            self._low_rank.add_to(out, x)
         return out if self._bias is None else out.add_(self._bias)
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
         """Add the product [out, B] of a single layer."""
-        total.addmm_(self._weights[0], _laid(x))
+        x = _laid(x)
+        total.addmm_(self._weights[0], x)
+        if self._low_rank is not None:
+            self._low_rank.add_to(total, x)
         if self._bias is not None:
             total.add_(self._bias)
+
+
+@dataclass(frozen=True, slots=True)
+class _LowRank:
+    """Adapters that are not in the weights of layers which read the same vectors.
+
+    Attributes:
+        down: [sum of r, in].
+        ups: where a layer's outputs begin and end, where its part of `down`'s result does, and its B [out, r], scaled.
+    """
+
+    down: Tensor
+    ups: tuple[tuple[slice, slice, Tensor], ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[Any]) -> _LowRank | None:
+        """Those of some layers; None where no layer has one."""
+        downs, ups, row, rank = [], [], 0, 0
+        for layer in layers:
+            rows, row = slice(row, row + layer.weight.shape[0]), row + layer.weight.shape[0]
+            parts = getattr(layer, "low_rank", None)
+            if parts is not None:
+                up, down = parts
+                ups.append((rows, slice(rank, rank + len(down)), up))
+                downs.append(down)
+                rank += len(down)
+        return cls(torch.cat(downs), tuple(ups)) if downs else None
+
+    def add_to(self, out: Tensor, x: Tensor) -> None:
+        """Add B A x to outputs [out, B], for x [in, B]."""
+        low = self.down @ x
+        for rows, part, up in self.ups:
+            out[rows].addmm_(up, low[part])
 
 
 @dataclass(slots=True)
@@ -274,18 +313,13 @@ class LeanDecoder:
 
 def _join(layers: Sequence[Any]) -> Tensor:
     """[sum of out, in]: the layers' weights in one matrix, which they share from now on."""
+    before: Tensor | None = layers[0].joined
+    if before is not None and all(layer.joined is before for layer in layers):
+        return before
     weights = [layer.weight for layer in layers]
-    first = weights[0]
-    stored, end = first.untyped_storage().data_ptr(), first.data_ptr()
-    for weight in weights:
-        if weight.untyped_storage().data_ptr() != stored or weight.data_ptr() != end:
-            break
-        end += weight.nbytes
-    else:
-        return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))
     joined = torch.cat([weight.detach() for weight in weights])
     for layer, weight in zip(layers, joined.split([len(weight) for weight in weights]), strict=True):
-        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.weight, layer.joined = nn.Parameter(weight, requires_grad=False), joined
     return joined
 
 

@@ -10,10 +10,25 @@ FEW = 64
 
 
 class Dense(nn.Linear):
-    """Stands in for a layer. On a CPU few rows are y = (W x^T)^T, which is computed faster than x W^T."""
+    """Stands in for a layer. On a CPU few rows are y = (W x^T)^T, which is computed faster than x W^T.
+
+    Attributes:
+        joined: the matrix of several layers' weights, of which this layer's weight is a view; None: it is its own.
+        low_rank: scale * B [out, r] and A [r, in] of an adapter that is not in the weight; None: there is none.
+    """
+
+    joined: Tensor | None = None
+    low_rank: tuple[Tensor, Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., out] for [..., in]."""
+        out = self._product(input)
+        if self.low_rank is None:
+            return out
+        up, down = self.low_rank
+        return out + nn.functional.linear(nn.functional.linear(input, down), up)
+
+    def _product(self, input: Tensor) -> Tensor:
         rows = input.reshape(-1, self.in_features)
         count = len(rows)
         if count > FEW or rows.device.type != "cpu":
