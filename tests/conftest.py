@@ -1,6 +1,7 @@
 """What all tests share: one thread, no network unless a test asks for it, and our own warnings as errors."""
 
 import os
+import re
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -53,6 +54,12 @@ def pytest_collection(session):
     """Most modules are imported while tests are collected."""
     with our_warnings_are_errors():
         return (yield)
+
+
+def pytest_configure(config):
+    """Tests without the marker `gpu` use no card, also where there is one: they compute on the CPU and in float32."""
+    if not re.search(r"(?<!not )\bgpu\b", config.getoption("markexpr")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

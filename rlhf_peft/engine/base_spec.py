@@ -66,7 +66,7 @@ class BaseSpec:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that a recipe's `device` means.
+    """The device that a recipe's `device` means; a CUDA device always has its index.
 
     Raises:
         ModelError: the device is unknown or not there.
@@ -85,6 +85,8 @@ def resolve_device(device: str) -> torch.device:
         raise ModelError(
             f"device: {device} cannot be used here ({reason}). Use `device: auto` or `cpu`."
         ) from error
+    if resolved.type == "cuda" and resolved.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return resolved
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import torch
+
 from ..data import require
 from ..engine import SharedBase, cap
 from ..engine.base_spec import resolve_device
@@ -34,7 +36,10 @@ def load_base(
         PluginError: the quantizer is unknown or could not be made.
     """
     spec = base_spec(recipe, registry or Registry.load(), trust_remote_code=trust_remote_code)
-    cap(resolve_device(spec.device))
+    device = resolve_device(spec.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # What names no index (accelerate, plugins) means this one from now on.
+    cap(device)
     model = recipe.model
     return SharedBase(
         spec,

@@ -144,6 +144,7 @@ class Run:
             log.debug("%s", line)
         done = () if self.resume_point is None else self.resume_point.checkpoint.info["stages"]
         check_samplers(recipe, registry=registry, done=done)
+        self.ranks.start(recipe.device)  # Before the base is loaded: each process has a card of its own.
         base = load_base(
             recipe,
             trust_remote_code=self.trust_remote_code,
@@ -151,7 +152,6 @@ class Run:
             registry=registry,
         )
         base.check_trainable()
-        self.ranks.start(base.device)
         return Context(
             recipe,
             base,

@@ -8,11 +8,14 @@ rows, and gradients are summed. Only the main process writes, shows and evaluate
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..errors import UsageError
 
 
 class Ranks:
@@ -31,12 +34,25 @@ class Ranks:
         """Whether this process writes, shows and evaluates."""
         return self.rank == 0
 
-    def start(self, device: torch.device) -> None:
-        """Join the others, if there are any."""
-        if self.world > 1:
-            from accelerate import PartialState
+    def start(self, device: str) -> None:
+        """Join the others, if there are any; this process then has the card of its `LOCAL_RANK`.
 
-            PartialState(cpu=device.type == "cpu")
+        Args:
+            device: the recipe's.
+
+        Raises:
+            UsageError: it names one card, and there are several processes.
+        """
+        if self.world == 1:
+            return
+        if re.fullmatch(r"cuda:\d+", device):
+            raise UsageError(
+                f"device: {device} names one card, and {self.world} processes were started, which need one each. Use "
+                "device=cuda, or start one process."
+            )
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
 
     def mine(self, items: list[Any]) -> list[Any]:
         """Every `world`-th of some items, beginning with the rank-th; those of all processes are all of them."""

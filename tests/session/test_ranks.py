@@ -10,7 +10,7 @@ import torch
 from rlhf_peft.session.ranks import Ranks
 
 ranks = Ranks()
-ranks.start(torch.device("cpu"))
+ranks.start("cpu")
 weight = torch.nn.Parameter(torch.full((3,), float(ranks.rank + 5)))
 ranks.same([weight])
 weight.grad = torch.ones(3) if ranks.rank else None
