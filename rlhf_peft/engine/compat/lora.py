@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -87,17 +86,12 @@ def matrices(layer: Any, adapter: str | None) -> LoraMatrices | None:
 def lone_adapter(layer: Any) -> str | None:
     """The one active adapter of a layer, if the layer's forward adds nothing but its plain low-rank update.
 
-    That is: no other adapter, none merged or disabled, no variant such as DoRA, no dropout, no bias of its own, no
-    autocast. Reads `merged`, `lora_variant`, `lora_dropout` and `lora_B`.
+    That is: no other adapter, none merged or disabled, no variant such as DoRA, no dropout, no bias of its own. Reads `merged`, `lora_variant`, `lora_dropout` and `lora_B`.
     """
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None
     adapter: str = layer.active_adapters[0]
-    if (
-        adapter not in layer.lora_A
-        or adapter in layer.lora_variant
-        or torch.is_autocast_enabled(layer.lora_A[adapter].weight.device.type)
-    ):
+    if adapter not in layer.lora_A or adapter in layer.lora_variant:
         return None
     dropout = layer.lora_dropout[adapter]
     drops = isinstance(dropout, nn.Dropout) and dropout.p > 0 and dropout.training

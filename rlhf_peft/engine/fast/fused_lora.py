@@ -4,9 +4,12 @@ y = x W^T + b + scale (x A^T) B^T.  PEFT adds the adapter's part in five steps, 
 and copies a quantized layer's output first; here nothing of that size is made but the output, and the backward pass
 keeps the input and [n, r] numbers. Of down(silu(gate(x)) * up(x)) it keeps gate(x) and up(x), not what is made of them.
 
-Left out on purpose: half precision (PEFT has the adapter's part in float32 there), dropout, DoRA and other variants,
-several adapters at once, layers that round their inputs (int8), GPT-2's transposed layers, and autocast; these go
-PEFT's own way.
+In half precision PEFT copies the input to float32 and computes the adapter's part there: two products without tensor
+cores, and a float32 copy of the input that is kept for every layer. Here the products are in the dtype of the input, as
+the base's are, and the gradients of A and B are summed in float32, which is the dtype of the adapter.
+
+Left out on purpose: dropout, DoRA and other variants, several adapters at once, layers that round their inputs (int8),
+GPT-2's transposed layers, and autocast to another dtype than the input's; these go PEFT's own way.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from ...kit.quantizer import Quantizer
 from ..compat.lora import LoraLayer, lone_adapter, matrices
 from .dense_weights import dense_weight
 from .paths import FastPaths
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 def install(model: nn.Module, fast: FastPaths, quantizer: Quantizer) -> None:
@@ -79,9 +84,16 @@ class FusedLora:
     def parts(self, x: Tensor) -> _Parts | None:
         """What the layer is made of, if it may go the short way for x."""
         lora = matrices(self._layer, lone_adapter(self._layer))
-        if lora is None or x.dtype != lora.down.dtype:
+        if lora is None or not _computes_in(x.dtype, lora.down.dtype, x.device.type):
             return None
         return _Parts(lora.down, lora.up, self._frozen, lora.scale)
+
+
+def _computes_in(dtype: torch.dtype, adapter: torch.dtype, device: str) -> bool:
+    """Whether inputs of a dtype and an adapter of a dtype are multiplied in the inputs' dtype."""
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != dtype:
+        return False
+    return dtype == adapter or (adapter == torch.float32 and dtype in HALF)
 
 
 def _is_linear(layer: nn.Module, quantizer: Quantizer) -> bool:
@@ -123,23 +135,32 @@ class _Parts:
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [n, out] for rows [n, in], and x A^T [n, r]."""
-        low = rows @ self.down.t()
+        low = rows @ self.down.t().to(rows.dtype)
         out = nn.functional.linear(rows, self.layer.weight(rows.dtype), self.layer.bias)
-        out.addmm_(low, self.up.t(), alpha=self.scale)
+        out.addmm_(low, self.up.t().to(rows.dtype), alpha=self.scale)
         return out, low
 
     def backward(
         self, grad: Tensor, rows: Tensor, low: Tensor, needs: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients in the rows, A and B, those that are needed, from that of the outputs [n, out]."""
-        through = (grad @ self.up).mul_(self.scale)
-        to_down = through.t() @ rows if needs[1] else None
-        to_up = (grad.t() @ low).mul_(self.scale) if needs[2] else None
+        through = (grad @ self.up.to(grad.dtype)).mul_(self.scale)
+        to_down = _summed(through.t(), rows, self.down.dtype) if needs[1] else None
+        to_up = _summed(grad.t(), low, self.up.dtype).mul_(self.scale) if needs[2] else None
         to_rows = None
         if needs[0]:
             to_rows = grad @ self.layer.weight(grad.dtype)
-            to_rows.addmm_(through, self.down)
+            to_rows.addmm_(through, self.down.to(grad.dtype))
         return to_rows, to_down, to_up
+
+
+def _summed(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Left @ right, summed and given in a dtype: gradients of an adapter are sums over all tokens."""
+    if left.dtype == dtype:
+        return left @ right
+    if left.device.type == "cuda":
+        return torch.mm(left, right, out_dtype=dtype)
+    return left.to(dtype) @ right.to(dtype)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -235,15 +256,21 @@ class _Mlp(torch.autograd.Function):
         pairs = zip(weights[::2], weights[1::2], ctx.layers, ctx.scales, strict=True)
         gate, up, down = (_Parts(*each) for each in pairs)
         needs = ctx.needs_input_grad
-        share = torch.sigmoid(g)
-        active = g * share
+        if g.dtype in HALF:
+            active, share = nn.functional.silu(g), None
+        else:
+            share = torch.sigmoid(g)
+            active = g * share
         to_h, *to_down = down.backward(
             grad.reshape(-1, grad.shape[-1]), active * u, low_d, (True, *needs[5:7])
         )
         assert to_h is not None
-        # d silu(g) / dg = s (1 + g (1 - s)) = s + silu(g) (1 - s)
-        slope = share.add_(active * (1 - share))
-        to_g = slope.mul_(to_h).mul_(u)
+        if share is None:  # One kernel, which rounds to half precision once.
+            to_g = torch.ops.aten.silu_backward(to_h * u, g)
+        else:
+            # d silu(g) / dg = s (1 + g (1 - s)) = s + silu(g) (1 - s)
+            slope = share.add_(active * (1 - share))
+            to_g = slope.mul_(to_h).mul_(u)
         from_gate, *to_gate = gate.backward(to_g, rows, low_g, (needs[0], *needs[1:3]))
         from_up, *to_up = up.backward(active.mul_(to_h), rows, low_u, (needs[0], *needs[3:5]))
         to_x = None

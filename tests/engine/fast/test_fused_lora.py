@@ -1,10 +1,13 @@
 """The short way through a layer gives what PEFT's own way gives."""
 
+import copy
+
 import pytest
 import torch
 
 from rlhf_peft.engine import POLICY, LoraSpec
 from rlhf_peft.engine.compat.lora import lone_adapter
+from rlhf_peft.engine.fast.dense_weights import dense_weight
 from rlhf_peft.engine.fast.fused_lora import FusedLora, FusedMlp
 
 from ..support import load, stir, tokens
@@ -17,7 +20,7 @@ def layers_of(base):
 def usual(base):
     """Every layer goes PEFT's way."""
     for layer in layers_of(base):
-        layer.forward._alone = lambda: None
+        del layer.forward
 
 
 def pass_through(base):
@@ -68,12 +71,60 @@ def test_dropout_goes_pefts_way(folder_of):
         assert torch.equal(base.forwards.hidden(tokens(2, 6)), base.forwards.hidden(tokens(2, 6)))
 
 
-def test_autocast_goes_pefts_way(folder_of):
+def test_autocast_to_another_dtype_goes_pefts_way(folder_of):
     base = load(folder_of("llama"), "none")
     layer = layers_of(base)[0]
-    assert lone_adapter(layer) == POLICY
+    full = torch.randn(3, layer.in_features)
+    assert layer.forward.parts(full) is not None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.is_autocast_enabled("cpu") and lone_adapter(layer) is None
+        assert layer.forward.parts(full) is None and layer.forward.parts(full.bfloat16()) is not None
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_bias", "qwen3"])
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_in_bfloat16_it_is_as_near_to_float64_as_pefts_way(folder_of, name, quantization):
+    """Errors of states and gradients against the very same weights in float64; PEFT computes the adapter in float32."""
+    errors = {}
+    for way in ("fused", "peft"):
+        base = load(folder_of(name), quantization, LoraSpec(r=4, alpha=6.0), compute_dtype="bfloat16")
+        stir(base, POLICY)
+        exact = in_float64(base)
+        if way == "peft":
+            usual(base)
+        states, gradient = pass_through(base)
+        errors[way] = [
+            float((mine.double() - true).norm() / true.norm())
+            for mine, true in zip((states, gradient), exact, strict=True)
+        ]
+        assert gradient.dtype == torch.float32 and states.dtype == torch.bfloat16
+    assert all(mine < 1.25 * other for mine, other in zip(errors["fused"], errors["peft"], strict=True)), (
+        errors
+    )
+    assert errors["fused"][0] < 0.02 and errors["fused"][1] < 0.05
+
+
+def in_float64(base):
+    """Last states, and the gradient of all that trains, of the same weights in float64, by PEFT's way."""
+    whole = copy.deepcopy(base.model)
+    for module in whole.modules():
+        module.__dict__.pop("forward", None)
+    for name, module in list(whole.named_modules()):
+        if base.loaded.quantizer.is_quantized(module):
+            dense = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            dense.weight.data = dense_weight(module, base.loaded.quantizer, torch.bfloat16)
+            if module.bias is not None:
+                dense.bias.data = module.bias.data
+            parent, _, last = name.rpartition(".")
+            setattr(whole.get_submodule(parent), last, dense)
+    whole.double()
+    ids = tokens(3, 9)
+    names = {id(p): name for name, p in base.model.named_parameters()}
+    mine = dict(whole.named_parameters())
+    parameters = [mine[names[id(p)]].requires_grad_() for p in base.roles.parameters(POLICY)]
+    hidden = whole.base_model.model.base_model(input_ids=ids).last_hidden_state
+    weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1)).double()
+    grads = torch.autograd.grad((hidden * weights).sum(), parameters, allow_unused=True)
+    return hidden.detach(), torch.cat([g.flatten() for g in grads if g is not None])
 
 
 def test_the_base_alone_and_mixed_rows_go_pefts_way(folder_of):
