@@ -53,6 +53,7 @@ class ActiveAdapter:
     def refresh(self) -> None:
         """Look for the layers again, after an adapter was added or removed."""
         self.layers = adapters.layers(self._model)
+        self._layers_are_new = True
 
     @property
     def state(self) -> AdapterState:
@@ -61,8 +62,23 @@ class ActiveAdapter:
         return AdapterState(tuple(layer.active_adapters), bool(layer.disable_adapters))
 
     def set(self, state: AdapterState) -> None:
-        """Make it so, in every layer."""
+        """Make it so, in every layer; nothing is touched where it is so already."""
+        if self._is(state):
+            return
+        self._layers_are_new = False
         activate(self._model, self.layers, state.adapters, state.disabled)
+
+    def _is(self, state: AdapterState) -> bool:
+        """Whether it is so already, as the first and the last layer tell: all layers are set together."""
+        if self._layers_are_new:
+            return False
+        if state.adapters and self._model.active_adapter != state.adapters[0]:
+            return False
+        both = (self.layers[0], self.layers[-1])
+        return all(
+            tuple(layer.active_adapters) == state.adapters and bool(layer.disable_adapters) == state.disabled
+            for layer in both
+        )
 
     def to(self, adapter: str | None) -> None:
         """Activate one adapter, or none.

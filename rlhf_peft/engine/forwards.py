@@ -99,14 +99,14 @@ class Forwards:
         """Rows taken apart, so that `hidden` reads a prompt of several rows once; None where that is not possible.
 
         Args:
-            input_ids: [B, T] int64, padded on the right; a row ends with its last action.
-            actions: [B, T] bool, True where the policy wrote the token.
+            input_ids: [B, T] int64, on the CPU, padded on the right; a row ends with its last action.
+            actions: [B, T] bool, on the CPU, True where the policy wrote the token.
         """
         if len(input_ids) < 2 or not self.shares:
             return None
-        mask = actions.cpu().to(torch.uint8)
+        mask = actions.to(torch.uint8)
         starts, lengths = mask.argmax(-1), mask.shape[1] - mask.flip(-1).argmax(-1)
-        return None if bool((starts == 0).any()) else share(input_ids, starts, lengths)
+        return None if bool((starts == 0).any()) else share(input_ids, starts, lengths, self._loaded.device)
 
     @property
     def shares(self) -> bool:
@@ -118,13 +118,15 @@ class Forwards:
         return self._can_share
 
     def _shared_is_same(self) -> bool:
-        ids = torch.arange(24, device=self._loaded.device).view(3, 8) % self._loaded.vocab_size
+        device = self._loaded.device
+        ids = torch.arange(24).view(3, 8) % self._loaded.vocab_size
         ids[1, :5] = ids[0, :5]
-        shared = share(ids, torch.tensor([5, 5, 3]), torch.tensor([8, 7, 8]), worth=2.0)
+        shared = share(ids, torch.tensor([5, 5, 3]), torch.tensor([8, 7, 8]), device, worth=2.0)
         assert shared is not None
+        ids = ids.to(device)
         rows = (shared.places < shared.width).nonzero()
         at = (rows[:, 0], shared.places[rows[:, 0], rows[:, 1]])
-        with mode(self._lm, False):
+        with mode(self._roles.model, False):
             return self._fast.verified_once(
                 "shared_prefix", lambda: self.hidden(ids, shared=shared)[at], lambda: self.hidden(ids)[at]
             )
@@ -146,7 +148,7 @@ class Forwards:
             Role to [B, T, H].
         """
         each: dict[str | None, Tensor] = {}
-        with torch.no_grad(), mode(self._lm, False), self._roles.active.restored():
+        with torch.no_grad(), mode(self._roles.model, False), self._roles.active.restored():
             for name in dict.fromkeys(self._roles.adapter_of(role) for role in roles):
                 self._roles.active.to(name)
                 each[name] = self.hidden(input_ids, shared=shared)
@@ -168,8 +170,9 @@ class Forwards:
 
         Args:
             hidden: [B, T, H] of the role.
-            input_ids: [B, T].
-            mask: [B, T] bool; position 0 is never scored, for nothing is before it.
+            input_ids: [B, T], best on the CPU.
+            mask: [B, T] bool, best on the CPU, else the host waits until it is computed; position 0 is never scored,
+                for nothing is before it.
             temperature: of the distribution that the tokens were drawn from.
             entropy: also the entropy of each distribution.
             chunk: tokens whose logits are held at once.
@@ -177,13 +180,13 @@ class Forwards:
         Returns:
             [B, T] float32, 0 where the mask is False; entropies in nats likewise, or None.
         """
-        scored = mask.clone()
-        scored[:, 0] = False
-        before = hidden[:, :-1][scored[:, 1:]]
-        logps, entropies = self._lm_head.logps(before, input_ids[scored], temperature, entropy, chunk)
-        zeros = torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device)
-        out = zeros.masked_scatter(scored, logps)
-        return out, None if entropies is None else zeros.masked_scatter(scored, entropies)
+        rows, columns = mask[:, 1:].cpu().nonzero(as_tuple=True)
+        targets = input_ids[rows, columns + 1].to(hidden.device)
+        rows, columns = rows.to(hidden.device), columns.to(hidden.device)
+        logps, entropies = self._lm_head.logps(hidden[rows, columns], targets, temperature, entropy, chunk)
+        zeros, places = torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device), (rows, columns + 1)
+        out = zeros.index_put(places, logps)
+        return out, None if entropies is None else zeros.index_put(places, entropies)
 
     def values(self, hidden: Tensor, role: str = VALUE) -> Tensor:
         """[B, T]: the value of the state before each token, from hidden states [B, T, H]; 0 at position 0."""
@@ -205,7 +208,7 @@ class Forwards:
     def _check_head(self) -> None:
         """Chunked log-probabilities must come from the very logits that the model computes."""
         ids = self._loaded.sample_ids()
-        with torch.no_grad(), mode(self._lm, False):
+        with torch.no_grad(), mode(self._roles.model, False):
             theirs = self._lm(input_ids=ids, use_cache=False).logits.float()
             hidden = self.hidden(ids)
             ours = (

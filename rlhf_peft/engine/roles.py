@@ -71,6 +71,7 @@ class Roles:
         self.targets = targets_of(loaded.lm, loaded.sample_ids(), loaded.quantizer)
         self._conv1d = any(isinstance(module, Conv1D) for module in loaded.lm.modules())
         self.model = self._with_first_adapter()
+        self.model.eval()
         self.active = ActiveAdapter(self.model)
         on_change(self.model)
 
@@ -195,6 +196,7 @@ class Roles:
                 yield
             finally:
                 self.active.refresh()
+                self.model.train(self.model.training)  # New adapters too: see `module_state.mode`.
                 self._on_change(self.model)
 
     def remove(self, role: str) -> None:

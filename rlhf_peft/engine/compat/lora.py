@@ -86,7 +86,8 @@ def matrices(layer: Any, adapter: str | None) -> LoraMatrices | None:
 def lone_adapter(layer: Any) -> str | None:
     """The one active adapter of a layer, if the layer's forward adds nothing but its plain low-rank update.
 
-    That is: no other adapter, none merged or disabled, no variant such as DoRA, no dropout, no bias of its own. Reads `merged`, `lora_variant`, `lora_dropout` and `lora_B`.
+    That is: no other adapter, none merged or disabled, no variant such as DoRA, no dropout, no bias of its own.
+    Reads `merged`, `lora_variant`, `lora_dropout` and `lora_B`.
     """
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None

@@ -43,13 +43,21 @@ class Shared:
     width: int
 
 
-def share(input_ids: Tensor, starts: Tensor, lengths: Tensor, *, worth: float = WORTH) -> Shared | None:
+def share(
+    input_ids: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    device: torch.device | str = "cpu",
+    *,
+    worth: float = WORTH,
+) -> Shared | None:
     """Take rows apart into distinct prompts and completions; None where that saves too little.
 
     Args:
-        input_ids: [B, T] int64, padded on the right.
+        input_ids: [B, T] int64, on the CPU, padded on the right.
         starts: [B] tokens of each row's prompt, at least 1.
         lengths: [B] tokens of each row, more than `starts`.
+        device: of the result.
         worth: tokens that are left must be less than this share of all.
     """
     rows = [tuple(row[:start]) for row, start in zip(input_ids.tolist(), starts.tolist(), strict=True)]
@@ -60,19 +68,23 @@ def share(input_ids: Tensor, starts: Tensor, lengths: Tensor, *, worth: float = 
     most = int((lengths - starts).max())
     if len(index) * longest + count * most >= worth * count * width:
         return None
-    device = input_ids.device
     prompts = torch.zeros((len(index), longest), dtype=torch.int64)
     mask = torch.zeros((len(index), longest), dtype=torch.int64)
     for row, place in index.items():
         prompts[place, longest - len(row) :] = torch.tensor(row)
         mask[place, longest - len(row) :] = 1
-    columns = torch.arange(most, device=device)
-    begin, end = starts.to(device).unsqueeze(-1), lengths.to(device).unsqueeze(-1)
+    columns = torch.arange(most)
+    begin, end = starts.unsqueeze(-1), lengths.unsqueeze(-1)
     at = begin + columns
     completions = input_ids.gather(1, at.clamp(max=width - 1))
     places = torch.cat([begin - 1, torch.where(at < end, at, width)], dim=1)
     return Shared(
-        prompts.to(device), mask.to(device), torch.tensor(which, device=device), completions, places, width
+        prompts.to(device),
+        mask.to(device),
+        torch.tensor(which).to(device),
+        completions.to(device),
+        places.to(device),
+        width,
     )
 
 

@@ -103,7 +103,7 @@ class RoleForwards:
             batch.heads[role][rows] = forwards.rewards(hidden[role], lengths, role).float().cpu()
         if needs.values:
             trunk = hidden[POLICY] if self.value == "policy" else hidden[VALUE]
-            put(batch.values, torch.where(mask, forwards.values(trunk), 0.0))
+            put(batch.values, torch.where(mask.to(trunk.device), forwards.values(trunk), 0.0))
         if needs.values and batch.value_hidden is not None:
             for row, length, states in zip(rows, lengths.tolist(), hidden[VALUE], strict=True):
                 batch.value_hidden[row] = states[:length].cpu()
@@ -113,7 +113,7 @@ class RoleForwards:
         forwards = self.base.forwards
         own_value = needs.values and self.value != "policy"
         roles = [REFERENCE] * needs.reference + [*needs.heads] + [VALUE] * own_value + [*needs.role_logps]
-        shared = forwards.share_prompts(ids, mask)
+        shared, ids = forwards.share_prompts(ids, mask), ids.to(self.base.device)
         hidden = forwards.hidden_of(list(dict.fromkeys(roles)), ids, shared=shared) if roles else {}
         if needs.policy:
             with self.base.role(POLICY, train=False):
@@ -121,11 +121,14 @@ class RoleForwards:
         return hidden
 
     def padded(self, batch: Batch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Ids and actions [n, T] of some rows on the base's device, padded on the right, as wide as the longest."""
-        rollout, base = batch.rollout, self.base
-        ids = pad_right([rollout.input_ids[i] for i in rows], base.tokenizer.pad_token_id)
-        mask = pad_right([rollout.action_mask[i] for i in rows], False)
-        return ids.to(base.device), mask.to(base.device)
+        """Ids and actions [n, T] of some rows on the CPU, padded on the right, as wide as the longest.
+
+        They stay there because what is done next hangs on them: a mask that is read back from a card makes the host
+        wait for all that the card has still to do.
+        """
+        rollout = batch.rollout
+        ids = pad_right([rollout.input_ids[i] for i in rows], self.base.tokenizer.pad_token_id)
+        return ids, pad_right([rollout.action_mask[i] for i in rows], False)
 
     def outputs(
         self, input_ids: Tensor, mask: Tensor, value_hidden: Tensor | None = None, *, entropy: bool = False
@@ -133,15 +136,16 @@ class RoleForwards:
         """What policy and value give now, with gradients.
 
         Args:
-            input_ids: [n, T], padded on the right.
-            mask: [n, T] bool, actions.
+            input_ids: [n, T] on the CPU, padded on the right.
+            mask: [n, T] bool on the CPU, actions.
             value_hidden: [n, T, H] of the frozen reward trunk, where the value head stands on it.
             entropy: also the entropies.
         """
         base, forwards = self.base, self.base.forwards
         shared = forwards.share_prompts(input_ids, mask)
+        ids = input_ids.to(base.device)
         with base.role(POLICY):
-            hidden = forwards.hidden(input_ids, shared=shared)
+            hidden = forwards.hidden(ids, shared=shared)
             logps, entropies = forwards.logps(
                 hidden, input_ids, mask, temperature=self.temperature, entropy=entropy
             )
@@ -152,5 +156,5 @@ class RoleForwards:
             values = forwards.values(value_hidden)
         elif self.value == "own":
             with base.role(VALUE):
-                values = forwards.values(forwards.hidden(input_ids, shared=shared))
+                values = forwards.values(forwards.hidden(ids, shared=shared))
         return Outputs(logps, values, entropies)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -140,30 +140,45 @@ def _std(values: Tensor) -> float:
     return float(values.std()) if len(values) > 1 and bool(values.max() > values.min()) else 0.0
 
 
-class Averages:
-    """Sums of per-token metrics over micro-batches, and their means over what is real.
+class LaterReads:
+    """Numbers that stay on the device until all of them are read at once.
 
-    A metric [n, T] is averaged over tokens, one [n] over rows.
+    Each read makes the host wait for the device, and the device then waits for the host's next kernel.
     """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Tensor, Callable[[list[float]], None]]] = []
+
+    def add(self, values: Tensor, use: Callable[[list[float]], None]) -> None:
+        """Note some numbers.
+
+        Args:
+            values: of any shape and dtype.
+            use: is called with them, in the order in which they were noted, when they are read.
+        """
+        self._pending.append((values.detach().flatten(), use))
+
+    def read(self) -> None:
+        """Read all that was noted since the last time."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        numbers = iter(torch.cat([values.double() for values, _ in pending]).tolist())
+        for values, use in pending:
+            use([next(numbers) for _ in range(len(values))])
+
+
+class Averages:
+    """Sums of metrics over micro-batches, and their means over what they were summed over."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
 
-    def add(self, name: str, values: Tensor, mask: Tensor) -> None:
-        """Take in a metric of some rows."""
-        values = values.detach()
-        if values.dim() == 1:
-            total, count = float(values.sum()), len(values)
-        else:
-            total, count = float(maths.masked_sum(values, mask)), int(mask.sum())
+    def add(self, name: str, total: float, count: int = 1) -> None:
+        """Take in a metric: its sum over so many tokens or rows."""
         self._sums[name] = self._sums.get(name, 0.0) + total
         self._counts[name] = self._counts.get(name, 0.0) + count
-
-    def add_value(self, name: str, value: float) -> None:
-        """Take in a metric that counts once."""
-        self._sums[name] = self._sums.get(name, 0.0) + value
-        self._counts[name] = self._counts.get(name, 0.0) + 1
 
     def take(self, other: Averages) -> None:
         """Take in all of another's metrics."""

@@ -19,7 +19,7 @@ from ...session.ranks import Ranks
 from ...session.token_budget import TokenBudget
 from ...types import Batch, Minibatch, Outputs
 from .forwards import RoleForwards
-from .metrics import Averages
+from .metrics import Averages, LaterReads
 
 
 @dataclass
@@ -68,17 +68,56 @@ class Minibatches:
 class Progress:
     """What is logged of the updates of one step.
 
+    What a micro-step computes is noted on the device, and `read` once for all of a minibatch.
+
     Attributes:
         averages: means over tokens, rows or updates.
+        loss: of a minibatch.
         smallest: ratio of a token.
         largest: ratio of a token.
         not_finite: rows whose part of the loss is not finite.
+        later: what is still to be read.
     """
 
     averages: Averages = field(default_factory=Averages)
+    loss: float = 0.0
     smallest: float = math.inf
     largest: float = -math.inf
     not_finite: list[int] = field(default_factory=list)
+    later: LaterReads = field(default_factory=LaterReads)
+
+    def note_metric(self, name: str, values: Tensor, mask: Tensor, tokens: int) -> None:
+        """Note a metric that is averaged over tokens [n, T] or over rows [n].
+
+        Args:
+            name: of the metric.
+            values: on the device.
+            mask: [n, T] bool, actions.
+            tokens: how many there are in the mask.
+        """
+        count = len(values) if values.dim() == 1 else tokens
+        total = values.sum() if values.dim() == 1 else maths.masked_sum(values, mask)
+        self.later.add(total, lambda numbers: self.averages.add(name, numbers[0], count))
+
+    def note_rows(self, rows: list[int], finite: Tensor, loss: Tensor) -> None:
+        """Note the loss of some rows, and whether each row's part [n] of it is finite."""
+
+        def use(numbers: list[float]) -> None:
+            self.loss += numbers[0]
+            self.not_finite += [
+                row for row, is_finite in zip(rows, numbers[1:], strict=True) if not is_finite
+            ]
+
+        self.later.add(torch.cat([loss.detach().double().view(1), finite.double()]), use)
+
+    def note_ratios(self, ratio: Tensor, mask: Tensor) -> None:
+        """Note the smallest and the largest ratio [n, T] of a token."""
+
+        def use(numbers: list[float]) -> None:
+            self.smallest, self.largest = min(self.smallest, numbers[0]), max(self.largest, numbers[1])
+
+        least, most = ratio.masked_fill(~mask, math.inf).amin(), ratio.masked_fill(~mask, -math.inf).amax()
+        self.later.add(torch.stack([least, most]), use)
 
     def add(self, other: Progress) -> None:
         """Take in those of another part of the updates."""
@@ -156,42 +195,45 @@ class Updater:
         lengths = batch.rollout.lengths[mine].tolist()
         units, groups = plan.units[mine].tolist(), batch.rollout.group[mine].tolist()
 
-        def attempt(tokens: int) -> tuple[float, Progress]:
+        def attempt(tokens: int) -> Progress:
             self.optimizer.zero_grad(set_to_none=True)
-            loss, part = 0.0, Progress()
+            part = Progress()
             for micro in length_batches(lengths, max_tokens=tokens, unit=units, group=groups):
-                loss += self.micro_step(plan, [mine[i] for i in micro], totals, part)
-            return loss, part
+                self.micro_step(plan, [mine[i] for i in micro], totals, part)
+            part.later.read()
+            return part
 
         longest = max(lengths, default=1)
-        loss, part = self.budget.within(attempt, longest, max(1, len(lengths)) * longest)
+        part = self.budget.within(attempt, longest, max(1, len(lengths)) * longest)
         progress.add(part)
         self.ranks.sum_gradients(self.parameters)
-        loss = sum(self.ranks.gather(loss))
+        loss = sum(self.ranks.gather(part.loss))
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf))
         named = lambda: (_named(batch, part.not_finite), _named(batch, busy))  # noqa: E731
         allowed = self.guard.allows(step, loss, norm, named)
         if allowed:
             self.optimizer.step()
-            progress.averages.add_value("loss", loss)
-            progress.averages.add_value("grad_norm", norm)
+            progress.averages.add("loss", loss)
+            progress.averages.add("grad_norm", norm)
         self.optimizer.zero_grad(set_to_none=True)
-        progress.averages.add_value("updates/skipped", float(not allowed))
+        progress.averages.add("updates/skipped", float(not allowed))
 
     def micro_step(
         self, plan: Minibatches, rows: list[int], totals: tuple[int, int], progress: Progress
-    ) -> float:
-        """Forward and backward of some rows; returns their part of the minibatch's loss.
+    ) -> None:
+        """Forward and backward of some rows.
 
         Args:
             plan: with the batch.
             rows: of the batch.
             totals: tokens and rows of the whole minibatch.
-            progress: is added to.
+            progress: notes the loss and the metrics, which are read later.
         """
-        ids, mask, minibatch, hidden = self._minibatch(plan, rows, totals)
+        ids, actions = self.forwards.padded(plan.batch, rows)
+        minibatch, hidden = self._minibatch(plan, rows, actions, totals)
+        mask, tokens = minibatch.mask, int(actions.sum())
         entropy = "entropy" in self.algorithm.needs or plan.asks_old_logps
-        outputs = self.forwards.outputs(ids, mask, hidden, entropy=entropy)
+        outputs = self.forwards.outputs(ids, actions, hidden, entropy=entropy)
         now = outputs.logps.detach()
         old = now if minibatch.old_logps is None else minibatch.old_logps
         if plan.asks_old_logps:
@@ -199,22 +241,19 @@ class Updater:
         self._weigh(plan, rows, minibatch, old)
         terms, metrics = self.algorithm.loss(outputs, minibatch)
         each = terms if terms.dim() == 1 else torch.where(mask, terms, 0.0).sum(-1)
-        progress.not_finite += [rows[i] for i in (~each.isfinite()).nonzero().flatten().tolist()]
         if terms.dim() == 1:
             loss = terms.sum() / minibatch.total_rows
         else:
             loss = maths.weighted_sum(terms, self.algorithm.weights(minibatch))
         loss.backward()
+        progress.note_rows(rows, each.isfinite(), loss)
         log_ratio = torch.where(mask, now - old, 0.0)
         ratio = log_ratio.exp()
         for name, metric in metrics.items():
-            progress.averages.add(name, metric, mask)
-        progress.averages.add("approx_kl", 0.5 * log_ratio.square(), mask)
-        progress.averages.add("ratio/mean", ratio, mask)
-        real = ratio[mask]
-        progress.smallest = min(progress.smallest, float(real.min()))
-        progress.largest = max(progress.largest, float(real.max()))
-        return float(loss.detach())
+            progress.note_metric(name, metric.detach(), mask, tokens)
+        progress.note_metric("approx_kl", 0.5 * log_ratio.square(), mask, tokens)
+        progress.note_metric("ratio/mean", ratio, mask, tokens)
+        progress.note_ratios(ratio, mask)
 
     def _weigh(self, plan: Minibatches, rows: list[int], minibatch: Minibatch, old: Tensor) -> None:
         """Truncated weights between trainer and sampler, as both were at the rollout."""
@@ -225,12 +264,11 @@ class Updater:
         minibatch.importance = torch.where(minibatch.mask, weights, 0.0)
 
     def _minibatch(
-        self, plan: Minibatches, rows: list[int], totals: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Minibatch, Tensor | None]:
-        """Ids, actions, what the algorithm sees of rows, and their value trunk, on the device, cut to the longest."""
+        self, plan: Minibatches, rows: list[int], actions: Tensor, totals: tuple[int, int]
+    ) -> tuple[Minibatch, Tensor | None]:
+        """What the algorithm sees of rows, and their value trunk, on the device, cut to the longest."""
         batch = plan.batch
-        ids, mask = self.forwards.padded(batch, rows)
-        device, width = ids.device, ids.shape[1]
+        device, width = self.forwards.base.device, actions.shape[1]
 
         def cut(values: Tensor | None) -> Any:
             if values is None:
@@ -238,7 +276,7 @@ class Updater:
             return (values[rows] if values.dim() == 1 else values[rows, :width]).to(device)
 
         minibatch = Minibatch(
-            mask=mask,
+            mask=actions.to(device),
             columns={name: cut(column) for name, column in batch.columns.items()},
             total_tokens=totals[0],
             total_rows=totals[1],
@@ -249,7 +287,7 @@ class Updater:
         hidden = None
         if batch.value_hidden is not None:
             hidden = pad_sequence([batch.value_hidden[i] for i in rows], batch_first=True).to(device)
-        return ids, mask, minibatch, hidden
+        return minibatch, hidden
 
 
 def _remember(batch: Batch, rows: list[int], outputs: Outputs) -> None:
