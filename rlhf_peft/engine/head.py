@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import maths
 from ..errors import ModelError
 
+HALF = (torch.bfloat16, torch.float16)
 FACTORS = ("logit_scale", "lm_head_multiplier")
 """Keys of configurations that logits are multiplied by."""
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -56,8 +57,13 @@ class LmHead:
         return cls(layer.weight, layer.bias, scale, None if softcap is None else float(softcap))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., V] for hidden states [..., H]."""
-        out = nn.functional.linear(hidden, self.weight, self.bias) * self.scale
+        """[..., V] for hidden states [..., H]; in float32 where CUDA multiplies in half precision."""
+        out = full_product(hidden, self.weight)
+        if out is None:
+            out = nn.functional.linear(hidden, self.weight, self.bias)
+        elif self.bias is not None:
+            out = out + self.bias
+        out = out * self.scale
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     def logps(
@@ -75,6 +81,17 @@ class LmHead:
             chunk=chunk,
             entropy=entropy,
         )
+
+
+def full_product(rows: Tensor, weight: Tensor) -> Tensor | None:
+    """Rows [..., in] @ weight [out, in]^T in float32, from half precision; None where that is not one product.
+
+    A product in bfloat16 is summed in float32 and then rounded; on CUDA the rounding can be left out.
+    """
+    if weight.dtype not in HALF or weight.device.type != "cuda":
+        return None
+    flat = rows.reshape(-1, rows.shape[-1]).to(weight.dtype)
+    return torch.mm(flat, weight.t(), out_dtype=torch.float32).view(*rows.shape[:-1], len(weight))
 
 
 class ScalarHead(nn.Module):

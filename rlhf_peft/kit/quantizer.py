@@ -106,6 +106,8 @@ class Quantizer(Protocol):
     def dense_weight(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
         """The dequantized weight of a layer of this quantizer, [out, in]; the layer is unchanged.
 
+        It is a tensor of its own: an adapter may be added to it.
+
         Args:
             layer: of this quantizer.
             dtype: of the result. It must have all digits of it: a weight in float32 that was rounded to bfloat16 on

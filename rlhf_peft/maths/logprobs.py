@@ -31,6 +31,11 @@ class _Head(NamedTuple):
         """Dtype of the softmax: float32, or float64 for a float64 head."""
         return torch.promote_types(self.weight.dtype, torch.float32)
 
+    @property
+    def sums_in_full(self) -> bool:
+        """Whether logits come in the dtype of the softmax: they are computed in it, or CUDA's products give it."""
+        return self.weight.dtype == self.dtype or self.weight.device.type == "cuda"
+
     def buffer(self, n: int, dtype: torch.dtype | None = None) -> Tensor:
         """Make room for one chunk of logits, [chunk, V] or less if there are only `n` rows."""
         size = (min(n, self.chunk), self.weight.shape[0])
@@ -128,7 +133,7 @@ def _forward(
     logps = torch.empty_like(lse)
     entropies = torch.empty_like(lse) if entropy else None
     out, spare = head.buffer(n), head.buffer(n) if entropy else None
-    raw = head.buffer(n, head.weight.dtype) if head.weight.dtype != head.dtype else out
+    raw = out if head.sums_in_full else head.buffer(n, head.weight.dtype)
     for start in range(0, n, head.chunk):
         rows = slice(start, start + head.chunk)
         z = _logits(hidden[rows], head, raw, out)
@@ -182,11 +187,20 @@ def _backward(
 
 
 def _logits(hidden: Tensor, head: _Head, raw: Tensor, out: Tensor) -> Tensor:
-    """Compute the final logits of one chunk into `out`, by way of `raw`, which has the weight's dtype."""
+    """Compute the final logits of one chunk into `out`, by way of `raw`, which has the weight's dtype.
+
+    Where the product can be summed and given in float32 it is: logits of 16 to 32 that were rounded to bfloat16 on the
+    way would be wrong by 0.04 nats each.
+    """
     raw, out = raw[: hidden.shape[0]], out[: hidden.shape[0]]
     with torch.autocast(hidden.device.type, enabled=False):
         rows = hidden.to(head.weight.dtype)
-        if head.bias is None:
+        if head.weight.dtype != head.dtype and head.sums_in_full:
+            torch.mm(rows, head.weight.t(), out_dtype=head.dtype, out=out)
+            if head.bias is not None:
+                out.add_(head.bias)
+            raw = out
+        elif head.bias is None:
             torch.mm(rows, head.weight.t(), out=raw)
         else:
             torch.addmm(head.bias.to(raw.dtype), rows, head.weight.t(), out=raw)

@@ -59,7 +59,11 @@ def _dense(layer: nn.Module, adapter: str | None, dtype: torch.dtype, quantizer:
     apart = dtype != torch.float32 and not quantizer.is_quantized(base)
     weight = dense_weight(base, quantizer, dtype if apart else torch.float32)
     if lora and not apart:
-        weight = torch.addmm(weight, lora.up.float(), lora.down.float(), alpha=lora.scale)
+        up, down = lora.up.float(), lora.down.float()
+        if quantizer.is_quantized(base):  # The dense weight was made for this, and may be written to.
+            weight.addmm_(up, down, alpha=lora.scale)
+        else:
+            weight = torch.addmm(weight, up, down, alpha=lora.scale)
     dense = _linear(weight)
     dense.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
     if lora and apart:

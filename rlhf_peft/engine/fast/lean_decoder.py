@@ -10,7 +10,7 @@ MLP], norm, head; sliding windows; quantized layers and adapters that are not me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from ..compat import attends_to_all
+from ..head import HALF, full_product
 from ..kv_cache import GrowingCache, GrowingLayer
 from .small_products import Dense, quick_size
 
@@ -190,7 +191,8 @@ class LeanDecoder:
         trunk = model.base_model
         self._embed, self._rotary = trunk.embed_tokens, trunk.rotary_emb
         self._layers = [_Layer.of(layer) for layer in trunk.layers]
-        self._norm, self._head = _Norm(trunk.norm), _Product(model.get_output_embeddings())
+        self._head_layer = model.get_output_embeddings()
+        self._norm, self._head = _Norm(trunk.norm), _Product(self._head_layer)
         self._read = [
             (layer.keys[:, :, : layer.length], layer.values[:, :, : layer.length]) for layer in read.layers
         ]
@@ -236,7 +238,10 @@ class LeanDecoder:
         self._rows = Rows(which)
         left = self._rows.prompts
         if len(left) < len(self._read[0][0]):
-            self._read = [(keys[left], values[left]) for keys, values in self._read]
+            for number, (keys, values) in enumerate(
+                self._read
+            ):  # One layer after the other: the old ones go.
+                self._read[number] = (keys[left], values[left])
             self._hidden = None if self._hidden is None else self._hidden[left]
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -254,7 +259,14 @@ class LeanDecoder:
             layer.out.add_to(x, self._columns(attended))
             gate, up = layer.gate_up(layer.after(x)).chunk(2)
             layer.down.add_to(x, layer.act(gate) * up)
-        return self._head(self._norm(x))[:, : len(tokens)].t()
+        return self._logits(self._norm(x))[: len(tokens)]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """[B, V] for [H, B]; in float32 where CUDA multiplies in half precision."""
+        full = full_product(x.t(), self._head_layer.weight)
+        if full is None:
+            return self._head(x).t()
+        return full if self._head_layer.bias is None else full + self._head_layer.bias
 
     def _columns(self, rows: Tensor) -> Tensor:
         """[H, B] for rows [B, H], filled up."""
@@ -279,7 +291,9 @@ class LeanDecoder:
         turned = _turned(turned, *turn)
         own_keys, own_values = self._own[number].update(turned[:, -heads:].unsqueeze(2), v)
         if self._rows is None:
-            scores = _per_head(turned[:, :-heads].reshape(count, heads, -1, size), own_keys.transpose(-1, -2))
+            scores = _per_head(
+                turned[:, :-heads].reshape(count, heads, -1, size), own_keys.transpose(-1, -2), _scores
+            )
             if self._hidden is not None:
                 scores[..., : self._hidden.shape[1]] += self._hidden[:, None, None, :]
             weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(qkv.dtype)
@@ -287,7 +301,8 @@ class LeanDecoder:
         read_keys, read_values = self._read[number]
         length = read_keys.shape[2]
         q = turned[:, :-heads].reshape(*self._rows.shape, heads, -1, size)
-        scores = torch.cat((self._to_read(q, read_keys), _per_head(q, own_keys.transpose(-1, -2))), dim=-1)
+        own = _per_head(q, own_keys.transpose(-1, -2), _scores)
+        scores = torch.cat((self._to_read(q, read_keys), own), dim=-1)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
         out = _per_head(weights[..., length:], own_values)
         out += self._of_read(weights[..., :length], read_values)
@@ -297,7 +312,7 @@ class LeanDecoder:
         """[..., K, Q, P]: scores of the prompts' tokens."""
         assert self._rows is not None
         placed = self._rows.gather(q).transpose(1, 2)
-        scores = torch.bmm(placed.flatten(2, 3).flatten(0, 1), keys.flatten(0, 1).transpose(-1, -2))
+        scores = _scores(placed.flatten(2, 3).flatten(0, 1), keys.flatten(0, 1).transpose(-1, -2))
         scores = scores.view(*placed.shape[:-1], -1)
         if self._hidden is not None:
             scores = scores + self._hidden[:, None, None, None, :]
@@ -328,9 +343,18 @@ def _laid(x: Tensor) -> Tensor:
     return x.t().contiguous().t() if x.shape[1] < NARROW else x
 
 
-def _per_head(left: Tensor, right: Tensor) -> Tensor:
+def _scores(left: Tensor, right: Tensor) -> Tensor:
+    """Products of queries and keys; in float32 where CUDA multiplies in half precision, as its fused attention does."""
+    if left.device.type == "cuda" and left.dtype in HALF:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left, right)
+
+
+def _per_head(
+    left: Tensor, right: Tensor, multiply: Callable[[Tensor, Tensor], Tensor] = torch.bmm
+) -> Tensor:
     """[..., K, Q, m]: a product of [..., K, Q, n] and [B, K, n, m] for each row and head."""
-    product = torch.bmm(left.flatten(0, -3), right.flatten(0, 1))
+    product = multiply(left.flatten(0, -3), right.flatten(0, 1))
     return product.view(*left.shape[:-1], right.shape[-1])
 
 

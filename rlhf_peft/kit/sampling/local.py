@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from ...errors import SamplerError
 from ...hookspecs import DecodingModel, PolicyView, SampleContext, TokenDecoder
@@ -13,6 +14,9 @@ from ...types import MemoryNeeds, Request, Rollout, SamplingParams
 from .drawing import DrawOptions, draw
 from .options import LocalOptions, shorter
 from .rows import Row, by_length, rollout_of, start_rows, streams
+
+READ_EVERY = 8
+"""Steps of decoding on a card after which it is looked which rows have ended."""
 
 
 def provided(params: SamplingParams, *words: str) -> frozenset[str]:
@@ -89,29 +93,47 @@ class LocalSampler:
             write_rows(model.start(prompts, max(row.room for row in batch)), view, batch)
 
 
-def write_rows(decoder: TokenDecoder, view: PolicyView, rows: Sequence[Row]) -> None:
+def write_rows(
+    decoder: TokenDecoder, view: PolicyView, rows: Sequence[Row], *, read_every: int | None = None
+) -> None:
     """Draw tokens for all rows of a batch until each has ended.
+
+    A row's tokens depend on the row alone, so it makes no difference when it is seen that a row has ended.
 
     Args:
         decoder: of the rows' prompts, in the order of the rows.
         view: the policy.
         rows: are filled in place.
+        read_every: after how many steps the drawn tokens are read; None: after each on a CPU, else after 8, because
+            every read makes the host wait for the card, and the card for the host's next step.
     """
+    every = read_every or (1 if torch.device(view.device).type == "cpu" else READ_EVERY)
     alive = list(rows)
     uniforms = streams(alive, view.device)
     options = DrawOptions.of([row.request.params for row in alive], view.device)
-    logits = decoder.logits
+    logits, drawn = decoder.logits, list[tuple[Tensor, Tensor]]()
     for t in range(len(uniforms)):
         tokens, logps = draw(logits, uniforms[t], options)
-        for row, token, logp in zip(alive, tokens.tolist(), logps.tolist(), strict=True):
-            row.take(token, logp, view)
-        going = [i for i, row in enumerate(alive) if row.finish is None]
-        if not going:
-            return
-        if decoder.should_compact(len(going), len(alive)):
-            keep = torch.tensor(going, device=view.device)
-            decoder.keep(keep)
-            alive = [alive[i] for i in going]
-            tokens, uniforms = tokens[keep], uniforms[:, keep]
-            options = DrawOptions.of([row.request.params for row in alive], view.device)
+        drawn.append((tokens, logps))
+        if len(drawn) == every or t + 1 == len(uniforms):
+            _take(alive, drawn, view)
+            drawn = []
+            going = [i for i, row in enumerate(alive) if row.finish is None]
+            if not going:
+                return
+            if decoder.should_compact(len(going), len(alive)):
+                keep = torch.tensor(going).to(view.device)
+                decoder.keep(keep)
+                alive = [alive[i] for i in going]
+                tokens, uniforms = tokens[keep], uniforms[:, keep]
+                options = DrawOptions.of([row.request.params for row in alive], view.device)
         logits = decoder.step(tokens)
+
+
+def _take(rows: Sequence[Row], drawn: Sequence[tuple[Tensor, Tensor]], view: PolicyView) -> None:
+    """Give each row its tokens of some steps: one read of the device for both tokens and log-probabilities."""
+    # Token ids are exact in float64.
+    read = torch.stack([torch.stack((tokens.double(), logps.double())) for tokens, logps in drawn]).tolist()
+    for tokens, logps in read:
+        for row, token, logp in zip(rows, tokens, logps, strict=True):
+            row.take(int(token), logp, view)

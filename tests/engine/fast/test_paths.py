@@ -96,3 +96,24 @@ def test_the_recipe_switches_them_off():
 def test_merging_that_is_forbidden_is_not_asked_for():
     with pytest.raises(RecipeError, match="merge_rollouts: true needs dense_weights"):
         load("quickstart", ["model.fast=false", "model.merge_rollouts=true"])
+
+
+@pytest.mark.parametrize(
+    ("shift", "is_same"), [(0.0, True), (0.01, True), (0.5, False), (float("nan"), False)]
+)
+def test_logits_in_half_precision_are_compared_by_their_log_probabilities(shift, is_same):
+    """2 % of the largest logit would let a difference of 0.6 nats a token pass."""
+    generator = torch.Generator().manual_seed(0)
+    expected = (3.0 * torch.randn(4, 50, generator=generator)).bfloat16()
+    expected[:, 0] = 30.0
+    expected[:, 1] = 29.9
+    other = expected.float()
+    other[:, 1] += shift
+    assert FastPaths().verified_once("lean_decoder", lambda: other, lambda: expected, logits=True) is is_same
+
+
+def test_a_shift_of_all_logits_is_no_difference():
+    expected = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert FastPaths().verified_once(
+        "lean_decoder", lambda: expected.float() + 5.0, lambda: expected, logits=True
+    )
