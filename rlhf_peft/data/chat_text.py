@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 from ..engine.ends import turn_end
@@ -11,11 +11,13 @@ from ..engine.templates import TemplateRefused, render
 from ..errors import DataError
 from .completeness import missing
 from .conversation import THOUGHTS, Messages
-from .marks import Marked, mark, misplaced, unwritten_keys
+from .marks import Marked, mark, misplaced, plain_shape, unwritten_keys
 from .rows import BadRow
 
 Tools = list[dict[str, Any]] | None
 Compose = Callable[[Messages, Tools], str]
+Kind = tuple[str, int, Hashable]
+"""The name of a `Compose`, an index in `FORMS`, and the shape of a conversation."""
 
 REFUSED = "refused by the chat template"
 """`BadRow.kind` of a row for which the template raises an error."""
@@ -40,7 +42,7 @@ class Writer:
         self.template_kwargs = dict(template_kwargs)
         self.ends = tuple(ends) if turn_end(tokenizer, template_kwargs) is not None else ()
         self.notes: set[str] = set()
-        self._problems: dict[tuple[Any, ...], tuple[str | None, list[str]]] = {}
+        self._problems: dict[Kind, tuple[str | None, list[str]]] = {}
         self._latest: tuple[Messages, Tools, str] | None = None
 
     def prompt(self, prompt: Messages, tools: Tools) -> str:
@@ -148,14 +150,21 @@ class Writer:
             BadRow: the template refuses every variant, or does not write everything once and in its place.
         """
         first: BadRow | None = None
-        marked = mark(messages, tools)
+        shape, marked = plain_shape(messages, tools), None
+        if shape is None:
+            marked = mark(messages, tools)
+            shape = marked.shape
         for index, convert in enumerate(FORMS):
             version = convert(messages)
             if index and version == messages:
                 continue
             try:
                 text = compose(version, tools)
-                self._check_shape(compose, index, marked)
+                kind = (compose.__name__, index, shape)
+                if kind not in self._problems:
+                    marked = marked or mark(messages, tools)
+                    self._remember_shape(kind, compose, marked)
+                self._check_shape(kind)
                 self._check_text(text, messages, tools)
                 return text, version
             except BadRow as bad:  # an error about missing text is more useful than a refused variant
@@ -163,17 +172,18 @@ class Writer:
         assert first is not None
         raise first
 
-    def _check_shape(self, compose: Compose, form: int, marked: Marked) -> None:
+    def _remember_shape(self, kind: Kind, compose: Compose, marked: Marked) -> None:
+        """Find out what the template does with the texts of all conversations of one shape."""
+        if len(self._problems) >= SHAPES:
+            self._problems.clear()
+        try:
+            text = compose(FORMS[kind[1]](marked.messages), marked.tools)
+            self._problems[kind] = misplaced(text, marked), list(unwritten_keys(text, marked))
+        except BadRow:  # a template may refuse the marks
+            self._problems[kind] = None, []
+
+    def _check_shape(self, kind: Kind) -> None:
         """Raise BadRow unless all texts of a conversation of this shape are written once and in their place."""
-        kind = (compose.__name__, form, marked.shape)
-        if kind not in self._problems:
-            if len(self._problems) >= SHAPES:
-                self._problems.clear()
-            try:
-                text = compose(FORMS[form](marked.messages), marked.tools)
-                self._problems[kind] = misplaced(text, marked), list(unwritten_keys(text, marked))
-            except BadRow:  # a template may refuse the marks
-                self._problems[kind] = None, []
         problem, keys = self._problems[kind]
         if problem is not None:
             raise changed_error(problem)

@@ -14,6 +14,7 @@ from typing import Any
 
 from .conversation import THOUGHTS, Messages
 
+PYTHON_WORDS = {"true": "True", "false": "False", "null": "None"}
 SHOWN = 40
 """Most characters of a text that a message quotes."""
 
@@ -118,17 +119,24 @@ def is_thought(what: str, value: str) -> bool:
 def find_end(text: str, value: str, start: int) -> int:
     """Where a value ends in a text without blanks, in any of its written forms; -1 if it is not in the text."""
     ends = []
-    for form in forms(value):
+    for form in forms(value, escaped="\\" in text):
         position = text.find(form, start)
         if position >= 0:
             ends.append(position + len(form))
     return min(ends, default=-1)
 
 
-def forms(value: str) -> set[str]:
-    """A text without blanks, as it is and as JSON or Python writes it."""
-    variants = {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
-    variants |= {{"true": "True", "false": "False", "null": "None"}.get(value, value)}
+def forms(value: str, escaped: bool = True) -> set[str]:
+    """A text without blanks, as it is and as JSON or Python writes it.
+
+    Args:
+        value: the text.
+        escaped: also return forms with a backslash that the text itself does not have. They are expensive, and no
+            text without a backslash holds them.
+    """
+    variants = {value, PYTHON_WORDS.get(value, value)}
+    if escaped:
+        variants |= {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
     return {without_blanks(form) for form in variants}
 
 

@@ -25,6 +25,7 @@ from .conversation import Messages, with_system
 from .rows import TOO_LONG, BadRow
 from .tokenizer_notes import TokenizerNotes
 from .tokens import Steps, Tokens, encode_one, tokenize
+from .word_borders import cuts_words_at_blanks, last_border
 
 log = logging.getLogger("rlhf_peft")
 
@@ -73,6 +74,7 @@ class Encoder:
         ends = tokenizer.convert_ids_to_tokens(sorted(self.eos_ids))
         self._writer = Writer(tokenizer, self.template_kwargs, [end for end in ends if end])
         self._tokenizer_notes = TokenizerNotes(tokenizer, self.eos_ids)
+        self._cuts_words = cuts_words_at_blanks(tokenizer)
 
     # --- examples ---
 
@@ -136,14 +138,17 @@ class Encoder:
                 texts = [self._writer.prompt_with_answer(before, prompt, row[name], tools) for name in names]
             except BadRow as bad:  # an error about the prompt's own tokens comes first
                 prompt_error = bad
-        first, *whole = yield [before, *texts]
+        # The prompt is encoded once: of each whole text, the tokenizer gets only what follows the last safe border.
+        cut = last_border(before) if self._cuts_words else 0
+        first, *rests = yield [before, *(text[cut:] for text in texts)]
         ids = self._in_vocabulary(
             self._with_start(before, first.ids) if isinstance(prompt, str) else first.ids
         )
         if prompt_error is not None:
             raise prompt_error
         answers = []
-        for text, tokens in zip(texts, whole, strict=True):
+        for text, rest in zip(texts, rests, strict=True):
+            tokens = first.joined(cut, rest) if cut else rest
             answers.append((yield from self._continued(before, text, tokens, ids, start)))
         if not isinstance(prompt, str):
             self.notes |= self._tokenizer_notes.special(prompt, *(row[name] for name in names))

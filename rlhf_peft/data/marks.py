@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,19 @@ class Marked:
     def shape(self) -> str:
         """A key that is equal for conversations that differ only in their texts."""
         return json.dumps([self.messages, self.tools], default=str)
+
+
+def plain_shape(messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> Hashable | None:
+    """A key as `Marked.shape`, found without marks; None if messages hold more than a role and a text, or for tools."""
+    if tools:
+        return None
+    shape = []
+    for message in messages:
+        content = message["content"]
+        if tuple(message) != ("role", "content") or "</think>" in (content or ""):
+            return None
+        shape.append((message["role"], *(() if content and content.strip() else (content,))))
+    return tuple(shape)
 
 
 def mark(messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> Marked:

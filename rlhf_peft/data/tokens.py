@@ -51,11 +51,53 @@ class Tokens:
                 return int(span[0])
         return self.offsets[index][0]
 
+    def joined(self, cut: int, rest: Tokens) -> Tokens:
+        """Tokens of a text that begins like this one.
+
+        Args:
+            cut: index of the character at which the text was cut, so that both of its parts have the tokens of the
+                whole (see `word_borders`); this text reaches beyond it.
+            rest: tokens of the text from `cut` on.
+        """
+        return _Joined(self, cut, rest)
+
+    def size_before(self, cut: int) -> int:
+        """Number of tokens before the blank at index `cut`, at which a word begins."""
+        size = None if self._encoding is None else self._encoding.char_to_token(cut + 1)
+        size = len(self.ids) if size is None else int(size)
+        while size and self.start(size - 1) >= cut:  # the blank may be a token of its own
+            size -= 1
+        return size
+
     def _decoded_offsets(self) -> list[tuple[int, int]]:
         """Compute offsets by decoding ever longer prefixes, for a tokenizer in Python, which gives no offsets."""
         decode = self._tokenizer.decode
         ends = [len(decode(self.ids[: index + 1])) for index in range(len(self.ids))]
         return list(zip([0, *ends], ends, strict=False))
+
+
+class _Joined(Tokens):
+    """The tokens of a text of which the beginning and the rest were tokenized separately; see `Tokens.joined`."""
+
+    __slots__ = ("_cut", "_first", "_rest", "_size")
+
+    def __init__(self, first: Tokens, cut: int, rest: Tokens) -> None:
+        self._first, self._cut, self._rest = first, cut, rest
+        self._size = first.size_before(cut)
+        super().__init__(first.ids[: self._size] + rest.ids, None)
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        cut = self._cut
+        return [
+            *self._first.offsets[: self._size],
+            *((start + cut, end + cut) for start, end in self._rest.offsets),
+        ]
+
+    def start(self, index: int) -> int:
+        if index < self._size:
+            return self._first.start(index)
+        return self._cut + self._rest.start(index - self._size)
 
 
 Steps = Generator[list[str], Sequence[Tokens], T]

@@ -6,6 +6,7 @@ asking for all memory: `{{ 'a' * 10 ** 10 }}`.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -131,9 +132,12 @@ def _limited_memory(most: int) -> Iterator[None]:
 def _used() -> int | None:
     """Bytes of address space that the process has; None where that is not known."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            pages = int(file.read().split()[0])
-    except (OSError, ValueError):
+        file = os.open("/proc/self/statm", os.O_RDONLY)  # `open` takes three times as long, for each conversation
+        try:
+            pages = int(os.read(file, 100).split()[0])
+        finally:
+            os.close(file)
+    except (OSError, ValueError, IndexError):
         return None
     return pages * _page()
 

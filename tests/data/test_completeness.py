@@ -7,7 +7,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from rlhf_peft.data.completeness import missing
+from rlhf_peft.data import completeness
+from rlhf_peft.data.completeness import find_end, forms, missing
 from rlhf_peft.data.encode import Encoder
 from rlhf_peft.data.formats import detect
 from rlhf_peft.data.prompts import encode_pairs, encode_prompts
@@ -236,3 +237,29 @@ def test_letters_that_the_tokenizer_does_not_know(stories, caplog):
         "1 of 2 rows hold letters that the tokenizer does not know; they become <unk> (first: row 2)"
         in caplog.text
     )
+
+
+VALUES = ["true", "null", "a b", "a\nb", 'say "no"', "é", "\\", "a\\nb", "\u2028", "\x7f", "  ", "😀"]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_forms_that_are_left_out_stand_in_no_text_without_a_backslash(value):
+    left_out = forms(value) - forms(value, escaped=False)
+    assert all("\\" in form for form in left_out)
+    for text in ("".join(VALUES), "".join(VALUES).replace("\\", ""), "True None", ""):
+        bare = "".join(text.split())
+        positions = [(bare.find(form), len(form)) for form in forms(value)]
+        found = min((start + size for start, size in positions if start >= 0), default=-1)
+        assert find_end(bare, value, 0) == found
+
+
+def test_a_text_is_written_as_json_only_where_the_conversation_may_hold_json(monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        completeness.json,
+        "dumps",
+        lambda value, **how: written.append(value) or json.JSONEncoder(**how).encode(value),
+    )
+    talk = [user("Hi\nthere"), assistant('"Yes"')]
+    assert missing('Hi\nthere: "Yes"', talk) == (None, False) and not written
+    assert missing('{"Hi\\nthere": "\\"Yes\\""}', talk) == (None, False) and written

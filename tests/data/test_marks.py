@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rlhf_peft.data import chat_text
+from rlhf_peft.data.chat_text import Writer
 from rlhf_peft.data.encode import Encoder
-from rlhf_peft.data.marks import mark, misplaced
+from rlhf_peft.data.marks import mark, misplaced, plain_shape
 from rlhf_peft.errors import DataError
 
 from .conftest import assistant, user
@@ -156,3 +158,56 @@ def test_conversations_of_one_shape_are_looked_at_once():
     first, other = (mark([user(text), assistant(text + "!")]) for text in ("a", "b c"))
     assert first.shape == other.shape != mark([user("a")]).shape
     assert misplaced("zq0qz", first) is not None
+
+
+SHAPES = [
+    [user("a")],
+    [user("b c")],
+    [user("")],
+    [user(" ")],
+    [user(None)],
+    [assistant("a")],
+    [user("a"), assistant("b")],
+    [user("a"), assistant("")],
+    [user("a"), assistant(" ")],
+    [user("a"), assistant(None)],
+    [SYSTEM, user("a")],
+    [user("x"), assistant("y")],
+]
+
+
+def test_plain_conversations_have_the_same_shape_without_marks():
+    for first in SHAPES:
+        for other in SHAPES:
+            alike = mark(first).shape == mark(other).shape
+            assert (plain_shape(first) == plain_shape(other)) is alike
+    assert all(plain_shape(messages) is not None for messages in SHAPES)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {**user("a"), "name": "Bob"},
+        {**assistant("a"), "reasoning_content": "b"},
+        {"content": "a", "role": "user"},
+        assistant("<think>a</think>b"),
+        calls(city="Oslo"),
+    ],
+)
+def test_other_messages_have_no_plain_shape(message):
+    assert plain_shape([user("a"), message]) is None
+
+
+def test_tools_are_a_part_of_the_shape():
+    assert plain_shape([user("a")], [TOOL]) is None
+
+
+def test_texts_are_marked_once_for_each_shape(qwen2, monkeypatch):
+    marked = []
+    monkeypatch.setattr(chat_text, "mark", lambda *given: marked.append(given) or mark(*given))
+    writer = Writer(qwen2, {}, [])
+    for number in range(20):
+        writer.conversation([user(f"{number}?"), assistant(f"{number}.")], None)
+    assert len(marked) == 1
+    writer.conversation([user("0?"), assistant("0."), user("1?"), assistant("1.")], None)
+    assert len(marked) == 2
