@@ -1,0 +1,172 @@
+"""Private and unstable names of torch, transformers and bitsandbytes that a dry run needs.
+
+Each entry says what breaks without it. A dry run is a tool for tests and plans: nothing of a real run imports this.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import fake_tensor
+
+# Fake tensors are private in torch; there is no public tensor with a device, gradients and no data.
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "Params4bit",
+    "fake_apply",
+    "gemm_4bit_is_fused",
+    "is_view",
+    "lifting_from_cpu",
+    "math_attention",
+    "stand_in_for_triton",
+    "treat_fakes_as_real",
+    "unset_fake_temporarily",
+]
+
+VIEWS = frozenset(
+    {"_unsafe_view", "_reshape_alias", "lift_fresh", "lift", "detach", "alias", "set_", "resize_"}
+)
+"""Operators that compute nothing and whose schema does not say so."""
+
+
+def is_view(operator: Any) -> bool:
+    """Whether an operator gives another view of its input: no kernel is launched. `_schema` is private."""
+    if operator.overloadpacket.__name__ in VIEWS:
+        return True
+    returns = operator._schema.returns
+    return any(out.alias_info is not None and not out.alias_info.is_write for out in returns)
+
+
+@contextmanager
+def lifting_from_cpu() -> Iterator[None]:
+    """`torch.tensor(..., device="cuda")` makes its data on the CPU and copies it, as fake tensors need it."""
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)
+
+
+def math_attention(*args: Any, **kwargs: Any) -> Tensor:
+    """Attention by plain products, which CUDA takes where no fused kernel can."""
+    out: Tensor = torch.ops.aten._scaled_dot_product_attention_math(*args, **kwargs)[0]
+    return out
+
+
+class Params4bit(FakeTensor):
+    """A quantized weight of bitsandbytes, which other libraries know by the name of its class."""
+
+
+def fake_apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """`nn.Module._apply` for fake parameters: torch's own would exchange their contents, and lose what they carry."""
+    for module in self.children() if recurse else ():
+        module._apply(fn)
+    for key, parameter in self._parameters.items():
+        if parameter is None:
+            continue
+        with torch.no_grad():
+            new = fn(parameter)
+        is_same = new is parameter or (new.dtype == parameter.dtype and new.device == parameter.device)
+        if is_same and isinstance(parameter, FakeTensor):
+            continue
+        if isinstance(new, FakeTensor) or isinstance(parameter, FakeTensor):
+            self._parameters[key] = nn.Parameter(new.detach(), requires_grad=parameter.requires_grad)
+        else:
+            parameter.data = new
+    for key, buffer in self._buffers.items():
+        if buffer is not None:
+            self._buffers[key] = fn(buffer)
+    return self
+
+
+def treat_fakes_as_real() -> None:
+    """Make torch and transformers do with fake tensors what they do with real ones, for the rest of the process.
+
+    transformers takes a fake tensor for a sign that the model is being traced, and then never leaves out a mask.
+    """
+    nn.Module._apply = fake_apply  # type: ignore[method-assign]
+    for name in ("init_gpu_context", "init_cuda_context"):  # They make a real tensor on the card.
+        if hasattr(fake_tensor, name):
+            setattr(fake_tensor, name, lambda *args, **kwargs: None)
+    # torch's own reads one element after the other.
+    FakeTensor.tolist = lambda self: self.cpu().tolist()  # type: ignore[method-assign]
+    from transformers.utils import import_utils
+
+    for module in [
+        import_utils,
+        *(m for name, m in list(sys.modules.items()) if name.startswith("transformers.")),
+    ]:
+        if "is_fake_tensor" in vars(module):
+            module.is_fake_tensor = lambda tensor: False
+
+
+def stand_in_for_triton(launched: Callable[[list[Tensor]], None]) -> None:
+    """Let kernels of Triton (TRL has some) compute nothing, for the rest of the process; their outputs are made before.
+
+    Args:
+        launched: is called with the tensors that a kernel is given.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return
+    from triton.runtime.jit import JITFunction
+
+    def run(self: Any, *args: Any, grid: Any = None, warmup: bool = False, **kwargs: Any) -> None:
+        launched([x for x in (*args, *kwargs.values()) if isinstance(x, FakeTensor)])
+
+    JITFunction.run = run
+
+
+_CHOICE: list[Callable[..., bool]] = []
+
+
+def gemm_4bit_is_fused(
+    rows: int, outputs: int, inputs: int, dtype: torch.dtype, card: tuple[int, int, int]
+) -> bool:
+    """Whether bitsandbytes' CUDA backend multiplies with 4-bit weights directly, or makes the dense weight first.
+
+    The rule is a private function of a module that cannot be imported without a card, so its source is read. Where
+    it is not there any more, up to 64 rows are taken to be multiplied directly.
+
+    Args:
+        rows: of the input.
+        outputs: of the layer.
+        inputs: of the layer.
+        dtype: of the input.
+        card: number of multiprocessors, and major and minor compute capability.
+    """
+    if not _CHOICE:
+        _CHOICE.append(_bitsandbytes_rule(card))
+    return _CHOICE[0](dtype, rows, outputs, inputs)
+
+
+def _bitsandbytes_rule(card: tuple[int, int, int]) -> Callable[..., bool]:
+    import bitsandbytes
+
+    name, most = "_gemm_4bit_use_custom_cuda", 1536
+    file = Path(str(bitsandbytes.__file__)).parent / "backends" / "cuda" / "ops.py"
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+        function.decorator_list = []
+        space: dict[str, Any] = {
+            "torch": torch,
+            "_GEMM_4BIT_CUSTOM_FLOOR_M": 4,
+            "_gpu_dispatch_props": lambda index: card,
+        }
+        exec(compile(ast.Module([function], []), str(file), "exec"), space)  # bitsandbytes' own code
+    except (OSError, StopIteration, SyntaxError):
+        return lambda dtype, rows, outputs, inputs: rows <= 64
+    rule = space[name]
+    return lambda dtype, rows, outputs, inputs: rows <= most and bool(rule(0, dtype, rows, outputs, inputs))
