@@ -13,12 +13,15 @@ import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
+from types import SimpleNamespace
 
+import accelerate.utils.memory
 import pytest
 import torch
 from hypothesis import settings
 
 from tests.blame import is_own, raised_by_us, warner_frame
+from tests.ready_program import close_all
 
 # The user's own cache of rows is neither read nor written; all processes of the tests share one of their own.
 if not os.environ.get("RLHF_PEFT_TESTS_CACHE"):
@@ -70,11 +73,35 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(autouse=True, scope="session")
 def cheap_collections():
-    """Trainers collect garbage often; what was imported need not be looked through each time."""
+    """Trainers collect garbage often; what was imported, or is old, need not be looked through each time.
+
+    accelerate looks through all objects twice in each training, which is for the memory of a GPU. What was imported
+    stays frozen at the end, where pytest and Python look through all objects several times.
+    """
+    accelerate.utils.memory.gc = SimpleNamespace(collect=lambda: gc.collect(1))
     gc.collect()
     gc.freeze()
     yield
-    gc.unfreeze()
+    accelerate.utils.memory.gc = gc
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk():
+    """Whether the content of a file has reached the disk shows only after a power cut, and each wait costs 2 ms.
+
+    A run waits a hundred times. A handle that is none is an error all the same.
+    """
+    waiting = os.fsync
+    os.fsync = lambda handle: os.fstat(handle) and None
+    yield
+    os.fsync = waiting
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_ready_program_is_left():
+    """The servers that a file's tests have started end with it."""
+    yield
+    close_all()
 
 
 @pytest.fixture(autouse=True)

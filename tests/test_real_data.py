@@ -6,7 +6,6 @@ and that what comes out is whole.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
@@ -66,15 +65,6 @@ def own_log() -> Iterator[None]:
     before = log.level, log.propagate, [*log.handlers]
     yield
     log.level, log.propagate, log.handlers = before
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cheap_collections() -> Iterator[None]:
-    """Trainers collect garbage often; what was imported need not be looked through each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", params=["minimind", "qwen2"])

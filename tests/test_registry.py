@@ -1,10 +1,12 @@
 import importlib.metadata
 import logging
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from pydantic import BaseModel, Field
 
 from rlhf_peft.errors import PluginError, RlhfPeftError
@@ -135,6 +137,19 @@ def test_a_broken_plugin_is_reported_and_leaves_nothing_while_others_load(tmp_pa
     assert registry.names("rewards") == ["fine"]
     for hook in vars(registry.hook).values():
         assert all("dist-a" not in impl.plugin_name for impl in hook.get_hookimpls())
+
+
+def test_what_a_hook_changes_in_the_process_is_put_back(tmp_path):
+    file = tmp_path / "odd.py"
+    changes = "    import os, torch\n    os.umask(0o777), torch.set_default_dtype(torch.float16)\n"
+    file.write_text(GOOD.replace("    register(", f"{changes}    register("))
+    before = os.umask(0o022)
+    try:
+        Registry.load([file], no_plugins=True)
+        assert torch.get_default_dtype() == torch.float32 and os.umask(before) == 0o022
+    finally:
+        torch.set_default_dtype(torch.float32)
+        os.umask(before)
 
 
 def test_a_taken_name_is_refused_with_all_else_the_plugin_brings(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from .. import foreign
 from ..errors import PluginError
 from ..hookspecs import HOOK_API, PROJECT, REGISTERS, Factory, HookSpecs, Register, hookimpl
-from ..kit.functions.in_process import EVERYTHING, import_file, preserved_settings
+from ..kit.functions.in_process import EVERYTHING, Setting, import_file, preserved_settings
 from ..kit.functions.replaced import FunctionSnapshot
 from ..recipe.schema import RESERVED
 from .records import Entry, LoadedPlugin
@@ -76,10 +76,16 @@ def import_safely(load: Callable[[], Any]) -> Any:
     return _safely(load, "its import failed")
 
 
-def _safely(call: Callable[[], Any], what: str) -> Any:
-    """Call a plugin's code: errors other than Ctrl-C become a PluginError, and its output goes to stderr."""
+def _safely(call: Callable[[], Any], what: str, settings: tuple[Setting, ...] = EVERYTHING) -> Any:
+    """Call a plugin's code: errors other than Ctrl-C become a PluginError, and its output goes to stderr.
+
+    Args:
+        call: the plugin's code.
+        what: the beginning of the error's message.
+        settings: that are restored afterwards.
+    """
     try:
-        with contextlib.redirect_stdout(sys.stderr), preserved_settings(EVERYTHING):
+        with contextlib.redirect_stdout(sys.stderr), preserved_settings(settings):
             return call()
     except (PluginError, pluggy.PluginValidationError, KeyboardInterrupt):
         raise
@@ -131,13 +137,18 @@ def function_plugin(name: str, function: Callable[..., Any], factory: Callable[.
 def try_alone(loaded: LoadedPlugin) -> None:
     """Check a plugin by itself, and set the entries and hooks of its record.
 
+    Settings of the process are restored after each of its calls, except for built-ins, which change none.
+
     Raises:
         PluginError: hooks of another version, unknown hooks, wrong signatures, bad registrations.
     """
     loaded.api = _api(loaded.module)
     manager = new_manager()
+    settings = () if loaded.origin == "built-in" else EVERYTHING
     try:
-        _safely(lambda: manager.register(loaded.module, name=loaded.name), "it cannot be registered")
+        _safely(
+            lambda: manager.register(loaded.module, name=loaded.name), "it cannot be registered", settings
+        )
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginError(f"a hook does not fit: {_one_line(error)}") from None
@@ -148,7 +159,7 @@ def try_alone(loaded: LoadedPlugin) -> None:
     loaded.hooks = sorted(caller.name for caller in callers if "_register_" not in caller.name)
     for kind in REGISTERS:
         call = partial(getattr(manager.hook, f"rlhf_peft_register_{kind}"), register=_collector(loaded, kind))
-        _safely(call, f"registering its {kind} failed")
+        _safely(call, f"registering its {kind} failed", settings)
 
 
 def _api(module: Any) -> int:

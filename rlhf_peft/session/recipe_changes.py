@@ -14,7 +14,7 @@ from ..bounded_read import read_small
 from ..engine.fingerprint import DIGEST
 from ..flatten import recipe_keys
 from ..recipe import Recipe, dump
-from ..runs.layout import RECIPE, without_credentials
+from ..runs.layout import RECIPE, parsed, without_credentials
 from ..runs.manifest import MOST_BYTES
 from .fingerprints import FREE, LOADED, MODEL_KEYS
 
@@ -37,7 +37,7 @@ def changed_keys(run: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
         run: the run's folder; empty where its recipe cannot be read.
         recipe: of now.
     """
-    now = recipe_keys(yaml.safe_load(without_credentials(dump(recipe))))
+    now = recipe_keys(parsed(without_credentials(dump(recipe))))
     try:
         then = recipe_keys(
             _with_defaults(yaml.safe_load(read_small(run / RECIPE, MOST_BYTES).decode("utf-8")))

@@ -1,4 +1,7 @@
-"""Installed plugins whose import misbehaves: every command goes on or says whose fault it is, and how to go on."""
+"""Installed plugins whose import misbehaves: every command goes on or says whose fault it is, and how to go on.
+
+The plugins are imported by a program that has imported everything else before, except where it may not end well.
+"""
 
 import json
 import os
@@ -6,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+
+from ..ready_program import ready_program
 
 PLUGIN = """
 from rlhf_peft.plugin import Options, hookimpl
@@ -33,15 +38,17 @@ def program(tmp_path):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
         (info / "entry_points.txt").write_text(f"[rlhf_peft]\n{name} = m_{name}\n")
 
-    def run(*arguments, timeout=100, **variables):
+    def run(*arguments, timeout=100, new=False, **variables):
         path = os.pathsep.join(filter(None, (str(place), os.environ.get("PYTHONPATH"))))
+        options = {
+            "env": {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables},
+            "cwd": tmp_path,
+            "timeout": timeout,
+        }
+        if not new:
+            return ready_program().run(arguments, **options)
         return subprocess.run(
-            [sys.executable, "-m", "rlhf_peft", *arguments],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
+            [sys.executable, "-m", "rlhf_peft", *arguments], capture_output=True, text=True, **options
         )
 
     run.install = install
@@ -75,7 +82,7 @@ def test_one_that_hangs_is_named_and_left_out(program):
 def test_one_that_ends_the_process_is_found_by_the_doctor(program, code):
     program.install(code)
     program.install("", name="fine", reward="fine", distribution="dist-fine")
-    done = program("doctor", "--json")
+    done = program("doctor", "--json", new=True)
     assert done.returncode == 1
     (findings,) = [row for row in json.loads(done.stdout) if row["what"].startswith("plugin")]
     assert findings["found"].startswith("plugin odd (dist-odd 1.2) ended the process with status ")
@@ -86,7 +93,7 @@ def test_one_that_ends_the_process_is_found_by_the_doctor(program, code):
 @pytest.mark.slow
 def test_a_crash_says_in_which_file_it_was(program):
     program.install("import ctypes\nctypes.string_at(0)\n")
-    done = program("plugins", "list")
+    done = program("plugins", "list", new=True)
     assert done.returncode != 0 and "Segmentation fault" in done.stderr and "m_odd.py" in done.stderr
 
 
@@ -117,7 +124,7 @@ sys.excepthook = print
 
 def test_what_its_import_changes_is_put_back_or_told(program):
     program.install(CHANGES)
-    done = program("validate", "quickstart", GIVEN="mine")
+    done = program("validate", "quickstart", new=True, GIVEN="mine")
     assert done.returncode == 0 and "raw noise" not in done.stdout and "raw noise" in done.stderr
     message = "warning: plugin odd (dist-odd 1.2) has set the environment variables NEW as it was imported"
     assert message in done.stderr.splitlines()

@@ -12,6 +12,7 @@ import pytest
 from rlhf_peft import library_messages
 from rlhf_peft.cli import execute
 
+from ..ready_program import ROOT, ready_program
 from ..small_model import one_layer
 
 ENDLESS = "without an end. If the rows that the policy was trained on do end"
@@ -111,23 +112,10 @@ def environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-SEVERAL = """
-import json, sys
-from rlhf_peft import library_messages
-library_messages.install()
-from rlhf_peft.cli import execute
-for arguments in json.loads(sys.argv[1]):
-    code = execute(arguments)
-    if code:
-        sys.exit(f"{arguments}: exit {code}")
-"""
-
-
-def program(*verbs, stdin=""):
-    """Run verbs one after the other, in one process that begins as the program does."""
-    given = json.dumps([[str(argument) for argument in verb] for verb in verbs])
-    command = [sys.executable, "-c", SEVERAL, given]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
+def new_process(*arguments):
+    """Run the program in a new process, in which its libraries are imported."""
+    command = [sys.executable, "-m", "rlhf_peft", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -145,18 +133,21 @@ def test_every_stage_sampler_and_verb(environment, tmp_path):
         algorithm = {"name": method, **({} if name == "best_of_n" else {"num_generations": 2})}
         stages.append(rl(name, algorithm=algorithm, sampler={"name": name, **short, **options}))
     run = tmp_path / "runs" / "r"
-    done = program(["run", recipe(tmp_path, stages)])
+    done = new_process("run", recipe(tmp_path, stages))
     lines = [line for line in done.stderr.splitlines() if not PROGRESS.fullmatch(line)]
     assert [line for line in lines if ENDLESS not in line] == []
-    done = program(
+    shown = ""
+    for verb in (
         ["eval", run, "--size", 4],
         ["export", run, "--to", "peft", "-o", tmp_path / "peft"],
         ["export", run, "--to", "ollama", "-o", tmp_path / "ollama"],
         ["export", run, "--role", "reward-0", "--to", "merged", "-o", tmp_path / "merged"],
         ["chat", run],
-        stdin="Hello\n",
-    )
-    lines = [line.rstrip() for line in (done.stdout + done.stderr).splitlines()]
+    ):
+        done = ready_program().run(verb, input="Hello\n")
+        assert done.returncode == 0, done.stderr
+        shown += done.stdout + done.stderr
+    lines = [line.rstrip() for line in shown.splitlines()]
     assert not [line for line in lines if FOREIGN.search(line)]
     assert "4 prompts" in lines and "next:" in lines
 
@@ -172,19 +163,25 @@ SHORTEST = [
 def test_on_a_terminal(environment, tmp_path, quiet):
     what = [recipe(tmp_path, [rl(eval={})]), "-q"] if quiet else ["quickstart", *SHORTEST]
     main, side = pty.openpty()
-    command = [sys.executable, "-m", "rlhf_peft", "run", *map(str, what), f"output_dir={tmp_path / 'runs'}"]
-    with subprocess.Popen(command, stdout=side, stderr=side, stdin=side) as process:
-        os.close(side)
-        shown = b""
-        while True:
-            try:
-                shown += (part := os.read(main, 65536))
-            except OSError:  # the other side is closed
-                break
-            if not part:
-                break
+    arguments = ["run", *map(str, what), f"output_dir={tmp_path / 'runs'}"]
+    if quiet:
+        program = ready_program()
+        program.start(arguments, [side] * 3)
+        wait = program.wait
+    else:
+        command = [sys.executable, "-m", "rlhf_peft", *arguments]
+        wait = subprocess.Popen(command, stdout=side, stderr=side, stdin=side).wait
+    os.close(side)
+    shown = b""
+    while True:
+        try:
+            shown += (part := os.read(main, 65536))
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
     os.close(main)
-    assert process.returncode == 0 and b"/runs/" in shown
+    assert (wait(), b"/runs/" in shown) == (0, True), shown.decode(errors="replace")
     output = [line for line in shown.decode(errors="replace").splitlines() if ENDLESS not in line]
     assert not [line for line in output if FOREIGN.search(line)]
 
@@ -200,7 +197,7 @@ def noisy(environment, tmp_path, monkeypatch):
     (packages / "third_party.py").write_text(THIRD_PARTY)
     (tmp_path / "told.py").write_text(PLUGIN)
     (tmp_path / "rewards.py").write_text(FUNCTION)
-    monkeypatch.setenv("PYTHONPATH", str(packages))
+    monkeypatch.setenv("PYTHONPATH", f"{packages}{os.pathsep}{ROOT}")
     monkeypatch.chdir(tmp_path)
     rewards = [{"name": "told"}, {"name": "worked"}]
     path = recipe(tmp_path, [rl(rewards=rewards, max_steps=2, eval={})])
@@ -208,7 +205,7 @@ def noisy(environment, tmp_path, monkeypatch):
 
 
 def test_what_libraries_say_is_in_the_log(noisy, tmp_path):
-    done = program([*noisy, "--sweep", "seed=1,2"])
+    done = new_process(*noisy, "--sweep", "seed=1,2")
     shown = done.stdout + done.stderr
     for run in sorted((tmp_path / "runs").glob("r-*/")):
         log = (run / "run.log").read_text()
@@ -222,7 +219,8 @@ def test_what_libraries_say_is_in_the_log(noisy, tmp_path):
 
 
 def test_verbose_shows_it_as_json_where_progress_is_json(noisy, tmp_path):
-    done = program([*noisy, "--verbose", "--json"])
+    done = ready_program().run([*noisy, "--verbose", "--json"])
+    assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stderr.splitlines() if "scored" not in line]
     texts = "\n".join(line.get("text", "") for line in events)
     assert all(text in texts for text in SAID)
@@ -233,11 +231,7 @@ def test_verbose_shows_it_as_json_where_progress_is_json(noisy, tmp_path):
 def test_a_log_tells_why_a_run_ended(noisy, tmp_path):
     fails = "if columns['trainer_state'].global_step > 0: raise ValueError('no more')"
     (tmp_path / "rewards.py").write_text(FUNCTION.replace("return", f"{fails}\n    return"))
-    done = subprocess.run(
-        [sys.executable, "-m", "rlhf_peft", *map(str, noisy), "stages.rl.max_steps=3"],
-        capture_output=True,
-        text=True,
-    )
+    done = ready_program().run([*noisy, "stages.rl.max_steps=3"])
     assert done.returncode == 1 and "no more" in done.stderr
     log = (tmp_path / "runs" / "r" / "run.log").read_text()
     assert "failed: RewardError: " in log and "no more" in log

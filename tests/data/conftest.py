@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from rlhf_peft.data import identity
+
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
@@ -25,7 +27,34 @@ def shared(name: str) -> Path:
 def tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(shared(name))
+    made = AutoTokenizer.from_pretrained(shared(name))
+    SHARED_BACKENDS[id(made.backend_tokenizer)] = made.backend_tokenizer
+    return made
+
+
+SHARED_BACKENDS: dict[int, Any] = {}
+"""By its `id`, what is serialised of each tokenizer that all tests share."""
+DIGESTS: dict[int, str] = {}
+"""Its digest."""
+
+
+@pytest.fixture(autouse=True)
+def digested_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizers above, which no test changes, are serialised once: each time takes 70 ms.
+
+    A copy that a test changes is serialised as ever.
+    """
+    serialised = identity._serialised
+
+    def once(tok: Any) -> str:
+        key = id(tok.backend_tokenizer)
+        if key not in SHARED_BACKENDS:
+            return serialised(tok)
+        if key not in DIGESTS:
+            DIGESTS[key] = serialised(tok)
+        return DIGESTS[key]
+
+    monkeypatch.setattr(identity, "_serialised", once)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rlhf_peft.data.batches import in_batches
 from rlhf_peft.data.encode import Encoder
 from rlhf_peft.data.rows import BadRow
 from rlhf_peft.data.tokens import tokenize
+from rlhf_peft.engine.ends import end_ids
 from rlhf_peft.errors import DataError
 
 from .conftest import assistant, tokenizer, user
@@ -64,6 +66,8 @@ CHATS = [
     },
 ]
 TALKS = [{"messages": [*row["prompt"], *row["chosen"], user("And?"), assistant("So.")]} for row in CHATS]
+KINDS = {"prompt": CHATS, "answers": CHATS, "talk": TALKS, "turns": TALKS}
+"""Rows for each kind of encoding."""
 STEPS = {
     "prompt": lambda encoder, row: encoder.prompt_steps(row),
     "answers": lambda encoder, row: encoder.answers_steps(row, "chosen", "rejected"),
@@ -106,6 +110,16 @@ def check(tok, rows, *kinds, **options):
         assert batch == alone
 
 
+@functools.cache
+def with_template(path):
+    """A tokenizer with a template of TRL, its end ids, and what each row alone becomes, by the kind of encoding."""
+    tok = copy.copy(tokenizer("tokenizers/minimind"))
+    tok.chat_template = path.read_text(encoding="utf-8")
+    ends = end_ids(tok)
+    alone = {what: one_by_one(Encoder(tok, eos_ids=ends), rows, what) for what, rows in KINDS.items()}
+    return tok, ends, alone
+
+
 @pytest.fixture(autouse=True, params=[3, 256])
 def size(request, monkeypatch):
     monkeypatch.setattr(batches, "ROWS", request.param)
@@ -123,10 +137,9 @@ def test_conversations(chat):
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
 def test_templates_of_trl(template):
-    tok = copy.copy(tokenizer("tokenizers/minimind"))
-    tok.chat_template = template.read_text(encoding="utf-8")
-    check(tok, CHATS, "prompt", "answers")
-    check(tok, TALKS, "talk", "turns")
+    tok, ends, alone = with_template(template)
+    for what, rows in KINDS.items():
+        assert together(Encoder(tok, eos_ids=ends), rows, what) == alone[what]
 
 
 def test_there_are_templates():

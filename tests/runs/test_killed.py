@@ -94,6 +94,7 @@ def test_what_a_killed_writer_left_goes_with_the_run(tmp_path):
 def test_a_report(make_run, tmp_path):  # noqa: F811
     run, out = make_run("one"), tmp_path / "out"
     out.mkdir()
+    assert execute(["report", str(run.path), "-o", str(tmp_path / "r.html")]) == 0  # imports what it needs
     for old in (None, "the old report"):
         if old:
             (out / "r.html").write_text(old)
@@ -118,6 +119,7 @@ def test_what_people_said(tmp_path, monkeypatch):
     for pair in (1, 2, 3):
         store.judge(pair, "ann", "a")
     (out / "p.jsonl").write_text("old")
+    assert execute(["label", "--db", "x.db", "--export", "q.jsonl"]) == 0  # imports what it needs
 
     def look():
         text = (out / "p.jsonl").read_text()

@@ -45,9 +45,13 @@ SETTINGS: tuple[Setting, ...] = (
 """How each setting is read, and how it is restored."""
 
 
+SIGNALS = tuple(signal.valid_signals())
+"""Asked for once, because each call makes a new object of every signal."""
+
+
 def _signal_handlers() -> dict[int, Any]:
     """The handler of each signal, where Python knows it."""
-    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     return {number: handler for number, handler in handlers.items() if handler is not None}
 
 
