@@ -20,17 +20,31 @@ from torch._subclasses import fake_tensor
 # Fake tensors are private in torch; there is no public tensor with a device, gradients and no data.
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
+# Some functions of torch.cuda take a device without an index, others refuse it; this one tells.
+from torch.cuda._utils import _get_device_index as device_index
+
+# A mode sees every operator of torch; the walk over arguments is the one that torch itself uses for them.
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "Params4bit",
+    "TorchDispatchMode",
+    "device_index",
+    "efficient_attention",
     "fake_apply",
+    "flash_attention",
     "gemm_4bit_is_fused",
+    "has_own_dtype",
     "is_view",
     "lifting_from_cpu",
     "math_attention",
     "stand_in_for_triton",
     "treat_fakes_as_real",
+    "tree_leaves",
+    "tree_map",
     "unset_fake_temporarily",
 ]
 
@@ -48,6 +62,11 @@ def is_view(operator: Any) -> bool:
     return any(out.alias_info is not None and not out.alias_info.is_write for out in returns)
 
 
+def has_own_dtype(operator: Any) -> bool:
+    """Whether an operator is the overload of a matrix product that is told the dtype of its result."""
+    return str(operator._overloadname).startswith("dtype")
+
+
 @contextmanager
 def lifting_from_cpu() -> Iterator[None]:
     """`torch.tensor(..., device="cuda")` makes its data on the CPU and copies it, as fake tensors need it."""
@@ -57,6 +76,11 @@ def lifting_from_cpu() -> Iterator[None]:
         yield
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
+
+
+# The kernels between which `scaled_dot_product_attention` chooses on a card.
+flash_attention = torch.ops.aten._scaled_dot_product_flash_attention
+efficient_attention = torch.ops.aten._scaled_dot_product_efficient_attention
 
 
 def math_attention(*args: Any, **kwargs: Any) -> Tensor:

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.cuda._utils import _get_device_index
 
-from .compat import stand_in_for_triton, treat_fakes_as_real
+from .compat import device_index, stand_in_for_triton, treat_fakes_as_real
 from .mode import DryRun, attention
 
 
@@ -27,10 +26,10 @@ def present_card(run: DryRun, cards: int = 1) -> None:
     def index(device: Any = None, optional: bool = True) -> int:
         if device is None or (isinstance(device, torch.device) and device.index is None and optional):
             return current[0]
-        return int(_get_device_index(device, optional=optional))
+        return int(device_index(device, optional=optional))
 
     def strict(device: Any = None) -> int:
-        return current[0] if device is None else int(_get_device_index(device))
+        return current[0] if device is None else int(device_index(device))
 
     def set_device(device: Any) -> None:
         wanted = index(device)

@@ -9,21 +9,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from .compat import (
     FakeTensor,
     FakeTensorMode,
+    TorchDispatchMode,
+    efficient_attention,
+    flash_attention,
     gemm_4bit_is_fused,
+    has_own_dtype,
     is_view,
     lifting_from_cpu,
     math_attention,
+    tree_leaves,
+    tree_map,
     unset_fake_temporarily,
 )
 from .meter import Card, Meter, flops_of
 
-aten = torch.ops.aten
 torch_attention = torch.nn.functional.scaled_dot_product_attention
 EMPTY = frozenset(
     {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
@@ -36,6 +39,17 @@ WAITS = frozenset({"nonzero", "unique_dim", "_unique2", "masked_select"})
 MOST_VALUES = 1_000_000
 """Larger floating-point results of integer operators (masks of attention) carry no values."""
 HALF = (torch.bfloat16, torch.float16)
+
+
+def tensors_in(args: Any, kwargs: Any = None) -> list[Tensor]:
+    """The tensors among arguments, those in lists of them too, without the cost of a general walk."""
+    found: list[Tensor] = []
+    for x in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, list | tuple):
+            found += [y for y in x if isinstance(y, Tensor)]
+    return found
 
 
 def on_card(x: Any) -> bool:
@@ -70,6 +84,7 @@ class DryRun(TorchDispatchMode):
         self.made_up = made_up
         self._fake = FakeTensorMode(allow_non_fake_inputs=False)
         self._stack = ExitStack()
+        self._scalars: dict[torch.dtype, Tensor] = {}
 
     def __enter__(self) -> DryRun:
         """Begin."""
@@ -97,7 +112,7 @@ class DryRun(TorchDispatchMode):
             return False
         given = kwargs.get("device")
         device = None if given is None else torch.device(given)
-        inputs = [x for x in tree_leaves((args, kwargs)) if on_card(x)]
+        inputs = [x for x in tensors_in(args, kwargs) if on_card(x)]
         to_card = device is not None and device.type == "cuda"
         if not inputs and not to_card:
             with unset_fake_temporarily():
@@ -133,7 +148,7 @@ class DryRun(TorchDispatchMode):
         if values is None and name in ("eq", "ne"):
             values = finite(name, args)
         out = self._computed(func, name, *self._lifted(args, kwargs), values)
-        outputs = [x for x in tree_leaves(out) if on_card(x)]
+        outputs = [x for x in tensors_in((out,)) if on_card(x)]
         if not is_view(func) and name not in EMPTY:
             self.meter.launched(func, inputs, outputs, flops_of(func, args))
         for x in outputs:
@@ -158,21 +173,28 @@ class DryRun(TorchDispatchMode):
                 "_scaled_dot_product_efficient_attention_backward",
             ):
                 return self._attention_backward(func, args, kwargs)
-            if name in ("mm", "bmm", "addmm", "baddbmm") and func._overloadname.startswith("dtype"):
+            if name in ("mm", "bmm", "addmm", "baddbmm") and has_own_dtype(func):
                 return _product_in(args, kwargs)
             return func(*args, **kwargs)
 
     def _lifted(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The arguments with a fake CPU tensor in place of every real one, so that mixed devices are refused."""
+        if all(isinstance(x, FakeTensor) for x in tensors_in(args, kwargs)):
+            return args, kwargs
         fakes: dict[int, Tensor] = {}
 
         def lift(x: Any) -> Any:
-            if isinstance(x, Tensor) and not isinstance(x, FakeTensor):
-                if id(x) not in fakes:
+            if not isinstance(x, Tensor) or isinstance(x, FakeTensor):
+                return x
+            if x.dim() == 0:  # Such as a Python number.
+                if x.dtype not in self._scalars:
                     with self._fake:
-                        fakes[id(x)] = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
-                return fakes[id(x)]
-            return x
+                        self._scalars[x.dtype] = torch.empty((), dtype=x.dtype, device="cpu")
+                return self._scalars[x.dtype]
+            if id(x) not in fakes:
+                with self._fake:
+                    fakes[id(x)] = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
+            return fakes[id(x)]
 
         lifted = tree_map(lift, (args, kwargs))
         return lifted[0], lifted[1]
@@ -255,7 +277,7 @@ class DryRun(TorchDispatchMode):
         """The true result on the CPU where nothing in it depends on floating-point data; else None."""
         if name in EMPTY or name in RANDOM:
             return None
-        leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        leaves = tensors_in(args, kwargs)
         for x in leaves:
             if on_card(x):
                 if values_of(x) is None:
@@ -281,9 +303,8 @@ class DryRun(TorchDispatchMode):
         return None if any(large) else out
 
     def _carry(self, func: Any, out: Any, values: Any) -> None:
-        outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if values is None:
-            for x in outputs:
+            for x in tensors_in((out,)):
                 if on_card(x) and values_of(x) is not None and not is_view(func):
                     del x.dry_run_values  # type: ignore[attr-defined]  # written to with numbers that are made up
             return
@@ -342,9 +363,7 @@ def attention(
         return plain
     grouped = query.shape[1] != key.shape[1]
     if attn_mask is None and query.dtype in HALF:
-        out: Tensor = aten._scaled_dot_product_flash_attention(
-            query, key, value, dropout_p, is_causal, False, scale=scale
-        )[0]
+        out: Tensor = flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
         return out
     if grouped:
         return math_attention(
@@ -355,7 +374,5 @@ def attention(
         mask = torch.where(attn_mask, 0.0, -torch.inf) if attn_mask.dtype == torch.bool else attn_mask
         mask = mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
     wants = any(x.requires_grad for x in (query, key, value))
-    out = aten._scaled_dot_product_efficient_attention(
-        query, key, value, mask, wants, dropout_p, is_causal, scale=scale
-    )[0]
+    out = efficient_attention(query, key, value, mask, wants, dropout_p, is_causal, scale=scale)[0]
     return out

@@ -42,13 +42,13 @@ def fake_model(spec: BaseSpec, device: torch.device, dtype: torch.dtype, layers:
     if spec.quantizer.bits is not None:
         _quantize(model, spec, device, dtype)
     for module in model.modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None and not isinstance(parameter, FakeTensor):
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if not isinstance(parameter, FakeTensor):
                 empty = torch.empty(parameter.shape, dtype=dtype, device=device)
-                module._parameters[key] = nn.Parameter(empty, requires_grad=False)
-        for key, buffer in module._buffers.items():
-            if buffer is not None and not isinstance(buffer, FakeTensor):
-                module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+                setattr(module, key, nn.Parameter(empty, requires_grad=False))
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            if not isinstance(buffer, FakeTensor):
+                setattr(module, key, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
     model.tie_weights()
     model.requires_grad_(False)
     model.eval()

@@ -132,7 +132,9 @@ def _limited_memory(most: int) -> Iterator[None]:
 def _used() -> int | None:
     """Bytes of address space that the process has; None where that is not known."""
     try:
-        file = os.open("/proc/self/statm", os.O_RDONLY)  # `open` takes three times as long, for each conversation
+        file = os.open(
+            "/proc/self/statm", os.O_RDONLY
+        )  # `open` takes three times as long, for each conversation
         try:
             pages = int(os.read(file, 100).split()[0])
         finally:

@@ -1,17 +1,18 @@
-"""Recipes for dry runs: every family of algorithms and stages, on a model of two small layers."""
+"""Recipes for dry runs: every family of algorithms and stages, on a model of one small layer."""
 
 import json
 import shutil
 from pathlib import Path
 
 TINY = Path(__file__).parents[2] / "rlhf_peft" / "assets" / "tiny"
-WORDS = "the old fox sat near a lighthouse and looked at the sea while rain fell on the roof".split()
+TEXT = "the old fox sat near a lighthouse and looked at the sea while rain fell on the roof"
+WORDS = [word for word in TEXT.split(" ") if word]
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
     "hidden_size": 256,
     "intermediate_size": 512,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 32,
@@ -37,7 +38,11 @@ def write_files(folder):
     (model / "config.json").write_text(json.dumps(CONFIG))
     rows = {
         "prompts": lambda i: {"prompt": text(4 + i % 5, i)},
-        "pairs": lambda i: {"prompt": text(4 + i % 5, i), "chosen": text(6 + i % 3, i), "rejected": text(4, i + 1)},
+        "pairs": lambda i: {
+            "prompt": text(4 + i % 5, i),
+            "chosen": text(6 + i % 3, i),
+            "rejected": text(4, i + 1),
+        },
         "answers": lambda i: {"prompt": text(4 + i % 5, i), "completion": text(6 + i % 3, i)},
     }
     for name, row in rows.items():
@@ -86,9 +91,14 @@ def other(file, model=(), **stage):
 
 
 GRPO = {"name": "grpo", "num_generations": 3}
+PPO = {"name": "ppo", "num_epochs": 1}
 CASES = {
-    "ppo, own value, 8-bit": rl({"name": "ppo", "value": "own", "minibatches": 2}, optimizer="adamw_8bit"),
-    "ppo, value on the policy, not merged": rl({"name": "ppo", "value": "policy"}, {"merge_rollouts": False}),
+    "ppo, own value, 8-bit": rl(
+        {"name": "ppo", "value": "own", "num_minibatches": 2, "num_epochs": 1}, optimizer="adamw_8bit"
+    ),
+    "ppo, value on the policy, not merged": rl(
+        {"name": "ppo", "value": "policy", "num_epochs": 1}, {"merge_rollouts": False}
+    ),
     "grpo with kl, evaluation, checkpoints, resume": rl(
         {**GRPO, "beta": 0.04}, max_steps=2, eval={"every": 1, "size": 2}, checkpoint={"every": 1, "keep": 3}
     ),

@@ -1,0 +1,132 @@
+"""Counts on a card that is not there: per decoded token, per layer, per micro-step and per update."""
+
+import gc
+import json
+
+import torch
+
+from rlhf_peft.api import load_base
+from rlhf_peft.kit.sampling.local import READ_EVERY, write_rows
+from rlhf_peft.kit.sampling.rows import start_rows
+from rlhf_peft.recipe import load
+from rlhf_peft.session.policy_view import BaseView
+from rlhf_peft.stages.rl import update
+from rlhf_peft.types import Request, SamplingParams
+from tests.dryrun.cases import CASES, CONFIG, rl
+
+GRPO = {"name": "grpo", "num_generations": 2}
+TOKENS, ROWS = 4 * READ_EVERY, 4
+
+
+def base_of(folder, registry, layers, **model):
+    """A base of so many layers."""
+    (folder / "model" / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
+    recipe = load(rl(GRPO, model)(folder), (), plugins=registry)
+    base = load_base(recipe, registry=registry)
+    (folder / "model" / "config.json").write_text(json.dumps(CONFIG))
+    return base
+
+
+def rows_of(view, tokens):
+    params = SamplingParams(tokens)
+    requests = [Request(torch.arange(20, 28), i // 2, i, params) for i in range(ROWS)]
+    return start_rows(requests, view.max_length, "measure")
+
+
+def decoded(run, base, merge, tokens):
+    """Counts of decoding so many tokens of each row, after the prompts were read."""
+    view = BaseView(base)
+    with base.decoding.as_role("policy", merge) as model:
+        for _ in range(2):  # The first time fast paths are compared.
+            rows = rows_of(view, tokens)
+            decoder = model.start([row.request.prompt_ids.tolist() for row in rows], tokens)
+            run.meter.lap("between")
+            write_rows(decoder, view, rows)
+    assert all(len(row.tokens) == tokens for row in rows)
+    return run.meter.lap("decode")
+
+
+def updated(run, base, tokens=64):
+    """Counts of a forward and a backward pass of the policy, and the bytes that wait for the backward pass."""
+    ids = torch.arange(2 * tokens).view(2, tokens) % 500 + 20
+    with base.training(["policy"]) as parameters, base.role("policy"):
+        for _ in range(2):
+            gc.collect()
+            run.meter.lap("between")
+            before = run.meter.live
+            hidden = base.forwards.hidden(ids.to(base.device))
+            kept = run.meter.live - before
+            hidden.sum().backward()
+            for parameter in parameters:
+                parameter.grad = None
+    return run.meter.lap("update"), kept / (2 * tokens)
+
+
+def decoding(run, registry, folder):
+    """Reads and launches of a decoded token, with dense weights and with 4-bit weights and adapters."""
+    out = {}
+    for name, merge in (("dense", True), ("4-bit", False)):
+        counts = [decoded(run, base_of(folder, registry, layers), merge, TOKENS) for layers in (1, 2)]
+        per_token = [count.launches / TOKENS for count in counts]
+        out[name] = {
+            "reads_a_token": sum(counts[1].host_reads.values()) / TOKENS,
+            "launches_a_layer": per_token[1] - per_token[0],
+            "launches_besides": 2 * per_token[0] - per_token[1],
+        }
+    return out
+
+
+def updates(run, registry, folder):
+    """Launches and kept bytes of a layer in an update, with and without recomputation."""
+    out = {}
+    for name, recompute in (("kept", False), ("recomputed", True)):
+        both = [
+            updated(run, base_of(folder, registry, layers, gradient_checkpointing=recompute))
+            for layers in (1, 2)
+        ]
+        (one, one_kept), (two, two_kept) = both
+        out[name] = {
+            "launches_a_layer": two.launches - one.launches,
+            "bytes_a_token_a_layer": two_kept - one_kept,
+            "reads": sum(two.host_reads.values()),
+        }
+    return out
+
+
+def reads(run, registry, folder):
+    """Reads of the host in each micro-step and each update of a PPO step."""
+    per_step, per_update = [], []
+    micro_step, whole = update.Updater.micro_step, update.Updater._update
+
+    def count():
+        return sum(run.meter.now.host_reads.values())
+
+    def one(self, *given):
+        before = count()
+        micro_step(self, *given)
+        per_step.append(count() - before)
+
+    def all_of(self, *given):
+        before = count()
+        whole(self, *given)
+        per_update.append(count() - before)
+
+    update.Updater.micro_step, update.Updater._update = one, all_of
+    try:
+        import rlhf_peft
+
+        case = CASES["ppo, value on the policy, not merged"](folder)
+        case["model"]["tokens_per_forward"] = 40
+        case["stages"][0]["max_steps"] = 2
+        rlhf_peft.run(load(case, (), plugins=registry), registry=registry, overwrite=True)
+    finally:
+        update.Updater.micro_step, update.Updater._update = micro_step, whole
+    half = len(per_update) // 2  # The first step compares the fast paths.
+    return {
+        "micro_step": max(per_step[len(per_step) // 2 :]),
+        "update": max(per_update[half:]),
+        "of": per_update,
+    }
+
+
+MEASURES = {"decoding": decoding, "updates": updates, "reads": reads}
