@@ -5,12 +5,11 @@ Each entry says what breaks without it. A dry run is a tool for tests and plans:
 
 from __future__ import annotations
 
-import ast
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,8 +159,7 @@ def gemm_4bit_is_fused(
 ) -> bool:
     """Whether bitsandbytes' CUDA backend multiplies with 4-bit weights directly, or makes the dense weight first.
 
-    The rule is a private function of a module that cannot be imported without a card, so its source is read. Where
-    it is not there any more, up to 64 rows are taken to be multiplied directly.
+    The rule is a private function. Where it is not there any more, up to 64 rows are taken to be multiplied directly.
 
     Args:
         rows: of the input.
@@ -176,21 +174,11 @@ def gemm_4bit_is_fused(
 
 
 def _bitsandbytes_rule(card: tuple[int, int, int]) -> Callable[..., bool]:
-    import bitsandbytes
-
-    name, most = "_gemm_4bit_use_custom_cuda", 1536
-    file = Path(str(bitsandbytes.__file__)).parent / "backends" / "cuda" / "ops.py"
+    most = 1536
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
-        function.decorator_list = []
-        space: dict[str, Any] = {
-            "torch": torch,
-            "_GEMM_4BIT_CUSTOM_FLOOR_M": 4,
-            "_gpu_dispatch_props": lambda index: card,
-        }
-        exec(compile(ast.Module([function], []), str(file), "exec"), space)  # bitsandbytes' own code
-    except (OSError, StopIteration, SyntaxError):
+        kernels = importlib.import_module("bitsandbytes.backends.cuda.ops")
+        rule = kernels._gemm_4bit_use_custom_cuda
+    except (ImportError, AttributeError, OSError):
         return lambda dtype, rows, outputs, inputs: rows <= 64
-    rule = space[name]
+    kernels._gpu_dispatch_props = lambda index: card  # type: ignore[attr-defined]
     return lambda dtype, rows, outputs, inputs: rows <= most and bool(rule(0, dtype, rows, outputs, inputs))

@@ -18,7 +18,7 @@ from ..kit.sampling.rows import pad_left
 from .compat import arguments_of, cache_keyword, keeps_state
 from .fast import FastPaths
 from .fast.dense_weights import fits, merged
-from .fast.lean_decoder import FEW, LeanDecoder
+from .fast.lean import FEW, LeanDecoder
 from .fast.paths import CANNOT, logps_differ
 from .fast.small_products import quick_size
 from .kv_cache import GrowingCache
@@ -149,17 +149,24 @@ class Decoding:
         base, loaded = self._base, self._base.loaded
         adapter = base.roles.adapter_of(role)
         merge = self._merge if merge is None else merge
-        if merge is None:
-            merge = self._fast.allows("dense_weights") and fits(
-                loaded.lm, loaded.dtype, loaded.device, loaded.quantizer
-            )
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(base.role(role, train=False))
-            if merge:
+            if self._merging_pays() if merge is None else merge:
                 stack.enter_context(merged(loaded.lm, adapter, loaded.dtype, loaded.quantizer))
                 stack.enter_context(base.roles.active.pinned(adapter))
             yield self._model
+
+    def _merging_pays(self) -> bool:
+        """Whether dense merged weights are allowed, fit, and are faster than the weights as they are held.
+
+        A card decodes from 4-bit weights as fast, by the lean step with the adapter beside them, and nothing is copied.
+        """
+        loaded = self._base.loaded
+        lean = self._fast.allows("lean_decoder") and LeanDecoder.supports(loaded.lm, dense=False)
+        if not self._fast.allows("dense_weights") or (loaded.device.type == "cuda" and lean):
+            return False
+        return fits(loaded.lm, loaded.dtype, loaded.device, loaded.quantizer)
 
 
 class DecodingModel:
@@ -188,9 +195,13 @@ class DecodingModel:
         """Whether the model decodes with a cache of keys and values; tried where its architecture does not tell."""
         if self._can_start is None:
             self._can_start = not keeps_state(self.lm) and (
-                LeanDecoder.supports(self.lm) or self._gives_its_logits()
+                self._has_lean_shape() or self._gives_its_logits()
             )
         return self._can_start
+
+    def _has_lean_shape(self) -> bool:
+        """Whether the lean step knows the model; on a CPU its weights must be dense."""
+        return LeanDecoder.supports(self.lm, dense=self.device.type == "cpu")
 
     def start(self, prompts: Sequence[Sequence[int]], room: int) -> RowDecoder:
         """Read the prompts, and be ready to take tokens.
@@ -216,7 +227,7 @@ class DecodingModel:
 
     def _lean(self, read: ReadPrompts) -> bool:
         """Whether the lean step may be used: the first time, one step of several rows is computed both ways."""
-        if not self._fast.allows("lean_decoder") or not LeanDecoder.supports(self.lm):
+        if not self._fast.allows("lean_decoder") or not self._has_lean_shape():
             return False
         few = read.mask[:2]
         # On a CPU few rows have copies of their prompt, which is another way.

@@ -101,8 +101,10 @@ class RlPlanner:
         dense = sizes.dense_bytes(shape) if any(layer.quantized for layer in shape.linear) else 0
         free = planner.result.budget.usable - sum(planner.static().values()) - others["optimizer"]
         merge = planner.recipe.model.merge_rollouts
-        merges = dense * HEADROOM < free if merge is None else merge
-        lean = shape.lean and (merges or not dense) and self.sampler_needs.shares_prompts
+        # A card decodes from quantized weights by the lean step too; see `Decoding.as_role`.
+        card_is_lean = shape.lean and planner.result.budget.device == "cuda"
+        merges = (not card_is_lean and dense * HEADROOM < free) if merge is None else merge
+        lean = shape.lean and (merges or not dense or card_is_lean) and self.sampler_needs.shares_prompts
         cached = prompts * self.prompt + rows * new if lean else rows * (self.prompt + new)
         items = {
             "cache": sizes.cache_bytes(shape, cached),

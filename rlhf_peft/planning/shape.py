@@ -16,7 +16,7 @@ from torch import nn
 
 from ..engine import BaseSpec
 from ..engine.base_spec import load_config, resolve_dtype
-from ..engine.fast.lean_decoder import LeanDecoder
+from ..engine.fast.lean import LeanDecoder
 from ..engine.quantize import quantizer_of, refusals, skeleton_of
 from ..engine.targets import ALL_LINEAR, linear_layers, targets_of
 from ..kit.quantizer import Quantizer, linear_sizes

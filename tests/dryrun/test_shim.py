@@ -29,7 +29,9 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     compiler.chmod(0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", str(compiler))
-    with pytest.raises(DryRunUnavailable, match=r"cannot compile it for torch .*: x\.cpp:1: error: no such header"):
+    with pytest.raises(
+        DryRunUnavailable, match=r"cannot compile it for torch .*: x\.cpp:1: error: no such header"
+    ):
         shim.library()
 
 

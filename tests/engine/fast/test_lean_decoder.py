@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from rlhf_peft.builtin.samplers.cached import CachedSampler
 from rlhf_peft.engine.compat import cache_keyword
 from rlhf_peft.engine.decoding import PlainStepper
-from rlhf_peft.engine.fast.lean_decoder import LeanDecoder, Rows
+from rlhf_peft.engine.fast.lean import LeanDecoder, Rows
 from rlhf_peft.engine.kv_cache import GrowingCache
 from rlhf_peft.kit.sampling import LocalOptions
 from tests.engine.support import config

@@ -1,0 +1,75 @@
+"""Which models the lean step knows, as far as their modules tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ...compat import attends_to_all
+from ...compat.lora import BaseTunerLayer, lone_adapter, matrices
+
+TRUNK = {"embed_tokens", "layers", "norm", "rotary_emb"}
+LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+NORMS = {"q_norm", "k_norm"}
+MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def has_the_shape(model: Any, *, dense: bool) -> bool:
+    """Whether a model has the shape.
+
+    Args:
+        model: a causal language model.
+        dense: its linear layers must be plain ones; if not, they may be quantized and carry a LoRA adapter.
+    """
+    trunk = model.base_model
+    return (
+        {name for name, _ in trunk.named_children()} == TRUNK
+        and attends_to_all(model.config)
+        and all(_is_layer(layer, dense) for layer in trunk.layers)
+    )
+
+
+def base_of(layer: Any) -> Any:
+    """The layer of the base, without PEFT's layer around it."""
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+
+
+def _is_layer(layer: Any, dense: bool) -> bool:
+    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+    if {name for name, _ in layer.named_children()} != LAYER or attention is None or mlp is None:
+        return False
+    inside = {name for name, _ in attention.named_children()} - {"rotary_emb"}
+    linear = [getattr(attention, name, None) for name in ATTENTION]
+    linear += [getattr(mlp, name, None) for name in MLP - {"act_fn"}]
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [getattr(attention, name) for name in NORMS & inside]
+    return (
+        inside in (ATTENTION, ATTENTION | NORMS)
+        and {name for name, _ in mlp.named_children()} == MLP
+        and all(_is_plain(part) or (not dense and _is_wrapped(part)) for part in linear)
+        and all(hasattr(norm, "variance_epsilon") and hasattr(norm, "weight") for norm in norms)
+        and hasattr(attention, "head_dim")
+        and hasattr(attention, "scaling")
+    )
+
+
+def _is_plain(part: Any) -> bool:
+    """Whether a layer is x W^T + b with a dense W."""
+    return isinstance(part, nn.Linear) and type(part).__name__ in ("Linear", "Dense")
+
+
+def _is_wrapped(part: Any) -> bool:
+    """Whether a layer is a linear one of the base, which may be quantized, with at most one plain LoRA update."""
+    base = base_of(part)
+    if not all(hasattr(base, name) for name in ("in_features", "out_features")):
+        return False
+    if not isinstance(part, BaseTunerLayer) or part.disable_adapters or not _has_active(part):
+        return not getattr(part, "merged", False)
+    return matrices(part, lone_adapter(part)) is not None
+
+
+def _has_active(part: Any) -> bool:
+    """Whether one of the active adapters changes this layer."""
+    return any(matrices(part, adapter) is not None for adapter in part.active_adapters)
