@@ -44,7 +44,8 @@ class Model(Section):
     merge_rollouts: bool | None = Field(
         None,
         description="Write completions with dense weights, the adapter merged in, instead of the quantized ones: "
-        "several times faster, more memory; null: where they fit.",
+        "several times faster on a CPU, more memory; null: where they fit, but on a GPU not for models of Llama's "
+        "shape, which decode from the quantized weights as fast.",
     )
     fast: bool | list[FastPath] = Field(
         True,
