@@ -72,10 +72,10 @@ class Torchao(QuantizerBase):
         return type(getattr(layer, "weight", None)).__name__ == "Int8Tensor"
 
     def dense_weight(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
-        """[out, in], computed in the compute dtype."""
+        """[out, in], computed in `dtype`."""
         weight: Any = layer.weight
-        dense: Tensor = weight.dequantize()
-        return dense.to(dtype)
+        dense: Tensor = weight.dequantize(dtype)
+        return dense
 
     def bytes(self, inputs: int, outputs: int) -> int:
         """A byte a weight, and a scale and a zero point for each group."""

@@ -63,7 +63,7 @@ class HungUp(Terminated):
 
 
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""Environment variables of torch's allocator: its name until torch 2.8, and since."""
+"""Environment variables of torch's allocator, the older name first."""
 
 SIGNALS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}
 """Name of each signal that ends a command, and the exception that is raised for it."""
@@ -130,7 +130,8 @@ def _grow_segments() -> None:
     """Let torch's allocator on a card grow its segments, unless the user has set something else.
 
     Rollouts, scoring and updates allocate in other sizes, so that pieces of fixed segments are left that none of them
-    can use: 9 to 13 % of the memory of a PPO step. torch reads the second name from 2.9 on.
+    can use: 9 to 13 % of the memory of a PPO step. Which of the two names torch reads for this depends on its release,
+    so both are set.
     """
     if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR_VARIABLES):
         for name in ALLOCATOR_VARIABLES:

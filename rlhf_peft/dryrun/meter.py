@@ -83,7 +83,6 @@ class Meter:
         live: bytes that are allocated now.
         now: counts of the present phase.
         phases: name to counts.
-        trace: (number of the storage, bytes, negative where freed), for the simulation of the allocator.
     """
 
     def __init__(self, card: Card) -> None:
@@ -91,9 +90,7 @@ class Meter:
         self.live = 0
         self.now = Counts()
         self.phases: dict[str, Counts] = {}
-        self.trace: list[tuple[int, int]] = []
-        self._numbers: Any = WeakIdKeyDictionary()
-        self._count = 0
+        self._known: Any = WeakIdKeyDictionary()
 
     def lap(self, name: str) -> Counts:
         """End a phase; returns its counts, which are added to earlier phases of that name."""
@@ -104,21 +101,18 @@ class Meter:
     def allocated(self, tensor: Tensor) -> None:
         """Note a tensor on the card; its storage counts until nothing refers to it any more."""
         storage = tensor.untyped_storage()
-        if storage in self._numbers:
+        if storage in self._known:
             return
         size = -(-storage.nbytes() // BLOCK) * BLOCK
         if size == 0:
             return
-        self._count += 1
-        self._numbers[storage] = number = self._count
+        self._known[storage] = True
         self.live += size
         self.now.peak = max(self.now.peak, self.live)
-        self.trace.append((number, size))
-        weakref.finalize(storage, self._freed, number, size)
+        weakref.finalize(storage, self._freed, size)
 
-    def _freed(self, number: int, size: int) -> None:
+    def _freed(self, size: int) -> None:
         self.live -= size
-        self.trace.append((number, -size))
 
     def read(self, kind: str) -> None:
         """The host waits for a value of the card."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.head import HALF
 from .compat import (
     FakeTensor,
     FakeTensorMode,
@@ -38,7 +39,6 @@ WAITS = frozenset({"nonzero", "unique_dim", "_unique2", "masked_select"})
 """Operators whose result's shape depends on values: the host waits for it."""
 MOST_VALUES = 1_000_000
 """Larger floating-point results of integer operators (masks of attention) carry no values."""
-HALF = (torch.bfloat16, torch.float16)
 
 
 def tensors_in(args: Any, kwargs: Any = None) -> list[Tensor]:

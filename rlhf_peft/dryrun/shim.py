@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import importlib.metadata
@@ -60,9 +61,10 @@ def library() -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(dir=cache)
-    except OSError:  # A home folder that cannot be written.
+    except OSError:  # A home folder that cannot be written: the shim lives as long as this process.
         folder = tempfile.mkdtemp()
         target = Path(folder) / target.name
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     built = Path(folder) / "shim.so"
     try:
         _compile(built, torch_folder)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..kit.sampling.rows import pad_left
 from .compat import arguments_of, cache_keyword, keeps_state
+from .compat.lora import LoraLayer, lone_adapter, matrices
 from .fast import FastPaths
 from .fast.dense_weights import fits, merged
 from .fast.lean import FEW, LeanDecoder
@@ -144,7 +145,8 @@ class Decoding:
 
         Args:
             role: whose adapter. With merged weights, no role of another adapter can be entered inside.
-            merge: dense merged weights; None: as the recipe's `model.merge_rollouts` says.
+            merge: dense merged weights; None: as the recipe's `model.merge_rollouts` says, and if that is null, where
+                they fit in memory, but not on a card for models that the lean step knows.
         """
         base, loaded = self._base, self._base.loaded
         adapter = base.roles.adapter_of(role)
@@ -158,9 +160,10 @@ class Decoding:
             yield self._model
 
     def _merging_pays(self) -> bool:
-        """Whether dense merged weights are allowed, fit, and are faster than the weights as they are held.
+        """Whether dense merged weights are allowed, fit, and are needed.
 
-        A card decodes from 4-bit weights as fast, by the lean step with the adapter beside them, and nothing is copied.
+        On a card the lean step decodes from the weights as they are held, with the adapter beside them: no step begins
+        with a merge, and the adapter is exact.
         """
         loaded = self._base.loaded
         lean = self._fast.allows("lean_decoder") and LeanDecoder.supports(loaded.lm, dense=False)
@@ -240,8 +243,27 @@ class DecodingModel:
             return way(self.lm, read.cache.first(len(few)), few, which, 1).step(tokens, positions)
 
         return self._fast.verified_once(
-            "lean_decoder", lambda: step(LeanDecoder), lambda: step(PlainStepper), logits=True
+            "lean_decoder",
+            lambda: step(LeanDecoder),
+            lambda: step(PlainStepper),
+            of=self._weights(),
+            logits=True,
         )
+
+    def _weights(self) -> str:
+        """What the lean step multiplies with, in words: each is compared with the plain way once.
+
+        An adapter that does nothing yet cannot show whether it is computed rightly.
+        """
+        if self._has_dense_shape():
+            return "dense weights"
+        layers = [module for module in self.lm.modules() if isinstance(module, LoraLayer)]
+        each = [lora for layer in layers[:1] if (lora := matrices(layer, lone_adapter(layer))) is not None]
+        works = any(bool(lora.up.any()) for lora in each)
+        return "weights beside an adapter" if works else "weights alone"
+
+    def _has_dense_shape(self) -> bool:
+        return LeanDecoder.supports(self.lm, dense=True)
 
     def _gives_its_logits(self) -> bool:
         """Whether a step after two prompts of unequal length gives the logits of the whole rows."""

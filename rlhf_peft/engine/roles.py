@@ -71,7 +71,6 @@ class Roles:
         self.targets = targets_of(loaded.lm, loaded.sample_ids(), loaded.quantizer)
         self._conv1d = any(isinstance(module, Conv1D) for module in loaded.lm.modules())
         self.model = self._with_first_adapter()
-        self.model.eval()
         self.active = ActiveAdapter(self.model)
         on_change(self.model)
 

@@ -43,8 +43,8 @@ class DecodingModel(Protocol):
 
     Attributes:
         lm: a transformers causal LM in eval mode, ready for `forward(input_ids, attention_mask, position_ids)` and for
-            `generate`. It has dense merged weights where memory allows, and is the 4-bit base with its adapter where
-            not.
+            `generate`. On a CPU it has dense merged weights where memory allows. Else, and on a GPU for models of
+            Llama's shape, it is the quantized base with its adapter.
     """
 
     @property

@@ -110,8 +110,8 @@ class Quantizer(Protocol):
 
         Args:
             layer: of this quantizer.
-            dtype: of the result. It must have all digits of it: a weight in float32 that was rounded to bfloat16 on
-                the way loses every small update that is added to it.
+            dtype: of the result. The weight is computed in this precision, and not rounded to a smaller one before:
+                small updates that are added to a weight on the grid of bfloat16 are lost.
         """
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..engine.fast import FastPaths
 from ..engine.fast.dense_weights import HEADROOM
 from ..hookspecs import Algorithm, Sampler
 from ..recipe import RlStage
@@ -102,9 +103,10 @@ class RlPlanner:
         free = planner.result.budget.usable - sum(planner.static().values()) - others["optimizer"]
         merge = planner.recipe.model.merge_rollouts
         # A card decodes from quantized weights by the lean step too; see `Decoding.as_role`.
-        card_is_lean = shape.lean and planner.result.budget.device == "cuda"
+        allowed = shape.lean and FastPaths(planner.recipe.model.fast).allows("lean_decoder")
+        card_is_lean = allowed and planner.result.budget.device == "cuda"
         merges = (not card_is_lean and dense * HEADROOM < free) if merge is None else merge
-        lean = shape.lean and (merges or not dense or card_is_lean) and self.sampler_needs.shares_prompts
+        lean = allowed and (merges or not dense or card_is_lean) and self.sampler_needs.shares_prompts
         cached = prompts * self.prompt + rows * new if lean else rows * (self.prompt + new)
         items = {
             "cache": sizes.cache_bytes(shape, cached),

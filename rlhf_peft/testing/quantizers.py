@@ -141,6 +141,11 @@ def _check_weight(layer: nn.Module, original: Tensor, quantizer: Quantizer, who:
         torch.equal(layer(x), before) and torch.equal(quantizer.dense_weight(layer, torch.float32), weight),
         f"{who}: dense_weight changed the layer.",
     )
+    weight.add_(1.0)  # As an adapter is added to it.
+    require(
+        torch.equal(layer(x), before),
+        f"{who}: dense_weight gives a tensor that the layer computes with, so that a merge would change the layer.",
+    )
 
 
 def _check_sizes(base: SharedBase, quantizer: Quantizer, who: str) -> None:

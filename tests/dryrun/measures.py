@@ -129,4 +129,18 @@ def reads(run, registry, folder):
     }
 
 
-MEASURES = {"decoding": decoding, "updates": updates, "reads": reads}
+def merging(run, registry, folder):
+    """Whether weights are merged for decoding, by what the recipe says."""
+    out = {}
+    for name, model in (
+        ("by default", {}),
+        ("without the lean step", {"fast": ["dense_weights"]}),
+        ("asked for", {"merge_rollouts": True}),
+    ):
+        base = base_of(folder, registry, 1, **model)
+        with base.decoding.as_role("policy") as decoding:
+            out[name] = any(type(module).__name__ == "Dense" for module in decoding.lm.modules())
+    return out
+
+
+MEASURES = {"merging": merging, "decoding": decoding, "updates": updates, "reads": reads}

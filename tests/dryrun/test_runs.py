@@ -58,3 +58,7 @@ def test_launches_and_kept_bytes_of_an_update(results):
 
 def test_the_host_reads_once_a_micro_step_and_twice_more_an_update(results):
     assert results["reads"]["micro_step"] <= 1 and results["reads"]["update"] <= 3
+
+
+def test_a_card_merges_only_where_it_needs_to(results):
+    assert results["merging"] == {"by default": False, "without the lean step": True, "asked for": True}

@@ -48,9 +48,10 @@ def interrupted(recipe, registry):
     try:
         rlhf_peft.run(recipe, registry=registry, overwrite=True)
     except KeyboardInterrupt:
-        pass
+        return
     finally:
         loop.train_step = plain
+    raise AssertionError("the run was not interrupted")
 
 
 def one(run, registry, folder, name):

@@ -5,6 +5,11 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
+from rlhf_peft.errors import UsageError
+from rlhf_peft.session.ranks import Ranks
+
 CODE = """
 import torch
 from rlhf_peft.session.ranks import Ranks
@@ -39,3 +44,11 @@ def test_all_take_the_main_processs_values_and_sum_their_gradients():
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert out.splitlines()[-1] == "[5.0, 5.0, 5.0] [1.0, 1.0, 1.0] True"
+
+
+def test_several_processes_do_not_share_one_card(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"device: cuda:1 names one card, and 2 processes.*Use device=cuda"):
+        Ranks().start("cuda:1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    Ranks().start("cuda:1")

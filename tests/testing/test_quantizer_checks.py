@@ -43,6 +43,16 @@ def dense_as(change):
     return {"dense_weight": lambda self, layer, dtype: change(layer.dense(), dtype)}
 
 
+def own(layer, dtype):
+    """The dense weight once, and from then on the same tensor, which the layer computes with."""
+    if dtype != torch.float32:
+        return layer.dense().to(dtype)
+    if "kept" not in layer.__dict__:
+        layer.kept = layer.dense()
+        layer.dense = lambda: layer.kept
+    return layer.kept
+
+
 CASES = {
     "no label": ({"label": " "}, "label is its name and its options in words"),
     "too many bits": ({"bits": 32}, "bits is a number up to 16, or None, found 32"),
@@ -79,6 +89,10 @@ CASES = {
         "200% away from the weight",
     ),
     "a changed layer": ({"dense_weight": spoiling, "weight_only": False}, "dense_weight changed the layer"),
+    "the layer's own": (
+        {"dense_weight": lambda self, layer, dtype: own(layer, dtype), "weight_only": False},
+        "a merge would change the layer",
+    ),
     "bytes": ({"bytes": lambda self, inputs, outputs: inputs * outputs // 2}, r"bytes\(\) says \d+ for 28"),
     "outputs": (
         dense_as(lambda weight, dtype: weight.abs().to(dtype)),

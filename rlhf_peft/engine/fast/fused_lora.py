@@ -24,10 +24,12 @@ from torch.autograd.function import once_differentiable
 
 from ...kit.quantizer import Quantizer
 from ..compat.lora import LoraLayer, lone_adapter, matrices
+from ..head import HALF
 from .dense_weights import dense_weight
 from .paths import FastPaths
 
-HALF = (torch.bfloat16, torch.float16)
+FEW = 64
+"""Rows up to which a quantized layer's own kernel is used where nothing is trained: as many as are decoded at once."""
 
 
 def install(model: nn.Module, fast: FastPaths, quantizer: Quantizer) -> None:
@@ -114,6 +116,18 @@ class _Frozen:
         bias: Tensor | None = self.layer.bias
         return bias
 
+    def product(self, rows: Tensor) -> Tensor:
+        """Outputs [n, out] for rows [n, in].
+
+        On a card the kernels of quantized layers read the weights as they are held, where rows are few. So a token that
+        transformers' `generate` decodes does not dequantize the whole model.
+        """
+        few = len(rows) <= FEW and rows.device.type != "cpu" and not torch.is_grad_enabled()
+        if few and self.quantizer.is_quantized(self.layer):
+            out: Tensor = self.layer(rows)
+            return out
+        return nn.functional.linear(rows, self.weight(rows.dtype), self.bias)
+
     def weight(self, dtype: torch.dtype) -> Tensor:
         """[out, in] dense, of this dtype."""
         return dense_weight(self.layer, self.quantizer, dtype)
@@ -136,7 +150,7 @@ class _Parts:
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [n, out] for rows [n, in], and x A^T [n, r]."""
         low = rows @ self.down.t().to(rows.dtype)
-        out = nn.functional.linear(rows, self.layer.weight(rows.dtype), self.layer.bias)
+        out = self.layer.product(rows)
         out.addmm_(low, self.up.t().to(rows.dtype), alpha=self.scale)
         return out, low
 

@@ -72,7 +72,7 @@ class FastPaths:
             name: of the path, from `NAMES`.
             fast: computes a result the fast way; called only for the comparison.
             plain: computes the same result the plain way.
-            of: the module that computes it, where modules are compared one by one.
+            of: the module that computes it, or what it computes with in words, where these are compared one by one.
             logits: the result is logits [B, V]: in half precision their log-probabilities are compared.
 
         Returns:
@@ -85,7 +85,8 @@ class FastPaths:
             reason = _difference(fast, plain, logits)
             self._verified[key] = reason is None
             if reason is not None:
-                module = "this model" if of is None else f"a {type(of).__name__}"
+                kind = of if isinstance(of, str) else f"a {type(of).__name__}"
+                module = "this model" if of is None else kind
                 log.info("model.fast: %s is not used for %s: %s.", name, module, reason)
         return self._verified[key]
 

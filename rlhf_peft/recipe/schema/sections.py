@@ -45,7 +45,7 @@ class Model(Section):
         None,
         description="Write completions with dense weights, the adapter merged in, instead of the quantized ones: "
         "several times faster on a CPU, more memory; null: where they fit, but on a GPU not for models of Llama's "
-        "shape, which decode from the quantized weights as fast.",
+        "shape, which decode from the quantized weights.",
     )
     fast: bool | list[FastPath] = Field(
         True,

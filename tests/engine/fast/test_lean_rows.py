@@ -11,23 +11,31 @@ from rlhf_peft.engine.fast.lean.row_vectors import RowVectors
 from ..support import load, stir, tokens
 
 PROMPTS = [tokens(1, length, seed=length)[0].tolist() for length in (5, 9, 5)]
-WHICH = [0, 0, 1, 1, 1, 2]
+MANY = [0] * 4 + [1] * 4 + [2] * 4
+"""As many rows of each prompt; more rows than a CPU gives copies of their prompt."""
+UNEVEN = [2, 1, 0, 0, 1, 2, 2, 1, 1, 1, 0, 1]
+FEW_ROWS = [0, 0, 1, 1, 1, 2]
 
 
-def steps(base, role, way, count=4, keep_at=2):
+def left(which):
+    """Rows that do not follow the first prompt."""
+    return [i for i, prompt in enumerate(which) if prompt != 0]
+
+
+def steps(base, role, way, which=UNEVEN, count=5):
     """Logits of some steps after the prompts; rows come and go in the middle."""
     out = []
     with base.decoding.as_role(role, merge=False) as model:
         assert LeanDecoder.supports(model.lm, dense=False)
-        read = model._read([PROMPTS[i] for i in WHICH])
+        read = model._read([PROMPTS[i] for i in which])
         layout = () if way is PlainStepper else (RowVectors(),)
         stepper = way(model.lm, read.cache, read.mask, read.which, count, *layout)
         lengths = read.mask.sum(-1)[read.which]
         for t in range(count):
             drawn = (torch.arange(len(lengths)) * 7 + t) % 60 + 4
             out.append(stepper.step(drawn, (lengths + t).unsqueeze(-1)))
-            if t == keep_at:
-                keep = torch.tensor([0, 2, 4])
+            if t in (1, 3):  # First rows of all prompts go, then all rows of the first prompt.
+                keep = torch.arange(len(lengths))[1:] if t == 1 else torch.tensor(left(which[1:]))
                 stepper.keep(keep)
                 lengths = lengths[keep]
     return out
@@ -35,19 +43,21 @@ def steps(base, role, way, count=4, keep_at=2):
 
 @pytest.mark.parametrize("name", ["llama", "llama_bias", "qwen2", "qwen3"])
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-@pytest.mark.parametrize("role", [POLICY, "reward-0", "base"])
-def test_steps_are_the_models_own(folder_of, name, quantization, role):
+@pytest.mark.parametrize("which", [MANY, UNEVEN, FEW_ROWS], ids=["even", "uneven", "few"])
+def test_steps_are_the_models_own(folder_of, name, quantization, which):
     base = load(folder_of(name), quantization, LoraSpec(r=4, alpha=6.0))
     base.roles.add("reward-0", head=True)
     stir(base, POLICY)
     stir(base, "reward-0", seed=3)
-    ours, theirs = steps(base, role, LeanDecoder), steps(base, role, PlainStepper)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.shape == other.shape
-        assert torch.allclose(mine, other, atol=1e-4 * float(other.abs().max()))
-    if role != "base":
-        plain = steps(base, "base", LeanDecoder)
-        assert not torch.allclose(ours[0], plain[0], atol=1e-2)
+    first = {}
+    for role in (POLICY, "reward-0", "base"):
+        ours, theirs = (steps(base, role, way, which) for way in (LeanDecoder, PlainStepper))
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.shape == other.shape
+            assert torch.allclose(mine, other, atol=1e-4 * float(other.abs().max()))
+        first[role] = ours[0]
+    assert not torch.allclose(first[POLICY], first["base"], atol=1e-2)
+    assert not torch.allclose(first[POLICY], first["reward-0"], atol=1e-2)
 
 
 def test_an_adapter_on_some_layers_alone(folder_of):

@@ -8,6 +8,7 @@ from torch import nn
 
 from ...compat import attends_to_all
 from ...compat.lora import BaseTunerLayer, lone_adapter, matrices
+from ..small_products import Dense
 
 TRUNK = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -57,7 +58,7 @@ def _is_layer(layer: Any, dense: bool) -> bool:
 
 def _is_plain(part: Any) -> bool:
     """Whether a layer is x W^T + b with a dense W."""
-    return isinstance(part, nn.Linear) and type(part).__name__ in ("Linear", "Dense")
+    return type(part) in (nn.Linear, Dense)
 
 
 def _is_wrapped(part: Any) -> bool:
@@ -66,7 +67,7 @@ def _is_wrapped(part: Any) -> bool:
     if not all(hasattr(base, name) for name in ("in_features", "out_features")):
         return False
     if not isinstance(part, BaseTunerLayer) or part.disable_adapters or not _has_active(part):
-        return not getattr(part, "merged", False)
+        return not (isinstance(part, BaseTunerLayer) and part.merged)
     return matrices(part, lone_adapter(part)) is not None
 
 

@@ -109,7 +109,7 @@ class ColumnLowRank:
         downs, ups, row, rank = [], [], 0, 0
         for layer in layers:
             rows, row = slice(row, row + layer.weight.shape[0]), row + layer.weight.shape[0]
-            parts = getattr(layer, "low_rank", None)
+            parts = layer.low_rank if isinstance(layer, Dense) else None
             if parts is not None:
                 up, down = parts
                 ups.append((rows, slice(rank, rank + len(down)), up))
