@@ -89,7 +89,7 @@ def cheap_collections():
 def no_waiting_for_the_disk():
     """Whether the content of a file has reached the disk shows only after a power cut, and each wait costs 2 ms.
 
-    A run waits a hundred times. A handle that is none is an error all the same.
+    A run waits a hundred times. An invalid handle is still an error.
     """
     waiting = os.fsync
     os.fsync = lambda handle: os.fstat(handle) and None

@@ -53,7 +53,7 @@ def tensors_in(args: Any, kwargs: Any = None) -> list[Tensor]:
 
 
 def on_card(x: Any) -> bool:
-    """Whether this is a tensor of the card that is not there."""
+    """Whether this is a tensor of the simulated card."""
     return isinstance(x, FakeTensor) and x.fake_device.type == "cuda"
 
 
@@ -161,7 +161,7 @@ class DryRun(TorchDispatchMode):
         if name in ("nonzero", "_unique2", "unique_dim", "masked_select"):
             if values is None:
                 raise RuntimeError(
-                    f"{name}: its result's shape hangs on numbers that a dry run does not have"
+                    f"{name}: the shape of its result depends on numbers that a dry run does not have"
                 )
             with self._fake:
                 return tree_map(lambda x: torch.empty(x.shape, dtype=x.dtype, device=args[0].device), values)

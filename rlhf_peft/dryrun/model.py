@@ -1,4 +1,4 @@
-"""The base model on a card that is not there: made from its configuration alone."""
+"""The base model on a simulated card: made from its configuration alone."""
 
 from __future__ import annotations
 

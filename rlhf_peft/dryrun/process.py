@@ -1,4 +1,4 @@
-"""Makes the present process one in which everything runs on a card that is not there."""
+"""Makes the present process one in which everything runs on a simulated card."""
 
 from __future__ import annotations
 

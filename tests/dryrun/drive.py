@@ -1,4 +1,4 @@
-"""Runs recipes on a card that is not there, in a process of its own, and prints a JSON line for each.
+"""Runs recipes on a simulated card, in a process of its own, and prints a JSON line for each.
 
     python -m tests.dryrun.drive FOLDER CASE ...
 

@@ -1,4 +1,4 @@
-"""Counts on a card that is not there: per decoded token, per layer, per micro-step and per update."""
+"""Counts on a simulated card: per decoded token, per layer, per micro-step and per update."""
 
 import gc
 import json

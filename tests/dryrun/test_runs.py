@@ -1,4 +1,4 @@
-"""Recipes on a CUDA card that is not there: no mix of devices or dtypes, from the first stage to the last file."""
+"""Recipes on a CUDA simulated card: no mix of devices or dtypes, from the first stage to the last file."""
 
 import json
 import subprocess

@@ -4,10 +4,10 @@ Decoding reads every weight for every token; quantized weights would be dequanti
 stands in for itself with one dense matrix W + scale * B A, built once, dropped at the end. The quantized weights
 are never touched.
 
-In half precision W + d is W where |d| is less than half of the distance to the next number, which is true of most of a
-young adapter. The weights of a quantized layer are made in float32, so that they are rounded once, with the adapter in
-them. An unquantized layer's weight is such a number already: it stays as it is, and the adapter's product is added to
-the layer's output.
+In half precision W + d is W where |d| is less than half of the distance to the next number. That is true of most of an
+adapter with small updates, as the first steps give. The weights of a quantized layer are made in float32, so that they
+are rounded once, with the adapter in them. An unquantized layer's weight is such a number already: it stays as it is,
+and the adapter's product is added to the layer's output.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from .options import LocalOptions, shorter
 from .rows import Row, by_length, rollout_of, start_rows, streams
 
 READ_EVERY = 8
-"""Steps of decoding on a card after which it is looked which rows have ended."""
+"""On a card the drawn tokens are read, and rows that have ended are found, after so many steps."""
 
 
 def provided(params: SamplingParams, *words: str) -> frozenset[str]:

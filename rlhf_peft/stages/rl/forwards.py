@@ -123,7 +123,7 @@ class RoleForwards:
     def padded(self, batch: Batch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Ids and actions [n, T] of some rows on the CPU, padded on the right, as wide as the longest.
 
-        They stay there because what is done next hangs on them: a mask that is read back from a card makes the host
+        They stay there because what is done next depends on them: a mask that is read back from a card makes the host
         wait for all that the card has still to do.
         """
         rollout = batch.rollout

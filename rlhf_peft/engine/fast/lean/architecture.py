@@ -1,4 +1,4 @@
-"""Which models the lean step knows, as far as their modules tell."""
+"""Which models the lean step can decode, judged by the modules that they consist of."""
 
 from __future__ import annotations
 
