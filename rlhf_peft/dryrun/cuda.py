@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .compat import device_index, stand_in_for_triton, treat_fakes_as_real
-from .mode import DryRun, attention
+from .mode import DryRun, attention, rms_norm
 
 
 def present_card(run: DryRun, cards: int = 1) -> None:
@@ -87,5 +87,6 @@ def present_card(run: DryRun, cards: int = 1) -> None:
     for name, function in stand_ins.items():
         setattr(torch.cuda, name, function)
     torch.nn.functional.scaled_dot_product_attention = attention
+    torch.nn.functional.rms_norm = rms_norm
     treat_fakes_as_real()
     stand_in_for_triton(meter.kernel)

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+from packaging.version import Version
 
 from tests.dryrun.cases import CASES
 from tests.dryrun.drive import UNAVAILABLE
@@ -40,7 +42,9 @@ def test_the_host_reads_drawn_tokens_every_eighth_step(results):
 
 
 def test_launches_of_a_decoded_token(results):
-    most = {"dense": (33, 31), "4-bit": (42, 31)}
+    # bitsandbytes 0.50 multiplies with 4-bit weights in one kernel.
+    one_kernel = Version(version("bitsandbytes")) >= Version("0.50")
+    most = {"dense": (33, 31), "4-bit": (42 if one_kernel else 63, 31)}
     for name, counts in results["decoding"].items():
         assert counts["launches_a_layer"] <= most[name][0] and counts["launches_besides"] <= most[name][1], (
             name
@@ -50,7 +54,7 @@ def test_launches_of_a_decoded_token(results):
 def test_launches_and_kept_bytes_of_an_update(results):
     """Bytes that wait for the backward pass, a token and a layer of 256 wide with 8 heads of 32 and an MLP of 512."""
     kept, recomputed = results["updates"]["kept"], results["updates"]["recomputed"]
-    assert kept["launches_a_layer"] <= 270 and recomputed["launches_a_layer"] <= 372
+    assert kept["launches_a_layer"] <= 276 and recomputed["launches_a_layer"] <= 378
     assert kept["bytes_a_token_a_layer"] <= 8400 and recomputed["bytes_a_token_a_layer"] <= 2 * 256
     # transformers looks once a forward whether rows are packed.
     assert kept["reads"] <= 1 and recomputed["reads"] <= 1

@@ -1,4 +1,4 @@
-"""Vectors as columns: the weights stand on the left of every product, which is the fastest way for few rows on a CPU."""
+"""Vectors as columns: the weights stand on the left of every product, the fastest way for few rows on a CPU."""
 
 from __future__ import annotations
 

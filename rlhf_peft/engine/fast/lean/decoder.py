@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import rms_norm
+from torch import Tensor, nn
 
 from ...head import HALF
 from ...kv_cache import GrowingCache, GrowingLayer
@@ -221,4 +220,4 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _normed(norm: Any, x: Tensor) -> Tensor:
     """RMS norm over the last dimension."""
-    return rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+    return nn.functional.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
