@@ -10,26 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.head import HALF
 from .compat import (
     FakeTensor,
     FakeTensorMode,
     TorchDispatchMode,
-    efficient_attention,
-    flash_attention,
     gemm_4bit_is_fused,
     has_own_dtype,
     is_view,
     lifting_from_cpu,
-    math_attention,
     tree_leaves,
     tree_map,
     unset_fake_temporarily,
 )
 from .meter import Card, Meter, flops_of
 
-torch_rms_norm = torch.nn.functional.rms_norm
-torch_attention = torch.nn.functional.scaled_dot_product_attention
 EMPTY = frozenset(
     {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
 )
@@ -341,52 +335,3 @@ def finite(name: str, args: Any) -> Tensor | None:
         return None
     with unset_fake_temporarily():
         return torch.full(left.shape, answer)
-
-
-def rms_norm(
-    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    """The root mean square norm, which a card computes by one kernel.
-
-    Builds of torch without CUDA would take it apart. One kernel that reads and writes as much stands in for it.
-    """
-    wants = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (input, weight))
-    if not on_card(input) or wants:
-        return torch_rms_norm(input, normalized_shape, weight, eps)
-    return input * 1
-
-
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Attention by the kernel that torch chooses on a card: flash, memory-efficient, or plain products.
-
-    It stands in for `torch.nn.functional.scaled_dot_product_attention`; tensors of the CPU take torch's own way.
-    """
-    if not on_card(query):
-        plain: Tensor = torch_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-        return plain
-    grouped = query.shape[1] != key.shape[1]
-    if attn_mask is None and query.dtype in HALF:
-        out: Tensor = flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
-        return out
-    if grouped:
-        return math_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    mask = None
-    if attn_mask is not None:
-        mask = torch.where(attn_mask, 0.0, -torch.inf) if attn_mask.dtype == torch.bool else attn_mask
-        mask = mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
-    wants = any(x.requires_grad for x in (query, key, value))
-    out = efficient_attention(query, key, value, mask, wants, dropout_p, is_causal, scale=scale)[0]
-    return out
