@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +14,8 @@ from .terminal import make_console
 
 if TYPE_CHECKING:
     from ..planning.forecast import Forecast
+    from ..recipe import Recipe
+    from ..registry import Registry
 
 
 def plan(
@@ -22,6 +26,12 @@ def plan(
         str | None,
         typer.Option("--gpu", metavar="12GB|NAME", help='A size, or a card such as "RTX 4070".'),
     ] = None,
+    is_exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="By a dry run on a simulated card: half a minute, and seconds a step too."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, in bytes.")] = False,
     plugin: Plugins = None,
     reward: Rewards = None,
@@ -34,13 +44,42 @@ def plan(
     from ..recipe import check_settings
 
     check_settings(loaded, registry, here=gpu is None)
-
+    if is_exact:
+        _exact(loaded, registry, gpu, plugin or (), as_json=as_json, no_plugins=context.obj.no_plugins)
+        return
     result = forecast(loaded, registry, gpu=gpu, trust_remote_code=trust_remote_code)
     if as_json:
         print(json.dumps(as_dict(result), indent=2))
     else:
         show(result)
     if result.plan.verdict == "does not fit":
+        raise typer.Exit(1)
+
+
+def _exact(
+    recipe: Recipe,
+    registry: Registry,
+    gpu: str | None,
+    plugins: Sequence[Path],
+    *,
+    as_json: bool,
+    no_plugins: bool,
+) -> None:
+    """Print the exact plan.
+
+    Raises:
+        UsageError: no card is named and there is none here, or a dry run is not possible.
+    """
+    from ..planning.exact.plan import exact
+    from ..planning.gpus import this_gpu
+    from . import exact_plan
+
+    result = exact(recipe, registry, gpu or this_gpu(), plugins=plugins, no_plugins=no_plugins)
+    if as_json:
+        print(json.dumps(exact_plan.as_dict(result), indent=2))
+    else:
+        exact_plan.show(result)
+    if result.verdict == "does not fit":
         raise typer.Exit(1)
 
 

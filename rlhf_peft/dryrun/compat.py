@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 
 # Fake tensors are private in torch; there is no public tensor with a device, gradients and no data.
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+    unset_fake_temporarily,
+)
 
 # Some functions of torch.cuda take a device without an index, others refuse it; this one tells.
 from torch.cuda._utils import _get_device_index as device_index
@@ -37,6 +42,10 @@ __all__ = [
     "flash_attention",
     "gemm_4bit_is_fused",
     "has_own_dtype",
+    "in_backward",
+    "in_fake_kernel",
+    "is_plain_view",
+    "is_pure",
     "is_view",
     "lifting_from_cpu",
     "math_attention",
@@ -61,9 +70,37 @@ def is_view(operator: Any) -> bool:
     return any(out.alias_info is not None and not out.alias_info.is_write for out in returns)
 
 
+_PURE: dict[Any, bool] = {}
+
+
+def is_plain_view(operator: Any) -> bool:
+    """Whether an operator gives another view of its input, and leaves the input as it is."""
+    return is_view(operator) and not operator._schema.is_mutable
+
+
+def is_pure(operator: Any) -> bool:
+    """Whether an operator's results are new tensors that depend on its arguments alone. `_schema` is private."""
+    if operator not in _PURE:
+        schema = operator._schema
+        _PURE[operator] = not any(x.alias_info is not None for x in (*schema.arguments, *schema.returns))
+    return _PURE[operator]
+
+
+@contextmanager
+def in_fake_kernel(mode: FakeTensorMode) -> Iterator[None]:
+    """Inside, fake tensors are what they are made of, tensors without data: an operator computes its shapes alone."""
+    with unset_fake_temporarily(), in_kernel_invocation_manager(mode):
+        yield
+
+
 def has_own_dtype(operator: Any) -> bool:
     """Whether an operator is the overload of a matrix product that is told the dtype of its result."""
     return str(operator._overloadname).startswith("dtype")
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass now; peaks of the two passes could not be told apart without it."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def present_card(run: DryRun, cards: int = 1) -> None:
 
     def free_and_total(device: Any = None) -> tuple[int, int]:
         index(device)
-        return max(0, card.memory - meter.live), card.memory
+        return max(0, card.memory - meter.reserved), card.memory
 
     def properties(device: Any = None) -> Any:
         index(device)
@@ -52,9 +52,6 @@ def present_card(run: DryRun, cards: int = 1) -> None:
             multi_processor_count=card.multiprocessors,
         )
 
-    def reset_peak(device: Any = None) -> None:
-        meter.now.peak = meter.live
-
     stand_ins: dict[str, Any] = {
         "is_available": lambda: True,
         "is_initialized": lambda: False,
@@ -62,17 +59,17 @@ def present_card(run: DryRun, cards: int = 1) -> None:
         "current_device": lambda: current[0],
         "set_device": set_device,
         "synchronize": lambda device=None: None,
-        "empty_cache": lambda: None,
+        "empty_cache": meter.release,
         "is_current_stream_capturing": lambda: False,
         "is_bf16_supported": lambda including_emulation=True: (
             card.capability >= (8, 0) or including_emulation
         ),
         "mem_get_info": free_and_total,
-        "memory_reserved": lambda device=None: meter.live,
+        "memory_reserved": lambda device=None: meter.reserved,
         "memory_allocated": lambda device=None: meter.live,
         "max_memory_allocated": lambda device=None: meter.now.peak,
-        "max_memory_reserved": lambda device=None: meter.now.peak,
-        "reset_peak_memory_stats": reset_peak,
+        "max_memory_reserved": lambda device=None: meter.now.reserved,
+        "reset_peak_memory_stats": lambda device=None: meter.reset_peak(),
         "get_per_process_memory_fraction": lambda device=None: (strict(device), 1.0)[1],
         "set_per_process_memory_fraction": lambda fraction, device=None: (strict(device), None)[1],
         "get_device_name": lambda device=None: card.name,

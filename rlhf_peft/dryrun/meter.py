@@ -1,4 +1,9 @@
-"""What a dry run counts: memory, launches of kernels, reads by the host, bytes and operations."""
+"""What a dry run counts: memory, launches of kernels, reads by the host, bytes, operations and seconds.
+
+Seconds are those of a roofline: a kernel takes as long as its bytes or its operations take at the card's rates. The
+host launches kernels one after the other while the card works on earlier ones; where it waits for a value, both begin
+anew. No kernel is as fast as that, so real seconds are more.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-BLOCK = 512
-"""Bytes to which torch's allocator rounds."""
+from .allocator import Allocator, rounded
+
+LAUNCH = 8e-6
+"""Seconds that Python and torch take to launch a kernel: 7 to 8 microseconds are assumed for a desktop."""
+SHORTEST = 2e-6
+"""Seconds of the shortest kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +54,21 @@ class Counts:
 
     Attributes:
         peak: most bytes that were allocated at once.
+        reserved: most bytes that torch's allocator had reserved.
+        peaks: most bytes that were allocated when a kind of allocation was made; see `Meter.doing`.
         launches: kernels that were launched.
         kernels: name of an operator to its launches.
         host_reads: (kind, place) to how often the host waited for a value.
         uploads: bytes that were copied to the card.
         moved: bytes that kernels read and wrote.
         flops: floating-point operations.
-        seconds: of the kernels, each as long as its bytes or its operations take at the card's rates.
+        seconds: of the phase, by the roofline.
+        kernel_seconds: of all kernels together, by the roofline.
     """
 
     peak: int = 0
+    reserved: int = 0
+    peaks: dict[Place, int] = field(default_factory=dict)
     launches: int = 0
     kernels: Counter[str] = field(default_factory=Counter)
     host_reads: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -62,10 +76,14 @@ class Counts:
     moved: float = 0.0
     flops: float = 0.0
     seconds: float = 0.0
+    kernel_seconds: float = 0.0
 
     def add(self, other: Counts) -> None:
-        """Add another phase; the peak is the larger one."""
+        """Add another phase; of peaks the larger ones count."""
         self.peak = max(self.peak, other.peak)
+        self.reserved = max(self.reserved, other.reserved)
+        for place, size in other.peaks.items():
+            self.peaks[place] = max(self.peaks.get(place, 0), size)
         self.launches += other.launches
         self.kernels.update(other.kernels)
         self.host_reads.update(other.host_reads)
@@ -73,6 +91,22 @@ class Counts:
         self.moved += other.moved
         self.flops += other.flops
         self.seconds += other.seconds
+        self.kernel_seconds += other.kernel_seconds
+
+    def repeat(self, times: float) -> None:
+        """Count the phase as if it had been done so many times; its peaks stay."""
+        self.launches = round(times * self.launches)
+        self.kernels = Counter({key: round(times * n) for key, n in self.kernels.items()})
+        self.host_reads = Counter({key: round(times * n) for key, n in self.host_reads.items()})
+        self.uploads = round(times * self.uploads)
+        self.moved *= times
+        self.flops *= times
+        self.seconds *= times
+        self.kernel_seconds *= times
+
+
+Place = tuple[str, int, bool]
+"""A kind of allocation: the operator, the bytes, and whether it belongs to a backward pass."""
 
 
 class Meter:
@@ -80,21 +114,43 @@ class Meter:
 
     Attributes:
         card: whose rates are used.
-        live: bytes that are allocated now.
+        doing: the operator that runs now, and whether it belongs to a backward pass.
         now: counts of the present phase.
         phases: name to counts.
     """
 
     def __init__(self, card: Card) -> None:
         self.card = card
-        self.live = 0
+        self.doing: tuple[str, bool] = ("", False)
         self.now = Counts()
         self.phases: dict[str, Counts] = {}
         self._known: Any = WeakIdKeyDictionary()
+        self._allocator = Allocator()
+        # Seconds on the clocks of the host and of the card since the phase began.
+        self._host = self._card = 0.0
+
+    @property
+    def live(self) -> int:
+        """Bytes that are allocated now."""
+        return self._allocator.allocated
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that torch's allocator has reserved now."""
+        return self._allocator.reserved
+
+    def release(self) -> None:
+        """Give back what is reserved and free."""
+        self._allocator.release()
+
+    def reset_peak(self) -> None:
+        """Begin a new peak."""
+        self.now.peak, self.now.reserved, self.now.peaks = self.live, self.reserved, {}
 
     def lap(self, name: str) -> Counts:
         """End a phase; returns its counts, which are added to earlier phases of that name."""
-        ended, self.now = self.now, Counts(peak=self.live)
+        self._wait()
+        ended, self.now = self.now, Counts(peak=self.live, reserved=self.reserved)
         self.phases.setdefault(name, Counts()).add(ended)
         return ended
 
@@ -103,20 +159,33 @@ class Meter:
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
-        size = -(-storage.nbytes() // BLOCK) * BLOCK
+        size = rounded(storage.nbytes())
         if size == 0:
             return
         self._known[storage] = True
-        self.live += size
-        self.now.peak = max(self.now.peak, self.live)
-        weakref.finalize(storage, self._freed, size)
-
-    def _freed(self, size: int) -> None:
-        self.live -= size
+        handle = self._allocator.allocate(size)
+        now, live = self.now, self.live
+        now.peak, now.reserved = max(now.peak, live), max(now.reserved, self.reserved)
+        place = (self.doing[0], size, self.doing[1])
+        if now.peaks.get(place, 0) < live:
+            now.peaks[place] = live
+        weakref.finalize(storage, self._allocator.free, handle)
 
     def read(self, kind: str) -> None:
         """The host waits for a value of the card."""
         self.now.host_reads[kind, place()] += 1
+        self._wait()
+
+    def _wait(self) -> None:
+        """The host waits until the card has done everything; that time belongs to the present phase."""
+        self.now.seconds += max(self._host, self._card)
+        self._host = self._card = 0.0
+
+    def busy(self, seconds: float, launches: int = 1) -> None:
+        """The host launches kernels, and they take so many seconds together."""
+        self._host += launches * LAUNCH
+        self._card = max(self._card, self._host) + seconds
+        self.now.kernel_seconds += seconds
 
     def launched(self, operator: Any, inputs: list[Tensor], outputs: list[Tensor], flops: float) -> None:
         """A kernel was launched.
@@ -135,11 +204,11 @@ class Meter:
         read = sum({id(x): _bytes(x) for x in inputs}.values())
         if name in PICKING and written:
             read = min(read, 2 * written)
-        single = bool(outputs) and outputs[0].dtype == torch.float32
+        single = any(x.dtype == torch.float32 for x in inputs)
         rate = self.card.float32 if single else self.card.half
         self.now.moved += read + written
         self.now.flops += flops
-        self.now.seconds += max((read + written) / self.card.bandwidth, flops / rate)
+        self.busy(max((read + written) / self.card.bandwidth, flops / rate, SHORTEST))
 
     def kernel(self, tensors: list[Tensor]) -> None:
         """A kernel of another library was launched; each of its tensors is read or written once."""
@@ -147,7 +216,7 @@ class Meter:
         self.now.launches += 1
         self.now.kernels["other"] += 1
         self.now.moved += moved
-        self.now.seconds += moved / self.card.bandwidth
+        self.busy(max(moved / self.card.bandwidth, SHORTEST))
 
 
 PICKING = frozenset(
@@ -162,6 +231,9 @@ def flops_of(operator: Any, args: Any) -> float:
     if name in PRODUCTS:
         left, right = args[PRODUCTS[name] :][:2]
         return 2.0 * left.numel() * right.shape[-1]
+    if name == "gemm_4bit":
+        x, shape = args[0], args[2]
+        return 2.0 * x.numel() * shape[0]
     if name.startswith("_scaled_dot_product") and "math" not in name:
         backward = "backward" in name
         query, key = args[1:3] if backward else args[:2]

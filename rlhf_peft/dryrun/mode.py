@@ -16,6 +16,7 @@ from .compat import (
     TorchDispatchMode,
     gemm_4bit_is_fused,
     has_own_dtype,
+    in_backward,
     is_view,
     lifting_from_cpu,
     tree_leaves,
@@ -23,6 +24,7 @@ from .compat import (
     unset_fake_temporarily,
 )
 from .meter import Card, Meter, flops_of
+from .results import Results
 
 EMPTY = frozenset(
     {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
@@ -79,6 +81,7 @@ class DryRun(TorchDispatchMode):
         self.made_up = made_up
         self._fake = FakeTensorMode(allow_non_fake_inputs=False)
         self._stack = ExitStack()
+        self._results = Results(self._fake)
         self._scalars: dict[torch.dtype, Tensor] = {}
 
     def __enter__(self) -> DryRun:
@@ -133,6 +136,7 @@ class DryRun(TorchDispatchMode):
     def _on_card(
         self, func: Any, name: str, args: Any, kwargs: dict[str, Any], inputs: list[Tensor], to_card: bool
     ) -> Any:
+        self.meter.doing = name, in_backward()
         if name in WAITS:
             self.meter.read(name)
         if to_card and not inputs and name == "_to_copy":
@@ -170,7 +174,7 @@ class DryRun(TorchDispatchMode):
                 return self._attention_backward(func, args, kwargs)
             if name in ("mm", "bmm", "addmm", "baddbmm") and has_own_dtype(func):
                 return _product_in(args, kwargs)
-            return func(*args, **kwargs)
+        return self._results.of(func, args, kwargs)
 
     def _lifted(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The arguments with a fake CPU tensor in place of every real one, so that mixed devices are refused."""
@@ -209,10 +213,8 @@ class DryRun(TorchDispatchMode):
             for tensor in made:
                 self.meter.allocated(tensor)
                 self.meter.launched(func, [args[1]], [tensor], 0.0)
-        out = func(*args, **kwargs)
+        out = self._results.of(func, args, kwargs)
         self.meter.allocated(out)
-        self.meter.now.flops += 2.0 * rows * inputs * outputs
-        self.meter.now.seconds += 2.0 * rows * inputs * outputs / self.meter.card.half
         return out
 
     def _attention_backward(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -224,7 +226,7 @@ class DryRun(TorchDispatchMode):
         kept = [torch.empty(size, dtype=dtype, device=query.device) for size, dtype in room]
         for tensor in kept:
             self.meter.allocated(tensor)
-        out = func(*args, **kwargs)
+        out = self._results.of(func, args, kwargs)
         for tensor in tree_leaves(out):
             if on_card(tensor):
                 self.meter.allocated(tensor)

@@ -15,12 +15,8 @@ from ..errors import UsageError
 from .compat import FakeTensor, Params4bit
 
 
-def fake_loaded(spec: BaseSpec, layers: int | None = None) -> LoadedModel:
+def fake_loaded(spec: BaseSpec) -> LoadedModel:
     """What `LoadedModel.load` gives, without weights; the tokenizer is the model's own.
-
-    Args:
-        spec: of the base.
-        layers: how many layers it has; None: as its configuration says.
 
     Raises:
         ModelError: the configuration cannot be loaded.
@@ -28,15 +24,13 @@ def fake_loaded(spec: BaseSpec, layers: int | None = None) -> LoadedModel:
     """
     device = resolve_device(spec.device)
     dtype = resolve_dtype(spec.compute_dtype, device)
-    model = fake_model(spec, device, dtype, layers)
+    model = fake_model(spec, device, dtype)
     return LoadedModel(spec, model, device, dtype, spec.quantizer)
 
 
-def fake_model(spec: BaseSpec, device: torch.device, dtype: torch.dtype, layers: int | None = None) -> Any:
+def fake_model(spec: BaseSpec, device: torch.device, dtype: torch.dtype) -> Any:
     """A causal language model with fake parameters on a device, quantized as its spec says."""
     config = load_config(spec)
-    if layers is not None:
-        _shorten(config.get_text_config(), layers)
     config.dtype = dtype
     model = skeleton_of(spec, config)
     if spec.quantizer.bits is not None:
@@ -53,12 +47,6 @@ def fake_model(spec: BaseSpec, device: torch.device, dtype: torch.dtype, layers:
     model.requires_grad_(False)
     model.eval()
     return model
-
-
-def _shorten(config: Any, layers: int) -> None:
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = list(config.layer_types[:layers])
 
 
 def _quantize(model: Any, spec: BaseSpec, device: torch.device, dtype: torch.dtype) -> None:

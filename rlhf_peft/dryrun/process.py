@@ -14,9 +14,7 @@ from .mode import DryRun, plain_ids
 from .model import fake_loaded
 
 
-def begin(
-    card: Card, *, cards: int = 1, layers: int | None = None, made_up: Callable[[Tensor], Tensor] = plain_ids
-) -> DryRun:
+def begin(card: Card, *, cards: int = 1, made_up: Callable[[Tensor], Tensor] = plain_ids) -> DryRun:
     """Let `torch.cuda` answer for a card, and base models be made of their configurations, from now on.
 
     What is to run on the card runs inside the mode that is returned:
@@ -28,14 +26,13 @@ def begin(
     Args:
         card: that is not there.
         cards: number of them.
-        layers: of base models; None: as their configurations say.
         made_up: values of drawn tokens, when the host reads them.
     """
     run = DryRun(card, made_up)
     present_card(run, cards)
 
     def load(cls: Any, spec: Any) -> LoadedModel:
-        return fake_loaded(spec, layers)
+        return fake_loaded(spec)
 
     LoadedModel.load = classmethod(load)  # type: ignore[method-assign, assignment]
     return run

@@ -127,7 +127,7 @@ def bench(
         peaks.lap("loading")
         run = RunFolder.create(Path(folder), recipe.name)
         ctx = Context(recipe, base, registry, run, recorded)
-        notes = _add_untrained_roles(stage, ctx, registry)
+        notes = add_untrained_roles(stage, ctx, registry)
         ctx.seed_everything(stage.name)
         # 3. The steps.
         if isinstance(short, RlStage):
@@ -170,7 +170,7 @@ def _is_cpu(recipe: Recipe) -> bool:
     return resolve_device(recipe.device).type != "cuda"
 
 
-def _add_untrained_roles(stage: AnyStage, ctx: Context, registry: Registry) -> list[str]:
+def add_untrained_roles(stage: AnyStage, ctx: Context, registry: Registry) -> list[str]:
     """Add untrained roles where an earlier stage would have trained them; returns a note for each."""
     if not isinstance(stage, RlStage):
         return []

@@ -41,7 +41,7 @@ def forecast(
     Raises:
         UsageError: the card, the model's configuration or local data cannot be used.
     """
-    first, again = _planned(recipe, registry, gpu, trust_remote_code)
+    first, again = planned(recipe, registry, gpu, trust_remote_code)
     if first.verdict == "fits":
         first.notes += _whole_precision(recipe, registry, again)
         return Forecast(first, [])
@@ -57,7 +57,7 @@ def precision_notes(recipe: Recipe, registry: Registry) -> list[str]:
     if not _few_bits(recipe, registry) or not Path(BaseSpec(recipe.model.path).location).is_dir():
         return []
     with suppress(ModelError, UsageError, DataError):
-        first, again = _planned(recipe, registry, None, trust_remote_code=False)
+        first, again = planned(recipe, registry, None, trust_remote_code=False)
         return _whole_precision(recipe, registry, again) if first.verdict == "fits" else []
     return []
 
@@ -66,8 +66,8 @@ Again = Callable[[Sequence[str]], Plan]
 """A function from overrides to the plan of the recipe with them."""
 
 
-def _planned(
-    recipe: Recipe, registry: Registry, gpu: str | None, trust_remote_code: bool
+def planned(
+    recipe: Recipe, registry: Registry, gpu: str | None, trust_remote_code: bool = False
 ) -> tuple[Plan, Again]:
     """The plan of a recipe, and a function that plans it again with overrides."""
     device = resolve_device(recipe.device).type if gpu is None else "cuda"

@@ -67,7 +67,7 @@ def budget(gpu: str | None, device: str) -> Budget:
     if gpu is not None:
         size = parse_gpu(gpu)
         return Budget(
-            gpu, "cuda", size, reserve_of(size) + CONTEXT, bf16=not _card(gpu).startswith(BEFORE_BF16)
+            gpu, "cuda", size, reserve_of(size) + CONTEXT, bf16=not card_name(gpu).startswith(BEFORE_BF16)
         )
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
@@ -77,23 +77,42 @@ def budget(gpu: str | None, device: str) -> Budget:
     return Budget("this machine's memory", "cpu", free, reserve_of(free))
 
 
-def _card(text: str) -> str:
-    """A card's name as `CARDS` has it."""
-    name = re.sub(r"\b(nvidia|geforce|tesla)\b", "", text.lower())
+def this_gpu() -> str:
+    """The GPU of this machine, as `--gpu` names it: by name where that is known, else by its size.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "--exact simulates a GPU, and there is none here: name one, such as --gpu 'RTX 4070'."
+        )
+    total = torch.cuda.get_device_properties(0).total_memory / GB
+    name = torch.cuda.get_device_name()
+    # Cards of a name were sold with several sizes, and the driver keeps some memory to itself.
+    return f"{name} {round(total)}GB" if card_name(name) in CARDS else f"{total:.2f}GB"
+
+
+SIZE = r"(\d+(?:\.\d+)?)\s*(?:gb|gib|g)\s*$"
+
+
+def card_name(text: str) -> str:
+    """A card's name as `CARDS` has it; a size behind it is left out."""
+    name = re.sub(r"\b(nvidia|geforce|tesla)\b", "", re.sub(rf"\s{SIZE}", "", text.lower()))
     return re.sub(r"\b(rtx|gtx)(?=\d)", r"\1 ", " ".join(name.replace("-", " ").split()))
 
 
 def parse_gpu(text: str) -> int:
-    """Bytes of a size ("8GB", "11.5 GiB") or of a card ("RTX 4070", "nvidia geforce rtx 4070").
+    """Bytes of a size ("8GB", "11.5 GiB") or of a card ("RTX 4070", "nvidia geforce rtx 4060 ti 16 GB").
 
     Raises:
         UsageError: neither.
     """
-    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:gb|gib|g)\s*", text, re.IGNORECASE)
-    if size and float(size[1]) > 0:
+    size, name = re.search(SIZE, text.lower()), card_name(text)
+    alone = re.fullmatch(rf"\s*{SIZE}", text.lower())
+    if size and float(size[1]) > 0 and (alone or name in CARDS):
         return int(float(size[1]) * GB)
-    name = _card(text)
-    if name in CARDS:
+    if not size and name in CARDS:
         return CARDS[name] * GB
     near = difflib.get_close_matches(name, CARDS, n=3)
     meant = f" Did you mean {', '.join(near)}?" if near else ""

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from ..recipe import RlStage, StageBase
 from .gpus import Budget
 
+ALLOCATOR = "allocator"
+"""Name of the item that is what torch's allocator holds on a GPU beyond the tensors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Phase:
@@ -28,6 +31,11 @@ class Phase:
         """The sum of all items, in bytes."""
         return sum(self.items.values())
 
+    @property
+    def blocks(self) -> int:
+        """Bytes of tensors: all items but what the allocator of a GPU holds beyond them."""
+        return self.total - self.items.get(ALLOCATOR, 0)
+
 
 @dataclass(slots=True)
 class Plan:
@@ -39,6 +47,10 @@ class Plan:
         phases: in order.
         budget: the memory that there is.
         notes: assumptions, as text.
+        lengths: name of a stage to the tokens of its longest prompt (RL) or row.
+        forward_rows: name of a stage that reads rows to how many rows (pairs) go through the model at once.
+        evaluation_prompts: name of an RL stage to the prompts that its evaluation answers at once, where they need more
+            memory than those of a step.
     """
 
     parameters: int
@@ -46,6 +58,9 @@ class Plan:
     phases: list[Phase]
     budget: Budget
     notes: list[str] = field(default_factory=list)
+    lengths: dict[str, int] = field(default_factory=dict)
+    forward_rows: dict[str, int] = field(default_factory=dict)
+    evaluation_prompts: dict[str, int] = field(default_factory=dict)
 
     @property
     def peak(self) -> Phase:
@@ -55,9 +70,14 @@ class Plan:
     @property
     def verdict(self) -> str:
         """The text "fits", "tight" (less than a tenth is left) or "does not fit"."""
-        if self.peak.total > self.budget.usable:
-            return "does not fit"
-        return "tight" if self.peak.total > 0.9 * self.budget.usable else "fits"
+        return verdict_of(self.peak.total, self.budget)
+
+
+def verdict_of(size: int, budget: Budget) -> str:
+    """The verdict about so many bytes: "fits", "tight" (less than a tenth is left) or "does not fit"."""
+    if size > budget.usable:
+        return "does not fit"
+    return "tight" if size > 0.9 * budget.usable else "fits"
 
 
 Lengths = Callable[[StageBase, int], tuple[int, str]]

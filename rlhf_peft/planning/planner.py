@@ -6,12 +6,13 @@ arithmetic, and `rl_planner` the phases of an RL stage.
 
 from __future__ import annotations
 
+from ..engine.fast import FastPaths
 from ..recipe import PreferenceStage, Recipe, RewardModelStage, RlStage, SftStage, StageBase
 from ..registry import Registry
 from ..trl_bridge.rows import micro_batch
 from . import sizes
 from .gpus import Budget
-from .plan import EvaluationPrompts, Lengths, Phase, Plan
+from .plan import ALLOCATOR, EvaluationPrompts, Lengths, Phase, Plan
 from .rl_planner import RlPlanner
 from .shape import Shape
 
@@ -117,14 +118,18 @@ class Planner:
         return gradients, state
 
     def add_phase(self, stage: StageBase, name: str, items: dict[str, int]) -> None:
-        """Add a phase that needs these items, in bytes, beside the static ones."""
+        """Add a phase that needs these items, in bytes, beside the static ones, and what a GPU's allocator holds."""
         total = {**self.static(), **items}
+        if self.shape.device == "cuda":
+            blocks = sum(total.values()) - total["weights"]
+            total[ALLOCATOR] = sizes.reserved_beyond(blocks)
         self.result.phases.append(Phase(stage.name, name, {k: v for k, v in total.items() if v}))
 
     def longest(self, stage: StageBase, limit: int) -> int:
         """Tokens of the longest prompt or row of a stage; where that is known from goes into the plan's notes."""
         tokens, note = self.lengths(stage, limit)
         self.result.notes.append(note)
+        self.result.lengths[stage.name] = tokens
         return tokens
 
     # --- stages ---
@@ -136,10 +141,13 @@ class Planner:
         budget = self.recipe.model.tokens_per_forward
         packed = isinstance(stage, SftStage) and stage.packing
         row = min(self.length, budget) if packed else self.longest(stage, self.length)
+        self.result.lengths[stage.name] = row
         pair = isinstance(stage, PreferenceStage) and stage.method == "dpo"
         least = 2 if isinstance(stage, PreferenceStage) and stage.method == "kto" else 1
         tokens = row * (2 if pair else 1)
-        tokens *= micro_batch(stage.batch_size, tokens, budget, at_least=least)
+        rows = micro_batch(stage.batch_size, tokens, budget, at_least=least)
+        self.result.forward_rows[stage.name] = rows
+        tokens *= rows
         gradients, state = self.training({"policy": (True, False)}, stage.optimizer)
         activations = self.activations(tokens, tokens)
         widest = max(activations.pop("one layer"), sizes.tile_bytes(self.shape, tokens))
@@ -155,7 +163,9 @@ class Planner:
         for number in range(stage.ensemble):
             self.add_role(f"reward-{number}", head=True)
         row = 2 * self.longest(stage, self.length)
-        tokens = row * max(1, min(stage.batch_size, self.recipe.model.tokens_per_forward // row))
+        rows = max(1, min(stage.batch_size, self.recipe.model.tokens_per_forward // row))
+        self.result.forward_rows[stage.name] = rows
+        tokens = row * rows
         gradients, state = self.training({"reward": (True, True)}, stage.optimizer)
         self.add_phase(
             stage,
@@ -163,17 +173,22 @@ class Planner:
             {"gradients": gradients, "optimizer": state, **self.activations(tokens, tokens)},
         )
 
-    def activations(self, tokens: int, keys: int, trunks: int = 1) -> dict[str, int]:
+    def activations(self, tokens: int, keys: int, trunks: int = 1, *, rl: bool = False) -> dict[str, int]:
         """Bytes, by name, of what a forward keeps for the backward pass.
 
         Args:
             tokens: that go through the model at once.
             keys: that they attend to, over all rows.
             trunks: adapters whose activations are kept at the same time.
+            rl: an RL stage, in which there is no dropout.
         """
         checkpointing = self.recipe.model.gradient_checkpointing
-        fused = self._fuses_mlps()
-        saved = trunks * sizes.saved_bytes(self.shape, tokens, keys, checkpointing=checkpointing, fused=fused)
+        fast = FastPaths(self.recipe.model.fast)
+        fuses_lora = fast.allows("fused_lora") and (rl or self.recipe.lora.dropout == 0)
+        saved = sizes.saved_bytes(
+            self.shape, tokens, keys, checkpointing=checkpointing, trunks=trunks,
+            fused=fuses_lora and fast.allows("gated_mlp") and self._adapts_mlps(), plain_lora=not fuses_lora,
+        )  # fmt: skip
         holes = int(HOLES * saved) if self.shape.device == "cpu" else 0
         return {
             "activations": saved,
@@ -181,9 +196,8 @@ class Planner:
             "one layer": sizes.layer_transient(self.shape, tokens),
         }
 
-    def _fuses_mlps(self) -> bool:
-        """Whether the fused kernel runs gated MLPs: in float32, with an adapter on each of their layers."""
+    def _adapts_mlps(self) -> bool:
+        """Whether MLPs are gated, with an adapter on each of their layers, so that they can run as one step."""
         wide = {self.shape.hidden, self.shape.inner}
         on = [layer for layer in self.layers if {layer.inputs, layer.outputs} == wide]
-        full = len(on) >= 3 * self.shape.layers
-        return self.shape.gated and self.shape.itemsize == 4 and full and self.recipe.lora.dropout == 0
+        return self.shape.gated and len(on) >= 3 * self.shape.layers

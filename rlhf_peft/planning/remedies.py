@@ -36,7 +36,7 @@ def candidates(recipe: Recipe, registry: Registry, *, gpu: bool) -> list[str]:
     overrides = []
     if gpu:
         overrides += [
-            f"stages.{stage.name}.optimizer=paged_adamw_8bit"
+            f"stages.{stage.name}.optimizer=adamw_8bit"
             for stage in recipe.stages
             if stage.optimizer == "adamw"
         ]

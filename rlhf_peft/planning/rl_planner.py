@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..engine.fast import FastPaths
 from ..engine.fast.dense_weights import HEADROOM
+from ..engine.fast.shared_prefix import WORTH
 from ..hookspecs import Algorithm, Sampler
 from ..recipe import RlStage
 from ..stages.rl.parts import needs_old_logps
@@ -59,6 +60,7 @@ class RlPlanner:
         prompts = self.planner.evaluated(stage)
         if (evaluation_rows := min(most, prompts * drawn)) > self.rows * drawn:
             self.planner.result.notes.append(f"{stage.name}: evaluation is planned for {prompts} prompts")
+            self.planner.result.evaluation_prompts[stage.name] = -(-evaluation_rows // drawn)
             self._rollout("evaluation", evaluation_rows, drawn, others)
         self._scoring({**others, "value states": value_states})
         self._update({**others, "gradients": gradients, "value states": value_states})
@@ -107,8 +109,14 @@ class RlPlanner:
         card_is_lean = allowed and planner.result.budget.device == "cuda"
         merges = (not card_is_lean and dense * HEADROOM < free) if merge is None else merge
         lean = allowed and (merges or not dense or card_is_lean) and self.sampler_needs.shares_prompts
-        cached = prompts * self.prompt + rows * new if lean else rows * (self.prompt + new)
+        cached = rows * (self.prompt + new)
+        if lean:
+            # The first time the lean step is compared with the plain one on two rows of each of two prompts, which have
+            # copies of them.
+            compared = 2 * min(prompts, 2) * (self.prompt + 1)
+            cached = prompts * self.prompt + max(rows * new, compared)
         items = {
+            "adapter in 16 bits": self._decoded_adapter() if lean and dense and not merges else 0,
             "cache": sizes.cache_bytes(shape, cached),
             "one layer": sizes.layer_transient(shape, prompts * self.prompt),
             "logits": sizes.draw_bytes(shape, rows),
@@ -118,42 +126,55 @@ class RlPlanner:
             items["dense weights"] = dense
         planner.add_phase(self.stage, name, items)
 
-    def _tokens(self, rows: int) -> tuple[int, int]:
-        """Tokens of one forward over some rows, and keys that they attend to; a shared prompt counts once."""
+    def _decoded_adapter(self) -> int:
+        """Bytes of the adapter beside quantized weights: layers that read the same input share one product."""
+        together = {"q_proj": 3, "k_proj": 3, "v_proj": 3, "gate_proj": 2, "up_proj": 2}
+        values = 0
+        for layer in self.planner.layers:
+            count = together.get(layer.name.rpartition(".")[2], 1)
+            values += self.planner.rank * (layer.inputs + count * layer.outputs)
+        return values * self.shape.itemsize
+
+    def _tokens(self, rows: int) -> tuple[int, int, int]:
+        """Tokens of one forward over some rows, keys that they attend to, and tokens that the policy wrote.
+
+        A prompt that is shared counts once among the tokens.
+        """
         group, row = self.group, self.prompt + self.completion
         most = max(1, min(rows, self.forward_tokens // row))
         # Whole groups, or a group in even parts, as `length_batches` deals them.
         count = most // group * group if most >= group else -(-group // -(-group // most))
-        keys = count * row
+        keys, written = count * row, count * self.completion
         if group < 2 or count < 2 or not self.shape.shares or self.checkpointing:
-            return keys, keys
-        shared = -(-count // group) * self.prompt + count * self.completion
-        return (shared, keys) if shared < 0.8 * keys else (keys, keys)
+            return keys, keys, written
+        shared = -(-count // group) * self.prompt + written
+        return (shared if shared < WORTH * keys else keys), keys, written
 
     def _scoring(self, others: dict[str, int]) -> None:
         """Add the phase in which the frozen roles score the completions."""
         algorithm = self.algorithm
         frozen = self.reward_heads + ("reference" in algorithm.roles) + (algorithm.value == "own")
-        tokens, _ = self._tokens(self.rows)
+        tokens, _, written = self._tokens(self.rows)
         policy = needs_old_logps(algorithm)
-        states = tokens * max(1, frozen)
-        chunk = sizes.logit_chunk_bytes(self.shape, tokens, entropy=policy)
-        layer = sizes.layer_transient(self.shape, tokens)
-        items = {
-            "states": sizes.state_bytes(self.shape, states, 2) + sizes.state_bytes(self.shape, tokens, 2),
-            "one layer or logits": max(layer, chunk),
-            **others,
-        }
+        items = {**others}
+        if frozen or policy:
+            states = tokens * max(1, frozen)
+            chunk = sizes.logit_chunk_bytes(self.shape, written, entropy=policy)
+            layer = sizes.layer_transient(self.shape, tokens)
+            items |= {
+                "states": sizes.state_bytes(self.shape, states, 2) + sizes.state_bytes(self.shape, tokens, 2),
+                "one layer or logits": max(layer, chunk),
+            }
         self.planner.add_phase(self.stage, "scoring", items)
 
     def _update(self, others: dict[str, int]) -> None:
         """Add the phase in which the policy, and a value, are trained."""
         algorithm, shape = self.algorithm, self.shape
-        tokens, keys = self._tokens(-(-self.rows // algorithm.minibatches))
+        tokens, keys, written = self._tokens(-(-self.rows // algorithm.minibatches))
         trunks = 2 if algorithm.value == "own" else 1
-        activations = self.planner.activations(tokens, keys, trunks)
+        activations = self.planner.activations(tokens, keys, trunks, rl=True)
         entropy = "entropy" in algorithm.needs or not needs_old_logps(algorithm)
-        logits = sizes.logit_chunk_bytes(shape, tokens, entropy=entropy)
+        logits = sizes.logit_chunk_bytes(shape, written, entropy=entropy)
         layer = activations.pop("one layer")
         mask = keys * self.completion * shape.itemsize if tokens < keys else 0
         items = {

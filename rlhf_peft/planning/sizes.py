@@ -36,6 +36,15 @@ def optimizer_bytes(layers: Sequence[Linear], r: int, head: int, optimizer: str)
     return sum(2 * n + 8 * -(-n // 256) if n >= SMALL_TENSOR else 8 * n for n in sizes)
 
 
+def reserved_beyond(blocks: int) -> int:
+    """What torch's allocator holds on a GPU beyond so many bytes of blocks: pages that are not full, free pieces.
+
+    A page of each of its two ranges, and a share that is fitted to dry runs of eight recipes at full depth, where it
+    was 60 to 490 MiB in all.
+    """
+    return 22 * 2**20 + blocks * 6 // 100
+
+
 def dense_bytes(shape: Shape) -> int:
     """Dense weights that replace the quantized ones while completions are sampled."""
     return sum(layer.numel for layer in shape.linear) * shape.itemsize
@@ -57,8 +66,13 @@ def draw_bytes(shape: Shape, rows: int) -> int:
 
 
 def logit_chunk_bytes(shape: Shape, tokens: int, *, entropy: bool) -> int:
-    """Buffers of chunked log-probabilities: one of float32, one more for entropies, one in a shorter dtype."""
-    each = 4 * (2 if entropy else 1) + (shape.itemsize if shape.itemsize < 4 else 0)
+    """Buffers of chunked log-probabilities: one of float32, one more for entropies.
+
+    A CPU needs one in the shorter dtype too; CUDA multiplies into float32.
+    """
+    each = 4 * (2 if entropy else 1) + (
+        shape.itemsize if shape.itemsize < 4 and shape.device != "cuda" else 0
+    )
     return min(CHUNK, tokens) * shape.vocabulary * each
 
 
@@ -73,28 +87,36 @@ def tile_bytes(shape: Shape, tokens: int) -> int:
     return min(TILE[0], tokens) * min(TILE[1], shape.vocabulary) * (shape.itemsize + 7 * 4 + 1)
 
 
-def layer_saved(shape: Shape, tokens: int, keys: int, *, fused: bool = False) -> int:
+def layer_saved(
+    shape: Shape, tokens: int, keys: int, *, fused: bool = False, plain_lora: bool = False
+) -> int:
     """Activations that one layer keeps for the backward pass.
 
     Twice the residual (float32) and its norm; queries, output, and keys and values of `keys` tokens, repeated where
-    heads share them; gate, its activation, up, product, or only gate and up where the MLP is one step.
+    heads share them, but not by the fused attention of a card, which takes no mask; gate, its activation, up, product,
+    or only gate and up where the MLP is one step. PEFT's own forward in 16 bits keeps a float32 copy of the input of
+    each of the seven linear layers too.
 
     Args:
         shape: the model's.
         tokens: that go through it.
-        keys: tokens that they attend to, over all rows.
+        keys: tokens that they attend to, over all rows; more than `tokens` where prompts are shared, by a mask.
         fused: the MLP is one step.
+        plain_lora: linear layers with an adapter are computed by PEFT.
     """
     d, query_width, key_width = (
         shape.itemsize,
         shape.heads * shape.head_size,
         shape.kv_heads * shape.head_size,
     )
-    repeated_width = query_width if key_width < query_width else key_width
+    flash = shape.device == "cuda" and d == 2 and keys <= tokens
+    repeated_width = key_width if flash else max(query_width, key_width)
     saved = 2 * shape.hidden * (4 + d) + 2 * query_width * d + 4 * shape.heads
     saved += shape.inner * d * (2 if fused else 4 if shape.gated else 3)
     if shape.qk_norm:
         saved += 4 * (query_width + key_width)
+    if plain_lora and d < 4:
+        saved += 4 * ((5 if shape.gated else 4) * shape.hidden + query_width + shape.inner)
     return tokens * saved + 2 * keys * repeated_width * d
 
 
@@ -103,12 +125,21 @@ def layer_transient(shape: Shape, tokens: int) -> int:
     return tokens * shape.itemsize * (3 * shape.inner + 2 * shape.hidden) + largest_layer(shape)
 
 
-def saved_bytes(shape: Shape, tokens: int, keys: int, *, checkpointing: bool, fused: bool = False) -> int:
-    """Activations kept for the backward pass of a whole trunk; checkpointed: one layer's and all inputs."""
-    one = layer_saved(shape, tokens, keys, fused=fused)
+def saved_bytes(
+    shape: Shape,
+    tokens: int,
+    keys: int,
+    *,
+    checkpointing: bool,
+    trunks: int = 1,
+    fused: bool = False,
+    plain_lora: bool = False,
+) -> int:
+    """Activations kept for the backward pass of whole trunks; checkpointed: one layer's, and the inputs of all."""
+    one = layer_saved(shape, tokens, keys, fused=fused, plain_lora=plain_lora)
     if checkpointing:
-        return one + shape.layers * tokens * shape.hidden * shape.itemsize
-    return shape.layers * one
+        return one + trunks * shape.layers * tokens * shape.hidden * shape.itemsize
+    return trunks * shape.layers * one
 
 
 def state_bytes(shape: Shape, tokens: int, copies: int) -> int:
