@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Gathers what a machine with a GPU and without a network lacks: the wheels of this package and of the packages that
+# it needs. That machine has Python 3.12, torch 2.11 for CUDA 13.0, transformers 5.17, accelerate 1.15 and what these
+# need, as in constraints-image.txt.
+#
+#     tests/gpu/kit.sh             # writes .whl/, about 9 MB, beside the code; git ignores it
+#     tests/gpu/run.sh             # there, with the code and .whl/ in the current folder
+#
+# The package index is reached through pip. A package that is not found stops the script.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+python=${PYTHON:-python3}
+
+packages=(
+  bitsandbytes==0.50.2
+  trl==1.16.0
+  peft==0.21.2
+  datasets==5.2.0
+  dill==0.4.1
+  multiprocess==0.70.19
+  pydantic==2.14.4
+  pydantic_core==2.50.5
+  annotated_types==0.8.0
+  typing_inspection==0.4.5
+  starlette==1.10.0
+  uvicorn==0.54.0
+)
+# pip compares the names of platforms letter by letter, so that each version of the C library is named.
+platforms=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64)
+for minor in 17 24 27 28 31 34 35; do platforms+=(--platform "manylinux_2_${minor}_x86_64"); done
+
+rm -rf .whl
+mkdir .whl
+"$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 \
+  --abi abi3 --abi none "${platforms[@]}" --dest .whl "${packages[@]}"
+# The wheel of this package is built in a folder of its own: a build folder here would be found by the tests.
+"$python" -m pip wheel --quiet --no-deps --wheel-dir .whl .
+"$python" tests/gpu/trim.py .whl/bitsandbytes-*.whl
+ls -l .whl
+du -sh .whl
