@@ -34,7 +34,7 @@ SHAPE = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-WIDE = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 4, "head_dim": 128}
+WIDE = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 2, "head_dim": 128}
 """A model whose activations are larger than all that is rounded up."""
 
 
