@@ -26,7 +26,8 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def device(pytestconfig):
     """Where the tests compute: a card, or the CPU where the code of the tests is tried."""
-    return torch.device(pytestconfig.getoption("gpu_device"))
+    found = torch.device(pytestconfig.getoption("gpu_device"))
+    return torch.device("cuda", found.index or 0) if found.type == "cuda" else found
 
 
 @pytest.fixture

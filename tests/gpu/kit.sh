@@ -3,8 +3,8 @@
 # it needs. That machine has Python 3.12, torch 2.11 for CUDA 13.0, transformers 5.17, accelerate 1.15 and what these
 # need, as in constraints-image.txt.
 #
-#     tests/gpu/kit.sh             # writes .whl/, about 9 MB, beside the code; git ignores it
-#     tests/gpu/run.sh             # there, with the code and .whl/ in the current folder
+#     tests/gpu/kit.sh      # writes .whl/, 13 MB, beside the code; git ignores it
+#     tests/gpu/run.sh 1    # there, with .whl/ beside the code
 #
 # The package index is reached through pip. A package that is not found stops the script.
 set -euo pipefail
@@ -33,7 +33,6 @@ rm -rf .whl
 mkdir .whl
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 \
   --abi abi3 --abi none "${platforms[@]}" --dest .whl "${packages[@]}"
-# The wheel of this package is built in a folder of its own: a build folder here would be found by the tests.
 "$python" -m pip wheel --quiet --no-deps --wheel-dir .whl .
 "$python" tests/gpu/trim.py .whl/bitsandbytes-*.whl
 ls -l .whl

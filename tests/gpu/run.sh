@@ -22,10 +22,9 @@ mkdir -p "$out"
 shape=full
 [ "$device" = cpu ] && shape=toy
 
-if compgen -G '.whl/*.whl' >/dev/null && [ ! -f "$site/installed" ]; then
+if compgen -G '.whl/*.whl' >/dev/null; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" .whl/*.whl ||
     exit 1
-  touch "$site/installed"
 fi
 # The code of this folder comes first; of the package's wheel its entry points are used.
 export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -34,11 +33,11 @@ status=0
 tests() {
   timeout 60 "$python" -m rlhf_peft doctor | tee "$out/doctor.txt"
   # Warnings of other libraries on a card are not known yet, and fail no test here.
-  timeout 420 "$python" -m pytest tests/gpu -m gpu --gpu-device "$device" --gpu-figures "$out/figures.jsonl" \
+  timeout 330 "$python" -m pytest tests/gpu -m gpu --gpu-device "$device" --gpu-figures "$out/figures.jsonl" \
     -o addopts= -o filterwarnings=default -p no:xdist -p no:cacheprovider -ra --tb=short --durations=15 \
     2>&1 | tee "$out/tests.log" || status=1
   begun=$SECONDS
-  timeout 90 "$python" -m rlhf_peft run quickstart "device=${device%%:*}" output_dir="$(mktemp -d)" \
+  timeout 150 "$python" -m rlhf_peft run quickstart "device=${device%%:*}" output_dir="$(mktemp -d)" \
     2>&1 | tee "$out/quickstart.log" || status=1
   echo "quickstart: $((SECONDS - begun)) s" | tee -a "$out/quickstart.log"
 }

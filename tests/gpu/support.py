@@ -42,8 +42,9 @@ def make_model(folder, device, kind="qwen3", **changes):
     """Save a random model, made on the device in bfloat16, with the tokenizer that ships with the package."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**SHAPE, **changes})
-    with torch.device(device), quiet():
+    with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with quiet():
         model.save_pretrained(folder)
     for file in TINY.iterdir():
         if file.name not in ("config.json", "model.safetensors"):

@@ -98,6 +98,8 @@ def main(text: str) -> None:
     """Measure some cases; see `driver` for what it is given."""
     given = json.loads(text)
     device = torch.device(given["device"])
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())  # Torch's caps want an index.
     models = Path(given["models"])
     models.mkdir(parents=True, exist_ok=True)
     print("MACHINE", json.dumps(machine(device)), flush=True)
