@@ -11,20 +11,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-python3}
 
-packages=(
-  bitsandbytes==0.50.2
-  trl==1.16.0
-  peft==0.21.2
-  datasets==5.2.0
-  dill==0.4.1
-  multiprocess==0.70.19
-  pydantic==2.14.4
-  pydantic_core==2.50.5
-  annotated_types==0.8.0
-  typing_inspection==0.4.5
-  starlette==1.10.0
-  uvicorn==0.54.0
-)
+# In the versions that are tested; --no-deps below, since the other packages that they need are there.
+names=(bitsandbytes trl peft datasets dill multiprocess pydantic pydantic-core annotated-types typing-inspection starlette uvicorn)
+packages=()
+for name in "${names[@]}"; do packages+=("$(grep -E "^$name==" constraints.txt)"); done
+
 # pip compares the names of platforms letter by letter, so that each version of the C library is named.
 platforms=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64)
 for minor in 17 24 27 28 31 34 35; do platforms+=(--platform "manylinux_2_${minor}_x86_64"); done
