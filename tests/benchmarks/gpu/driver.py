@@ -23,6 +23,12 @@ MODELS = ROOT / "build" / "benchmarks" / "models"
 OUT = ROOT / "build" / "benchmarks" / "gpu.jsonl"
 STARTING = 120.0
 """Seconds that a process has until it begins its first case: it imports the libraries."""
+AS_A_RUN = {
+    "GOMP_SPINCOUNT": "3000",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+}
+"""Environment variables that the command line sets for a run; TRL has them too."""
 LEAST = 20.0
 """With fewer seconds left no case is begun."""
 
@@ -165,7 +171,7 @@ def _surroundings(options: Options) -> dict[str, str]:
     """Environment of a worker; on the CPU it sees no card."""
     hidden = {} if options.device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""}
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **offline, **hidden, "PYTHONUNBUFFERED": "1"}
+    return {**AS_A_RUN, **os.environ, **offline, **hidden, "PYTHONUNBUFFERED": "1"}
 
 
 def _read(stream: Any, each: Any, last: Any) -> None:
