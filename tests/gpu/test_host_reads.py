@@ -22,8 +22,8 @@ from tests.gpu.support import base_of, requests, run
 pytestmark = pytest.mark.gpu
 STARTING = 24
 """Waits that a batch of rows may take besides those of its tokens: for random numbers and options, which are copied."""
-MICRO_STEP = 32
-"""Waits that a micro-step may take: a read of transformers, and copies of what is trained on."""
+MICRO_STEP = 16
+"""Waits that a micro-step may take: a read of transformers, and 11 copies of what PPO is trained on."""
 
 
 @contextmanager
