@@ -1,11 +1,18 @@
-"""Checks what works on this machine: versions, devices, quantizers, disks, the hub and plugins."""
+"""Checks what works on this machine: versions, devices, quantizers, the dry run, disks, the hub and plugins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from .finding import Finding
-from .machine import check_device, check_disk, check_hub, check_memory, check_quantization
+from .machine import (
+    check_device,
+    check_disk,
+    check_dry_run,
+    check_hub,
+    check_memory,
+    check_quantization,
+)
 from .plugins import check_plugins
 from .versions import check_combinations, check_packages, check_python
 
@@ -21,6 +28,7 @@ def checks(*, no_plugins: bool = False) -> Iterator[Finding]:
         check_device,
         check_memory,
         check_quantization,
+        check_dry_run,
         check_disk,
         check_hub,
     )

@@ -1,4 +1,4 @@
-"""Checks of the machine: GPUs, memory, quantizers, disks and the hub."""
+"""Checks of the machine: GPUs, memory, quantizers, the dry run, disks and the hub."""
 
 from __future__ import annotations
 
@@ -87,6 +87,18 @@ def _quantizer(name: str, spec: BaseSpec) -> Finding:
     fine = error < WORST_ERROR
     message = f"forward and backward on {spec.device}, error {error:.1%}"
     return Finding(f"quantizer {name}", "ok" if fine else "wrong", message, "" if fine else remedy)
+
+
+def check_dry_run() -> Iterator[Finding]:
+    """Report whether recipes can be tried on a simulated card here; the shim is built, and not loaded."""
+    from ..dryrun.shim import DryRunUnavailable, library
+
+    try:
+        library()
+    except DryRunUnavailable as reason:
+        yield Finding("dry run", "note", str(reason))
+    else:
+        yield Finding("dry run", "ok", "possible: the C++ compiler builds the shim for the simulated card.")
 
 
 def check_disk() -> Iterator[Finding]:

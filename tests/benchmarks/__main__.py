@@ -21,7 +21,9 @@ from typing import Any
 
 import torch
 
-from .cases import GPU_TABLE, TABLE, Line, Run
+from .cases import TABLE, Line, Run
+from .gpu import driver
+from .gpu import render as gpu_table
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -34,12 +36,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="TEXT", default="", help="lines of the table that hold this text")
     parser.add_argument("--write", action="store_true", help="put the table into tests/benchmarks/README.md")
-    parser.add_argument("--gpu", action="store_true", help="the lines of a GPU, instead of the CPU's")
+    gpu = parser.add_argument_group("on a GPU")
+    gpu.add_argument("--gpu", action="store_true", help="the cases of a GPU, instead of the CPU's lines")
+    gpu.add_argument("--out", type=Path, default=driver.OUT, help="file of JSON lines, one for each case")
+    gpu.add_argument("--device", default="cuda", help="cuda, or cpu, which tries the code")
+    gpu.add_argument(
+        "--shape", choices=("full", "toy"), default="full", help="toy: the same code on small models"
+    )
+    gpu.add_argument("--seconds", type=float, default=1500, help="for all cases together")
+    gpu.add_argument("--part", type=int, choices=(2, 3), help="2: decoding and micro-steps, 3: whole steps")
+    gpu.add_argument("--models", type=Path, default=driver.MODELS, help="folder of the models, 20 GB")
+    gpu.add_argument("--render", action="store_true", help="measure nothing, and show the table of --out")
     given = parser.parse_args()
-    if given.gpu and not torch.cuda.is_available():
-        raise SystemExit("--gpu: there is no NVIDIA GPU here.")
-    table_of = GPU_TABLE if given.gpu else TABLE
-    lines = [line for line in table_of if given.only.lower() in line.what.lower()]
+    if given.gpu:
+        on_a_gpu(given)
+        return
+    lines = [line for line in TABLE if given.only.lower() in line.what.lower()]
     begun = time.perf_counter()
     found: dict[Run, dict[str, Any]] = {}
     for line in lines:
@@ -47,10 +59,28 @@ def main() -> None:
     table = render(lines, found, time.perf_counter() - begun)
     print(table)
     if given.write:
-        page = HERE / "README.md"
-        begin, end = (mark.format("gpu" if given.gpu else "cpu") for mark in (BEGIN, END))
-        before, rest = page.read_text().split(begin)
-        page.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}")
+        write("cpu", table)
+
+
+def on_a_gpu(given: argparse.Namespace) -> None:
+    """Measure the cases of a GPU, and show the table."""
+    if not given.render:
+        if given.device.startswith("cuda") and not torch.cuda.is_available():
+            raise SystemExit("--gpu: there is no NVIDIA GPU here. --device cpu --shape toy tries the code.")
+        options = driver.Options(given.out, given.device, given.shape, given.seconds, given.models)
+        driver.measure(driver.chosen(given.only, given.part), options)
+    table = gpu_table.render(*gpu_table.read(given.out))
+    print(table)
+    if given.write:
+        write("gpu", table)
+
+
+def write(which: str, table: str) -> None:
+    """Put a table into README.md."""
+    page = HERE / "README.md"
+    begin, end = (mark.format(which) for mark in (BEGIN, END))
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}")
 
 
 def measure(run: Run) -> dict[str, Any]:

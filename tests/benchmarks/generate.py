@@ -23,7 +23,7 @@ def rollout(case: dict[str, Any]) -> None:
     )
 
     with tempfile.TemporaryDirectory() as name:
-        folder = make_model(Path(name) / "model", size=case.get("size", "34M"))
+        folder = make_model(Path(name) / "model")
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         four = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -16,13 +16,6 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def cap(case: dict[str, Any]) -> None:
-    """Allow no more of the GPU than the case's `cap`, in GB."""
-    if on_gpu() and case.get("cap"):
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(case["cap"] * 1024**3 / total)
-
-
 def resident() -> int:
     """Bytes now: what torch holds of the GPU, else this process in memory."""
     return int(torch.cuda.memory_reserved()) if on_gpu() else _status("VmRSS")

@@ -18,46 +18,31 @@ SMALL = {
 """About 34M parameters, 25M of them in 4-bit layers and 8M in embeddings and head (tied: 4M)."""
 
 
-LARGE = {"num_key_value_heads": 8, "vocab_size": 128_256, "max_position_embeddings": 16_384}
-SIZES = {
-    "34M": SMALL,
-    "1.5B": LARGE
-    | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 20, "num_attention_heads": 32},
-    "3B": LARGE
-    | {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24},
-    "8B": LARGE
-    | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-}
-"""Shapes by name; the large ones are Llama 3's, 1.5B with 20 layers for the 16 of its smallest."""
-
-
-def make_model(folder: Path, *, size: str = "34M", seed: int = 0, **changes: int) -> Path:
-    """Save a random Llama of this shape; an end is drawn as rarely as any other token.
-
-    On a GPU it is made there, and saved in bfloat16.
-    """
+def make_model(folder: Path, *, seed: int = 0, **changes: int) -> Path:
+    """Save a random Llama of this shape; an end is drawn as rarely as any other token."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = {**SIZES[size], **changes}
-    cuda = torch.cuda.is_available()
+    shape = {**SMALL, **changes}
     torch.manual_seed(seed)
     config = LlamaConfig(**shape, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, pad_token_id=2)
-    with torch.device("cuda" if cuda else "cpu"):
-        model = LlamaForCausalLM(config)
-    (model.to(torch.bfloat16) if cuda else model).save_pretrained(folder)
-    del model
-    if cuda:
-        torch.cuda.empty_cache()
+    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(folder, shape["vocab_size"])
+    return folder
+
+
+def save_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Save a tokenizer with a word for each token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     words = {"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3}
-    words |= {f"w{i}": i for i in range(4, shape["vocab_size"])}
+    words |= {f"w{i}": i for i in range(4, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     ).save_pretrained(folder)
-    return folder
 
 
 def prompts(count: int, length: int, *, vocabulary: int = 8192, seed: int = 0) -> list[str]:

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from rlhf_peft.errors import RlhfPeftError
 from rlhf_peft.plugin import Request
 
-from .measure import Stopwatch, cap, forget_peak, median, peak, resident, say
+from .measure import Stopwatch, forget_peak, median, peak, resident, say
 from .models import limits, make_model, rows_of
 from .setup import Quiet, context, recipe_of, registry_of, rl_stage, sft_stage, step_figures
 
@@ -24,7 +23,7 @@ def grpo(case: dict[str, Any]) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model", size=case.get("size", "34M"))
+        make_model(folder / "model")
         algorithm = {"name": "grpo", "num_generations": case["generations"], "beta": 0.04}
         stages = [rl_stage(folder, algorithm, [{"name": "even"}], case)]
         ctx, reporter = context(folder, stages, tokens_per_forward=case["tokens"])
@@ -40,7 +39,7 @@ def ppo(case: dict[str, Any]) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model", size=case.get("size", "34M"))
+        make_model(folder / "model")
         algorithm = {
             "name": "ppo",
             "num_generations": case["generations"],
@@ -48,13 +47,11 @@ def ppo(case: dict[str, Any]) -> None:
             "value": case["value"],
         }
         stages = [rl_stage(folder, algorithm, [{"name": "learned"}], case)]
-        cap(case)
         ctx, reporter = context(
             folder,
             stages,
             tokens_per_forward=case["tokens"],
             merge_rollouts=case.get("merge"),
-            gradient_checkpointing=case.get("recompute", False),
         )
         ctx.base.roles.add("reward-0", head=True)
         before = resident()
@@ -63,62 +60,13 @@ def ppo(case: dict[str, Any]) -> None:
         say(step_figures(reporter, before, peak()))
 
 
-def longest(case: dict[str, Any]) -> None:
-    """The longest completion, in doubling steps, with which PPO steps fit under the cap."""
-    fitted = 0
-    while fitted < case["most"]:
-        new = max(256, 2 * fitted)
-        try:
-            ppo({**case, "new": new})
-        except (torch.OutOfMemoryError, RlhfPeftError):
-            break
-        fitted = new
-    say({"new": fitted})
-
-
-def bandwidth(case: dict[str, Any]) -> None:
-    """Bytes a second that decoding one row reads, as a share of what a copy reads and writes."""
-    from rlhf_peft.session.policy_view import BaseView
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_model(folder / "model", size=case["size"])
-        ctx, _ = context(
-            folder, [rl_stage(folder, {"name": "grpo"}, [{"name": "even"}], {**case, "steps": 1})]
-        )
-        sampler = ctx.registry.make("samplers", "cached", {"max_new_tokens": case["new"]})
-        sampler.sync(BaseView(ctx.base), 0)
-        asked = [
-            Request(torch.tensor(ids), 0, i, sampler.params)
-            for i, ids in enumerate(rows_of(ctx.base.tokenizer, case))
-        ]
-        with ctx.base.decoding.as_role("policy") as model:
-            weights = sum(p.nbytes for p in model.lm.parameters())
-        sampler.sample(asked)
-        watch = Stopwatch()
-        count = int(sampler.sample(asked).completion_lengths.sum())
-        seconds = watch.seconds
-        shape = ctx.base.lm.config
-        each = (
-            2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * ctx.base.dtype.itemsize
-        )
-        read = count * (weights + each * (case["prompt"] + case["new"] // 2))
-        data = torch.empty(2**28, dtype=torch.uint8, device=ctx.base.device)
-        data.clone()
-        copying = Stopwatch()
-        for _ in range(10):
-            data.clone()
-        copied = 20 * data.nbytes / copying.seconds
-        say({"read": read / seconds, "copied": copied, "share": read / seconds / copied})
-
-
 def rollout(case: dict[str, Any]) -> None:
     """Completions alone, with the default sampler; the weights are merged within the time."""
     from rlhf_peft.session.policy_view import BaseView
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model", size=case.get("size", "34M"))
+        make_model(folder / "model")
         ctx, _ = context(
             folder, [rl_stage(folder, {"name": "grpo"}, [{"name": "even"}], {**case, "steps": 1})]
         )
@@ -156,7 +104,7 @@ def sft(case: dict[str, Any]) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model", size=case.get("size", "34M"))
+        make_model(folder / "model")
         ctx, reporter = context(folder, [sft_stage(folder, case)], tokens_per_forward=case["tokens"])
         before = resident()
         forget_peak()
@@ -270,6 +218,4 @@ CASES = {
     "flat": flat,
     "logps": logps,
     "plan": plan,
-    "longest": longest,
-    "bandwidth": bandwidth,
 }

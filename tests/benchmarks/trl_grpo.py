@@ -13,6 +13,11 @@ from .trl_common import Clock, loading
 
 def grpo(case: dict[str, Any]) -> None:
     """GRPO steps; generation by transformers, as TRL has it without vLLM."""
+    say(measured(case))
+
+
+def measured(case: dict[str, Any]) -> dict[str, Any]:
+    """The figures of GRPO steps on the benchmark's model, or on that of the case's `folder`."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -21,7 +26,7 @@ def grpo(case: dict[str, Any]) -> None:
     rows = case["prompts"] * case["generations"]
     micro = case.get("micro", rows)
     with tempfile.TemporaryDirectory() as name:
-        folder = make_model(Path(name) / "model", size=case.get("size", "34M"))
+        folder = Path(case["folder"]) if "folder" in case else make_model(Path(name) / "model")
         config = GRPOConfig(
             output_dir=str(Path(name) / "out"),
             per_device_train_batch_size=micro,
@@ -54,7 +59,7 @@ def grpo(case: dict[str, Any]) -> None:
         trainer.train()
         steps = clock.steps
         top = peak()
-        say({"seconds": median(steps[1:]), "peak": top, "added": top - before, "all": steps})
+        return {"seconds": median(steps[1:]), "peak": top, "added": top - before, "all": steps}
 
 
 CASES = {"grpo": grpo}

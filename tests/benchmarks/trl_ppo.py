@@ -27,7 +27,7 @@ def ppo(case: dict[str, Any]) -> None:
     micro = case.get("micro", rows)
     cuda = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as name:
-        folder = make_model(Path(name) / "model", size=case.get("size", "34M"))
+        folder = make_model(Path(name) / "model")
         tokenizer = AutoTokenizer.from_pretrained(folder)
         base = loading(llm_int8_skip_modules=["score", "lm_head"])
         linear = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}

@@ -7,7 +7,8 @@ import pytest
 
 from rlhf_peft import doctor
 from rlhf_peft.cli import execute
-from rlhf_peft.doctor import versions
+from rlhf_peft.doctor import machine, versions
+from rlhf_peft.dryrun import shim
 
 from ..analysis.conftest import make_run  # noqa: F401 (a fixture)
 from ..children import with_full_disk
@@ -81,9 +82,16 @@ def test_a_report_is_written_into_the_run(make_run, tmp_path, monkeypatch, capsy
 def test_the_doctor_looks_at_everything(capsys):
     assert execute(["doctor", "--json"]) == 0
     findings = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
-    assert {"rlhf-peft", "memory", "quantizer nf4", "quantizer int8", "disk here", "hub", "plugins"} <= set(
-        findings
-    )
+    assert {
+        "rlhf-peft",
+        "memory",
+        "quantizer nf4",
+        "quantizer int8",
+        "dry run",
+        "disk here",
+        "hub",
+        "plugins",
+    } <= set(findings)
     assert "torch" in findings or "torch " in findings["versions"]["found"]  # newer than tested
     assert findings["quantizer nf4"]["state"] == "ok"
     assert execute(["doctor"]) == 0
@@ -99,6 +107,19 @@ def test_the_doctor_tells_what_is_broken(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "check_quantization", broken)
     assert execute(["doctor"]) == 1
     assert "wrong  broken: ImportError: libcuda.so.1" in capsys.readouterr().out
+
+
+def test_the_doctor_tells_whether_a_dry_run_is_possible(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    (finding,) = machine.check_dry_run()
+    assert (finding.what, finding.state) == ("dry run", "note")
+    assert "needs a C++ compiler" in finding.detail and "Install one" in finding.detail
+
+    monkeypatch.setattr(shim, "library", lambda: tmp_path / "shim.so")
+    (finding,) = machine.check_dry_run()
+    assert finding.state == "ok" and "the C++ compiler builds the shim" in finding.detail
+    assert not shim._loaded  # A process with the shim would take itself for one with a card.
 
 
 @pytest.fixture

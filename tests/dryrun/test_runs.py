@@ -10,6 +10,7 @@ from packaging.version import Version
 
 from tests.dryrun.cases import CASES
 from tests.dryrun.drive import UNAVAILABLE
+from tests.dryrun.required import not_possible
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def results(tmp_path_factory):
     command = [sys.executable, "-m", "tests.dryrun.drive", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode == UNAVAILABLE:
-        pytest.skip(done.stdout.strip())
+        not_possible(done.stdout.strip())
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode != 0:
         pytest.fail(done.stderr[-1500:], pytrace=False)
