@@ -59,6 +59,11 @@ def values_of(x: Tensor) -> Tensor | None:
     return getattr(x, "dry_run_values", None)
 
 
+def is_pinned(x: Tensor) -> bool:
+    """Whether a tensor of the CPU is in pinned memory."""
+    return getattr(x, "dry_run_pinned", False)
+
+
 def plain_ids(x: Tensor) -> Tensor:
     """Made-up values of an integer tensor, such as drawn tokens: none of them is a special token."""
     return (torch.arange(x.numel()).reshape(x.shape) % 30 + 20).to(x.dtype)
@@ -105,9 +110,9 @@ class DryRun(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
         if name in ("pin_memory", "_pin_memory"):
-            return args[0]
+            return self._pinned(args[0])
         if name == "is_pinned":
-            return False
+            return is_pinned(args[0])
         given = kwargs.get("device")
         device = None if given is None else torch.device(given)
         inputs = [x for x in tensors_in(args, kwargs) if on_card(x)]
@@ -140,7 +145,9 @@ class DryRun(TorchDispatchMode):
         if name in WAITS:
             self.meter.read(name)
         if to_card and not inputs and name == "_to_copy":
-            self.meter.now.uploads += args[0].numel() * args[0].dtype.itemsize
+            self._uploaded(args[0], waits=not kwargs.get("non_blocking"))
+        if name == "copy_" and not on_card(args[1]):
+            self._uploaded(args[1], waits=not (args[2] if len(args) > 2 else kwargs.get("non_blocking")))
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             args = (args[0], self._places(args[1]), *args[2:])
         values = self._values(func, name, args, kwargs, to_card)
@@ -154,6 +161,19 @@ class DryRun(TorchDispatchMode):
             self.meter.allocated(x)
         self._carry(func, out, values)
         return out
+
+    def _pinned(self, x: Tensor) -> Tensor:
+        """A copy in pinned memory."""
+        with unset_fake_temporarily():
+            copy = x.clone()
+        copy.dry_run_pinned = True  # type: ignore[attr-defined]
+        return copy
+
+    def _uploaded(self, x: Tensor, *, waits: bool) -> None:
+        """A tensor of the CPU is copied to the card; the host waits if it is told to, or the memory is not pinned."""
+        self.meter.now.uploads += x.numel() * x.dtype.itemsize
+        if waits or not is_pinned(x):
+            self.meter.read("copy to the card")
 
     def _computed(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], values: Any) -> Any:
         """The fake result. Results whose shape depends on values get it from the values."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..kit.sampling.rows import pad_left
+from ..kit.upload import upload
 from .compat import arguments_of, cache_keyword, keeps_state
 from .compat.lora import LoraLayer, lone_adapter, matrices
 from .fast import FastPaths
@@ -223,10 +224,10 @@ class DecodingModel:
     def _read(self, prompts: Sequence[Sequence[int]]) -> ReadPrompts:
         index: dict[tuple[int, ...], int] = {}
         which = [index.setdefault(tuple(prompt), len(index)) for prompt in prompts]
-        ids, mask = (tensor.to(self.device) for tensor in pad_left(list(index), self.pad_id))
+        ids, mask = (upload(tensor, self.device) for tensor in pad_left(list(index), self.pad_id))
         cache = GrowingCache(self.lm.config.get_text_config().num_hidden_layers, ids.shape[1])
         logits = last_logits(self.lm, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
-        return ReadPrompts(logits, cache, mask, torch.tensor(which, device=self.device))
+        return ReadPrompts(logits, cache, mask, upload(torch.tensor(which), self.device))
 
     def _lean(self, read: ReadPrompts) -> bool:
         """Whether the lean step may be used: the first time, one step of several rows is computed both ways."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..kit.upload import upload
 from .compat import attends_to_all, cache_keyword
 from .fast.paths import FastPaths, tolerance
 from .fast.shared_prefix import PrefixCache, Shared, share
@@ -181,8 +182,8 @@ class Forwards:
             [B, T] float32, 0 where the mask is False; entropies in nats likewise, or None.
         """
         rows, columns = mask[:, 1:].cpu().nonzero(as_tuple=True)
-        targets = input_ids[rows, columns + 1].to(hidden.device)
-        rows, columns = rows.to(hidden.device), columns.to(hidden.device)
+        targets = upload(input_ids[rows, columns + 1], hidden.device)
+        rows, columns = upload(rows, hidden.device), upload(columns, hidden.device)
         logps, entropies = self._lm_head.logps(hidden[rows, columns], targets, temperature, entropy, chunk)
         zeros, places = torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device), (rows, columns + 1)
         out = zeros.index_put(places, logps)
@@ -202,7 +203,7 @@ class Forwards:
             role: whose head.
         """
         rows = torch.arange(len(hidden), device=hidden.device)
-        out: Tensor = self._heads[role](hidden[rows, lengths.to(hidden.device) - 1])
+        out: Tensor = self._heads[role](hidden[rows, upload(lengths, hidden.device) - 1])
         return out
 
     def _check_head(self) -> None:

@@ -8,6 +8,7 @@ import torch
 from rlhf_peft.api import load_base
 from rlhf_peft.kit.sampling.local import READ_EVERY, write_rows
 from rlhf_peft.kit.sampling.rows import start_rows
+from rlhf_peft.kit.upload import upload
 from rlhf_peft.recipe import load
 from rlhf_peft.session.policy_view import BaseView
 from rlhf_peft.stages.rl import update
@@ -54,7 +55,7 @@ def updated(run, base, tokens=64):
             gc.collect()
             run.meter.lap("between")
             before = run.meter.live
-            hidden = base.forwards.hidden(ids.to(base.device))
+            hidden = base.forwards.hidden(upload(ids, base.device))
             kept = run.meter.live - before
             hidden.sum().backward()
             for parameter in parameters:

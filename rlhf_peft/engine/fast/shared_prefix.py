@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kit.upload import upload
 from ..compat.cache import Cache, CacheLayer
 
 WORTH = 0.8
@@ -79,11 +80,11 @@ def share(
     completions = input_ids.gather(1, at.clamp(max=width - 1))
     places = torch.cat([begin - 1, torch.where(at < end, at, width)], dim=1)
     return Shared(
-        prompts.to(device),
-        mask.to(device),
-        torch.tensor(which).to(device),
-        completions.to(device),
-        places.to(device),
+        upload(prompts, device),
+        upload(mask, device),
+        upload(torch.tensor(which), device),
+        upload(completions, device),
+        upload(places, device),
         width,
     )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...types import SamplingParams
+from ..upload import upload
 
 BELOW_ONE = 1.0 - 2.0**-24
 """The largest float32 below 1: times any total it stays below that total."""
@@ -51,11 +52,11 @@ class DrawOptions:
         which = [i for i, p in enumerate(params) if p.truncated]
         every = torch.iinfo(torch.int64).max
         return cls(
-            torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device),
-            torch.tensor([p.top_p for p in params], dtype=torch.float32, device=device),
-            torch.tensor([p.top_k or every for p in params], dtype=torch.int64, device=device),
-            torch.tensor([p.min_p for p in params], dtype=torch.float32, device=device),
-            torch.tensor(which, dtype=torch.int64, device=device) if which else None,
+            upload(torch.tensor([p.temperature for p in params], dtype=torch.float32), device),
+            upload(torch.tensor([p.top_p for p in params], dtype=torch.float32), device),
+            upload(torch.tensor([p.top_k or every for p in params], dtype=torch.int64), device),
+            upload(torch.tensor([p.min_p for p in params], dtype=torch.float32), device),
+            upload(torch.tensor(which, dtype=torch.int64), device) if which else None,
             all(p.temperature == 1 for p in params),
             any(p.temperature == 0 for p in params),
         )

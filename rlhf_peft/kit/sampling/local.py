@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import SamplerError
 from ...hookspecs import DecodingModel, PolicyView, SampleContext, TokenDecoder
 from ...types import MemoryNeeds, Request, Rollout, SamplingParams
+from ..upload import upload
 from .drawing import DrawOptions, draw
 from .options import LocalOptions, shorter
 from .rows import Row, by_length, rollout_of, start_rows, streams
@@ -122,7 +123,7 @@ def write_rows(
             if not going:
                 return
             if decoder.should_compact(len(going), len(alive)):
-                keep = torch.tensor(going).to(view.device)
+                keep = upload(torch.tensor(going), view.device)
                 decoder.keep(keep)
                 alive = [alive[i] for i in going]
                 tokens, uniforms = tokens[keep], uniforms[:, keep]

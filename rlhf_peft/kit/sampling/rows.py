@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import SamplerError
 from ...hookspecs import PolicyView
 from ...types import Finish, Request, Rollout
+from ..upload import upload
 from .drawing import uniforms
 
 MARGIN = 8
@@ -99,7 +100,7 @@ def by_length(rows: Sequence[Row], most: int) -> list[list[Row]]:
 def streams(rows: Sequence[Row], device: torch.device | str) -> Tensor:
     """The random numbers of each step, [T, B] float32; 0 where a row has no room any more."""
     drawn = [row.stream() for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(drawn).to(device)
+    return upload(torch.nn.utils.rnn.pad_sequence(drawn), device)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import maths
 from ...data import Pair, length_batches, pad_right
 from ...engine import SharedBase
+from ...kit.upload import upload
 from ...session.token_budget import TokenBudget
 
 METRICS: dict[str, str] = {
@@ -50,7 +51,7 @@ def score(base: SharedBase, role: str, rows: Sequence[Tensor], budget: TokenBudg
 def forward_rewards(base: SharedBase, role: str, rows: Sequence[Tensor]) -> Tensor:
     """Rewards [N] of rows of tokens in one forward, with a gradient where one is on."""
     lengths = torch.tensor([len(row) for row in rows])
-    ids = pad_right(list(rows), base.tokenizer.pad_token_id).to(base.device)
+    ids = upload(pad_right(list(rows), base.tokenizer.pad_token_id), base.device)
     return base.forwards.rewards(base.forwards.hidden(ids), lengths, role)
 
 

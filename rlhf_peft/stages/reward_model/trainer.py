@@ -12,8 +12,10 @@ from transformers import get_scheduler
 
 from ... import maths
 from ...data import Pair, length_batches
+from ...kit.upload import upload
 from ...recipe.schema import RewardModelStage
 from ...session.context import Context
+from ...session.later_reads import LaterReads
 from ...session.non_finite import NonFiniteGuard
 from ...session.optimizers import advance, make_optimizer, warmup_steps
 from ...session.token_budget import TokenBudget
@@ -112,20 +114,32 @@ class Trainer:
 
         def attempt(tokens: int) -> tuple[dict[str, float], list[str]]:
             optimizer.zero_grad(set_to_none=True)
-            totals, bad = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}, []
+            totals, bad, later = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}, list[str](), LaterReads()
+
+            def note(batch: list[Pair], losses: Tensor, loss: Tensor, margin: Tensor) -> None:
+                """Take in a micro-batch; the host waits for its numbers when all micro-batches are done."""
+
+                def take(numbers: list[float]) -> None:
+                    *finite, total, right, sum_of_margins = numbers
+                    bad.extend(
+                        f"row {pair.index}" for pair, fine in zip(batch, finite, strict=True) if not fine
+                    )
+                    totals["loss"] += total
+                    totals["accuracy"] += right / len(pairs)
+                    totals["margin"] += sum_of_margins / len(pairs)
+
+                sums = torch.stack([loss, (margin > 0).sum().to(loss.dtype), margin.sum()])
+                later.add(torch.cat([losses.isfinite(), sums]), take)
+
             for micro in length_batches(lengths, max_tokens=tokens):
                 batch = [pairs[i] for i in micro]
                 rows = [pair.chosen_ids for pair in batch] + [pair.rejected_ids for pair in batch]
                 chosen, rejected = forward_rewards(base, self.role, rows).chunk(2)
                 losses = self._loss(chosen, rejected, batch)
-                finite = losses.isfinite().tolist()
-                bad += [f"row {pair.index}" for pair, fine in zip(batch, finite, strict=True) if not fine]
                 loss = losses.sum() / len(pairs)
                 loss.backward()
-                margin = (chosen - rejected).detach()
-                totals["loss"] += float(loss.detach())
-                totals["accuracy"] += float((margin > 0).sum()) / len(pairs)
-                totals["margin"] += float(margin.sum()) / len(pairs)
+                note(batch, losses.detach(), loss.detach(), (chosen - rejected).detach())
+            later.read()
             return totals, bad
 
         totals, bad = self.updating.within(attempt, max(lengths), len(lengths) * max(lengths))
@@ -140,8 +154,8 @@ class Trainer:
         return {**totals, "grad_norm": norm, **skipped, "num_tokens": float(self.tokens)}
 
     def _loss(self, chosen: Tensor, rejected: Tensor, batch: list[Pair]) -> Tensor:
-        label = torch.tensor([pair.label for pair in batch], device=chosen.device)
-        margin = torch.tensor([pair.margin for pair in batch], device=chosen.device)
+        label = upload(torch.tensor([pair.label for pair in batch]), chosen.device)
+        margin = upload(torch.tensor([pair.margin for pair in batch]), chosen.device)
         center = self.stage.center_rewards_coefficient or None
         return maths.bradley_terry(chosen, rejected, label=label, margin=margin, center=center)
 

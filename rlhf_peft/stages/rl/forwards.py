@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...data import length_batches, pad_right
 from ...engine import POLICY, REFERENCE, VALUE, SharedBase
+from ...kit.upload import upload
 from ...session.token_budget import TokenBudget
 from ...types import Batch, Outputs
 
@@ -103,7 +104,7 @@ class RoleForwards:
             batch.heads[role][rows] = forwards.rewards(hidden[role], lengths, role).float().cpu()
         if needs.values:
             trunk = hidden[POLICY] if self.value == "policy" else hidden[VALUE]
-            put(batch.values, torch.where(mask.to(trunk.device), forwards.values(trunk), 0.0))
+            put(batch.values, torch.where(upload(mask, trunk.device), forwards.values(trunk), 0.0))
         if needs.values and batch.value_hidden is not None:
             for row, length, states in zip(rows, lengths.tolist(), hidden[VALUE], strict=True):
                 batch.value_hidden[row] = states[:length].cpu()
@@ -113,7 +114,7 @@ class RoleForwards:
         forwards = self.base.forwards
         own_value = needs.values and self.value != "policy"
         roles = [REFERENCE] * needs.reference + [*needs.heads] + [VALUE] * own_value + [*needs.role_logps]
-        shared, ids = forwards.share_prompts(ids, mask), ids.to(self.base.device)
+        shared, ids = forwards.share_prompts(ids, mask), upload(ids, self.base.device)
         hidden = forwards.hidden_of(list(dict.fromkeys(roles)), ids, shared=shared) if roles else {}
         if needs.policy:
             with self.base.role(POLICY, train=False):
@@ -143,7 +144,7 @@ class RoleForwards:
         """
         base, forwards = self.base, self.base.forwards
         shared = forwards.share_prompts(input_ids, mask)
-        ids = input_ids.to(base.device)
+        ids = upload(input_ids, base.device)
         with base.role(POLICY):
             hidden = forwards.hidden(ids, shared=shared)
             logps, entropies = forwards.logps(

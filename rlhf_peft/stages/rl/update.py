@@ -14,12 +14,14 @@ from torch.nn.utils.rnn import pad_sequence
 from ... import maths
 from ...data import length_batches
 from ...hookspecs import Algorithm
+from ...kit.upload import upload
+from ...session.later_reads import LaterReads
 from ...session.non_finite import NonFiniteGuard
 from ...session.ranks import Ranks
 from ...session.token_budget import TokenBudget
 from ...types import Batch, Minibatch, Outputs
 from .forwards import RoleForwards
-from .metrics import Averages, LaterReads
+from .metrics import Averages
 
 
 @dataclass
@@ -259,7 +261,7 @@ class Updater:
         """Truncated weights between trainer and sampler, as both were at the rollout."""
         if self.importance_cap is None or plan.sampler_logps is None:
             return
-        theirs = plan.sampler_logps[rows, : old.shape[1]].to(old.device)
+        theirs = upload(plan.sampler_logps[rows, : old.shape[1]], old.device)
         weights = maths.truncated_importance(old, theirs, self.importance_cap)
         minibatch.importance = torch.where(minibatch.mask, weights, 0.0)
 
@@ -273,10 +275,10 @@ class Updater:
         def cut(values: Tensor | None) -> Any:
             if values is None:
                 return None
-            return (values[rows] if values.dim() == 1 else values[rows, :width]).to(device)
+            return upload(values[rows] if values.dim() == 1 else values[rows, :width], device)
 
         minibatch = Minibatch(
-            mask=actions.to(device),
+            mask=upload(actions, device),
             columns={name: cut(column) for name, column in batch.columns.items()},
             total_tokens=totals[0],
             total_rows=totals[1],
@@ -286,7 +288,7 @@ class Updater:
         )
         hidden = None
         if batch.value_hidden is not None:
-            hidden = pad_sequence([batch.value_hidden[i] for i in rows], batch_first=True).to(device)
+            hidden = upload(pad_sequence([batch.value_hidden[i] for i in rows], batch_first=True), device)
         return minibatch, hidden
 
 
