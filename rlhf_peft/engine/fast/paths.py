@@ -16,6 +16,7 @@ NAMES = {
     "shared_prefix": "a prompt of several rows is read once in scoring and in the update",
     "dense_weights": "decoding with dense weights into which the adapter is merged",
     "lean_decoder": "a decoding step of Llama-shaped models by the fewest operations",
+    "cuda_graphs": "on a card, steps of the lean decoder as captured CUDA graphs",
 }
 """The fast paths, and what each one does."""
 
@@ -65,6 +66,7 @@ class FastPaths:
         *,
         of: object = None,
         logits: bool = False,
+        warns: bool = False,
     ) -> bool:
         """Whether a fast path may be used; compares it with the plain one when it is asked for the first time.
 
@@ -74,6 +76,7 @@ class FastPaths:
             plain: computes the same result the plain way.
             of: the module that computes it, or what it computes with in words, where these are compared one by one.
             logits: the result is logits [B, V]: in half precision their log-probabilities are compared.
+            warns: where the comparison fails the path is given up as a whole, with a warning; see `give_up`.
 
         Returns:
             False where the recipe forbids the path, or where the comparison, now or before, has failed.
@@ -84,11 +87,24 @@ class FastPaths:
         if key not in self._verified:
             reason = _difference(fast, plain, logits)
             self._verified[key] = reason is None
-            if reason is not None:
+            if reason is not None and warns:
+                self.give_up(name, reason)
+            elif reason is not None:
                 kind = of if isinstance(of, str) else f"a {type(of).__name__}"
                 module = "this model" if of is None else kind
                 log.info("model.fast: %s is not used for %s: %s.", name, module, reason)
         return self._verified[key]
+
+    def give_up(self, name: str, reason: str) -> None:
+        """Use a path no more, and say so once.
+
+        Args:
+            name: of the path, from `NAMES`.
+            reason: why, as the end of a sentence.
+        """
+        if name in self._allowed:
+            self._allowed -= {name}
+            log.warning("model.fast: %s is not used any more: %s. The plain way goes on.", name, reason)
 
 
 def logps_differ(result: Tensor, expected: Tensor) -> str | None:

@@ -1,0 +1,53 @@
+"""CUDA graphs: what a function launches is captured once, and launched again as a whole by one call.
+
+Such a function takes nothing and returns nothing; it reads and writes tensors that stay where they are. It must not
+let the host wait for the card, nor copy from the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class CudaGraphs:
+    """Captures functions one after the other, in one pool of memory.
+
+    A graph whose memory is to be used again must live until the next one was captured.
+
+    Args:
+        device: the card.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """On the stream on which graphs are captured. A function must have run on it before it is captured."""
+        present = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(present)
+        try:
+            # This context also brings the present stream back where ending a capture fails.
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            present.wait_stream(self._stream)
+
+    def capture(self, function: Callable[[], object]) -> Callable[[], None]:
+        """A function that launches what `function` launches; nothing is computed before it is called.
+
+        Raises:
+            RuntimeError: the function does what cannot be captured.
+        """
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as those that pin memory, may go on meanwhile.
+        with (
+            self.aside(),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            function()
+        return graph.replay
