@@ -83,11 +83,13 @@ class Meter:
         live: bytes that are allocated now.
         now: counts of the present phase.
         phases: name to counts.
+        capture: the capture of a CUDA graph that is going on, see `graphs`; None: there is none.
     """
 
     def __init__(self, card: Card) -> None:
         self.card = card
         self.live = 0
+        self.capture: Any = None
         self.now = Counts()
         self.phases: dict[str, Counts] = {}
         self._known: Any = WeakIdKeyDictionary()
@@ -107,6 +109,9 @@ class Meter:
         if size == 0:
             return
         self._known[storage] = True
+        if self.capture is not None:
+            self.capture.pool.took(storage, size)
+            return
         self.live += size
         self.now.peak = max(self.now.peak, self.live)
         weakref.finalize(storage, self._freed, size)
@@ -116,6 +121,8 @@ class Meter:
 
     def read(self, kind: str) -> None:
         """The host waits for a value of the card."""
+        if self.capture is not None:
+            self.capture.refuse()
         self.now.host_reads[kind, place()] += 1
 
     def launched(self, operator: Any, inputs: list[Tensor], outputs: list[Tensor], flops: float) -> None:

@@ -133,6 +133,8 @@ class DryRun(TorchDispatchMode):
     def _on_card(
         self, func: Any, name: str, args: Any, kwargs: dict[str, Any], inputs: list[Tensor], to_card: bool
     ) -> Any:
+        if self.meter.capture is not None:
+            self.meter.capture.runs(func, args, kwargs)
         if name in WAITS:
             self.meter.read(name)
         if to_card and not inputs and name == "_to_copy":

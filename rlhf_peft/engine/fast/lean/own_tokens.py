@@ -16,7 +16,7 @@ from ...kv_cache import GrowingLayer
 
 MULTIPLE = 8
 """Fixed buffers have room for a multiple of so many tokens, which suits the products of a card."""
-SHORTEST = 128
+SHORTEST = 256
 """Tokens up to which reading fixed buffers as a whole costs next to nothing."""
 
 
