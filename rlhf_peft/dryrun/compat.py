@@ -45,6 +45,7 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "unset_fake_temporarily",
+    "written_by",
 ]
 
 VIEWS = frozenset(
@@ -59,6 +60,15 @@ def is_view(operator: Any) -> bool:
         return True
     returns = operator._schema.returns
     return any(out.alias_info is not None and not out.alias_info.is_write for out in returns)
+
+
+def written_by(operator: Any, args: Any) -> list[Tensor]:
+    """The tensors among positional arguments that an operator writes to."""
+    pairs = zip(operator._schema.arguments, args, strict=False)
+    return [
+        x for argument, x in pairs
+        if isinstance(x, Tensor) and argument.alias_info is not None and argument.alias_info.is_write
+    ]  # fmt: skip
 
 
 def has_own_dtype(operator: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .compat import device_index
+from .compat import device_index, written_by
 from .meter import Counts, Meter
 from .mode import on_card, tensors_in, values_of
 
@@ -88,10 +88,8 @@ class Capture:
         for x in tensors_in(args, kwargs):
             if not on_card(x) and (name in COPIES or x.dim() > 0):
                 self.refuse()
-        for argument, x in zip(func._schema.arguments, args, strict=False):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and isinstance(x, Tensor) and on_card(x):
-                self._written[id(x)] = x
+        for x in written_by(func, args):
+            self._written[id(x)] = x
 
     def end(self) -> None:
         """Values that were written over are not known any more: every replay changes them."""

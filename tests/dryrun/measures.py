@@ -2,10 +2,12 @@
 
 import gc
 import json
+import logging
 
 import torch
 
 from rlhf_peft.api import load_base
+from rlhf_peft.engine.fast import NAMES
 from rlhf_peft.kit.sampling.local import READ_EVERY, write_rows
 from rlhf_peft.kit.sampling.rows import start_rows
 from rlhf_peft.recipe import load
@@ -14,6 +16,7 @@ from rlhf_peft.stages.rl import update
 from rlhf_peft.types import Request, SamplingParams
 from tests.dryrun.cases import CASES, CONFIG, rl
 
+LEAN = sorted(set(NAMES) - {"cuda_graphs"})
 GRPO = {"name": "grpo", "num_generations": 2}
 TOKENS, ROWS = 4 * READ_EVERY, 4
 
@@ -27,23 +30,27 @@ def base_of(folder, registry, layers, **model):
     return base
 
 
-def rows_of(view, tokens):
-    params = SamplingParams(tokens)
-    requests = [Request(torch.arange(20, 28), i // 2, i, params) for i in range(ROWS)]
+def rows_of(view, each):
+    requests = [
+        Request(torch.arange(20, 28), i // 2, i, SamplingParams(tokens)) for i, tokens in enumerate(each)
+    ]
     return start_rows(requests, view.max_length, "measure")
 
 
-def decoded(run, base, merge, tokens):
-    """Counts of decoding so many tokens of each row, after the prompts were read."""
+def decoded(run, base, merge, each, times=2):
+    """Counts of decoding so many tokens of each row, after the prompts were read; the first time paths are compared."""
     view = BaseView(base)
     with base.decoding.as_role("policy", merge) as model:
-        for _ in range(2):  # The first time fast paths are compared.
-            rows = rows_of(view, tokens)
-            decoder = model.start([row.request.prompt_ids.tolist() for row in rows], tokens)
+        for _ in range(times):
+            rows = rows_of(view, each)
+            decoder = model.start([row.request.prompt_ids.tolist() for row in rows], max(each))
             run.meter.lap("between")
+            before = run.meter.live
             write_rows(decoder, view, rows)
-    assert all(len(row.tokens) == tokens for row in rows)
-    return run.meter.lap("decode")
+    assert [len(row.tokens) for row in rows] == list(each)
+    counts = run.meter.lap("decode")
+    counts.peak -= before
+    return counts
 
 
 def updated(run, base, tokens=64):
@@ -66,7 +73,10 @@ def decoding(run, registry, folder):
     """Reads and launches of a decoded token, with dense weights and with 4-bit weights and adapters."""
     out = {}
     for name, merge in (("dense", True), ("4-bit", False)):
-        counts = [decoded(run, base_of(folder, registry, layers), merge, TOKENS) for layers in (1, 2)]
+        counts = [
+            decoded(run, base_of(folder, registry, layers, fast=LEAN), merge, [TOKENS] * ROWS)
+            for layers in (1, 2)
+        ]
         per_token = [count.launches / TOKENS for count in counts]
         out[name] = {
             "reads_a_token": sum(counts[1].host_reads.values()) / TOKENS,
@@ -74,6 +84,41 @@ def decoding(run, registry, folder):
             "launches_besides": 2 * per_token[0] - per_token[1],
         }
     return out
+
+
+def captured(run, registry, folder):
+    """The same with captured graphs: of a further token, of rows that end at different steps, where capturing fails."""
+    out = {}
+    for name, merge in (("dense", True), ("4-bit", False)):
+        base = base_of(folder, registry, 2)
+        few, many = (decoded(run, base, merge, [tokens] * ROWS) for tokens in (TOKENS, 2 * TOKENS))
+        lean = decoded(run, base_of(folder, registry, 2, fast=LEAN), merge, [2 * TOKENS] * ROWS)
+        out[name] = {
+            "launches_a_token": (many.launches - few.launches) / TOKENS,
+            "reads_a_token": sum(many.host_reads.values()) / (2 * TOKENS),
+            "seconds": [many.seconds, lean.seconds],
+            "peak": [many.peak, lean.peak],
+        }
+    each = [TOKENS, 3 * TOKENS, TOKENS, 2 * TOKENS]
+    out["ends"] = decoded(run, base, False, each).kernels["graph"]
+    out["places"] = decoded(run, base_of(folder, registry, 2, max_length=600), False, [560]).kernels["graph"]
+    begin, heard = torch.cuda.CUDAGraph.capture_begin, []
+    torch.cuda.CUDAGraph.capture_begin = refuse
+    log = logging.getLogger("rlhf_peft")
+    listener = logging.Handler()
+    listener.emit = lambda record: heard.append((record.levelname, record.getMessage()))
+    log.addHandler(listener)
+    try:
+        failed = decoded(run, base_of(folder, registry, 2), False, [TOKENS] * ROWS, times=3)
+    finally:
+        torch.cuda.CUDAGraph.capture_begin = begin
+        log.removeHandler(listener)
+    out["failed"] = {"launches_a_token": failed.launches / TOKENS, "said": heard}
+    return out
+
+
+def refuse(self, pool=None, capture_error_mode="global"):
+    raise RuntimeError("CUDA error: operation not permitted")
 
 
 def updates(run, registry, folder):
@@ -117,6 +162,7 @@ def reads(run, registry, folder):
 
         case = CASES["ppo, value on the policy, not merged"](folder)
         case["model"]["tokens_per_forward"] = 40
+        case["stages"][0]["sampler"]["max_new_tokens"] = 6
         case["stages"][0]["max_steps"] = 2
         rlhf_peft.run(load(case, (), plugins=registry), registry=registry, overwrite=True)
     finally:
@@ -143,4 +189,10 @@ def merging(run, registry, folder):
     return out
 
 
-MEASURES = {"merging": merging, "decoding": decoding, "updates": updates, "reads": reads}
+MEASURES = {
+    "merging": merging,
+    "decoding": decoding,
+    "captured": captured,
+    "updates": updates,
+    "reads": reads,
+}

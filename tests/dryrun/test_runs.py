@@ -51,6 +51,32 @@ def test_launches_of_a_decoded_token(results):
         )
 
 
+@pytest.mark.parametrize("name", ["dense", "4-bit"])
+def test_a_captured_step_is_one_launch_and_waits_for_no_host(results, name):
+    counts = results["captured"][name]
+    assert counts["launches_a_token"] <= 2 and counts["reads_a_token"] <= 1 / 8
+
+
+@pytest.mark.parametrize("name", ["dense", "4-bit"])
+def test_captured_steps_take_little_more_memory_than_others(results, name):
+    """The logits of 4 rows over 2048 tokens, in float32: of the present step, and of the one before a capture."""
+    mine, others = results["captured"][name]["peak"]
+    assert mine <= others + 2 * 4 * 2048 * 4
+
+
+def test_a_graph_for_each_number_of_rows_and_each_reach(results):
+    # 95 steps of 4, then 2, then 1 rows; 559 steps over 144, 280 and 560 places. The first ones are not captured.
+    assert results["captured"]["ends"] == 95 - 3
+    assert results["captured"]["places"] == 559 - 3
+
+
+def test_where_capturing_fails_the_lean_step_goes_on(results):
+    failed, lean = results["captured"]["failed"], results["decoding"]["4-bit"]
+    ((level, line),) = failed["said"]
+    assert level == "WARNING" and "cuda_graphs is not used any more: it raised RuntimeError" in line
+    assert failed["launches_a_token"] == 2 * lean["launches_a_layer"] + lean["launches_besides"]
+
+
 def test_launches_and_kept_bytes_of_an_update(results):
     """Bytes that wait for the backward pass, a token and a layer of 256 wide with 8 heads of 32 and an MLP of 512."""
     kept, recomputed = results["updates"]["kept"], results["updates"]["recomputed"]

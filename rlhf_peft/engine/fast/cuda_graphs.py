@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ..compat.graph_memory import forget_failed_capture
+
 
 class CudaGraphs:
     """Captures functions one after the other, in one pool of memory.
@@ -45,9 +47,13 @@ class CudaGraphs:
         """
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as those that pin memory, may go on meanwhile.
-        with (
-            self.aside(),
-            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            function()
+        capturing = torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+        try:
+            with self.aside(), capturing:
+                function()
+        except BaseException:
+            forget_failed_capture(self._stream.device, self._pool)
+            raise
         return graph.replay
