@@ -125,14 +125,18 @@ class RowDecoder:
         self.logits = self._stepper.step(tokens, positions)
         return self.logits
 
-    def loop(self, draw: Callable[[Tensor, Tensor], Tensor]) -> DecodingLoop | None:
-        """Steps and draws as captured functions; None where they are not captured. It is asked for before any step.
+    @property
+    def loops(self) -> bool:
+        """Whether steps and draws can be captured together."""
+        return self._capturing is not None
+
+    def loop(self, draw: Callable[[Tensor, Tensor], Tensor]) -> DecodingLoop:
+        """Steps and draws as captured functions; it is asked for before any step.
 
         Args:
             draw: tokens [B] for logits [B, V] and their number [1]; it keeps them where they can be read.
         """
-        if self._capturing is None or not isinstance(self._stepper, LeanDecoder):
-            return None
+        assert self._capturing is not None and isinstance(self._stepper, LeanDecoder)
         own = self._stepper.fix()
         self._taken = own.count
         return DecodingLoop(self, own, draw, self._stepper.room, self._capturing)

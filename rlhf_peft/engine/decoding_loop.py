@@ -112,9 +112,10 @@ class DecodingLoop:
     def should_compact(self, going: int, rows: int) -> bool:
         """Whether it pays to go on with `going` of `rows` rows alone, which takes a graph of its own.
 
-        So there are no more sizes than powers of two.
+        So there are no more sizes than powers of two, and none for the last few steps.
         """
-        return rows > 1 and going <= 1 << ((rows - 1).bit_length() - 1)
+        is_half = rows > 1 and going <= 1 << ((rows - 1).bit_length() - 1)
+        return is_half and self._room - self._drawn >= WORTH
 
     def _step(self) -> None:
         """One token more for each row; without a word from the host."""
@@ -129,7 +130,7 @@ class DecodingLoop:
         before = self._own.count.clone(), self._tokens.clone()
         with self._capturing.graphs.aside():
             self._step()
-        logits, self._changed = self._decoder.logits, False
+        self._changed, old = False, self._replay
 
         def again() -> Tensor:
             """The logits of the same step by the graph."""
@@ -139,12 +140,12 @@ class DecodingLoop:
             return self._decoder.logits
 
         if not fast.verified_once(
-            NAME, again, lambda: logits, of=self._capturing.of, logits=True, warns=True
+            NAME, again, lambda: self._decoder.logits, of=self._capturing.of, logits=True, warns=True
         ):
             self._replay = None
             self._return_to(*before)
             self._step()
-        elif self._decoder.logits is logits:  # They were compared before.
+        elif self._replay is old:  # They were compared before.
             try:
                 self._captured()
             except CANNOT as error:

@@ -8,6 +8,7 @@ import torch
 
 from rlhf_peft.api import load_base
 from rlhf_peft.engine.fast import NAMES
+from rlhf_peft.engine.fast.lean import own_tokens
 from rlhf_peft.kit.sampling.local import READ_EVERY, write_rows
 from rlhf_peft.kit.sampling.rows import start_rows
 from rlhf_peft.recipe import load
@@ -101,7 +102,9 @@ def captured(run, registry, folder):
         }
     each = [TOKENS, 3 * TOKENS, TOKENS, 2 * TOKENS]
     out["ends"] = decoded(run, base, False, each).kernels["graph"]
+    spared, own_tokens.SPARED = own_tokens.SPARED, 10**7
     out["places"] = decoded(run, base_of(folder, registry, 2, max_length=600), False, [560]).kernels["graph"]
+    own_tokens.SPARED = spared
     begin, heard = torch.cuda.CUDAGraph.capture_begin, []
     torch.cuda.CUDAGraph.capture_begin = refuse
     log = logging.getLogger("rlhf_peft")
@@ -119,6 +122,43 @@ def captured(run, registry, folder):
 
 def refuse(self, pool=None, capture_error_mode="global"):
     raise RuntimeError("CUDA error: operation not permitted")
+
+
+def refusals(run, registry, folder):
+    """What a capture of the simulated card refuses, and the memory that a graph holds."""
+    number, host = torch.zeros(1000, device="cuda"), torch.ones(1000)
+    does = {
+        "item": lambda: number[0].item(),
+        "copy to the host": lambda: number.cpu(),
+        "copy from the host": lambda: host.to("cuda"),
+        "copy into a tensor": lambda: number.copy_(host),
+        "tensor from a list": lambda: torch.tensor([1.0], device="cuda"),
+        "bool index": lambda: number[number > 0],
+        "number": lambda: number.add_(1.0).masked_fill_(number > 2.0, 3.0),
+        "new tensor": lambda: torch.where(number > 0, 1.0, number) * torch.arange(1000, device="cuda"),
+    }
+    out = {}
+    for name, function in does.items():
+        stream = torch.cuda.Stream()
+        try:
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+                function()
+            out[name] = "captured"
+        except RuntimeError as error:
+            out[name] = str(error)
+    function = None
+    before, graph = run.meter.live, torch.cuda.CUDAGraph()
+    run.meter.lap("between")
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+        kept = number + 1
+        kept = kept * 2
+    out["launches of a capture"] = run.meter.lap("capture").launches
+    out["held"] = run.meter.live - before
+    graph.replay()
+    out["launches of a replay"] = run.meter.lap("replay").launches
+    graph = kept = None
+    out["left"] = run.meter.live - before
+    return out
 
 
 def updates(run, registry, folder):
@@ -193,6 +233,7 @@ MEASURES = {
     "merging": merging,
     "decoding": decoding,
     "captured": captured,
+    "refusals": refusals,
     "updates": updates,
     "reads": reads,
 }

@@ -4,12 +4,19 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from packaging.version import Version
 
 from tests.dryrun.cases import CASES
 from tests.dryrun.drive import UNAVAILABLE
+
+
+def captures(case):
+    """Whether a case decodes with a model of its own by the lean step."""
+    stage = case(Path())["stages"][0]
+    return stage["stage"] == "rl" and stage["sampler"]["name"] == "cached"
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +41,13 @@ def test_it_runs_on_a_card(results, case):
     assert (
         result["left"] <= 2**20
     )  # Nothing stays on the card when a run has ended; TRL's trainers keep 1 MiB.
+
+
+@pytest.mark.parametrize("case", [case for case, made in CASES.items() if captures(made)])
+def test_its_decoding_is_captured(results, case):
+    assert (
+        results[case]["graphs"] >= 18
+    )  # 20 tokens, of which the first two are drawn before there is a graph.
 
 
 def test_the_host_reads_drawn_tokens_every_eighth_step(results):
@@ -75,6 +89,27 @@ def test_where_capturing_fails_the_lean_step_goes_on(results):
     ((level, line),) = failed["said"]
     assert level == "WARNING" and "cuda_graphs is not used any more: it raised RuntimeError" in line
     assert failed["launches_a_token"] == 2 * lean["launches_a_layer"] + lean["launches_besides"]
+
+
+def test_a_capture_refuses_what_cuda_refuses(results):
+    counts = dict(results["refusals"])
+    refused = [
+        "item",
+        "copy to the host",
+        "copy from the host",
+        "copy into a tensor",
+        "tensor from a list",
+        "bool index",
+    ]
+    for name in refused:
+        assert counts[name] == "CUDA error: operation not permitted when stream is capturing", name
+    assert counts["number"] == counts["new tensor"] == "captured"
+
+
+def test_a_replay_is_one_launch_and_its_memory_is_held_as_long_as_the_graph(results):
+    counts = results["refusals"]
+    assert counts["launches of a capture"] == 0 and counts["launches of a replay"] == 1
+    assert counts["held"] == 2 * 4096 and counts["left"] == 0
 
 
 def test_launches_and_kept_bytes_of_an_update(results):

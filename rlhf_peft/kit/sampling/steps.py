@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -54,20 +54,38 @@ class Loop(Protocol):
         ...
 
 
+class LoopingDecoder(TokenDecoder, Protocol):
+    """A decoder that may have a loop of its own.
+
+    Attributes:
+        loops: whether it has.
+    """
+
+    @property
+    def loops(self) -> bool:
+        """Whether `loop` may be called."""
+        ...
+
+    def loop(self, draw: Callable[[Tensor, Tensor], Tensor]) -> Loop:
+        """The loop, before any step.
+
+        Args:
+            draw: tokens [B] for logits [B, V] and their number [1].
+        """
+        ...
+
+
 def steps_of(decoder: TokenDecoder, rows: Sequence[Row], device: torch.device | str) -> Steps:
-    """The steps of a decoder; in its own loop, where it has a method `loop` that gives one.
+    """The steps of a decoder; in a loop of its own, where it has one.
 
     Args:
         decoder: of the rows' prompts, in the order of the rows.
         rows: of the batch.
         device: of the decoder's logits.
     """
-    looped = getattr(decoder, "loop", None)
-    draws = Draws(rows, device) if looped is not None else None
-    loop: Loop | None = looped(draws) if looped is not None else None
-    if draws is None or loop is None:
-        return PlainSteps(decoder, rows, device)
-    return LoopedSteps(loop, draws, device)
+    if getattr(decoder, "loops", False):
+        return LoopedSteps(cast(LoopingDecoder, decoder), rows, device)
+    return PlainSteps(decoder, rows, device)
 
 
 class PlainSteps:
@@ -145,14 +163,16 @@ class LoopedSteps:
     """The decoder's own loop.
 
     Args:
-        loop: of the decoder, over these draws.
-        draws: where tokens are found.
-        device: of both.
+        decoder: of the rows' prompts.
+        rows: of the batch.
+        device: of the decoder's logits.
     """
 
-    def __init__(self, loop: Loop, draws: Draws, device: torch.device | str) -> None:
-        self._loop, self._draws, self._device = loop, draws, device
-        self.room = len(draws.drawn)
+    def __init__(self, decoder: LoopingDecoder, rows: Sequence[Row], device: torch.device | str) -> None:
+        self._device = device
+        self._draws = Draws(rows, device)
+        self._loop = decoder.loop(self._draws)
+        self.room = len(self._draws.drawn)
         self._drawn = 0
 
     def run(self, tokens: int) -> Tensor:

@@ -16,8 +16,9 @@ from ...kv_cache import GrowingLayer
 
 MULTIPLE = 8
 """Fixed buffers have room for a multiple of so many tokens, which suits the products of a card."""
-SHORTEST = 256
-"""Tokens up to which reading fixed buffers as a whole costs next to nothing."""
+SPARED = 64 * 10**9
+"""Bytes that must be spared for fixed buffers to be read in part at first: as many as a consumer card reads in 0.13 s,
+which is twice the time in which a graph is captured."""
 
 
 class GrowingTokens:
@@ -79,7 +80,7 @@ class FixedTokens:
         self._rows = rows
         self._places = torch.arange(room, device=like.device)
         self._shown = torch.zeros(room, device=like.device)
-        self._reaches = _halves(room)
+        self._reaches = _halves(room, sum(2 * keys[:, :, 0].nbytes for keys, _ in self._layers))
         self.reach = self._reaches.pop()
         self.count = torch.zeros(1, dtype=torch.int64, device=like.device)
 
@@ -112,9 +113,16 @@ class FixedTokens:
         self._rows = len(rows)
 
 
-def _halves(room: int) -> list[int]:
-    """How far buffers of this size are read, one after the other, the last one first."""
+def _halves(room: int, place: int) -> list[int]:
+    """How far buffers are read, one after the other, the last one first: half as far while that spares enough.
+
+    Args:
+        room: tokens.
+        place: bytes that one token takes.
+    """
     out = [room]
-    while out[-1] > SHORTEST:
-        out.append(-(-out[-1] // (2 * MULTIPLE)) * MULTIPLE)
-    return out
+    while True:
+        half = -(-out[-1] // (2 * MULTIPLE)) * MULTIPLE
+        if half == out[-1] or half * (out[-1] - half) * place < SPARED:
+            return out
+        out.append(half)
