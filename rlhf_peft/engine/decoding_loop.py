@@ -139,9 +139,16 @@ class DecodingLoop:
             replay()
             return self._decoder.logits
 
-        if not fast.verified_once(
-            NAME, again, lambda: self._decoder.logits, of=self._capturing.of, logits=True, warns=True
-        ):
+        is_same = fast.verified_once(
+            NAME,
+            again,
+            lambda: self._decoder.logits,
+            of=self._capturing.of,
+            logits=True,
+            dtype=self._own.dtype,
+            warns=True,
+        )
+        if not is_same:
             self._replay = None
             self._return_to(*before)
             self._step()

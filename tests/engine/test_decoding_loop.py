@@ -186,6 +186,14 @@ def test_a_graph_with_other_logits_is_given_up_and_its_step_is_made_good(base_of
     assert "cuda_graphs is not used any more: its result differs by" in line
 
 
+def test_in_half_precision_log_probabilities_are_compared(base_of):
+    base, fast = base_of(dtype="bfloat16"), FastPaths()
+    graphs = Wrong(lambda loop: loop._decoder.logits.add_(0.01))
+    rows = rows_of(BaseView(base), LIKE["even"], temperature=0.0)
+    written(base, rows, capturing(graphs, fast))
+    assert fast.allows("cuda_graphs")
+
+
 def test_each_kind_of_weights_is_compared_once(base_of):
     base, fast, compared = base_of(), FastPaths(), []
     view, once = BaseView(base), fast.verified_once

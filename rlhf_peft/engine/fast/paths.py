@@ -66,6 +66,7 @@ class FastPaths:
         *,
         of: object = None,
         logits: bool = False,
+        dtype: torch.dtype | None = None,
         warns: bool = False,
     ) -> bool:
         """Whether a fast path may be used; compares it with the plain one when it is asked for the first time.
@@ -76,6 +77,7 @@ class FastPaths:
             plain: computes the same result the plain way.
             of: the module that computes it, or what it computes with in words, where these are compared one by one.
             logits: the result is logits [B, V]: in half precision their log-probabilities are compared.
+            dtype: that both compute in, if the result's is another; None: the result's.
             warns: where the comparison fails the path is given up as a whole, with a warning; see `give_up`.
 
         Returns:
@@ -85,7 +87,7 @@ class FastPaths:
             return False
         key = (name, of)
         if key not in self._verified:
-            reason = _difference(fast, plain, logits)
+            reason = _difference(fast, plain, logits, dtype)
             self._verified[key] = reason is None
             if reason is not None and warns:
                 self.give_up(name, reason)
@@ -120,7 +122,9 @@ def logps_differ(result: Tensor, expected: Tensor) -> str | None:
     return f"its log-probabilities differ by {difference:.2g} nats a token"
 
 
-def _difference(fast: Callable[[], Tensor], plain: Callable[[], Tensor], logits: bool) -> str | None:
+def _difference(
+    fast: Callable[[], Tensor], plain: Callable[[], Tensor], logits: bool, dtype: torch.dtype | None
+) -> str | None:
     """Why the two results are not the same; None where they are, up to rounding."""
     with torch.no_grad():
         expected = plain()
@@ -132,9 +136,10 @@ def _difference(fast: Callable[[], Tensor], plain: Callable[[], Tensor], logits:
             return f"it raised {type(error).__name__}"
     if result.shape != expected.shape:
         return f"its result has the shape {tuple(result.shape)} instead of {tuple(expected.shape)}"
-    if logits and expected.dtype != torch.float32:
+    dtype = dtype or expected.dtype
+    if logits and dtype != torch.float32:
         return logps_differ(result, expected)
     largest = float(expected.float().abs().max())
-    if torch.allclose(result.float(), expected.float(), atol=tolerance(expected.dtype) * largest):
+    if torch.allclose(result.float(), expected.float(), atol=tolerance(dtype) * largest):
         return None
     return f"its result differs by up to {float((result.float() - expected.float()).abs().max()):.2g}"

@@ -69,6 +69,7 @@ class FixedTokens:
 
     Attributes:
         count: [1] int64 on the device, the tokens that each row has.
+        dtype: of keys and values.
         reach: how many places are read, R; more than `count`.
     """
 
@@ -77,7 +78,7 @@ class FixedTokens:
         shape = (rows, like.shape[1], room, like.shape[3])
         # Zeros, because what is hidden is multiplied by 0, and so must be finite.
         self._layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)]
-        self._rows = rows
+        self._rows, self.dtype = rows, like.dtype
         self._places = torch.arange(room, device=like.device)
         self._shown = torch.zeros(room, device=like.device)
         self._reaches = _halves(room, sum(2 * keys[:, :, 0].nbytes for keys, _ in self._layers))
