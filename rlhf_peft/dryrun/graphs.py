@@ -58,9 +58,9 @@ class Pool:
         self._end()
 
     def _end(self) -> None:
-        if self._graphs == 0 and self._live == 0:
-            self._meter.live -= self._held
-            self._held = 0
+        if self._graphs == 0:
+            self._meter.live -= self._held - self._live
+            self._held = self._live
 
 
 class Capture:
@@ -89,7 +89,8 @@ class Capture:
             if not on_card(x) and (name in COPIES or x.dim() > 0):
                 self.refuse()
         for x in written_by(func, args):
-            self._written[id(x)] = x
+            if on_card(x) and values_of(x) is not None:
+                self._written[id(x)] = x
 
     def end(self) -> None:
         """Values that were written over are not known any more: every replay changes them."""
@@ -129,7 +130,10 @@ def present_graphs(meter: Meter) -> None:
                 raise RuntimeError(
                     "CUDA graphs must be captured once, one at a time, on a non-default stream."
                 )
-            meter.capture = Capture(pool or Pool(meter))
+            pool = pool or Pool(meter)
+            pool.begin()
+            weakref.finalize(self, pool.end)
+            meter.capture = Capture(pool)
             self._outside, meter.now = meter.now, Counts()
 
         def capture_end(self) -> None:
@@ -138,9 +142,6 @@ def present_graphs(meter: Meter) -> None:
             meter.now.peak = max(meter.now.peak, meter.live)
             capture, meter.capture = meter.capture, None
             capture.end()
-            pool = capture.pool
-            pool.begin()
-            weakref.finalize(self, pool.end)
             self._counts = Counts(
                 launches=1,
                 kernels=Counter(graph=1),

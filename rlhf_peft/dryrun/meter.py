@@ -142,6 +142,8 @@ class Meter:
         read = sum({id(x): _bytes(x) for x in inputs}.values())
         if name in PICKING and written:
             read = min(read, 2 * written)
+        if name in PLACING:
+            read = written = sum(_bytes(x) for x in inputs[1:])
         single = bool(outputs) and outputs[0].dtype == torch.float32
         rate = self.card.float32 if single else self.card.half
         self.now.moved += read + written
@@ -161,6 +163,8 @@ PICKING = frozenset(
     {"embedding", "index", "gather", "index_select", "index_put", "index_put_", "scatter", "scatter_add"}
 )
 """Operators that read a part of their input, no larger than their output."""
+PLACING = frozenset({"index_copy_"})
+"""Operators that write a part of their first input, as large as the others."""
 
 
 def flops_of(operator: Any, args: Any) -> float:

@@ -21,7 +21,7 @@ from .decoding_loop import Capturing, DecodingLoop
 from .fast import FastPaths
 from .fast.cuda_graphs import CudaGraphs
 from .fast.dense_weights import fits, merged
-from .fast.lean import FEW, LeanDecoder
+from .fast.lean import FEW, LeanDecoder, needs_no_host
 from .fast.paths import CANNOT, logps_differ
 from .fast.small_products import quick_size
 from .kv_cache import GrowingCache
@@ -250,8 +250,8 @@ class DecodingModel:
 
     def _captures(self, stepper: Stepper) -> Capturing | None:
         """How steps are captured: on a card, by the lean step."""
-        can = isinstance(stepper, LeanDecoder) and stepper.needs_no_host and self.device.type == "cuda"
-        if not can or not self._fast.allows("cuda_graphs"):
+        on_card = isinstance(stepper, LeanDecoder) and self.device.type == "cuda"
+        if not on_card or not self._fast.allows("cuda_graphs") or not needs_no_host(self.lm):
             return None
         return Capturing(CudaGraphs(self.device), self._fast, self._weights())
 

@@ -66,7 +66,7 @@ class DecodingLoop:
     """Steps and draws, by one graph for each number of rows and each reach of the buffers.
 
     Before a graph is captured one step is computed without it, as CUDA wants it. Rows only become fewer, and buffers
-    are only read further, so that a graph is not needed again once there is the next one.
+    are only read further, so that no graph is needed again: it goes, with its memory, before the next one is captured.
 
     Args:
         decoder: takes tokens at the place that `own.count` holds.
@@ -89,15 +89,14 @@ class DecodingLoop:
         self._tokens = draw(decoder.logits, own.count)
         self._drawn = 1
         self._replay: Callable[[], None] | None = None
-        self._changed = True
 
     def run(self, tokens: int) -> None:
         """Go on until so many tokens of each row are drawn."""
         while self._drawn < tokens:
             if self._drawn > self._own.reach:
+                self._replay = None
                 self._own.widen()
-                self._changed = True
-            if self._changed or self._replay is None:
+            if self._replay is None:
                 self._begin()
             else:
                 self._replay()
@@ -105,9 +104,9 @@ class DecodingLoop:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows [B'], numbered among the present ones."""
+        self._replay = None
         self._decoder.keep(rows)
         self._tokens = self._tokens[rows]
-        self._changed = True
 
     def should_compact(self, going: int, rows: int) -> bool:
         """Whether it pays to go on with `going` of `rows` rows alone, which takes a graph of its own.
@@ -130,13 +129,12 @@ class DecodingLoop:
         before = self._own.count.clone(), self._tokens.clone()
         with self._capturing.graphs.aside():
             self._step()
-        self._changed, old = False, self._replay
 
         def again() -> Tensor:
             """The logits of the same step by the graph."""
-            replay = self._captured()
+            self._replay = self._capturing.graphs.capture(self._step)
             self._return_to(*before)
-            replay()
+            self._replay()
             return self._decoder.logits
 
         is_same = fast.verified_once(
@@ -152,17 +150,11 @@ class DecodingLoop:
             self._replay = None
             self._return_to(*before)
             self._step()
-        elif self._replay is old:  # They were compared before.
+        elif self._replay is None:  # They were compared before.
             try:
-                self._captured()
+                self._replay = self._capturing.graphs.capture(self._step)
             except CANNOT as error:
-                self._replay = None
                 fast.give_up(NAME, f"it raised {type(error).__name__}")
-
-    def _captured(self) -> Callable[[], None]:
-        """The graph of the present step, in the place of the one before."""
-        self._replay = self._capturing.graphs.capture(self._step)
-        return self._replay
 
     def _return_to(self, count: Tensor, tokens: Tensor) -> None:
         self._own.count.copy_(count)

@@ -2,6 +2,7 @@
 
 import logging
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from rlhf_peft.engine import POLICY, LoraSpec, decoding_loop
 from rlhf_peft.engine.decoding import RowDecoder
 from rlhf_peft.engine.decoding_loop import Capturing
 from rlhf_peft.engine.fast import FastPaths
-from rlhf_peft.engine.fast.lean import LeanDecoder, own_tokens
+from rlhf_peft.engine.fast.lean import LeanDecoder, needs_no_host, own_tokens
+from rlhf_peft.engine.fast.lean.architecture import base_of as base_layer
 from rlhf_peft.engine.fast.lean.row_vectors import RowVectors
 from rlhf_peft.kit.sampling import start_rows, write_rows
 from rlhf_peft.session.policy_view import BaseView
@@ -238,14 +240,18 @@ def test_the_host_reads_nothing_in_a_step_that_is_captured(base_of):
 
 
 @pytest.mark.parametrize(("kind", "yes"), [("default", True), ("llama3", True), ("dynamic", False)])
-def test_positions_that_the_host_reads_are_not_captured(base_of, kind, yes):
-    base = base_of()
-    with base.decoding.as_role(POLICY, merge=False) as model:
-        read = model._read([[5, 6, 7]])
-        stepper = LeanDecoder(model.lm, read.cache, read.mask, read.which, 4, RowVectors())
-        before, stepper._rotary.rope_type = stepper._rotary.rope_type, kind
-        assert stepper.needs_no_host is yes
-        stepper._rotary.rope_type = before
+def test_positions_that_the_host_reads_are_not_captured(base_of, monkeypatch, kind, yes):
+    lm = base_of().lm
+    monkeypatch.setattr(lm.base_model.rotary_emb, "rope_type", kind)
+    assert needs_no_host(lm) is yes
+
+
+@pytest.mark.parametrize(("threshold", "yes"), [(0.0, True), (6.0, False)])
+def test_layers_whose_input_the_host_reads_are_not_captured(base_of, monkeypatch, threshold, yes):
+    lm = base_of("llama", "nf4").lm
+    layer = base_layer(lm.base_model.layers[1].mlp.down_proj)
+    monkeypatch.setattr(layer, "state", SimpleNamespace(threshold=threshold), raising=False)
+    assert needs_no_host(lm) is yes
 
 
 def test_a_cpu_has_no_graphs(base_of):

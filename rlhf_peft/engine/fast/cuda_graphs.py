@@ -15,9 +15,7 @@ from ..compat.graph_memory import forget_failed_capture
 
 
 class CudaGraphs:
-    """Captures functions one after the other, in one pool of memory.
-
-    A graph whose memory is to be used again must live until the next one was captured.
+    """Captures functions one after the other; each graph has memory of its own, as long as it lives.
 
     Args:
         device: the card.
@@ -25,7 +23,6 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -45,15 +42,13 @@ class CudaGraphs:
         Raises:
             RuntimeError: the function does what cannot be captured.
         """
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         # Other threads, such as those that pin memory, may go on meanwhile.
-        capturing = torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        )
+        capturing = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
         try:
             with self.aside(), capturing:
                 function()
         except BaseException:
-            forget_failed_capture(self._stream.device, self._pool)
+            forget_failed_capture(self._stream.device, pool)
             raise
         return graph.replay

@@ -100,11 +100,6 @@ class LeanDecoder:
         self._rows: Rows | None
         self._follow(which)
 
-    @property
-    def needs_no_host(self) -> bool:
-        """Whether a step never reads a value of the device: some kinds of rotary embeddings read the positions."""
-        return getattr(self._rotary, "rope_type", "") not in ("dynamic", "longrope")
-
     @staticmethod
     def supports(model: Any, *, dense: bool = True) -> bool:
         """Whether the model has the shape; see `architecture.has_the_shape`."""
