@@ -54,6 +54,7 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "unset_fake_temporarily",
+    "written_by",
 ]
 
 VIEWS = frozenset(
@@ -91,6 +92,15 @@ def in_fake_kernel(mode: FakeTensorMode) -> Iterator[None]:
     """Inside, fake tensors are what they are made of, tensors without data: an operator computes its shapes alone."""
     with unset_fake_temporarily(), in_kernel_invocation_manager(mode):
         yield
+
+
+def written_by(operator: Any, args: Any) -> list[Tensor]:
+    """The tensors among positional arguments that an operator writes to."""
+    pairs = zip(operator._schema.arguments, args, strict=False)
+    return [
+        x for argument, x in pairs
+        if isinstance(x, Tensor) and argument.alias_info is not None and argument.alias_info.is_write
+    ]  # fmt: skip
 
 
 def has_own_dtype(operator: Any) -> bool:

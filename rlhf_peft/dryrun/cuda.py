@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .compat import device_index, stand_in_for_triton, treat_fakes_as_real
+from .graphs import present_graphs
 from .kernels import attention, rms_norm
 from .mode import DryRun
 
@@ -60,7 +61,6 @@ def present_card(run: DryRun, cards: int = 1) -> None:
         "set_device": set_device,
         "synchronize": lambda device=None: None,
         "empty_cache": meter.release,
-        "is_current_stream_capturing": lambda: False,
         "is_bf16_supported": lambda including_emulation=True: (
             card.capability >= (8, 0) or including_emulation
         ),
@@ -86,5 +86,6 @@ def present_card(run: DryRun, cards: int = 1) -> None:
         setattr(torch.cuda, name, function)
     torch.nn.functional.scaled_dot_product_attention = attention
     torch.nn.functional.rms_norm = rms_norm
+    present_graphs(meter)
     treat_fakes_as_real()
     stand_in_for_triton(meter.kernel)

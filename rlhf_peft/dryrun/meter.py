@@ -117,27 +117,30 @@ class Meter:
         doing: the operator that runs now, and whether it belongs to a backward pass.
         now: counts of the present phase.
         phases: name to counts.
+        capture: the capture of a CUDA graph that is going on, see `graphs`; None: there is none.
     """
 
     def __init__(self, card: Card) -> None:
         self.card = card
         self.doing: tuple[str, bool] = ("", False)
+        self.capture: Any = None
         self.now = Counts()
         self.phases: dict[str, Counts] = {}
         self._known: Any = WeakIdKeyDictionary()
         self._allocator = Allocator()
+        self._held = 0
         # Seconds on the clocks of the host and of the card since the phase began.
         self._host = self._card = 0.0
 
     @property
     def live(self) -> int:
         """Bytes that are allocated now."""
-        return self._allocator.allocated
+        return self._allocator.allocated + self._held
 
     @property
     def reserved(self) -> int:
         """Bytes that torch's allocator has reserved now."""
-        return self._allocator.reserved
+        return self._allocator.reserved + self._held
 
     def release(self) -> None:
         """Give back what is reserved and free."""
@@ -163,16 +166,31 @@ class Meter:
         if size == 0:
             return
         self._known[storage] = True
+        if self.capture is not None:
+            self.capture.pool.took(storage, size)
+            return
         handle = self._allocator.allocate(size)
+        self._grown(size)
+        weakref.finalize(storage, self._allocator.free, handle)
+
+    def hold(self, size: int) -> None:
+        """So many bytes more, or less, are held by captured graphs, which have memory of their own."""
+        self._held += size
+        if size > 0:
+            self._grown(size)
+
+    def _grown(self, size: int) -> None:
+        """Note the peaks after so many bytes more."""
         now, live = self.now, self.live
         now.peak, now.reserved = max(now.peak, live), max(now.reserved, self.reserved)
         place = (self.doing[0], size, self.doing[1])
         if now.peaks.get(place, 0) < live:
             now.peaks[place] = live
-        weakref.finalize(storage, self._allocator.free, handle)
 
     def read(self, kind: str) -> None:
         """The host waits for a value of the card."""
+        if self.capture is not None:
+            self.capture.refuse()
         self.now.host_reads[kind, place()] += 1
         self._wait()
 
@@ -182,10 +200,11 @@ class Meter:
         self._host = self._card = 0.0
 
     def busy(self, seconds: float, launches: int = 1) -> None:
-        """The host launches kernels, and they take so many seconds together."""
-        self._host += launches * LAUNCH
-        self._card = max(self._card, self._host) + seconds
+        """The host launches kernels, and they take so many seconds together; a capture only notes the seconds."""
         self.now.kernel_seconds += seconds
+        if self.capture is None:
+            self._host += launches * LAUNCH
+            self._card = max(self._card, self._host) + seconds
 
     def launched(self, operator: Any, inputs: list[Tensor], outputs: list[Tensor], flops: float) -> None:
         """A kernel was launched.
@@ -204,6 +223,8 @@ class Meter:
         read = sum({id(x): _bytes(x) for x in inputs}.values())
         if name in PICKING and written:
             read = min(read, 2 * written)
+        if name in PLACING:
+            read = written = sum(_bytes(x) for x in inputs[1:])
         single = any(x.dtype == torch.float32 for x in inputs)
         rate = self.card.float32 if single else self.card.half
         self.now.moved += read + written
@@ -223,6 +244,8 @@ PICKING = frozenset(
     {"embedding", "index", "gather", "index_select", "index_put", "index_put_", "scatter", "scatter_add"}
 )
 """Operators that read a part of their input, no larger than their output."""
+PLACING = frozenset({"index_copy_"})
+"""Operators that write a part of their first input, as large as the others."""
 
 
 def flops_of(operator: Any, args: Any) -> float:

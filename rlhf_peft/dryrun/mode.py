@@ -141,6 +141,8 @@ class DryRun(TorchDispatchMode):
     def _on_card(
         self, func: Any, name: str, args: Any, kwargs: dict[str, Any], inputs: list[Tensor], to_card: bool
     ) -> Any:
+        if self.meter.capture is not None:
+            self.meter.capture.runs(func, args, kwargs)
         self.meter.doing = name, in_backward()
         if name in WAITS:
             self.meter.read(name)

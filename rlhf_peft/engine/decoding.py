@@ -6,7 +6,7 @@ P tokens of the longest prompt, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,9 +18,11 @@ from ..kit.sampling.rows import pad_left
 from ..kit.upload import upload
 from .compat import arguments_of, cache_keyword, keeps_state
 from .compat.lora import LoraLayer, lone_adapter, matrices
+from .decoding_loop import Capturing, DecodingLoop
 from .fast import FastPaths
+from .fast.cuda_graphs import CudaGraphs
 from .fast.dense_weights import fits, merged
-from .fast.lean import FEW, LeanDecoder
+from .fast.lean import FEW, LeanDecoder, needs_no_host
 from .fast.paths import CANNOT, logps_differ
 from .fast.small_products import quick_size
 from .kv_cache import GrowingCache
@@ -99,20 +101,46 @@ class RowDecoder:
         logits: [B, V] after the prompts.
         lengths: [B] tokens of each row's prompt.
         max_length: the model's last position, plus one.
+        capturing: how a lean stepper's steps are captured; None: they are not.
     """
 
-    def __init__(self, stepper: Stepper, logits: Tensor, lengths: Tensor, max_length: int) -> None:
+    def __init__(
+        self,
+        stepper: Stepper,
+        logits: Tensor,
+        lengths: Tensor,
+        max_length: int,
+        capturing: Capturing | None = None,
+    ) -> None:
         self.logits = logits
         self._stepper, self._lengths, self._last = stepper, lengths, max_length - 1
-        self._taken = 0
+        self._capturing = capturing
+        self._taken: int | Tensor = 0
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits [B, V] after one more token [B] of each row."""
         # Rows that have ended go on for a while, but not past the model's last position.
         positions = (self._lengths + self._taken).clamp(max=self._last).unsqueeze(-1)
-        self._taken += 1
+        if isinstance(self._taken, int):  # Else the stepper counts.
+            self._taken += 1
         self.logits = self._stepper.step(tokens, positions)
         return self.logits
+
+    @property
+    def loops(self) -> bool:
+        """Whether steps and draws can be captured together."""
+        return self._capturing is not None
+
+    def loop(self, draw: Callable[[Tensor, Tensor], Tensor]) -> DecodingLoop:
+        """Steps and draws as captured functions; it is asked for before any step.
+
+        Args:
+            draw: tokens [B] for logits [B, V] and their number [1]; it keeps them where they can be read.
+        """
+        assert self._capturing is not None and isinstance(self._stepper, LeanDecoder)
+        own = self._stepper.fix()
+        self._taken = own.count
+        return DecodingLoop(self, own, draw, self._stepper.room, self._capturing)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows [B'], numbered among the present ones."""
@@ -219,7 +247,14 @@ class DecodingModel:
         # Both take over the cache, so that nothing else may use it from here on.
         stepper = LeanDecoder(*given) if self._lean(read) else PlainStepper(*given)
         lengths = read.mask.sum(-1)[read.which]
-        return RowDecoder(stepper, read.logits[read.which], lengths, self.max_length)
+        return RowDecoder(stepper, read.logits[read.which], lengths, self.max_length, self._captures(stepper))
+
+    def _captures(self, stepper: Stepper) -> Capturing | None:
+        """How steps are captured: on a card, by the lean step."""
+        on_card = isinstance(stepper, LeanDecoder) and self.device.type == "cuda"
+        if not on_card or not self._fast.allows("cuda_graphs") or not needs_no_host(self.lm):
+            return None
+        return Capturing(CudaGraphs(self.device), self._fast, self._weights())
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> ReadPrompts:
         index: dict[tuple[int, ...], int] = {}

@@ -69,7 +69,7 @@ def rl(algorithm, model=(), device="cuda", sampler=(), lora=(), **stage):
             "stage": "rl",
             "dataset": {"path": str(folder / "prompts.jsonl")},
             "algorithm": algorithm,
-            "sampler": {"name": "cached", "max_new_tokens": 6, **dict(sampler)},
+            "sampler": {"name": "cached", "max_new_tokens": 20, **dict(sampler)},
             "rewards": LENGTH,
             "prompts_per_step": 2,
             "max_steps": 1,

@@ -2,10 +2,13 @@
 
 import gc
 import json
+import logging
 
 import torch
 
 from rlhf_peft.api import load_base
+from rlhf_peft.engine.fast import NAMES
+from rlhf_peft.engine.fast.lean import own_tokens
 from rlhf_peft.kit.sampling.local import READ_EVERY, write_rows
 from rlhf_peft.kit.sampling.rows import start_rows
 from rlhf_peft.kit.upload import upload
@@ -15,6 +18,7 @@ from rlhf_peft.stages.rl import update
 from rlhf_peft.types import Request, SamplingParams
 from tests.dryrun.cases import CASES, CONFIG, rl
 
+LEAN = sorted(set(NAMES) - {"cuda_graphs"})
 GRPO = {"name": "grpo", "num_generations": 2}
 TOKENS, ROWS = 4 * READ_EVERY, 4
 
@@ -28,23 +32,27 @@ def base_of(folder, registry, layers, **model):
     return base
 
 
-def rows_of(view, tokens):
-    params = SamplingParams(tokens)
-    requests = [Request(torch.arange(20, 28), i // 2, i, params) for i in range(ROWS)]
+def rows_of(view, each):
+    requests = [
+        Request(torch.arange(20, 28), i // 2, i, SamplingParams(tokens)) for i, tokens in enumerate(each)
+    ]
     return start_rows(requests, view.max_length, "measure")
 
 
-def decoded(run, base, merge, tokens):
-    """Counts of decoding so many tokens of each row, after the prompts were read."""
+def decoded(run, base, merge, each, times=2):
+    """Counts of decoding so many tokens of each row, after the prompts were read; the first time paths are compared."""
     view = BaseView(base)
     with base.decoding.as_role("policy", merge) as model:
-        for _ in range(2):  # The first time fast paths are compared.
-            rows = rows_of(view, tokens)
-            decoder = model.start([row.request.prompt_ids.tolist() for row in rows], tokens)
+        for _ in range(times):
+            rows = rows_of(view, each)
+            decoder = model.start([row.request.prompt_ids.tolist() for row in rows], max(each))
             run.meter.lap("between")
+            before = run.meter.live
             write_rows(decoder, view, rows)
-    assert all(len(row.tokens) == tokens for row in rows)
-    return run.meter.lap("decode")
+    assert [len(row.tokens) for row in rows] == list(each)
+    counts = run.meter.lap("decode")
+    counts.peak -= before
+    return counts
 
 
 def updated(run, base, tokens=64):
@@ -67,13 +75,90 @@ def decoding(run, registry, folder):
     """Reads and launches of a decoded token, with dense weights and with 4-bit weights and adapters."""
     out = {}
     for name, merge in (("dense", True), ("4-bit", False)):
-        counts = [decoded(run, base_of(folder, registry, layers), merge, TOKENS) for layers in (1, 2)]
+        counts = [
+            decoded(run, base_of(folder, registry, layers, fast=LEAN), merge, [TOKENS] * ROWS)
+            for layers in (1, 2)
+        ]
         per_token = [count.launches / TOKENS for count in counts]
         out[name] = {
             "reads_a_token": sum(counts[1].host_reads.values()) / TOKENS,
             "launches_a_layer": per_token[1] - per_token[0],
             "launches_besides": 2 * per_token[0] - per_token[1],
         }
+    return out
+
+
+def captured(run, registry, folder):
+    """The same with captured graphs: of a further token, of rows that end at different steps, where capturing fails."""
+    out = {}
+    for name, merge in (("dense", True), ("4-bit", False)):
+        base = base_of(folder, registry, 2)
+        few, many = (decoded(run, base, merge, [tokens] * ROWS) for tokens in (TOKENS, 2 * TOKENS))
+        lean = decoded(run, base_of(folder, registry, 2, fast=LEAN), merge, [2 * TOKENS] * ROWS)
+        out[name] = {
+            "launches_a_token": (many.launches - few.launches) / TOKENS,
+            "reads_a_token": sum(many.host_reads.values()) / (2 * TOKENS),
+            "seconds": [many.seconds, lean.seconds],
+            "peak": [many.peak, lean.peak],
+        }
+    each = [TOKENS, 3 * TOKENS, TOKENS, 2 * TOKENS]
+    out["ends"] = decoded(run, base, False, each).kernels["graph"]
+    spared, own_tokens.SPARED = own_tokens.SPARED, 10**7
+    out["places"] = decoded(run, base_of(folder, registry, 2, max_length=600), False, [560]).kernels["graph"]
+    own_tokens.SPARED = spared
+    begin, heard = torch.cuda.CUDAGraph.capture_begin, []
+    torch.cuda.CUDAGraph.capture_begin = refuse
+    log = logging.getLogger("rlhf_peft")
+    listener = logging.Handler()
+    listener.emit = lambda record: heard.append((record.levelname, record.getMessage()))
+    log.addHandler(listener)
+    try:
+        failed = decoded(run, base_of(folder, registry, 2), False, [TOKENS] * ROWS, times=3)
+    finally:
+        torch.cuda.CUDAGraph.capture_begin = begin
+        log.removeHandler(listener)
+    out["failed"] = {"launches_a_token": failed.launches / TOKENS, "said": heard}
+    return out
+
+
+def refuse(self, pool=None, capture_error_mode="global"):
+    raise RuntimeError("CUDA error: operation not permitted")
+
+
+def refusals(run, registry, folder):
+    """What a capture of the simulated card refuses, and the memory that a graph holds."""
+    number, host = torch.zeros(1000, device="cuda"), torch.ones(1000)
+    does = {
+        "item": lambda: number[0].item(),
+        "copy to the host": lambda: number.cpu(),
+        "copy from the host": lambda: host.to("cuda"),
+        "copy into a tensor": lambda: number.copy_(host),
+        "tensor from a list": lambda: torch.tensor([1.0], device="cuda"),
+        "bool index": lambda: number[number > 0],
+        "number": lambda: number.add_(1.0).masked_fill_(number > 2.0, 3.0),
+        "new tensor": lambda: torch.where(number > 0, 1.0, number) * torch.arange(1000, device="cuda"),
+    }
+    out = {}
+    for name, function in does.items():
+        stream = torch.cuda.Stream()
+        try:
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+                function()
+            out[name] = "captured"
+        except RuntimeError as error:
+            out[name] = str(error)
+    function = None
+    before, graph = run.meter.live, torch.cuda.CUDAGraph()
+    run.meter.lap("between")
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+        kept = number + 1
+        kept = kept * 2
+    out["launches of a capture"] = run.meter.lap("capture").launches
+    out["held"] = run.meter.live - before
+    graph.replay()
+    out["launches of a replay"] = run.meter.lap("replay").launches
+    graph = kept = None
+    out["left"] = run.meter.live - before
     return out
 
 
@@ -118,6 +203,7 @@ def reads(run, registry, folder):
 
         case = CASES["ppo, value on the policy, not merged"](folder)
         case["model"]["tokens_per_forward"] = 40
+        case["stages"][0]["sampler"]["max_new_tokens"] = 6
         case["stages"][0]["max_steps"] = 2
         rlhf_peft.run(load(case, (), plugins=registry), registry=registry, overwrite=True)
     finally:
@@ -144,4 +230,11 @@ def merging(run, registry, folder):
     return out
 
 
-MEASURES = {"merging": merging, "decoding": decoding, "updates": updates, "reads": reads}
+MEASURES = {
+    "merging": merging,
+    "decoding": decoding,
+    "captured": captured,
+    "refusals": refusals,
+    "updates": updates,
+    "reads": reads,
+}

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from packaging.version import Version
@@ -11,6 +12,12 @@ from packaging.version import Version
 from tests.dryrun.cases import CASES
 from tests.dryrun.drive import UNAVAILABLE
 from tests.dryrun.required import not_possible
+
+
+def captures(case):
+    """Whether a case decodes with a model of its own by the lean step."""
+    stage = case(Path())["stages"][0]
+    return stage["stage"] == "rl" and stage["sampler"]["name"] == "cached"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,13 @@ def test_it_runs_on_a_card(results, case):
     )  # Nothing stays on the card when a run has ended; TRL's trainers keep 1 MiB.
 
 
+@pytest.mark.parametrize("case", [case for case, made in CASES.items() if captures(made)])
+def test_its_decoding_is_captured(results, case):
+    assert (
+        results[case]["graphs"] >= 18
+    )  # 20 tokens, of which the first two are drawn before there is a graph.
+
+
 def test_the_host_reads_drawn_tokens_every_eighth_step(results):
     for counts in results["decoding"].values():
         assert counts["reads_a_token"] <= 1 / 8
@@ -50,6 +64,52 @@ def test_launches_of_a_decoded_token(results):
         assert counts["launches_a_layer"] <= most[name][0] and counts["launches_besides"] <= most[name][1], (
             name
         )
+
+
+@pytest.mark.parametrize("name", ["dense", "4-bit"])
+def test_a_captured_step_is_one_launch_and_waits_for_no_host(results, name):
+    counts = results["captured"][name]
+    assert counts["launches_a_token"] <= 2 and counts["reads_a_token"] <= 1 / 8
+
+
+@pytest.mark.parametrize("name", ["dense", "4-bit"])
+def test_captured_steps_take_little_more_memory_than_others(results, name):
+    mine, others = results["captured"][name]["peak"]
+    assert mine <= 1.02 * others
+
+
+def test_a_graph_for_each_number_of_rows_and_each_reach(results):
+    # 95 steps of 4, then 2, then 1 rows; 559 steps over 144, 280 and 560 places. The first ones are not captured.
+    assert results["captured"]["ends"] == 95 - 3
+    assert results["captured"]["places"] == 559 - 3
+
+
+def test_where_capturing_fails_the_lean_step_goes_on(results):
+    failed, lean = results["captured"]["failed"], results["decoding"]["4-bit"]
+    ((level, line),) = failed["said"]
+    assert level == "WARNING" and "cuda_graphs is not used any more: it raised RuntimeError" in line
+    assert failed["launches_a_token"] == 2 * lean["launches_a_layer"] + lean["launches_besides"]
+
+
+def test_a_capture_refuses_what_cuda_refuses(results):
+    counts = dict(results["refusals"])
+    refused = [
+        "item",
+        "copy to the host",
+        "copy from the host",
+        "copy into a tensor",
+        "tensor from a list",
+        "bool index",
+    ]
+    for name in refused:
+        assert counts[name] == "CUDA error: operation not permitted when stream is capturing", name
+    assert counts["number"] == counts["new tensor"] == "captured"
+
+
+def test_a_replay_is_one_launch_and_its_memory_is_held_as_long_as_the_graph(results):
+    counts = results["refusals"]
+    assert counts["launches of a capture"] == 0 and counts["launches of a replay"] == 1
+    assert counts["held"] == 2 * 4096 and counts["left"] == 0
 
 
 def test_launches_and_kept_bytes_of_an_update(results):

@@ -75,6 +75,7 @@ def one(run, registry, folder, name):
     gc.collect()
     return {
         "launches": counts.launches,
+        "graphs": counts.kernels["graph"],
         "peak": counts.peak,
         "host_reads": [[kind, place, count] for (kind, place), count in counts.host_reads.most_common()],
         "left": run.meter.live,

@@ -16,6 +16,7 @@ NAMES = {
     "shared_prefix": "a prompt of several rows is read once in scoring and in the update",
     "dense_weights": "decoding with dense weights into which the adapter is merged",
     "lean_decoder": "a decoding step of Llama-shaped models by the fewest operations",
+    "cuda_graphs": "on a card, steps of the lean decoder as captured CUDA graphs",
 }
 """The fast paths, and what each one does."""
 
@@ -65,6 +66,8 @@ class FastPaths:
         *,
         of: object = None,
         logits: bool = False,
+        dtype: torch.dtype | None = None,
+        warns: bool = False,
     ) -> bool:
         """Whether a fast path may be used; compares it with the plain one when it is asked for the first time.
 
@@ -74,6 +77,8 @@ class FastPaths:
             plain: computes the same result the plain way.
             of: the module that computes it, or what it computes with in words, where these are compared one by one.
             logits: the result is logits [B, V]: in half precision their log-probabilities are compared.
+            dtype: that both compute in, if the result's is another; None: the result's.
+            warns: where the comparison fails the path is given up as a whole, with a warning; see `give_up`.
 
         Returns:
             False where the recipe forbids the path, or where the comparison, now or before, has failed.
@@ -82,13 +87,26 @@ class FastPaths:
             return False
         key = (name, of)
         if key not in self._verified:
-            reason = _difference(fast, plain, logits)
+            reason = _difference(fast, plain, logits, dtype)
             self._verified[key] = reason is None
-            if reason is not None:
+            if reason is not None and warns:
+                self.give_up(name, reason)
+            elif reason is not None:
                 kind = of if isinstance(of, str) else f"a {type(of).__name__}"
                 module = "this model" if of is None else kind
                 log.info("model.fast: %s is not used for %s: %s.", name, module, reason)
         return self._verified[key]
+
+    def give_up(self, name: str, reason: str) -> None:
+        """Use a path no more, and say so once.
+
+        Args:
+            name: of the path, from `NAMES`.
+            reason: why, as the end of a sentence.
+        """
+        if name in self._allowed:
+            self._allowed -= {name}
+            log.warning("model.fast: %s is not used any more: %s. The plain way goes on.", name, reason)
 
 
 def logps_differ(result: Tensor, expected: Tensor) -> str | None:
@@ -104,7 +122,9 @@ def logps_differ(result: Tensor, expected: Tensor) -> str | None:
     return f"its log-probabilities differ by {difference:.2g} nats a token"
 
 
-def _difference(fast: Callable[[], Tensor], plain: Callable[[], Tensor], logits: bool) -> str | None:
+def _difference(
+    fast: Callable[[], Tensor], plain: Callable[[], Tensor], logits: bool, dtype: torch.dtype | None
+) -> str | None:
     """Why the two results are not the same; None where they are, up to rounding."""
     with torch.no_grad():
         expected = plain()
@@ -116,9 +136,10 @@ def _difference(fast: Callable[[], Tensor], plain: Callable[[], Tensor], logits:
             return f"it raised {type(error).__name__}"
     if result.shape != expected.shape:
         return f"its result has the shape {tuple(result.shape)} instead of {tuple(expected.shape)}"
-    if logits and expected.dtype != torch.float32:
+    dtype = dtype or expected.dtype
+    if logits and dtype != torch.float32:
         return logps_differ(result, expected)
     largest = float(expected.float().abs().max())
-    if torch.allclose(result.float(), expected.float(), atol=tolerance(expected.dtype) * largest):
+    if torch.allclose(result.float(), expected.float(), atol=tolerance(dtype) * largest):
         return None
     return f"its result differs by up to {float((result.float() - expected.float()).abs().max()):.2g}"

@@ -11,10 +11,9 @@ from torch import Tensor
 from ...errors import SamplerError
 from ...hookspecs import DecodingModel, PolicyView, SampleContext, TokenDecoder
 from ...types import MemoryNeeds, Request, Rollout, SamplingParams
-from ..upload import upload
-from .drawing import DrawOptions, draw
 from .options import LocalOptions, shorter
-from .rows import Row, by_length, rollout_of, start_rows, streams
+from .rows import Row, by_length, rollout_of, start_rows
+from .steps import steps_of
 
 READ_EVERY = 8
 """On a card the drawn tokens are read, and rows that have ended are found, after so many steps."""
@@ -110,31 +109,19 @@ def write_rows(
     """
     every = read_every or (1 if torch.device(view.device).type == "cpu" else READ_EVERY)
     alive = list(rows)
-    uniforms = streams(alive, view.device)
-    options = DrawOptions.of([row.request.params for row in alive], view.device)
-    logits, drawn = decoder.logits, list[tuple[Tensor, Tensor]]()
-    for t in range(len(uniforms)):
-        tokens, logps = draw(logits, uniforms[t], options)
-        drawn.append((tokens, logps))
-        if len(drawn) == every or t + 1 == len(uniforms):
-            _take(alive, drawn, view)
-            drawn = []
-            going = [i for i, row in enumerate(alive) if row.finish is None]
-            if not going:
-                return
-            if decoder.should_compact(len(going), len(alive)):
-                keep = upload(torch.tensor(going), view.device)
-                decoder.keep(keep)
-                alive = [alive[i] for i in going]
-                tokens, uniforms = tokens[keep], uniforms[:, keep]
-                options = DrawOptions.of([row.request.params for row in alive], view.device)
-        logits = decoder.step(tokens)
+    steps = steps_of(decoder, alive, view.device)
+    for begin in range(0, steps.room, every):
+        _take(alive, steps.run(min(begin + every, steps.room)), view)
+        going = [i for i, row in enumerate(alive) if row.finish is None]
+        if not going:
+            return
+        if steps.should_compact(len(going), len(alive)):
+            alive = [alive[i] for i in going]
+            steps.keep(going, alive)
 
 
-def _take(rows: Sequence[Row], drawn: Sequence[tuple[Tensor, Tensor]], view: PolicyView) -> None:
-    """Give each row its tokens of some steps: one read of the device for both tokens and log-probabilities."""
-    # Token ids are exact in float64.
-    read = torch.stack([torch.stack((tokens.double(), logps.double())) for tokens, logps in drawn]).tolist()
-    for tokens, logps in read:
+def _take(rows: Sequence[Row], drawn: Tensor, view: PolicyView) -> None:
+    """Give each row its tokens of some steps [t, 2, B], by one read of the device."""
+    for tokens, logps in drawn.tolist():
         for row, token, logp in zip(rows, tokens, logps, strict=True):
             row.take(int(token), logp, view)

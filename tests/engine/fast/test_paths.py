@@ -117,3 +117,27 @@ def test_a_shift_of_all_logits_is_no_difference():
     assert FastPaths().verified_once(
         "lean_decoder", lambda: expected.float() + 5.0, lambda: expected, logits=True
     )
+
+
+@pytest.mark.parametrize(("dtype", "is_same"), [(None, False), (torch.bfloat16, True)])
+def test_results_in_float32_of_a_model_in_half_precision(dtype, is_same):
+    expected = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    other = expected + 0.01
+    found = FastPaths().verified_once(
+        "cuda_graphs", lambda: other, lambda: expected, logits=True, dtype=dtype
+    )
+    assert found is is_same
+
+
+def test_a_path_that_is_given_up_warns_once_and_is_never_tried_again(caplog):
+    logging.getLogger("rlhf_peft").propagate = True
+    fast = FastPaths()
+    with caplog.at_level("INFO", "rlhf_peft"):
+        assert not fast.verified_once("cuda_graphs", raises, lambda: PLAIN, of="one", warns=True)
+        assert not fast.verified_once("cuda_graphs", lambda: PLAIN, lambda: PLAIN, of="other", warns=True)
+        fast.give_up("cuda_graphs", "again")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages == [
+        "model.fast: cuda_graphs is not used any more: it raised TypeError. The plain way goes on."
+    ]
+    assert not fast.allows("cuda_graphs") and fast.allows("lean_decoder")

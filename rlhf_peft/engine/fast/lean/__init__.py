@@ -11,7 +11,8 @@ Left out on purpose: every model that is not embeddings, layers of [norm, attent
 MLP], norm, head; sliding windows.
 """
 
+from .architecture import needs_no_host
 from .decoder import FEW, LeanDecoder
 from .groups import Rows
 
-__all__ = ["FEW", "LeanDecoder", "Rows"]
+__all__ = ["FEW", "LeanDecoder", "Rows", "needs_no_host"]

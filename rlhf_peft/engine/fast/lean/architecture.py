@@ -32,6 +32,18 @@ def has_the_shape(model: Any, *, dense: bool) -> bool:
     )
 
 
+def needs_no_host(model: Any) -> bool:
+    """Whether the host reads no value of the device in a step of a model that has the shape.
+
+    It reads the positions for some kinds of rotary embeddings, and the input of bitsandbytes' int8 layers, in which it
+    looks for outliers.
+    """
+    trunk = model.base_model
+    linear = (part for layer in trunk.layers for part in (*layer.self_attn.children(), *layer.mlp.children()))
+    outliers = any(getattr(getattr(base_of(part), "state", None), "threshold", 0.0) > 0 for part in linear)
+    return not outliers and getattr(trunk.rotary_emb, "rope_type", "") not in ("dynamic", "longrope")
+
+
 def base_of(layer: Any) -> Any:
     """The layer of the base, without PEFT's layer around it."""
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...head import HALF
-from ...kv_cache import GrowingCache, GrowingLayer
+from ...kv_cache import GrowingCache
 from .architecture import base_of, has_the_shape
 from .columns import Columns
 from .groups import Rows
+from .own_tokens import FixedTokens, GrowingTokens
 from .row_vectors import RowVectors
 
 FEW = 8
@@ -63,6 +64,9 @@ class LeanDecoder:
         which: [B] each row's prompt.
         room: most tokens that a row may be given.
         layout: of the vectors; None: columns on a CPU, rows on a card.
+
+    Attributes:
+        room: most tokens that a row may be given.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class LeanDecoder:
         layout: Columns | RowVectors | None = None,
     ) -> None:
         self._layout: Any = layout or (Columns() if which.device.type == "cpu" else RowVectors())
+        self.room = room
         trunk = model.base_model
         self._embed, self._rotary = trunk.embed_tokens, trunk.rotary_emb
         self._layers = [_Layer.of(layer, self._layout) for layer in trunk.layers]
@@ -83,7 +88,7 @@ class LeanDecoder:
         self._read = [
             (layer.keys[:, :, : layer.length], layer.values[:, :, : layer.length]) for layer in read.layers
         ]
-        self._own = [GrowingLayer(room) for _ in self._layers]
+        self._own: GrowingTokens | FixedTokens = GrowingTokens(len(self._layers), room)
         hidden = torch.where(mask.bool(), 0.0, -torch.inf)
         self._hidden = None if bool(mask.all()) else hidden.to(self._embed.weight.dtype)
         attention, heads = trunk.layers[0].self_attn, self._read[0][0].shape[1]
@@ -91,6 +96,7 @@ class LeanDecoder:
         self._scale = self._embed.weight.new_ones(queries + heads, 1)
         self._scale[:queries] = attention.scaling
         self._heads = heads
+        self._own_hidden: Tensor | None = None
         self._rows: Rows | None
         self._follow(which)
 
@@ -99,11 +105,15 @@ class LeanDecoder:
         """Whether the model has the shape; see `architecture.has_the_shape`."""
         return has_the_shape(model, dense=dense)
 
+    def fix(self) -> FixedTokens:
+        """Hold the rows' own tokens in buffers of fixed size; before the first step, and not with columns."""
+        assert self._rows is not None
+        self._own = FixedTokens(len(self._layers), self._read[0][0], len(self._rows.group), self.room)
+        return self._own
+
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows; prompts that none of them follows are let go."""
-        for layer in self._own:
-            if layer.is_initialized:
-                layer.select(rows)
+        self._own.select(rows)
         if self._rows is not None:
             self._follow(self._rows.group[rows])
         elif self._hidden is not None:
@@ -111,9 +121,8 @@ class LeanDecoder:
 
     def _follow(self, which: Tensor) -> None:
         """Each row's prompt; prompts that none follows are let go, and few rows have their own copies from now on."""
-        if len(which) <= FEW and which.device.type == "cpu":
-            for layer, (keys, values) in zip(self._own, self._read, strict=True):
-                layer.put_before(keys[which], values[which])
+        if len(which) <= FEW and isinstance(self._layout, Columns) and isinstance(self._own, GrowingTokens):
+            self._own.put_before(self._read, which)
             self._hidden = None if self._hidden is None else self._hidden[which]
             self._rows, self._read = None, []
             return
@@ -136,12 +145,14 @@ class LeanDecoder:
         layout, count = self._layout, len(tokens)
         rows = self._embed(tokens)
         turn = self._turns(*self._rotary(rows, positions))
+        self._own_hidden = self._own.hidden()
         x = layout.vectors(rows).contiguous()
         for number, layer in enumerate(self._layers):
             attended = self._attend(number, layer, layout.rows(layer.qkv(layer.before(x)), count), turn)
             layer.out.add_to(x, layout.vectors(attended))
             gate, up = layer.gate_up(layer.after(x)).chunk(2, dim=layout.features)
             layer.down.add_to(x, layer.act(gate) * up)
+        self._own.advance()
         return layout.logits(self._head, self._head_layer, self._norm(x), count)
 
     def _turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +171,7 @@ class LeanDecoder:
             q, k = turned[:, :-heads], turned[:, -heads:]
             turned = torch.cat((_normed(attention.q_norm, q), _normed(attention.k_norm, k)), dim=1)
         turned = _turned(turned, *turn)
-        own_keys, own_values = self._own[number].update(turned[:, -heads:].unsqueeze(2), v)
+        own_keys, own_values = self._own.update(number, turned[:, -heads:].unsqueeze(2), v)
         if self._rows is None:
             scores = _per_head(
                 turned[:, :-heads].reshape(count, heads, -1, size), own_keys.transpose(-1, -2), _scores
@@ -173,6 +184,8 @@ class LeanDecoder:
         length = read_keys.shape[2]
         q = turned[:, :-heads].reshape(*self._rows.shape, heads, -1, size)
         own = _per_head(q, own_keys.transpose(-1, -2), _scores)
+        if self._own_hidden is not None:
+            own += self._own_hidden
         scores = torch.cat((self._to_read(q, read_keys), own), dim=-1)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
         out = _per_head(weights[..., length:], own_values)
