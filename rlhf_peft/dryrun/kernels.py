@@ -20,12 +20,26 @@ def rms_norm(
 ) -> Tensor:
     """The root mean square norm, which a card computes by one kernel.
 
-    Builds of torch without CUDA would take it apart. One kernel that reads and writes as much stands in for it.
+    Builds of torch without CUDA would take it apart. One kernel that reads and writes as much stands in for it, and one
+    for its backward pass.
     """
-    wants = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (input, weight))
-    if not on_card(input) or wants:
+    if not on_card(input) or (weight is not None and weight.requires_grad):
         return torch_rms_norm(input, normalized_shape, weight, eps)
-    return input * 1
+    out: Tensor = _RmsNorm.apply(input)
+    return out
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scales = x.new_empty(x.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(x, scales)
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, _ = ctx.saved_tensors
+        return grad * x
 
 
 def attention(

@@ -225,7 +225,7 @@ class Meter:
             read = min(read, 2 * written)
         if name in PLACING:
             read = written = sum(_bytes(x) for x in inputs[1:])
-        single = any(x.dtype == torch.float32 for x in inputs)
+        single = bool(inputs) and inputs[0].dtype == torch.float32
         rate = self.card.float32 if single else self.card.half
         self.now.moved += read + written
         self.now.flops += flops

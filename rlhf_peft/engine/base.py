@@ -18,8 +18,7 @@ from .active_adapter import recompute_activations
 from .adapters import LoraSpec
 from .base_spec import BaseSpec
 from .decoding import Decoding
-from .fast import FastPaths
-from .fast.fused_lora import install
+from .fast import FastPaths, fused_lora, fused_norm
 from .forwards import Forwards
 from .loaded_model import LoadedModel
 from .module_state import mode, no_dropout, requires_grad
@@ -71,8 +70,9 @@ class SharedBase:
             lora or LoraSpec(),
             seed=seed,
             accepted=accepted,
-            on_change=lambda model: install(model, paths, self.loaded.quantizer),
+            on_change=lambda model: fused_lora.install(model, paths, self.loaded.quantizer),
         )
+        fused_norm.install(self.loaded.lm, paths)
         self.forwards = Forwards(self.loaded, self.roles, paths, recomputes=gradient_checkpointing)
         self.decoding = Decoding(self, paths, merge_rollouts)
         if gradient_checkpointing:

@@ -186,9 +186,15 @@ class Planner:
         fast = FastPaths(self.recipe.model.fast)
         fuses_lora = fast.allows("fused_lora") and (rl or self.recipe.lora.dropout == 0)
         saved = sizes.saved_bytes(
-            self.shape, tokens, keys, checkpointing=checkpointing, trunks=trunks,
-            fused=fuses_lora and fast.allows("gated_mlp") and self._adapts_mlps(), plain_lora=not fuses_lora,
-        )  # fmt: skip
+            self.shape,
+            tokens,
+            keys,
+            checkpointing=checkpointing,
+            trunks=trunks,
+            fused=fuses_lora and fast.allows("gated_mlp") and self._adapts_mlps(),
+            plain_lora=not fuses_lora,
+            fused_norm=self.shape.device == "cuda" and fast.allows("fused_norm"),
+        )
         holes = int(HOLES * saved) if self.shape.device == "cpu" else 0
         return {
             "activations": saved,

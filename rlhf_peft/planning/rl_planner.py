@@ -105,10 +105,12 @@ class RlPlanner:
         free = planner.result.budget.usable - sum(planner.static().values()) - others["optimizer"]
         merge = planner.recipe.model.merge_rollouts
         # A card decodes from quantized weights by the lean step too; see `Decoding.as_role`.
-        allowed = shape.lean and FastPaths(planner.recipe.model.fast).allows("lean_decoder")
+        fast = FastPaths(planner.recipe.model.fast)
+        allowed = shape.lean and fast.allows("lean_decoder")
         card_is_lean = allowed and planner.result.budget.device == "cuda"
-        merges = (not card_is_lean and dense * HEADROOM < free) if merge is None else merge
-        lean = allowed and (merges or not dense or card_is_lean) and self.sampler_needs.shares_prompts
+        if merge is None:
+            merge = fast.allows("dense_weights") and not card_is_lean and dense * HEADROOM < free
+        lean = allowed and (merge or not dense or card_is_lean) and self.sampler_needs.shares_prompts
         cached = rows * (self.prompt + new)
         if lean:
             # The first time the lean step is compared with the plain one on two rows of each of two prompts, which have
@@ -116,13 +118,20 @@ class RlPlanner:
             compared = 2 * min(prompts, 2) * (self.prompt + 1)
             cached = prompts * self.prompt + max(rows * new, compared)
         items = {
-            "adapter in 16 bits": self._decoded_adapter() if lean and dense and not merges else 0,
+            "adapter in 16 bits": self._decoded_adapter() if lean and dense and not merge else 0,
             "cache": sizes.cache_bytes(shape, cached),
             "one layer": sizes.layer_transient(shape, prompts * self.prompt),
             "logits": sizes.draw_bytes(shape, rows),
             **others,
         }
-        if merges:
+        if shape.device == "cuda":
+            # The prompts are read before there is room for completions; a CPU's allocator keeps both.
+            read = sizes.cache_bytes(shape, prompts * self.prompt)
+            if read + items["one layer"] > items["cache"] + items["logits"]:
+                items |= {"cache": read, "logits": 0}
+            else:
+                items["one layer"] = 0
+        if merge:
             items["dense weights"] = dense
         planner.add_phase(self.stage, name, items)
 

@@ -88,11 +88,18 @@ def tile_bytes(shape: Shape, tokens: int) -> int:
 
 
 def layer_saved(
-    shape: Shape, tokens: int, keys: int, *, fused: bool = False, plain_lora: bool = False
+    shape: Shape,
+    tokens: int,
+    keys: int,
+    *,
+    fused: bool = False,
+    plain_lora: bool = False,
+    fused_norm: bool = False,
 ) -> int:
     """Activations that one layer keeps for the backward pass.
 
-    Twice the residual (float32) and its norm; queries, output, and keys and values of `keys` tokens, repeated where
+    Twice the residual (float32, or as it is where the norm is one kernel) and its norm; queries, output, and keys and
+    values of `keys` tokens, repeated where
     heads share them, but not by the fused attention of a card, which takes no mask; gate, its activation, up, product,
     or only gate and up where the MLP is one step. PEFT's own forward in 16 bits keeps a float32 copy of the input of
     each of the seven linear layers too.
@@ -103,6 +110,7 @@ def layer_saved(
         keys: tokens that they attend to, over all rows; more than `tokens` where prompts are shared, by a mask.
         fused: the MLP is one step.
         plain_lora: linear layers with an adapter are computed by PEFT.
+        fused_norm: a norm is one kernel.
     """
     d, query_width, key_width = (
         shape.itemsize,
@@ -111,10 +119,11 @@ def layer_saved(
     )
     flash = shape.device == "cuda" and d == 2 and keys <= tokens
     repeated_width = key_width if flash else max(query_width, key_width)
-    saved = 2 * shape.hidden * (4 + d) + 2 * query_width * d + 4 * shape.heads
+    before = d if fused_norm else 4
+    saved = 2 * shape.hidden * (before + d) + 2 * query_width * d + 4 * shape.heads
     saved += shape.inner * d * (2 if fused else 4 if shape.gated else 3)
     if shape.qk_norm:
-        saved += 4 * (query_width + key_width)
+        saved += before * (query_width + key_width)
     if plain_lora and d < 4:
         saved += 4 * ((5 if shape.gated else 4) * shape.hidden + query_width + shape.inner)
     return tokens * saved + 2 * keys * repeated_width * d
@@ -134,9 +143,10 @@ def saved_bytes(
     trunks: int = 1,
     fused: bool = False,
     plain_lora: bool = False,
+    fused_norm: bool = False,
 ) -> int:
     """Activations kept for the backward pass of whole trunks; checkpointed: one layer's, and the inputs of all."""
-    one = layer_saved(shape, tokens, keys, fused=fused, plain_lora=plain_lora)
+    one = layer_saved(shape, tokens, keys, fused=fused, plain_lora=plain_lora, fused_norm=fused_norm)
     if checkpointing:
         return one + trunks * shape.layers * tokens * shape.hidden * shape.itemsize
     return trunks * shape.layers * one

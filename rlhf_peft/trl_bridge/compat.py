@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
+from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import KTOTrainer
@@ -43,6 +44,19 @@ OVERRIDES = {
 
 TELEMETRY = "_send_telemetry"
 """TRL's method that sends usage data; a release without it has nothing to switch off."""
+
+
+def forget_overrides(model: nn.Module) -> None:
+    """Take a model's modules out of bitsandbytes' list of exceptions, which is kept as long as the process lives.
+
+    transformers' Trainer puts embeddings there where the optimizer has 8 bits. Without this the embedding of every base
+    that was trained would stay on the card. The list is a private attribute.
+    """
+    from bitsandbytes.optim import GlobalOptimManager
+
+    manager, own = GlobalOptimManager.get_instance(), set(model.modules())
+    listed = getattr(manager, "module_weight_config_triple", [])
+    listed[:] = [entry for entry in listed if entry[0] not in own]
 
 
 def check_overrides(trainer: type) -> None:

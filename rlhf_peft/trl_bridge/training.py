@@ -31,6 +31,7 @@ from ..session.token_budget import free, reason, too_little
 from .compat import (
     CHECKPOINTING,
     TRAINER_STATE_NAME,
+    forget_overrides,
     own_accelerate,
     set_tokens_read,
     tokens_read,
@@ -253,6 +254,7 @@ def _attempt(
         finally:
             callback.trainer = None
             _release(trainer)
+            forget_overrides(model)
 
 
 def _check_rows(stage: TrlStage, rows: Any) -> None:

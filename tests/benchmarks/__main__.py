@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from . import simulated
 from .cases import TABLE, Line, Run
 from .gpu import driver
 from .gpu import render as gpu_table
@@ -36,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="TEXT", default="", help="lines of the table that hold this text")
     parser.add_argument("--write", action="store_true", help="put the table into tests/benchmarks/README.md")
+    parser.add_argument("--simulate", metavar="CARD", help="what a card would do by the dry run's roofline")
     gpu = parser.add_argument_group("on a GPU")
     gpu.add_argument("--gpu", action="store_true", help="the cases of a GPU, instead of the CPU's lines")
     gpu.add_argument("--out", type=Path, default=driver.OUT, help="file of JSON lines, one for each case")
@@ -50,6 +52,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.gpu:
         on_a_gpu(given)
+        return
+    if given.simulate:
+        simulated_table = simulated.table(given.simulate, given.only)
+        print(simulated_table)
+        if given.write:
+            write("simulated", simulated_table)
         return
     lines = [line for line in TABLE if given.only.lower() in line.what.lower()]
     begun = time.perf_counter()

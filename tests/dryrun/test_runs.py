@@ -39,9 +39,7 @@ def test_it_runs_on_a_card(results, case):
     result = results[case]
     assert "error" not in result, result
     assert result["launches"] > 500 and result["peak"] > 2**20
-    assert (
-        result["left"] <= 2**20
-    )  # Nothing stays on the card when a run has ended; TRL's trainers keep 1 MiB.
+    assert result["left"] == 0  # Nothing stays on the card when a run has ended.
 
 
 @pytest.mark.parametrize("case", [case for case, made in CASES.items() if captures(made)])

@@ -7,7 +7,7 @@ from rlhf_peft.engine.fast.paths import LOGP_TOLERANCE
 from tests.gpu.support import base_of, gradients_of, logps_of, requests, rows_of, sampled, verified
 
 pytestmark = pytest.mark.gpu
-EVERY = ["fused_lora", "gated_mlp", "shared_prefix", "dense_weights", "lean_decoder"]
+EVERY = ["fused_lora", "gated_mlp", "fused_norm", "shared_prefix", "dense_weights", "lean_decoder"]
 
 
 def difference(first, second, write_down):
@@ -18,7 +18,9 @@ def difference(first, second, write_down):
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-@pytest.mark.parametrize("paths", [["fused_lora"], ["fused_lora", "gated_mlp"], ["shared_prefix"], EVERY])
+@pytest.mark.parametrize(
+    "paths", [["fused_lora"], ["fused_lora", "gated_mlp"], ["fused_norm"], ["shared_prefix"], EVERY]
+)
 def test_forward_and_backward(paths, quantization, device, model_of, write_down):
     folder = model_of(num_hidden_layers=2)
     plain, fast = (base_of(folder, device, quantization, fast=chosen) for chosen in (False, paths))

@@ -67,7 +67,7 @@ def test_peaks_are_near_the_plan(card, tmp_path, model_of, write_down):
     document = with_rewards(grpo(tmp_path, model_of(**WIDE)))
     document["model"]["fast"] = ["fused_lora", "gated_mlp", "dense_weights", "lean_decoder"]
     recipe = load({**document, "device": str(card)}, (), plugins=registry)
-    planned = {phase.name: phase.total for phase in forecast(recipe, registry).plan.phases}
+    planned = {phase.name: phase.blocks for phase in forecast(recipe, registry).plan.phases}
     measured = {name: phase.peak for name, phase in bench(recipe, registry, Quiet(), steps=2).phases.items()}
     shares = {name: planned[name] / measured[name] - 1 for name in measured}
     reserved = torch.cuda.memory_reserved(card)

@@ -1,44 +1,36 @@
-"""Every shipped recipe fits on the card that its comment names, and the comment says what the plan says."""
+"""Every shipped recipe fits on the card that its comment names, and the comment says what `plan --exact` says."""
 
 import re
 
 import pytest
 
-from rlhf_peft.planning.forecast import forecast
-from rlhf_peft.recipe import load, shipped
+from rlhf_peft.planning.exact.plan import unavailable
 from rlhf_peft.registry import Registry
-from tests.planning.models import write_model
-
-RECIPES = sorted(
-    path.stem
-    for path in shipped.folder().glob("*.yaml")
-    if "one GPU with" in path.read_text(encoding="utf-8")
-)
+from tests.dryrun.required import not_possible
+from tests.planning.exact.shipped import LINE, RECIPES, comment_of, exact_plans, quick_plans, text_of
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory):
-    """The plan of a recipe on the card of its comment."""
-    folder, registry = tmp_path_factory.mktemp("models"), Registry.load(no_plugins=True)
-
-    def plan(name):
-        text = (shipped.folder() / f"{name}.yaml").read_text(encoding="utf-8")
-        size = re.search(r"path: Qwen/Qwen3-([\d.]+B)", text)[1]
-        card = re.search(r"# Hardware: one GPU with (\d+) GB", text)[1]
-        model = write_model(folder, size)
-        recipe = load(name, [f"model.path={model}", "device=auto"], plugins=registry)
-        return text, forecast(recipe, registry, gpu=f"{card}GB").plan
-
-    return plan
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_fits_and_its_comment_says_how_much_it_needs(planned, name):
-    text, plan = planned(name)
-    assert plan.verdict == "fits"
-    peak = plan.peak
-    line = (
-        f"# Memory, by `rlhf-peft plan`, not measured: {peak.total / 2**30:.1f} GB at the peak "
-        f"({peak.stage}, {peak.name})."
-    )
-    assert line in text.splitlines()
+def test_it_fits_and_the_quick_plan_agrees_with_its_comment(folder, name):
+    _, wanted = quick_plans([name], folder, Registry.load(no_plugins=True))[name]
+    line = LINE.search(text_of(name))[0]
+    said = float(re.search(r"not measured: ([\d.]+) GB reserved", line)[1])
+    assert wanted.plan.verdict == "fits"
+    # The comment has one digit behind the point.
+    assert wanted.plan.peak.total / 2**30 == pytest.approx(said, rel=0.1, abs=0.05)
+
+
+@pytest.mark.slow
+def test_comments_say_what_the_exact_plan_says(folder):
+    """`python -m tests.planning.exact.shipped` writes them."""
+    if reason := unavailable():
+        not_possible(reason)
+    plans = exact_plans(RECIPES, folder)
+    assert {name: plan.verdict for name, plan in plans.items()} == dict.fromkeys(RECIPES, "fits")
+    lines = {name: LINE.search(text_of(name))[0] for name in RECIPES}
+    assert lines == {name: comment_of(plan) for name, plan in plans.items()}

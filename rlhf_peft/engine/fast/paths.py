@@ -13,6 +13,7 @@ log = logging.getLogger("rlhf_peft")
 NAMES = {
     "fused_lora": "a linear layer with its LoRA adapter as one step, forward and backward",
     "gated_mlp": "a gated MLP with its LoRA adapters as one step, forward and backward",
+    "fused_norm": "a root mean square norm as one kernel on a card, forward and backward",
     "shared_prefix": "a prompt of several rows is read once in scoring and in the update",
     "dense_weights": "decoding with dense weights into which the adapter is merged",
     "lean_decoder": "a decoding step of Llama-shaped models by the fewest operations",

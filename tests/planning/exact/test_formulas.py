@@ -7,6 +7,7 @@ from rlhf_peft.planning.exact.plan import Wanted, measured, unavailable
 from rlhf_peft.planning.forecast import planned
 from rlhf_peft.recipe import load
 from rlhf_peft.registry import Registry
+from tests.dryrun.required import not_possible
 from tests.planning.models import write_model
 
 GPU = "RTX 4090"
@@ -71,7 +72,7 @@ CASES = {
 def results(tmp_path_factory):
     """Case to its quick plan and what a dry run measured of it."""
     if reason := unavailable():
-        pytest.skip(reason)
+        not_possible(reason)
     folder, registry = tmp_path_factory.mktemp("models"), Registry.load(no_plugins=True)
     wanted = []
     for model, document in CASES.values():

@@ -9,6 +9,7 @@ from rlhf_peft.planning.cards import ROOFLINES, card_of
 from rlhf_peft.planning.exact import plan as exact_plan
 from rlhf_peft.planning.exact.plan import unavailable
 from rlhf_peft.planning.gpus import CARDS, CONTEXT, GB
+from tests.dryrun.required import not_possible
 
 RECIPE = {
     "version": 1,
@@ -33,7 +34,7 @@ RECIPE = {
 def run(tmp_path_factory):
     """The command's exit code and output."""
     if reason := unavailable():
-        pytest.skip(reason)
+        not_possible(reason)
     file = tmp_path_factory.mktemp("recipes") / "exact.yaml"
     file.write_text(json.dumps(RECIPE))
 

@@ -16,9 +16,9 @@ from ...kv_cache import GrowingLayer
 
 MULTIPLE = 8
 """Fixed buffers have room for a multiple of so many tokens, which suits the products of a card."""
-SPARED = 64 * 10**9
-"""Bytes that must be spared for fixed buffers to be read in part at first: as many as a consumer card reads in 0.13 s,
-which is twice the time in which a graph is captured."""
+SPARED = 10**9
+"""Bytes of a layer that must be spared for fixed buffers to be read in part at first: as many as a consumer card reads
+in 2 ms, which is about the time in which a layer's part of a graph is captured."""
 
 
 class GrowingTokens:
@@ -81,7 +81,7 @@ class FixedTokens:
         self._rows, self.dtype = rows, like.dtype
         self._places = torch.arange(room, device=like.device)
         self._shown = torch.zeros(room, device=like.device)
-        self._reaches = _halves(room, sum(2 * keys[:, :, 0].nbytes for keys, _ in self._layers))
+        self._reaches = _halves(room, 2 * self._layers[0][0][:, :, 0].nbytes)
         self.reach = self._reaches.pop()
         self.count = torch.zeros(1, dtype=torch.int64, device=like.device)
 
@@ -119,7 +119,7 @@ def _halves(room: int, place: int) -> list[int]:
 
     Args:
         room: tokens.
-        place: bytes that one token takes.
+        place: bytes that one token of all rows takes in a layer.
     """
     out = [room]
     while True:
