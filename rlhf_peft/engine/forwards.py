@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..kit.upload import upload
 from .compat import attends_to_all, cache_keyword
-from .fast.paths import FastPaths, tolerance
+from .fast.paths import FastPaths, logps_differ, tolerance
 from .fast.shared_prefix import PrefixCache, Shared, share
+from .head import HALF
 from .loaded_model import LoadedModel
 from .module_state import mode
 from .roles import Roles
@@ -217,10 +219,15 @@ class Forwards:
                 if hidden.shape[-1] == self._loaded.width
                 else theirs[..., :0]
             )
-        near = tolerance(self._loaded.dtype)
-        if theirs.shape != ours.shape or not torch.allclose(
-            theirs, ours, atol=near * float(theirs.abs().max())
-        ):
+        dtype, largest = self._loaded.dtype, float(theirs.abs().max())
+        if dtype == torch.float16 and not math.isfinite(largest):
+            raise ModelError(
+                f"model.compute_dtype: {type(self._lm).__name__} overflows in float16, whose largest number is 65,504. "
+                "Use model.compute_dtype=float32, or bfloat16 where the device has it."
+            )
+        same = theirs.shape == ours.shape and torch.allclose(theirs, ours, atol=tolerance(dtype) * largest)
+        # 2 % of a logit of 30, which passes in half precision, are 0.6 nats.
+        if not same or (dtype in HALF and logps_differ(ours, theirs) is not None):
             raise ModelError(
                 f"model.path: {type(self._lm).__name__} computes its logits in a way that is not known here "
                 "(more than a matrix, bias, scale and soft cap), so its log-probabilities would be wrong."

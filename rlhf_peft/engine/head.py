@@ -57,13 +57,8 @@ class LmHead:
         return cls(layer.weight, layer.bias, scale, None if softcap is None else float(softcap))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., V] for hidden states [..., H]; in float32 where CUDA multiplies in half precision."""
-        out = full_product(hidden, self.weight)
-        if out is None:
-            out = nn.functional.linear(hidden, self.weight, self.bias)
-        elif self.bias is not None:
-            out = out + self.bias
-        out = out * self.scale
+        """[..., V] for hidden states [..., H], in the dtype of the model and rounded as the model rounds them."""
+        out = nn.functional.linear(hidden, self.weight, self.bias) * self.scale
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     def logps(

@@ -1,4 +1,4 @@
-"""Loss scaling: gradients of hidden states in float16 would underflow, so the loss is multiplied before the backward pass.
+"""Loss scaling: the loss is multiplied before the backward pass, so that gradients do not underflow in float16.
 
 Mixed precision training: Micikevicius et al. 2018, arXiv:1710.03740. The scale goes as in `torch.amp.GradScaler`.
 """

@@ -34,8 +34,8 @@ class Model(Section):
     )
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32. `float16` is for GPUs "
-        "without bfloat16 (T4, V100, RTX 20): half the memory, loss scaling, but numbers above 65,504 overflow.",
+        description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32. `float16` is for "
+        "GPUs without bfloat16 (T4, V100, RTX 20): half the memory, loss scaling, but numbers above 65,504 overflow.",
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = Field(
         "auto", description="Attention kernel, as transformers names it."
