@@ -3,10 +3,12 @@
 import gc
 import json
 import logging
+from collections import Counter
 
 import torch
 
 from rlhf_peft.api import load_base
+from rlhf_peft.engine.artifacts import read_role
 from rlhf_peft.engine.fast import NAMES
 from rlhf_peft.engine.fast.lean import own_tokens
 from rlhf_peft.kit.sampling.local import READ_EVERY, write_rows
@@ -216,6 +218,28 @@ def reads(run, registry, folder):
     }
 
 
+def roles(run, registry, folder):
+    """How often the host waits for each layer of a base while a role is added as a copy, saved and filled."""
+    out = {}
+    target = folder / "saved"
+    for name, does in (
+        ("added", lambda base: base.roles.add("value", like="policy", head=True)),
+        ("saved", lambda base: base.roles.save("policy", target)),
+        ("filled", lambda base: base.roles.fill("policy", read_role(target)[0], None, "here")),
+    ):
+        counts = []
+        for layers in (1, 2):
+            base = base_of(folder, registry, layers)
+            base.roles.save("policy", target)
+            run.meter.lap("between")
+            does(base)
+            counts.append(Counter[str]())
+            for (kind, _), count in run.meter.lap(name).host_reads.items():
+                counts[-1][kind] += count
+        out[name] = {kind: counts[1][kind] - counts[0][kind] for kind in counts[1]}
+    return out
+
+
 def merging(run, registry, folder):
     """Whether weights are merged for decoding, by what the recipe says."""
     out = {}
@@ -237,4 +261,5 @@ MEASURES = {
     "refusals": refusals,
     "updates": updates,
     "reads": reads,
+    "roles": roles,
 }

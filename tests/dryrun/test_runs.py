@@ -125,5 +125,14 @@ def test_the_host_reads_once_a_micro_step_and_twice_more_an_update(results):
     assert results["reads"]["micro_step"] <= 1 and results["reads"]["update"] <= 3
 
 
+def test_roles_are_added_saved_and_filled_without_a_look_at_the_quantized_weights(results):
+    """A layer has 14 tensors of an adapter. PEFT itself copies new ones to the card."""
+    assert results["roles"] == {
+        "added": {"copy to the card": 14},
+        "saved": {"copy to the host": 14},
+        "filled": {},
+    }
+
+
 def test_a_card_merges_only_where_it_needs_to(results):
     assert results["merging"] == {"by default": False, "without the lean step": True, "asked for": True}
