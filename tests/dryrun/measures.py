@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 from collections import Counter
+from types import SimpleNamespace
 
 import torch
 
@@ -15,6 +16,7 @@ from rlhf_peft.kit.sampling.local import READ_EVERY, write_rows
 from rlhf_peft.kit.sampling.rows import start_rows
 from rlhf_peft.kit.upload import upload
 from rlhf_peft.recipe import load
+from rlhf_peft.session.optimizers import make_optimizer
 from rlhf_peft.session.policy_view import BaseView
 from rlhf_peft.stages.rl import update
 from rlhf_peft.types import Request, SamplingParams
@@ -240,6 +242,35 @@ def roles(run, registry, folder):
     return out
 
 
+def optimizers(run, registry, folder):
+    """Launches and reads of one step of each kind of AdamW, and bytes of its state; the first step makes the state."""
+    out = {}
+    for layers in (1, 2):
+        base = base_of(folder, registry, layers)
+        for name in ("adamw", "adamw_8bit"):
+            stage = SimpleNamespace(
+                optimizer=name, weight_decay=0.01, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8
+            )
+            with base.training(["policy"]) as parameters:
+                optimizer = make_optimizer(stage, [{"params": parameters, "lr": 1e-4}])
+                for _ in range(2):
+                    for parameter in parameters:
+                        parameter.grad = torch.zeros_like(parameter)
+                    run.meter.lap("between")
+                    optimizer.step()
+                    counts = run.meter.lap("step")
+                for parameter in parameters:
+                    parameter.grad = None
+            out[f"{name}, {layers}"] = {
+                "launches": counts.launches,
+                "reads": sum(counts.host_reads.values()),
+                "parameters": len(parameters),
+                "kernels": dict(counts.kernels),
+            }
+            optimizer = None
+    return out
+
+
 def merging(run, registry, folder):
     """Whether weights are merged for decoding, by what the recipe says."""
     out = {}
@@ -261,5 +292,6 @@ MEASURES = {
     "refusals": refusals,
     "updates": updates,
     "reads": reads,
+    "optimizers": optimizers,
     "roles": roles,
 }

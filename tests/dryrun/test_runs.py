@@ -125,6 +125,14 @@ def test_the_host_reads_once_a_micro_step_and_twice_more_an_update(results):
     assert results["reads"]["micro_step"] <= 1 and results["reads"]["update"] <= 3
 
 
+def test_launches_of_an_optimizer_step(results):
+    counts = results["optimizers"]
+    for layers in (1, 2):
+        fused, eight_bit = counts[f"adamw, {layers}"], counts[f"adamw_8bit, {layers}"]
+        assert fused["launches"] <= 2 and fused["reads"] == 0 and fused["kernels"]["_fused_adamw_"] == 1
+        assert eight_bit["launches"] == eight_bit["parameters"]
+
+
 def test_roles_are_added_saved_and_filled_without_a_look_at_the_quantized_weights(results):
     """A layer has 14 tensors of an adapter. PEFT itself copies new ones to the card."""
     assert results["roles"] == {
