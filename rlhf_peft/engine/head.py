@@ -62,7 +62,13 @@ class LmHead:
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     def logps(
-        self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool, chunk: int
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        temperature: float,
+        entropy: bool,
+        chunk: int,
+        kernels: maths.LogitKernels | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [N] of `targets` [N] after states [N, H], and entropies [N] in nats if asked."""
         return maths.token_logprobs(
@@ -75,6 +81,7 @@ class LmHead:
             temperature=temperature,
             chunk=chunk,
             entropy=entropy,
+            kernels=kernels,
         )
 
 

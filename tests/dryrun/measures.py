@@ -12,6 +12,7 @@ from rlhf_peft.api import load_base
 from rlhf_peft.engine.artifacts import read_role
 from rlhf_peft.engine.fast import NAMES
 from rlhf_peft.engine.fast.lean import own_tokens
+from rlhf_peft.engine.forwards import CHUNK
 from rlhf_peft.kit.sampling.local import READ_EVERY, write_rows
 from rlhf_peft.kit.sampling.rows import start_rows
 from rlhf_peft.kit.upload import upload
@@ -242,6 +243,26 @@ def roles(run, registry, folder):
     return out
 
 
+def log_probabilities(run, registry, folder):
+    """Launches, peak and seconds of log-probabilities and entropies of two chunks of tokens, with gradients."""
+    out, tokens = {}, 2 * CHUNK
+    for name, fast in (("kernels", True), ("operators", sorted(set(NAMES) - {"fused_logprobs"}))):
+        base = base_of(folder, registry, 1, fast=fast)
+        states = torch.zeros(
+            1, tokens + 1, base.loaded.width, device="cuda", dtype=base.dtype, requires_grad=True
+        )
+        ids, mask = torch.full((1, tokens + 1), 20), torch.ones(1, tokens + 1, dtype=torch.bool)
+        for _ in range(2):
+            states.grad = None
+            run.meter.lap("between")
+            before = run.meter.live
+            logps, entropies = base.forwards.logps(states, ids, mask, entropy=True)
+            (logps.sum() + entropies.sum()).backward()
+            counts = run.meter.lap("logps")
+        out[name] = [counts.launches, counts.peak - before, counts.seconds]
+    return out
+
+
 def optimizers(run, registry, folder):
     """Launches and reads of one step of each kind of AdamW, and bytes of its state; the first step makes the state."""
     out = {}
@@ -292,6 +313,7 @@ MEASURES = {
     "refusals": refusals,
     "updates": updates,
     "reads": reads,
+    "log_probabilities": log_probabilities,
     "optimizers": optimizers,
     "roles": roles,
 }

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,17 @@ def test_launches_and_kept_bytes_of_an_update(results):
 
 def test_the_host_reads_once_a_micro_step_and_twice_more_an_update(results):
     assert results["reads"]["micro_step"] <= 1 and results["reads"]["update"] <= 3
+
+
+@pytest.mark.skipif(
+    find_spec("triton") is None, reason="Triton is not installed; it comes with torch for CUDA"
+)
+def test_kernels_for_log_probabilities_spare_launches_memory_and_passes(results):
+    (launches, peak, seconds), (plain_launches, plain_peak, plain_seconds) = (
+        results["log_probabilities"][name] for name in ("kernels", "operators")
+    )
+    assert launches <= 28 and plain_launches >= 2 * launches
+    assert peak <= 0.7 * plain_peak and seconds <= 0.5 * plain_seconds
 
 
 def test_launches_of_an_optimizer_step(results):

@@ -18,7 +18,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-FastPath = Literal["fused_lora", "gated_mlp", "shared_prefix", "dense_weights", "lean_decoder", "cuda_graphs"]
+FastPath = Literal[
+    "fused_lora",
+    "gated_mlp",
+    "shared_prefix",
+    "fused_logprobs",
+    "dense_weights",
+    "lean_decoder",
+    "cuda_graphs",
+]
 """Names of the fast paths, as in `engine.fast`."""
 
 
