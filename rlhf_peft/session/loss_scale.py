@@ -47,9 +47,10 @@ class LossScale:
 
     def unscale(self, parameters: Sequence[nn.Parameter]) -> None:
         """Make the gradients those of the loss itself, before they are clipped."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.on and gradients:
-            torch._foreach_mul_(gradients, 1.0 / self.value)
+        if self.on:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(1.0 / self.value)
 
     def overflows(self, step: int, loss: float, norm: float) -> bool:
         """Whether an update must be skipped because its gradient overflowed under this scale; then lowers the scale.
