@@ -19,7 +19,7 @@ from rlhf_peft.kit.upload import upload
 from rlhf_peft.recipe import load
 from rlhf_peft.session.optimizers import make_optimizer
 from rlhf_peft.session.policy_view import BaseView
-from rlhf_peft.stages.rl import update
+from rlhf_peft.stages.rl import forwards, update
 from rlhf_peft.types import Request, SamplingParams
 from tests.dryrun.cases import CASES, CONFIG, rl
 
@@ -243,6 +243,31 @@ def roles(run, registry, folder):
     return out
 
 
+def value_states(run, registry, folder):
+    """Bytes that a micro-step copies to the card with the value head on the reward model, by where its states are."""
+    import rlhf_peft
+
+    out, micro_step, fit = {}, update.Updater.micro_step, forwards.states_fit
+    for name, fits in (("on the card", fit), ("on the CPU", lambda size, device: False)):
+        copied = []
+
+        def one(self, *given, copied=copied):
+            before = run.meter.now.uploads
+            micro_step(self, *given)
+            copied.append(run.meter.now.uploads - before)
+
+        case = CASES["reward model"](folder)
+        ppo = rl({"name": "ppo", "value": "reward", "num_epochs": 2}, rewards=[{"name": "learned"}])(folder)
+        case["stages"] = [{**case["stages"][0], "ensemble": 1}, *ppo["stages"]]
+        update.Updater.micro_step, forwards.states_fit = one, fits
+        try:
+            rlhf_peft.run(load(case, (), plugins=registry), registry=registry, overwrite=True)
+        finally:
+            update.Updater.micro_step, forwards.states_fit = micro_step, fit
+        out[name] = max(copied)
+    return out
+
+
 def log_probabilities(run, registry, folder):
     """Launches, peak and seconds of log-probabilities and entropies of two chunks of tokens, with gradients."""
     out, tokens = {}, 2 * CHUNK
@@ -315,5 +340,6 @@ MEASURES = {
     "reads": reads,
     "log_probabilities": log_probabilities,
     "optimizers": optimizers,
+    "value_states": value_states,
     "roles": roles,
 }

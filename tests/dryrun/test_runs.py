@@ -137,6 +137,12 @@ def test_kernels_for_log_probabilities_spare_launches_memory_and_passes(results)
     assert peak <= 0.7 * plain_peak and seconds <= 0.5 * plain_seconds
 
 
+def test_states_of_the_reward_trunk_stay_on_the_card(results):
+    """Two rows of 256 wide in bfloat16, in the second epoch and in the first."""
+    copied = results["value_states"]
+    assert copied["on the card"] < 4096 and copied["on the CPU"] > 32 * 256 * 2
+
+
 def test_launches_of_an_optimizer_step(results):
     counts = results["optimizers"]
     for layers in (1, 2):
