@@ -46,7 +46,9 @@ def check_device() -> Iterator[Finding]:
         card = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         half = (
-            "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16: fp16 or float32"
+            "bf16"
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else "no bf16: model.compute_dtype=auto means float32; float16 takes half the memory (loss scaling is on)"
         )
         detail = f"{card.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GB free, {half}"
         yield Finding(f"GPU {index}", "ok" if free > total / 2 else "note", detail)

@@ -13,10 +13,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..kit.upload import upload
 from .compat.lora import BaseTunerLayer, adapter_parameters, carries
 from .targets import ALL_LINEAR, Targets, short_kinds
 
@@ -98,7 +100,17 @@ def layers(model: nn.Module) -> list[BaseTunerLayer]:
 
 def parameters(model: nn.Module, adapter: str) -> list[nn.Parameter]:
     """The adapter's parameters, found by place, for a model may have a module of the same name."""
-    return [p for layer in layers(model) for p in adapter_parameters(layer, adapter)]
+    return [p for layer in layers(model) for p in adapter_parameters(layer, adapter).values()]
+
+
+def _named_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """The adapter's parameters under PEFT's names; a layer that stands in two places has two names, as in PEFT."""
+    return {
+        f"{path}.{name}": parameter
+        for path, layer in model.named_modules(remove_duplicate=False)
+        if isinstance(layer, BaseTunerLayer)
+        for name, parameter in adapter_parameters(layer, adapter).items()
+    }
 
 
 def add(
@@ -235,11 +247,12 @@ def check_places(model: Any, name: str, targets: Targets) -> None:
 
 
 def state(model: Any, adapter: str) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names."""
-    weights: dict[str, Tensor] = get_peft_model_state_dict(
-        model, adapter_name=adapter, save_embedding_layers=False
-    )
-    return weights
+    """The adapter's tensors under PEFT's names.
+
+    They are PEFT's `get_peft_model_state_dict`, which makes the host wait for each 4-bit layer of the base to take down
+    its quantization state as well.
+    """
+    return {key: parameter.detach() for key, parameter in _named_parameters(model, adapter).items()}
 
 
 def snapshot(model: Any, adapter: str) -> dict[str, Tensor]:
@@ -263,4 +276,6 @@ def fill(model: Any, adapter: str, weights: Mapping[str, Tensor], where: str) ->
                 f"{where}the adapter {what} {len(keys)} tensors, the first {keys[0]}. It was made for "
                 "another base or with another lora.target_modules or lora.r."
             )
-    set_peft_model_state_dict(model, dict(weights), adapter_name=adapter)
+    with torch.no_grad():
+        for key, parameter in _named_parameters(model, adapter).items():
+            parameter.copy_(upload(weights[key], parameter.device))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import maths
 from ..errors import ModelError
 from ..kit.upload import upload
 from .compat import attends_to_all, cache_keyword
-from .fast.paths import FastPaths, tolerance
+from .fast.kernels import fused_kernels
+from .fast.paths import FastPaths, logps_differ, tolerance
 from .fast.shared_prefix import PrefixCache, Shared, share
+from .head import HALF
 from .loaded_model import LoadedModel
 from .module_state import mode
 from .roles import Roles
@@ -42,6 +46,8 @@ class Forwards:
         self._loaded, self._roles, self._fast = loaded, roles, fast
         self._recomputes = recomputes
         self._can_share: bool | None = None
+        self._can_fuse: bool | None = None
+        self._kernels = fused_kernels(loaded.device)
         self._lm, self._lm_head, self._heads = loaded.lm, loaded.lm_head, roles.heads
         self._check_head()
 
@@ -184,10 +190,55 @@ class Forwards:
         rows, columns = mask[:, 1:].cpu().nonzero(as_tuple=True)
         targets = upload(input_ids[rows, columns + 1], hidden.device)
         rows, columns = upload(rows, hidden.device), upload(columns, hidden.device)
-        logps, entropies = self._lm_head.logps(hidden[rows, columns], targets, temperature, entropy, chunk)
+        kernels = self._kernels if self.fuses_logps else None
+        logps, entropies = self._lm_head.logps(
+            hidden[rows, columns], targets, temperature, entropy, chunk, kernels
+        )
         zeros, places = torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device), (rows, columns + 1)
         out = zeros.index_put(places, logps)
         return out, None if entropies is None else zeros.index_put(places, entropies)
+
+    @property
+    def fuses_logps(self) -> bool:
+        """Whether kernels give log-probabilities, entropies and their gradients; tried the first time it is asked."""
+        if self._can_fuse is None:
+            self._can_fuse = self._kernels is not None and self._fused_is_same(self._kernels)
+        return self._can_fuse
+
+    def _fused_is_same(self, kernels: maths.LogitKernels) -> bool:
+        ids = self._loaded.sample_ids()
+        with torch.no_grad(), mode(self._roles.model, False):
+            states = self.hidden(ids).flatten(0, 1)
+        targets, chunk = ids.flatten().roll(1), len(states) - 1
+
+        def found(states: Tensor, kernels: maths.LogitKernels | None) -> Tensor:
+            return torch.cat(
+                [x for x in self._lm_head.logps(states, targets, 0.7, True, chunk, kernels) if x is not None]
+            )
+
+        def gradient(kernels: maths.LogitKernels | None) -> Tensor:
+            with torch.enable_grad():
+                leaf = states.clone().requires_grad_()
+                return torch.autograd.grad(found(leaf, kernels).square().sum(), leaf)[0]
+
+        def fused(does: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            """The same; what Triton raises where it cannot compile is an error of its own."""
+
+            def attempt() -> Tensor:
+                try:
+                    return does()
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    raise RuntimeError(str(error)) from error
+
+            return attempt
+
+        return self._fast.verified_once(
+            "fused_logprobs", fused(lambda: found(states, kernels)), lambda: found(states, None), of="values"
+        ) and self._fast.verified_once(
+            "fused_logprobs", fused(lambda: gradient(kernels)), lambda: gradient(None), of="gradients"
+        )
 
     def values(self, hidden: Tensor, role: str = VALUE) -> Tensor:
         """[B, T]: the value of the state before each token, from hidden states [B, T, H]; 0 at position 0."""
@@ -217,10 +268,15 @@ class Forwards:
                 if hidden.shape[-1] == self._loaded.width
                 else theirs[..., :0]
             )
-        near = tolerance(self._loaded.dtype)
-        if theirs.shape != ours.shape or not torch.allclose(
-            theirs, ours, atol=near * float(theirs.abs().max())
-        ):
+        dtype, largest = self._loaded.dtype, float(theirs.abs().max())
+        if dtype == torch.float16 and not math.isfinite(largest):
+            raise ModelError(
+                f"model.compute_dtype: {type(self._lm).__name__} overflows in float16, whose largest number is 65,504. "
+                "Use model.compute_dtype=float32, or bfloat16 where the device has it."
+            )
+        same = theirs.shape == ours.shape and torch.allclose(theirs, ours, atol=tolerance(dtype) * largest)
+        # 2 % of a logit of 30, which passes in half precision, are 0.6 nats.
+        if not same or (dtype in HALF and logps_differ(ours, theirs) is not None):
             raise ModelError(
                 f"model.path: {type(self._lm).__name__} computes its logits in a way that is not known here "
                 "(more than a matrix, bias, scale and soft cap), so its log-probabilities would be wrong."

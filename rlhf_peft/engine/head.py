@@ -57,17 +57,18 @@ class LmHead:
         return cls(layer.weight, layer.bias, scale, None if softcap is None else float(softcap))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., V] for hidden states [..., H]; in float32 where CUDA multiplies in half precision."""
-        out = full_product(hidden, self.weight)
-        if out is None:
-            out = nn.functional.linear(hidden, self.weight, self.bias)
-        elif self.bias is not None:
-            out = out + self.bias
-        out = out * self.scale
+        """[..., V] for hidden states [..., H], in the dtype of the model and rounded as the model rounds them."""
+        out = nn.functional.linear(hidden, self.weight, self.bias) * self.scale
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     def logps(
-        self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool, chunk: int
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        temperature: float,
+        entropy: bool,
+        chunk: int,
+        kernels: maths.LogitKernels | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [N] of `targets` [N] after states [N, H], and entropies [N] in nats if asked."""
         return maths.token_logprobs(
@@ -80,6 +81,7 @@ class LmHead:
             temperature=temperature,
             chunk=chunk,
             entropy=entropy,
+            kernels=kernels,
         )
 
 

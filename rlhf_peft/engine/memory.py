@@ -27,6 +27,16 @@ def reserve_of(total: int) -> int:
     return total // 20
 
 
+def room_for_states(total: int) -> int:
+    """Bytes of a card with so many, 2 %, for hidden states that are used again and again; more are kept on the CPU."""
+    return total // 50
+
+
+def states_fit(size: int, device: torch.device) -> bool:
+    """Whether hidden states of so many bytes stay on a card, instead of being copied there whenever they are used."""
+    return device.type == "cuda" and size <= room_for_states(torch.cuda.mem_get_info(device)[1])
+
+
 def cap(device: torch.device) -> None:
     """Let torch take no more of a GPU than is free now, less the reserve.
 

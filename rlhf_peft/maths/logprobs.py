@@ -9,11 +9,48 @@ Left out on purpose: gradients of the head, a second derivative, and entropies o
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+class LogitKernels(Protocol):
+    """What can take the place of torch's operators on a chunk of logits.
+
+    Logits come from `product` [n, V] float32, which is hidden W^T + bias, by `factors` (a, b): a x, or b tanh(a x)
+    where b is not None.
+    """
+
+    def read(
+        self,
+        product: Tensor,
+        factors: tuple[float, float | None],
+        targets: Tensor,
+        out: tuple[Tensor, Tensor | None, Tensor],
+    ) -> None:
+        """Write log-probabilities, entropies if there is room for them, and logarithms of the partition sums [n]."""
+
+    def write(
+        self,
+        product: Tensor,
+        factors: tuple[float, float | None],
+        targets: Tensor,
+        stats: tuple[Tensor, Tensor | None],
+        gradients: tuple[Tensor, Tensor | None],
+        out: Tensor,
+    ) -> None:
+        """Write the gradient in `product`, divided by a (without b) or by a b, into `out` [n, V]; may be `product`.
+
+        Args:
+            product: as it was read.
+            factors: as they were.
+            targets: [n].
+            stats: logarithms of the partition sums, and entropies where these have a gradient [n].
+            gradients: in log-probabilities and, or None, in entropies [n].
+            out: in any dtype.
+        """
 
 
 class _Head(NamedTuple):
@@ -25,6 +62,14 @@ class _Head(NamedTuple):
     softcap: float | None
     temperature: float
     chunk: int
+    kernels: LogitKernels | None = None
+
+    @property
+    def factors(self) -> tuple[float, float | None]:
+        """Logits from a product x: a x, or b tanh(a x)."""
+        if self.softcap is None:
+            return self.scale / self.temperature, None
+        return self.scale / self.softcap, self.softcap / self.temperature
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,6 +98,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int = 1024,
     entropy: bool = False,
+    kernels: LogitKernels | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the log-probabilities of targets, and on request the entropies, in chunks of rows.
 
@@ -73,6 +119,7 @@ def token_logprobs(
         temperature: that of sampling, positive.
         chunk: rows at a time; memory grows with it.
         entropy: also give entropies.
+        kernels: that read logits in float32, in place of torch's operators.
 
     Returns:
         Log-probabilities [N] and entropies [N] or None, in nats, differentiable in `hidden`.
@@ -81,7 +128,7 @@ def token_logprobs(
         ValueError: the head requires gradients, shapes do not fit, or an option is not positive.
     """
     _check(hidden, weight, targets, bias)
-    head = _Head(weight, bias, scale, softcap, temperature, chunk)
+    head = _Head(weight, bias, scale, softcap, temperature, chunk, kernels)
     for name in ("softcap", "temperature", "chunk"):
         option = getattr(head, name)
         if option is not None and option <= 0:
@@ -102,7 +149,7 @@ class _TokenLogprobs(torch.autograd.Function):
         targets: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        options: tuple[float, float | None, float, int],
+        options: tuple[float, float | None, float, int, LogitKernels | None],
         entropy: bool,
     ) -> tuple[Tensor, Tensor | None]:
         logps, entropies, lse = _forward(hidden, targets, _Head(weight, bias, *options), entropy)
@@ -132,10 +179,15 @@ def _forward(
     lse = hidden.new_empty(n, dtype=head.dtype)
     logps = torch.empty_like(lse)
     entropies = torch.empty_like(lse) if entropy else None
-    out, spare = head.buffer(n), head.buffer(n) if entropy else None
+    out, spare = head.buffer(n), head.buffer(n) if entropy and head.kernels is None else None
     raw = out if head.sums_in_full else head.buffer(n, head.weight.dtype)
     for start in range(0, n, head.chunk):
         rows = slice(start, start + head.chunk)
+        if head.kernels is not None:
+            product = _product(hidden[rows], head, raw, out)
+            stats = logps[rows], None if entropies is None else entropies[rows], lse[rows]
+            head.kernels.read(product, head.factors, targets[rows], stats)
+            continue
         z = _logits(hidden[rows], head, raw, out)
         target = z.gather(-1, targets[rows].unsqueeze(-1)).squeeze(-1)
         largest = z.amax(-1, keepdim=True)
@@ -164,12 +216,23 @@ def _backward(
     n = hidden.shape[0]
     grad_logps = torch.zeros_like(lse) if grads[0] is None else grads[0]
     grad_entropies = grads[1]
-    out, spare = head.buffer(n), head.buffer(n) if grad_entropies is not None else None
-    slope = head.buffer(n) if head.softcap is not None else None
+    fused = head.kernels is not None
+    out, spare = head.buffer(n), head.buffer(n) if grad_entropies is not None and not fused else None
+    slope = head.buffer(n) if head.softcap is not None and not fused else None
     raw = head.buffer(n, head.weight.dtype) if head.weight.dtype != head.dtype else out
     result = torch.empty_like(hidden)
     for start in range(0, n, head.chunk):
         rows = slice(start, start + head.chunk)
+        if head.kernels is not None:
+            product = _product(hidden[rows], head, raw, out)
+            to = (
+                grad_logps[rows].contiguous(),
+                None if grad_entropies is None else grad_entropies[rows].contiguous(),
+            )
+            stats = lse[rows], None if entropies is None else entropies[rows]
+            head.kernels.write(product, head.factors, targets[rows], stats, to, raw[: len(product)])
+            result[rows] = _through_head(raw[: len(product)], head, raw)
+            continue
         z = _logits(hidden[rows], head, raw, out)
         steepness = _softcap_slope(z, head, slope)
         g = grad_logps[rows].unsqueeze(-1)
@@ -187,7 +250,14 @@ def _backward(
 
 
 def _logits(hidden: Tensor, head: _Head, raw: Tensor, out: Tensor) -> Tensor:
-    """Compute the final logits of one chunk into `out`, by way of `raw`, which has the weight's dtype.
+    """Compute the final logits of one chunk into `out`."""
+    out = _product(hidden, head, raw, out)
+    inner, outer = head.factors
+    return _scale(out, inner) if outer is None else _scale(_scale(out, inner).tanh_(), outer)
+
+
+def _product(hidden: Tensor, head: _Head, raw: Tensor, out: Tensor) -> Tensor:
+    """Compute hidden W^T + bias of one chunk into `out`, by way of `raw`, which has the weight's dtype.
 
     Where the product can be summed and given in float32 it is: logits of 16 to 32 that were rounded to bfloat16 on the
     way would be wrong by 0.04 nats each.
@@ -206,9 +276,7 @@ def _logits(hidden: Tensor, head: _Head, raw: Tensor, out: Tensor) -> Tensor:
             torch.addmm(head.bias.to(raw.dtype), rows, head.weight.t(), out=raw)
     if raw.dtype != out.dtype:
         out.copy_(raw)
-    if head.softcap is None:
-        return _scale(out, head.scale / head.temperature)
-    return _scale(_scale(out, head.scale / head.softcap).tanh_(), head.softcap / head.temperature)
+    return out
 
 
 def _softcap_slope(z: Tensor, head: _Head, room: Tensor | None) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..engine.fast import FastPaths
 from ..engine.fast.dense_weights import HEADROOM
 from ..engine.fast.shared_prefix import WORTH
+from ..engine.memory import room_for_states
 from ..hookspecs import Algorithm, Sampler
 from ..recipe import RlStage
 from ..stages.rl.parts import needs_old_logps
@@ -50,9 +51,11 @@ class RlPlanner:
         gradients, state = self.planner.training(trained, stage.optimizer)
         others = {"optimizer": state, **self._reward_models()}
         value_states = 0
-        if self.algorithm.value == "reward" and self.shape.device == "cpu":
+        if self.algorithm.value == "reward":
             tokens = self.rows * (self.prompt + self.completion)
             value_states = tokens * self.shape.hidden * self.shape.itemsize
+            if self.shape.device == "cuda":  # Larger ones are kept on the CPU.
+                value_states = min(value_states, room_for_states(self.planner.result.budget.total))
         # A sampler that keeps the best of n writes n for each.
         drawn = needs.rows_per_prompt
         most = self.rows * drawn if needs.rows_at_once is None else needs.rows_at_once

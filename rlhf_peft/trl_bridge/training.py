@@ -43,6 +43,8 @@ from .rows import eval_batch, micro_batch, processes, rows_a_process
 log = logging.getLogger("rlhf_peft")
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
+FUSED = "adamw_torch_fused"
+"""AdamW on a card: one kernel for many parameters."""
 
 
 def arguments(stage: TrlStage, ctx: Context, *, folder: str, micro: int, evaluated: int) -> dict[str, Any]:
@@ -76,7 +78,9 @@ def arguments(stage: TrlStage, ctx: Context, *, folder: str, micro: int, evaluat
         "lr_scheduler_type": constant if stage.lr_scheduler == "constant" else stage.lr_scheduler,
         "warmup_steps": stage.warmup,
         "max_grad_norm": stage.max_grad_norm,
-        "optim": OPTIMIZERS[stage.optimizer],
+        "optim": FUSED
+        if base.device.type == "cuda" and stage.optimizer == "adamw"
+        else OPTIMIZERS[stage.optimizer],
         "weight_decay": stage.weight_decay,
         "adam_beta1": stage.adam_beta1,
         "adam_beta2": stage.adam_beta2,

@@ -31,8 +31,8 @@ class Batch:
         values: [N, T] before the update.
         heads: reward role to the output [N] of its head.
         role_logps: "base" or "reference" to [N, T] log-probabilities at temperature 1, for rewards that ask for them.
-        value_hidden: N tensors [T_i, H] of the frozen reward trunk, where the value head stands on it; empty for rows
-            of other processes.
+        value_hidden: N tensors [T_i, H] of the frozen reward trunk, where the value head stands on it; on the
+            base's device where they take little of it, else on the CPU; empty for rows of other processes.
         scores: [N] float32, weighted sum of the rewards; NaN where no reward has given a score.
         token_scores: [N, T] float32, weighted sum of per-token rewards, or None.
         components: reward name to its scores [N], as the reward gave them.

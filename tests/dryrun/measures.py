@@ -3,18 +3,23 @@
 import gc
 import json
 import logging
+from collections import Counter
+from types import SimpleNamespace
 
 import torch
 
 from rlhf_peft.api import load_base
+from rlhf_peft.engine.artifacts import read_role
 from rlhf_peft.engine.fast import NAMES
 from rlhf_peft.engine.fast.lean import own_tokens
+from rlhf_peft.engine.forwards import CHUNK
 from rlhf_peft.kit.sampling.local import READ_EVERY, write_rows
 from rlhf_peft.kit.sampling.rows import start_rows
 from rlhf_peft.kit.upload import upload
 from rlhf_peft.recipe import load
+from rlhf_peft.session.optimizers import make_optimizer
 from rlhf_peft.session.policy_view import BaseView
-from rlhf_peft.stages.rl import update
+from rlhf_peft.stages.rl import forwards, update
 from rlhf_peft.types import Request, SamplingParams
 from tests.dryrun.cases import CASES, CONFIG, rl
 
@@ -216,6 +221,102 @@ def reads(run, registry, folder):
     }
 
 
+def roles(run, registry, folder):
+    """How often the host waits for each layer of a base while a role is added as a copy, saved and filled."""
+    out = {}
+    target = folder / "saved"
+    for name, does in (
+        ("added", lambda base: base.roles.add("value", like="policy", head=True)),
+        ("saved", lambda base: base.roles.save("policy", target)),
+        ("filled", lambda base: base.roles.fill("policy", read_role(target)[0], None, "here")),
+    ):
+        counts = []
+        for layers in (1, 2):
+            base = base_of(folder, registry, layers)
+            base.roles.save("policy", target)
+            run.meter.lap("between")
+            does(base)
+            counts.append(Counter[str]())
+            for (kind, _), count in run.meter.lap(name).host_reads.items():
+                counts[-1][kind] += count
+        out[name] = {kind: counts[1][kind] - counts[0][kind] for kind in counts[1]}
+    return out
+
+
+def value_states(run, registry, folder):
+    """Bytes that a micro-step copies to the card with the value head on the reward model, by where its states are."""
+    import rlhf_peft
+
+    out, micro_step, fit = {}, update.Updater.micro_step, forwards.states_fit
+    for name, fits in (("on the card", fit), ("on the CPU", lambda size, device: False)):
+        copied = []
+
+        def one(self, *given, copied=copied):
+            before = run.meter.now.uploads
+            micro_step(self, *given)
+            copied.append(run.meter.now.uploads - before)
+
+        case = CASES["reward model"](folder)
+        ppo = rl({"name": "ppo", "value": "reward", "num_epochs": 2}, rewards=[{"name": "learned"}])(folder)
+        case["stages"] = [{**case["stages"][0], "ensemble": 1}, *ppo["stages"]]
+        update.Updater.micro_step, forwards.states_fit = one, fits
+        try:
+            rlhf_peft.run(load(case, (), plugins=registry), registry=registry, overwrite=True)
+        finally:
+            update.Updater.micro_step, forwards.states_fit = micro_step, fit
+        out[name] = max(copied)
+    return out
+
+
+def log_probabilities(run, registry, folder):
+    """Launches, peak and seconds of log-probabilities and entropies of two chunks of tokens, with gradients."""
+    out, tokens = {}, 2 * CHUNK
+    for name, fast in (("kernels", True), ("operators", sorted(set(NAMES) - {"fused_logprobs"}))):
+        base = base_of(folder, registry, 1, fast=fast)
+        states = torch.zeros(
+            1, tokens + 1, base.loaded.width, device="cuda", dtype=base.dtype, requires_grad=True
+        )
+        ids, mask = torch.full((1, tokens + 1), 20), torch.ones(1, tokens + 1, dtype=torch.bool)
+        for _ in range(2):
+            states.grad = None
+            run.meter.lap("between")
+            before = run.meter.live
+            logps, entropies = base.forwards.logps(states, ids, mask, entropy=True)
+            (logps.sum() + entropies.sum()).backward()
+            counts = run.meter.lap("logps")
+        out[name] = [counts.launches, counts.peak - before, counts.seconds]
+    return out
+
+
+def optimizers(run, registry, folder):
+    """Launches and reads of one step of each kind of AdamW, and bytes of its state; the first step makes the state."""
+    out = {}
+    for layers in (1, 2):
+        base = base_of(folder, registry, layers)
+        for name in ("adamw", "adamw_8bit"):
+            stage = SimpleNamespace(
+                optimizer=name, weight_decay=0.01, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8
+            )
+            with base.training(["policy"]) as parameters:
+                optimizer = make_optimizer(stage, [{"params": parameters, "lr": 1e-4}])
+                for _ in range(2):
+                    for parameter in parameters:
+                        parameter.grad = torch.zeros_like(parameter)
+                    run.meter.lap("between")
+                    optimizer.step()
+                    counts = run.meter.lap("step")
+                for parameter in parameters:
+                    parameter.grad = None
+            out[f"{name}, {layers}"] = {
+                "launches": counts.launches,
+                "reads": sum(counts.host_reads.values()),
+                "parameters": len(parameters),
+                "kernels": dict(counts.kernels),
+            }
+            optimizer = None
+    return out
+
+
 def merging(run, registry, folder):
     """Whether weights are merged for decoding, by what the recipe says."""
     out = {}
@@ -237,4 +338,8 @@ MEASURES = {
     "refusals": refusals,
     "updates": updates,
     "reads": reads,
+    "log_probabilities": log_probabilities,
+    "optimizers": optimizers,
+    "value_states": value_states,
+    "roles": roles,
 }

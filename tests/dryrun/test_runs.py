@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,40 @@ def test_launches_and_kept_bytes_of_an_update(results):
 
 def test_the_host_reads_once_a_micro_step_and_twice_more_an_update(results):
     assert results["reads"]["micro_step"] <= 1 and results["reads"]["update"] <= 3
+
+
+@pytest.mark.skipif(
+    find_spec("triton") is None, reason="Triton is not installed; it comes with torch for CUDA"
+)
+def test_kernels_for_log_probabilities_spare_launches_memory_and_passes(results):
+    (launches, peak, seconds), (plain_launches, plain_peak, plain_seconds) = (
+        results["log_probabilities"][name] for name in ("kernels", "operators")
+    )
+    assert launches <= 28 and plain_launches >= 2 * launches
+    assert peak <= 0.7 * plain_peak and seconds <= 0.5 * plain_seconds
+
+
+def test_states_of_the_reward_trunk_stay_on_the_card(results):
+    """Two rows of 256 wide in bfloat16, in the second epoch and in the first."""
+    copied = results["value_states"]
+    assert copied["on the card"] < 4096 and copied["on the CPU"] > 32 * 256 * 2
+
+
+def test_launches_of_an_optimizer_step(results):
+    counts = results["optimizers"]
+    for layers in (1, 2):
+        fused, eight_bit = counts[f"adamw, {layers}"], counts[f"adamw_8bit, {layers}"]
+        assert fused["launches"] <= 2 and fused["reads"] == 0 and fused["kernels"]["_fused_adamw_"] == 1
+        assert eight_bit["launches"] == eight_bit["parameters"]
+
+
+def test_roles_are_added_saved_and_filled_without_a_look_at_the_quantized_weights(results):
+    """A layer has 14 tensors of an adapter. PEFT itself copies new ones to the card."""
+    assert results["roles"] == {
+        "added": {"copy to the card": 14},
+        "saved": {"copy to the host": 14},
+        "filled": {},
+    }
 
 
 def test_a_card_merges_only_where_it_needs_to(results):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
@@ -57,6 +57,19 @@ def test_a_saved_role_loads_in_plain_peft(folder_of, tmp_path, name, quantizatio
         "adapter_model.safetensors",
         "base.json",
     ]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_a_saved_role_is_what_peft_itself_would_save(folder_of, tmp_path, name, quantization):
+    base = load(folder_of(name), quantization)
+    base.roles.add("reward-0", like=POLICY, lora=LoraSpec(r=2))
+    stir(base, POLICY)
+    base.roles.save(POLICY, tmp_path / "ours")
+    weights = get_peft_model_state_dict(base.model, adapter_name=POLICY, save_embedding_layers=False)
+    save_file(weights, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    ours = (tmp_path / "ours" / "adapter_model.safetensors").read_bytes()
+    assert len(weights) > 4 and ours == (tmp_path / "theirs.safetensors").read_bytes()
 
 
 def test_what_is_written_does_not_depend_on_the_order_of_a_set(llama, tmp_path):

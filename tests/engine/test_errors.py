@@ -232,6 +232,36 @@ def test_logits_that_are_more_than_a_head(folder_of, monkeypatch):
     refused(folder_of("llama"), "model.path", "LlamaForCausalLM", "log-probabilities would be wrong")
 
 
+def test_in_half_precision_log_probabilities_are_compared(monkeypatch):
+    """Logits that are off by 0.2 are within 2 % of the largest; their log-probabilities are off by as much."""
+    from transformers import LlamaForCausalLM
+
+    whole = LlamaForCausalLM.forward
+
+    def shifted(self, *args, **kwargs):
+        out = whole(self, *args, **kwargs)
+        assert float(out.logits.abs().max()) > 12
+        out.logits = out.logits + 0.2 * (torch.arange(out.logits.shape[-1]) % 2 * 2 - 1)
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", shifted)
+    refused("builtin:tiny", "model.path", "log-probabilities would be wrong", compute_dtype="bfloat16")
+
+
+def test_a_model_that_overflows_in_float16(folder_of, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    whole = LlamaForCausalLM.forward
+
+    def large(self, *args, **kwargs):
+        out = whole(self, *args, **kwargs)
+        out.logits = out.logits * 1e6
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", large)
+    refused(folder_of("llama"), "model.compute_dtype", "65,504", "float32", compute_dtype="float16")
+
+
 def test_loading_shows_no_progress_bars(folder_of, capsys):
     shown = transformers_logging.is_progress_bar_enabled()
     load(folder_of("llama"))

@@ -24,6 +24,7 @@ def after_a_reward_model(folder):
 MORE = {
     "reward model, then ppo with the value on its trunk": after_a_reward_model,
     "grpo, 8-bit, paged": rl(GRPO, optimizer="paged_adamw_8bit"),
+    "reward model, float16": other("pairs", {"compute_dtype": "float16"}, stage="reward_model"),
     "sft, float16": other("answers", {"compute_dtype": "float16"}, stage="sft"),
 }
 RECIPES = {**CASES, **MORE}

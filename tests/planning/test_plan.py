@@ -88,3 +88,31 @@ def test_data_is_read_once_however_many_remedies_are_tried(planned, monkeypatch)
     prompts = [{"prompt": f"Tell me about number {i}."} for i in range(32)]
     plan = planned({**RL, "dataset": {"eval_fraction": 0.5}}, prompts)
     assert plan.verdict == "does not fit" and len(counts) == 1
+
+
+@pytest.mark.parametrize(("gpu", "too_small"), [("8GB", False), ("0.0005GB", True)])
+def test_states_of_the_reward_trunk_are_counted_on_a_card_as_far_as_they_stay_there(tmp_path, gpu, too_small):
+    """2 % of a card."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Tell me."}\n' * 4)
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"prompt": "Tell me.", "chosen": " Yes.", "rejected": " No."}\n' * 4
+    )
+    reward = {"stage": "reward_model", "dataset": {"path": str(tmp_path / "pairs.jsonl")}}
+    rl = {
+        **RL,
+        "dataset": {"path": str(tmp_path / "rows.jsonl")},
+        "algorithm": {"name": "ppo", "value": "reward"},
+        "rewards": [{"name": "learned"}],
+        "prompts_per_step": 4,
+    }
+    recipe = {
+        "version": 1,
+        "name": "plan",
+        "model": {"path": "builtin:tiny", "max_length": 128},
+        "stages": [reward, rl],
+    }
+    registry = Registry.load(no_plugins=True)
+    found = forecast(load(recipe, (), plugins=registry), registry, gpu=gpu)
+    update = next(phase for phase in found.plan.phases if phase.stage == "rl" and phase.name == "update")
+    states, kept = update.items["value states"], found.plan.budget.total // 50
+    assert (states == kept) is too_small and 0 < states <= kept

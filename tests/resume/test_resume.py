@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rlhf_peft.errors import RunFolderError
+from rlhf_peft.session import loss_scale
 
 from ..small_model import one_layer
 from .support import ended, pipeline, preferences, run, same
@@ -50,6 +51,26 @@ def test_preferences_go_on_where_they_were(tmp_path, method):
     with pytest.raises(KeyboardInterrupt):
         run(recipe, after=5)
     run(recipe, resume=True)
+    same(ended(tmp_path / "parts" / "run"), ended(tmp_path / "whole" / "run"))
+
+
+@pytest.mark.parametrize("after", [5, pytest.param(9, marks=pytest.mark.slow)])
+def test_a_loss_scale_goes_on_where_it_was(tmp_path, monkeypatch, after):
+    """Rewards 3 + 3, RL 0 to 4, in float16, with a first scale at which gradients overflow."""
+    monkeypatch.setattr(loss_scale, "FIRST", 2.0**24)
+
+    def halved(folder):
+        recipe = pipeline(folder)
+        model = recipe.model.model_copy(update={"compute_dtype": "float16"})
+        return recipe.model_copy(update={"model": model, "stages": recipe.stages[1:]})
+
+    run(halved(tmp_path / "whole"))
+    lines = [json.loads(line) for line in (tmp_path / "whole/run/metrics.jsonl").read_text().splitlines()]
+    scales = [line["loss_scale"] for line in lines if "loss_scale" in line]
+    assert len(scales) == 10 and 1 < min(scales) < max(scales) <= 2.0**24
+    with pytest.raises(KeyboardInterrupt):
+        run(halved(tmp_path / "parts"), after=after)
+    run(halved(tmp_path / "parts"), resume=True)
     same(ended(tmp_path / "parts" / "run"), ended(tmp_path / "whole" / "run"))
 
 

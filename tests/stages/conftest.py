@@ -77,12 +77,14 @@ def begin_again(base: SharedBase, policy: Mapping[str, torch.Tensor]) -> SharedB
 def shared_base(model: Any, lora: Any, seed: int) -> SharedBase:
     """A base; loaded once for each model and shape."""
     checkpointing = model.gradient_checkpointing
-    key = (model.path, str(model.quantization), checkpointing, model.max_length, repr(lora), seed)
+    dtype = model.compute_dtype
+    key = (model.path, str(model.quantization), dtype, checkpointing, model.max_length, repr(lora), seed)
     if key not in _BASES:
         made = SharedBase(
             BaseSpec(
                 model.path,
                 **held_as(model.quantization.name, **model.quantization.options),
+                compute_dtype=dtype,
                 device="cpu",
             ),
             LoraSpec(r=lora.r, alpha=lora.alpha, dropout=lora.dropout),

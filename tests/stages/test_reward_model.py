@@ -145,6 +145,29 @@ def test_the_update_does_not_depend_on_the_micro_batch(make_context):
     assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
+def test_small_gradients_do_not_underflow_in_float16(make_context):
+    found = []
+    for dtype in ("float32", "float16"):
+        ctx = make_context(stage(max_steps=1), model={"compute_dtype": dtype, "quantization": "none"})
+        assert ctx.base.dtype == getattr(torch, dtype)
+        stage_ = ctx.recipe.stages[0]
+        pairs, _ = _pairs(stage_, ctx)
+        _begin(stage_, ctx, "reward-0")
+        weight = ctx.base.roles.heads["reward-0"].weight
+        with torch.no_grad():
+            weight.copy_(torch.linspace(-1e-5, 1e-5, weight.numel()))
+        with ctx.base.training(["reward-0"]) as parameters, ctx.base.role("reward-0", train=True):
+            trainer = Trainer(stage_, ctx, 0, pairs, [], 1, budget())
+            metrics = trainer._step(1, pairs[:12], Frozen(), parameters)
+            adapter = [p for p in parameters if p is not weight]
+            found.append((torch.cat([p.grad.flatten() for p in adapter]), metrics))
+            for parameter in parameters:
+                parameter.grad = None
+    (expected, plain), (gradient, scaled) = found
+    assert float((gradient - expected).norm() / expected.norm()) < 0.02
+    assert scaled["loss_scale"] == 2.0**16 and "loss_scale" not in plain
+
+
 class Frozen:
     """An optimizer that leaves everything, gradients too, as it is."""
 

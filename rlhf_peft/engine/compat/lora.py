@@ -51,13 +51,16 @@ def carries(layer: Any, adapter: str) -> bool:
     return any(adapter in getattr(layer, kind) for kind in layer.adapter_layer_names)
 
 
-def adapter_parameters(layer: Any, adapter: str) -> list[nn.Parameter]:
-    """The adapter's parameters in one layer. Reads `adapter_layer_names`, which names the layer's containers."""
-    parameters: list[nn.Parameter] = []
+def adapter_parameters(layer: Any, adapter: str) -> dict[str, nn.Parameter]:
+    """The adapter's parameters in one layer, by their names in PEFT's files, such as `lora_A.weight`.
+
+    Reads `adapter_layer_names`, which names the layer's containers.
+    """
+    parameters: dict[str, nn.Parameter] = {}
     for name in layer.adapter_layer_names:
         container = getattr(layer, name)
         if adapter in container and isinstance(container, nn.ModuleDict):
-            parameters.extend(container[adapter].parameters())
+            parameters |= {f"{name}.{key}": value for key, value in container[adapter].named_parameters()}
     return parameters
 
 

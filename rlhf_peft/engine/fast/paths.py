@@ -15,6 +15,7 @@ NAMES = {
     "gated_mlp": "a gated MLP with its LoRA adapters as one step, forward and backward",
     "fused_norm": "a root mean square norm as one kernel on a card, forward and backward",
     "shared_prefix": "a prompt of several rows is read once in scoring and in the update",
+    "fused_logprobs": "on a card, log-probabilities from a chunk of logits by one Triton kernel",
     "dense_weights": "decoding with dense weights into which the adapter is merged",
     "lean_decoder": "a decoding step of Llama-shaped models by the fewest operations",
     "cuda_graphs": "on a card, steps of the lean decoder as captured CUDA graphs",

@@ -19,7 +19,14 @@ class Section(BaseModel):
 
 
 FastPath = Literal[
-    "fused_lora", "gated_mlp", "fused_norm", "shared_prefix", "dense_weights", "lean_decoder", "cuda_graphs"
+    "fused_lora",
+    "gated_mlp",
+    "fused_norm",
+    "shared_prefix",
+    "fused_logprobs",
+    "dense_weights",
+    "lean_decoder",
+    "cuda_graphs",
 ]
 """Names of the fast paths, as in `engine.fast`."""
 
@@ -35,7 +42,9 @@ class Model(Section):
         "name, or a section with `name` and its options.",
     )
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32."
+        "auto",
+        description="Precision of the forwards; auto: bfloat16 on a GPU that has it, else float32. `float16` is for "
+        "GPUs without bfloat16 (T4, V100, RTX 20): half the memory, loss scaling, but numbers above 65,504 overflow.",
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = Field(
         "auto", description="Attention kernel, as transformers names it."

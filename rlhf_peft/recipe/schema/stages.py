@@ -52,7 +52,11 @@ class StageBase(Section):
     max_grad_norm: NotNegative = Field(
         1.0, description="Gradient clipping by global norm; 0 is off (still logged)."
     )
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field("adamw", description="Optimizer.")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw",
+        description="Optimizer. On a GPU `adamw` is one fused kernel; the 8-bit ones of bitsandbytes save memory, and "
+        "wait for the GPU after every parameter.",
+    )
     weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay.")
     adam_beta1: Share = Field(0.9, description="AdamW's decay of the mean of gradients.")
     adam_beta2: Share = Field(0.999, description="AdamW's decay of the mean of squared gradients.")

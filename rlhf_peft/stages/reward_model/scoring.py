@@ -19,6 +19,7 @@ METRICS: dict[str, str] = {
     "margin": "mean over the update's pairs of r_chosen - r_rejected",
     "grad_norm": "norm of the gradient before clipping",
     "updates/skipped": "1 where the update was skipped because loss or gradient were not finite",
+    "loss_scale": "factor on the loss after the update, only where the base computes in float16",
     "learning_rate": "of the adapter and its head, in this update",
     "num_tokens": "tokens read so far",
     "epoch": "passes over the pairs so far",

@@ -16,6 +16,7 @@ from ...kit.upload import upload
 from ...recipe.schema import RewardModelStage
 from ...session.context import Context
 from ...session.later_reads import LaterReads
+from ...session.loss_scale import LossScale
 from ...session.non_finite import NonFiniteGuard
 from ...session.optimizers import advance, make_optimizer, warmup_steps
 from ...session.token_budget import TokenBudget
@@ -39,6 +40,7 @@ class Trainer:
         self.pairs, self.held_out, self.steps = pairs, held_out, steps
         self.tokens = 0
         self.guard = NonFiniteGuard(stage.name, stage.max_bad_steps)
+        self.loss_scale = LossScale(stage.name, ctx.base.dtype)
         self.scoring, self.updating = scoring, TokenBudget(stage.name, ctx.recipe.model.tokens_per_forward)
 
     def train(self, state: Mapping[str, Any] | None = None) -> None:
@@ -59,6 +61,7 @@ class Trainer:
                 unlogged = state["unlogged"]
                 done, self.tokens, self.guard.in_a_row = state["step"], state["tokens"], state["skipped"]
                 self.updating.amount = state["budget"]
+                self.loss_scale.load_state_dict(state)
                 optimizer.load_state_dict(state["optimizer"])
                 scheduler.load_state_dict(state["scheduler"])
                 self.ctx.checkpointer.restore(state)
@@ -98,6 +101,7 @@ class Trainer:
                 "skipped": self.guard.in_a_row,
                 "budget": self.updating.amount,
                 "scheduler": scheduler.state_dict(),
+                **self.loss_scale.state_dict(),
             },
             metrics=metrics if logged else None,
         )
@@ -137,20 +141,22 @@ class Trainer:
                 chosen, rejected = forward_rewards(base, self.role, rows).chunk(2)
                 losses = self._loss(chosen, rejected, batch)
                 loss = losses.sum() / len(pairs)
-                loss.backward()
+                self.loss_scale.backward(loss)
                 note(batch, losses.detach(), loss.detach(), (chosen - rejected).detach())
             later.read()
             return totals, bad
 
         totals, bad = self.updating.within(attempt, max(lengths), len(lengths) * max(lengths))
+        self.loss_scale.unscale(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.stage.max_grad_norm or math.inf))
-        if self.guard.allows(
-            step, totals["loss"], norm, lambda: (bad, [f"row {pair.index}" for pair in pairs])
-        ):
+        named = lambda: (bad, [f"row {pair.index}" for pair in pairs])  # noqa: E731
+        overflows = self.loss_scale.overflows(step, totals["loss"], norm)
+        taken = not overflows and self.guard.allows(step, totals["loss"], norm, named)
+        if taken:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.tokens += sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
-        skipped = {"updates/skipped": float(not self.guard.taken)}
+        skipped = {"updates/skipped": float(not taken), **self.loss_scale.metrics()}
         return {**totals, "grad_norm": norm, **skipped, "num_tokens": float(self.tokens)}
 
     def _loss(self, chosen: Tensor, rejected: Tensor, batch: list[Pair]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...data import length_batches, pad_right
 from ...engine import POLICY, REFERENCE, VALUE, SharedBase
+from ...engine.memory import states_fit
 from ...kit.upload import upload
 from ...session.token_budget import TokenBudget
 from ...types import Batch, Outputs
@@ -71,15 +72,19 @@ class RoleForwards:
         batch.heads.update({role: torch.zeros(len(batch)) for role in needs.heads})
         batch.role_logps.update({role: torch.zeros(shape) for role in needs.role_logps})
         lengths, groups = batch.rollout.lengths.tolist(), batch.rollout.group.tolist()
+        size = sum(lengths) * self.base.loaded.width * self.base.dtype.itemsize
+        keeps = batch.value_hidden is not None and states_fit(size, self.base.device)
 
         def attempt(tokens: int) -> None:
+            nonlocal keeps
+            keeps_now, keeps = keeps, False  # A second attempt means that memory does not suffice.
             for rows in length_batches(lengths, max_tokens=tokens, group=groups):
-                self._fill_rows(batch, rows, needs)
+                self._fill_rows(batch, rows, needs, keeps_now)
 
         self.budget.within(attempt, max(lengths), len(lengths) * max(lengths))
 
     @torch.no_grad()
-    def _fill_rows(self, batch: Batch, rows: list[int], needs: RoleNeeds) -> None:
+    def _fill_rows(self, batch: Batch, rows: list[int], needs: RoleNeeds, keeps: bool) -> None:
         forwards, lengths = self.base.forwards, batch.rollout.lengths[rows]
         ids, mask = self.padded(batch, rows)
         hidden = self._hidden(ids, mask, needs)
@@ -107,7 +112,8 @@ class RoleForwards:
             put(batch.values, torch.where(upload(mask, trunk.device), forwards.values(trunk), 0.0))
         if needs.values and batch.value_hidden is not None:
             for row, length, states in zip(rows, lengths.tolist(), hidden[VALUE], strict=True):
-                batch.value_hidden[row] = states[:length].cpu()
+                own = states[:length]
+                batch.value_hidden[row] = own.clone() if keeps else own.cpu()
 
     def _hidden(self, ids: Tensor, mask: Tensor, needs: RoleNeeds) -> dict[str, Tensor]:
         """Hidden states of every role that is needed; a prompt of several rows is read once."""

@@ -37,6 +37,7 @@ METRICS: dict[str, str] = {
     "frac_reward_zero_std": "share of groups of two or more rows whose scores are all equal",
     "grad_norm": "mean over updates of the norm of the gradient before clipping",
     "updates/skipped": "share of the step's updates that were skipped because loss or gradient were not finite",
+    "loss_scale": "factor on the loss after the step, only where the base computes in float16",
     "learning_rate": "of the policy, in this step",
     "sampling/sampling_logp_difference/mean": "mean over tokens of |logp - sampler's logp|",
     "sampling/sampling_logp_difference/max": "largest |logp - sampler's logp| of a token",

@@ -44,6 +44,7 @@ def state_dict(parts: Parts) -> dict[str, Any]:
         "sampler": sampler.state_dict() if isinstance(sampler, Stateful) else None,
         "prompts": parts.prompts.state_dict(),
         "guards": parts.collapse.state_dict(),
+        **parts.updater.loss_scale.state_dict(),
     }
 
 
@@ -58,6 +59,7 @@ def restore(parts: Parts) -> dict[str, float] | None:
         return None
     parts.step, parts.tokens = state["step"], state["tokens"]
     parts.updater.guard.in_a_row = state["skipped"]
+    parts.updater.loss_scale.load_state_dict(state)
     for budget, amount in zip(_budgets(parts), state["budgets"], strict=True):
         budget.amount = amount
     parts.updater.optimizer.load_state_dict(state["optimizer"])

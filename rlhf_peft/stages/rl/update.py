@@ -16,6 +16,7 @@ from ...data import length_batches
 from ...hookspecs import Algorithm
 from ...kit.upload import upload
 from ...session.later_reads import LaterReads
+from ...session.loss_scale import LossScale
 from ...session.non_finite import NonFiniteGuard
 from ...session.ranks import Ranks
 from ...session.token_budget import TokenBudget
@@ -168,6 +169,7 @@ class Updater:
         self.optimizer, self.parameters = optimizer, list(parameters)
         self.guard, self.budget = guard, budget
         self.max_grad_norm, self.importance_cap = max_grad_norm, importance_cap
+        self.loss_scale = LossScale(guard.stage, forwards.base.dtype)
 
     def run(self, batch: Batch, generator: torch.Generator, step: int) -> dict[str, float]:
         """All epochs over one batch; returns the metrics of the updates.
@@ -185,7 +187,7 @@ class Updater:
         for _ in range(algorithm.epochs):
             for rows in plan.cut(algorithm.minibatches, generator):
                 self._update(plan, rows, progress, step)
-        return progress.metrics(self.ranks)
+        return {**progress.metrics(self.ranks), **self.loss_scale.metrics()}
 
     def _update(self, plan: Minibatches, rows: list[int], progress: Progress, step: int) -> None:
         """One optimizer step on one minibatch, in micro-batches."""
@@ -209,10 +211,12 @@ class Updater:
         part = self.budget.within(attempt, longest, max(1, len(lengths)) * longest)
         progress.add(part)
         self.ranks.sum_gradients(self.parameters)
+        self.loss_scale.unscale(self.parameters)
         loss = sum(self.ranks.gather(part.loss))
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf))
         named = lambda: (_named(batch, part.not_finite), _named(batch, busy))  # noqa: E731
-        allowed = self.guard.allows(step, loss, norm, named)
+        overflows = self.loss_scale.overflows(step, loss, norm)
+        allowed = not overflows and self.guard.allows(step, loss, norm, named)
         if allowed:
             self.optimizer.step()
             progress.averages.add("loss", loss)
@@ -247,7 +251,7 @@ class Updater:
             loss = terms.sum() / minibatch.total_rows
         else:
             loss = maths.weighted_sum(terms, self.algorithm.weights(minibatch))
-        loss.backward()
+        self.loss_scale.backward(loss)
         progress.note_rows(rows, each.isfinite(), loss)
         log_ratio = torch.where(mask, now - old, 0.0)
         ratio = log_ratio.exp()

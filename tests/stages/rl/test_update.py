@@ -213,3 +213,46 @@ def test_rows_of_loss_0_count_where_a_loss_is_a_mean_over_rows(setting, loss_typ
     without, with_them = (update(base, loss_type, zero_loss) for zero_loss in (False, True))
     assert float(without.abs().sum()) > 0
     assert torch.allclose(with_them, share * without, atol=1e-4 * float(without.abs().max()))
+
+
+def half_update(base, advantage):
+    """The gradient of one GRPO update with advantages of this size, and the metrics."""
+    algorithm = Grpo(GrpoOptions())
+    algorithm.max_new_tokens = 16
+    batch = Batch.of(rollout())
+    forwards_of(base, None).fill(batch, RoleNeeds(policy=True, reference=True))
+    batch.scores, batch.train = torch.zeros(5), torch.ones(5, dtype=torch.bool)
+    batch.columns = {"advantages": advantage * torch.tensor([1.0, -2.0, 3.0, 0.5, -0.5])}
+    with base.training(["policy"]) as parameters, base.without_dropout():
+        catcher = Catcher(parameters)
+        updater = updater_of(base, None, algorithm, catcher, parameters)
+        metrics = updater.run(batch, torch.Generator().manual_seed(0), 1)
+    return catcher.gradient, metrics
+
+
+def test_small_gradients_do_not_underflow_in_float16():
+    bases = []
+    for dtype in ("float32", "float16"):
+        base = SharedBase(
+            BaseSpec("builtin:tiny", **held_as("none"), compute_dtype=dtype, device="cpu"),
+            LoraSpec(r=4),
+            seed=3,
+        )
+        noise(base, "policy", 1)
+        base.roles.freeze_reference()
+        bases.append(base)
+    (expected, plain), (gradient, scaled) = (half_update(base, 1e-4) for base in bases)
+    assert gradient.dtype == torch.float32
+    # 0.095 without a scale, 0.0023 with it; 0.0023 without a scale where advantages are 1.
+    assert float((gradient - expected).norm() / expected.norm()) < 0.01
+    assert scaled["grad_norm"] == pytest.approx(plain["grad_norm"], rel=0.01)
+    assert scaled["loss_scale"] == 2.0**16 and "loss_scale" not in plain
+
+
+def test_an_update_that_overflows_in_float16_is_skipped_and_lowers_the_scale():
+    spec = BaseSpec("builtin:tiny", **held_as("none"), compute_dtype="float16", device="cpu")
+    base = SharedBase(spec, LoraSpec(r=4), seed=3)
+    noise(base, "policy", 1)
+    base.roles.freeze_reference()
+    gradient, metrics = half_update(base, 1e4)  # no guard: it allows no bad update
+    assert gradient is None and metrics["updates/skipped"] == 1.0 and metrics["loss_scale"] == 2.0**15
