@@ -120,11 +120,13 @@ class RlPlanner:
             # copies of them.
             compared = 2 * min(prompts, 2) * (self.prompt + 1)
             cached = prompts * self.prompt + max(rows * new, compared)
+        captured = lean and shape.device == "cuda" and fast.allows("cuda_graphs")
         items = {
             "adapter in 16 bits": self._decoded_adapter() if lean and dense and not merge else 0,
             "cache": sizes.cache_bytes(shape, cached),
             "one layer": sizes.layer_transient(shape, prompts * self.prompt),
-            "logits": sizes.draw_bytes(shape, rows),
+            # A captured graph has memory of its own, beside that of the first draw.
+            "logits": sizes.draw_bytes(shape, rows) * (2 if captured else 1),
             **others,
         }
         if shape.device == "cuda":
