@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import maths
 from ..errors import ModelError
 from ..kit.upload import upload
+from ..maths.logprobs import LogitKernels
 from .compat import attends_to_all, cache_keyword
 from .fast.kernels import fused_kernels
 from .fast.paths import FastPaths, logps_differ, tolerance
@@ -205,18 +205,18 @@ class Forwards:
             self._can_fuse = self._kernels is not None and self._fused_is_same(self._kernels)
         return self._can_fuse
 
-    def _fused_is_same(self, kernels: maths.LogitKernels) -> bool:
+    def _fused_is_same(self, kernels: LogitKernels) -> bool:
         ids = self._loaded.sample_ids()
         with torch.no_grad(), mode(self._roles.model, False):
             states = self.hidden(ids).flatten(0, 1)
         targets, chunk = ids.flatten().roll(1), len(states) - 1
 
-        def found(states: Tensor, kernels: maths.LogitKernels | None) -> Tensor:
+        def found(states: Tensor, kernels: LogitKernels | None) -> Tensor:
             return torch.cat(
                 [x for x in self._lm_head.logps(states, targets, 0.7, True, chunk, kernels) if x is not None]
             )
 
-        def gradient(kernels: maths.LogitKernels | None) -> Tensor:
+        def gradient(kernels: LogitKernels | None) -> Tensor:
             with torch.enable_grad():
                 leaf = states.clone().requires_grad_()
                 return torch.autograd.grad(found(leaf, kernels).square().sum(), leaf)[0]

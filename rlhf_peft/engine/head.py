@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import maths
 from ..errors import ModelError
+from ..maths.logprobs import LogitKernels
 
 HALF = (torch.bfloat16, torch.float16)
 FACTORS = ("logit_scale", "lm_head_multiplier")
@@ -68,7 +69,7 @@ class LmHead:
         temperature: float,
         entropy: bool,
         chunk: int,
-        kernels: maths.LogitKernels | None = None,
+        kernels: LogitKernels | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [N] of `targets` [N] after states [N, H], and entropies [N] in nats if asked."""
         return maths.token_logprobs(

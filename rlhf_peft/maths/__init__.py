@@ -20,7 +20,7 @@ from .advantages import (
     varies,
 )
 from .kl import adaptive_beta, check_kl_placement, kl_estimate, kl_exact
-from .logprobs import LogitKernels, token_logprobs
+from .logprobs import token_logprobs
 from .losses import (
     bradley_terry,
     cispo_terms,
@@ -44,7 +44,6 @@ from .masked import (
 from .stats import bootstrap_interval, distinct_n, expected_calibration_error, reliability
 
 __all__ = [
-    "LogitKernels",
     "adaptive_beta",
     "bootstrap_interval",
     "bradley_terry",

@@ -81,7 +81,7 @@ def _write_gradients(  # type: ignore[no-untyped-def]
 
 
 class TritonKernels:
-    """`maths.LogitKernels` by Triton."""
+    """`maths.logprobs.LogitKernels` by Triton."""
 
     def read(
         self,
@@ -90,7 +90,7 @@ class TritonKernels:
         targets: Tensor,
         out: tuple[Tensor, Tensor | None, Tensor],
     ) -> None:
-        """See `maths.LogitKernels`."""
+        """See `maths.logprobs.LogitKernels`."""
         logps, entropies, lse = out
         _read_rows[(len(product),)](
             product, product.stride(0), targets, logps, lse if entropies is None else entropies, lse,
@@ -107,7 +107,7 @@ class TritonKernels:
         gradients: tuple[Tensor, Tensor | None],
         out: Tensor,
     ) -> None:
-        """See `maths.LogitKernels`."""
+        """See `maths.logprobs.LogitKernels`."""
         lse, entropies = stats
         to_logps, to_entropies = gradients
         words, has_entropy = product.shape[1], to_entropies is not None

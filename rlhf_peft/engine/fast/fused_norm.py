@@ -41,10 +41,10 @@ class FusedNorm:
         self._plain: Callable[..., Tensor] = type(module).forward
         self._same: bool | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The norm of x [..., H] over its last dimension."""
-        if x.device.type != "cuda" or x.dtype != self._module.weight.dtype:
-            return self._plain(self._module, x)
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The norm of x [..., H] over its last dimension; with more arguments, such as a gate, the module's own way."""
+        if args or kwargs or x.device.type != "cuda" or x.dtype != self._module.weight.dtype:
+            return self._plain(self._module, x, *args, **kwargs)
         if self._same is None:
             self._same = self._is_same(x)
         return self.ours(x) if self._same else self._plain(self._module, x)

@@ -7,7 +7,7 @@ import logging
 
 import torch
 
-from ...maths import LogitKernels
+from ...maths.logprobs import LogitKernels
 
 log = logging.getLogger("rlhf_peft")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -105,6 +106,16 @@ def unavailable() -> str:
     return ""
 
 
+def _without_triton() -> list[str]:
+    """A note where Triton is missing, which torch brings along on a machine with a GPU."""
+    if importlib.util.find_spec("triton") is not None:
+        return []
+    return [
+        "Triton is not installed here, as it is beside torch for CUDA: kernels of it are left out, so that logits are "
+        "counted with more memory and time than on a GPU"
+    ]
+
+
 def exact(
     recipe: Recipe,
     registry: Registry,
@@ -132,7 +143,7 @@ def exact(
         return measured(each, registry, card, plugins=plugins, no_plugins=no_plugins)
 
     phases = _or_raise(measure([Wanted(recipe, plan)])[0])
-    result = ExactPlan(gpu, has_speed, plan.budget, phases, notes=[*plan.notes])
+    result = ExactPlan(gpu, has_speed, plan.budget, phases, notes=[*_without_triton(), *plan.notes])
     if result.verdict == "fits":
         return result
     quick = remedies(plan, candidates(recipe, registry, gpu=True), again)[:MOST_REMEDIES]

@@ -84,3 +84,17 @@ def test_a_norm_that_computes_something_else_keeps_its_own_way():
     x, _ = inputs(torch.float32)
     assert not FusedNorm(norm, FastPaths())._is_same(x)
     assert FusedNorm(norm_of(LlamaRMSNorm, torch.float32), FastPaths())._is_same(x)
+
+
+def test_a_norm_that_is_given_a_gate_goes_its_own_way():
+    """Mamba's norms take a gate beside the states."""
+
+    class Gated(LlamaRMSNorm):
+        def forward(self, hidden_states, gate=None):
+            return super().forward(hidden_states * torch.nn.functional.silu(gate))
+
+    norm = norm_of(Gated, torch.float32)
+    x, gate = inputs(torch.float32)
+    expected = norm(x, gate)
+    install(norm, FastPaths())
+    assert torch.equal(norm(x, gate), expected) and torch.equal(norm(x, gate=gate), expected)
