@@ -60,7 +60,8 @@ def test_the_old_name_of_the_cache_is_found_with_its_line(monkeypatch):
             sampler.sample([Request(torch.tensor([5, 6]), 0, 1, SamplingParams(2))])
         finally:
             collector.forget()
-    (made,) = {made.file: made for made in collector.found.values()}.values()
+    # What a library does of itself, such as a first import, has no file.
+    (made,) = {made.file: made for made in collector.found.values() if made.file is not None}.values()
     lines = (ROOT / made.file).read_text().splitlines()
     assert made.file == "rlhf_peft/engine/decoding.py" and "cache_keyword(model)" in "".join(
         lines[made.line - 1 : made.line + 8]
