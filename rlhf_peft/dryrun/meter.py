@@ -110,13 +110,12 @@ Place = tuple[str, int, bool]
 
 
 class Meter:
-    """Counts of the present phase, and of all phases so far.
+    """Counts of the present phase.
 
     Attributes:
         card: whose rates are used.
         doing: the operator that runs now, and whether it belongs to a backward pass.
         now: counts of the present phase.
-        phases: name to counts.
         capture: the capture of a CUDA graph that is going on, see `graphs`; None: there is none.
     """
 
@@ -125,7 +124,6 @@ class Meter:
         self.doing: tuple[str, bool] = ("", False)
         self.capture: Any = None
         self.now = Counts()
-        self.phases: dict[str, Counts] = {}
         self._known: Any = WeakIdKeyDictionary()
         self._allocator = Allocator()
         self._held = 0
@@ -150,11 +148,10 @@ class Meter:
         """Begin a new peak."""
         self.now.peak, self.now.reserved, self.now.peaks = self.live, self.reserved, {}
 
-    def lap(self, name: str) -> Counts:
-        """End a phase; returns its counts, which are added to earlier phases of that name."""
+    def lap(self) -> Counts:
+        """End a phase; returns its counts."""
         self._wait()
         ended, self.now = self.now, Counts(peak=self.live, reserved=self.reserved)
-        self.phases.setdefault(name, Counts()).add(ended)
         return ended
 
     def allocated(self, tensor: Tensor) -> None:

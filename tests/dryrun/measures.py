@@ -51,11 +51,11 @@ def decoded(run, base, merge, each, times=2):
         for _ in range(times):
             rows = rows_of(view, each)
             decoder = model.start([row.request.prompt_ids.tolist() for row in rows], max(each))
-            run.meter.lap("between")
+            run.meter.lap()
             before = run.meter.live
             write_rows(decoder, view, rows)
     assert [len(row.tokens) for row in rows] == list(each)
-    counts = run.meter.lap("decode")
+    counts = run.meter.lap()
     counts.peak -= before
     return counts
 
@@ -66,14 +66,14 @@ def updated(run, base, tokens=64):
     with base.training(["policy"]) as parameters, base.role("policy"):
         for _ in range(2):
             gc.collect()
-            run.meter.lap("between")
+            run.meter.lap()
             before = run.meter.live
             hidden = base.forwards.hidden(upload(ids, base.device))
             kept = run.meter.live - before
             hidden.sum().backward()
             for parameter in parameters:
                 parameter.grad = None
-    return run.meter.lap("update"), kept / (2 * tokens)
+    return run.meter.lap(), kept / (2 * tokens)
 
 
 def decoding(run, registry, folder):
@@ -154,14 +154,14 @@ def refusals(run, registry, folder):
             out[name] = str(error)
     function = None
     before, graph = run.meter.live, torch.cuda.CUDAGraph()
-    run.meter.lap("between")
+    run.meter.lap()
     with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
         kept = number + 1
         kept = kept * 2
-    out["launches of a capture"] = run.meter.lap("capture").launches
+    out["launches of a capture"] = run.meter.lap().launches
     out["held"] = run.meter.live - before
     graph.replay()
-    out["launches of a replay"] = run.meter.lap("replay").launches
+    out["launches of a replay"] = run.meter.lap().launches
     graph = kept = None
     out["left"] = run.meter.live - before
     return out
@@ -234,10 +234,10 @@ def roles(run, registry, folder):
         for layers in (1, 2):
             base = base_of(folder, registry, layers)
             base.roles.save("policy", target)
-            run.meter.lap("between")
+            run.meter.lap()
             does(base)
             counts.append(Counter[str]())
-            for (kind, _), count in run.meter.lap(name).host_reads.items():
+            for (kind, _), count in run.meter.lap().host_reads.items():
                 counts[-1][kind] += count
         out[name] = {kind: counts[1][kind] - counts[0][kind] for kind in counts[1]}
     return out
@@ -279,11 +279,11 @@ def log_probabilities(run, registry, folder):
         ids, mask = torch.full((1, tokens + 1), 20), torch.ones(1, tokens + 1, dtype=torch.bool)
         for _ in range(2):
             states.grad = None
-            run.meter.lap("between")
+            run.meter.lap()
             before = run.meter.live
             logps, entropies = base.forwards.logps(states, ids, mask, entropy=True)
             (logps.sum() + entropies.sum()).backward()
-            counts = run.meter.lap("logps")
+            counts = run.meter.lap()
         out[name] = [counts.launches, counts.peak - before, counts.seconds]
     return out
 
@@ -302,9 +302,9 @@ def optimizers(run, registry, folder):
                 for _ in range(2):
                     for parameter in parameters:
                         parameter.grad = torch.zeros_like(parameter)
-                    run.meter.lap("between")
+                    run.meter.lap()
                     optimizer.step()
-                    counts = run.meter.lap("step")
+                    counts = run.meter.lap()
                 for parameter in parameters:
                     parameter.grad = None
             out[f"{name}, {layers}"] = {

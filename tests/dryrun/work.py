@@ -58,7 +58,7 @@ def one(run, registry, folder, name):
     """What one case counted, or how it failed."""
     case = CASES[name]
     recipe = load(case(folder), (), plugins=registry)
-    run.meter.lap("between")
+    run.meter.lap()
     try:
         with run:
             if "resume" in name:
@@ -71,7 +71,7 @@ def one(run, registry, folder, name):
             if "rlhf_peft/" in frame.filename
         ]
         return {"error": f"{type(error).__name__}: {error}", "lines": lines[-6:]}
-    counts = run.meter.lap(name)
+    counts = run.meter.lap()
     gc.collect()
     return {
         "launches": counts.launches,

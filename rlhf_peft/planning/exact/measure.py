@@ -41,13 +41,13 @@ class _StepLaps:
         self.steps: list[Counts] = []
 
     def stage(self, name: str, total: int) -> None:
-        self._run.meter.lap("between")
+        self._run.meter.lap()
         begin_phase(self._run)
         self.steps = []
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         if step > 0:
-            self.steps.append(self._run.meter.lap("step"))
+            self.steps.append(self._run.meter.lap())
 
     def rows(self, what: str, done: int, total: int | None) -> None:
         pass
@@ -113,7 +113,7 @@ def measured(recipe: Recipe, registry: Registry, run: DryRun, *, trained: set[st
             else:
                 runner(stage.stage)(stage, ctx)
                 phases.append(_phase(stage.name, "update", laps.steps))
-            run.meter.lap("between")
+            run.meter.lap()
             is_trained = is_trained or stage.stage != "reward_model"
     return phases
 
@@ -132,7 +132,7 @@ def _rl(stage: RlStage, ctx: Context, run: DryRun) -> dict[str, Counts]:
         _fill_state(parts.updater.optimizer)
 
         def on_phase(phase: str) -> None:
-            counts = run.meter.lap(phase or "between")
+            counts = run.meter.lap()
             begin_phase(run)
             if phase:
                 phases.setdefault(phase, Counts()).add(counts)
@@ -141,10 +141,10 @@ def _rl(stage: RlStage, ctx: Context, run: DryRun) -> dict[str, Counts]:
         train_step(parts, 1)
         phases["update"].repeat(epochs)
         if parts.evaluator is not None:
-            run.meter.lap("between")
+            run.meter.lap()
             begin_phase(run)
             parts.evaluator.run(1)
-            phases["evaluation"] = run.meter.lap("evaluation")
+            phases["evaluation"] = run.meter.lap()
     return phases
 
 
